@@ -1,0 +1,5 @@
+"""ToolScore: one address for every tool an agent can use."""
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,317 @@
+"""UnifiedToolLibrary: which tools exist, on which server, under which name. Persisted, so they are listed at once after
+a restart, marked offline until their server is back.
+
+Decides nothing about who may call them, and does not call them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+import structlog
+
+from toolscore.errors import InvalidRequest, ToolNotFound
+from toolscore.jsonrpc import decode, encode
+from toolscore.models import ServerState, Tool, UpstreamSpec, definition_hash, now, timestamp
+from toolscore.names import nearest, tool_id
+from toolscore.stores import Database
+from toolscore.stores.database import StoreError
+
+__all__ = ["UnifiedToolLibrary", "compile_schema", "event_fields"]
+
+log = structlog.get_logger(__name__)
+
+AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
+
+
+def compile_schema(schema: Any) -> Any:
+    """A validator of a tool's schema, or `None` where the schema is none.
+
+    References are never fetched, and patterns run in linear time.
+    """
+    if not isinstance(schema, dict):
+        return None
+    try:
+        return jsonschema_rs.validator_for(
+            schema, offline=True, pattern_options=jsonschema_rs.RegexOptions(size_limit=1 << 20)
+        )
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError) as exc:
+        log.warning("a tool's schema cannot be compiled: its arguments go unchecked", error=str(exc)[:200])
+        return None
+
+
+def event_fields(tool: Tool) -> dict[str, Any]:
+    """A tool as events show it (WIRE.md 4)."""
+    return {
+        "tool_id": tool.tool_id,
+        "name": tool.name,
+        "description": tool.description,
+        "capabilities": [
+            {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
+        ],
+        "tool_type": "mcp_server",
+        "server_id": tool.server_id,
+    }
+
+
+class UnifiedToolLibrary:
+    """The tools. Use as `async with UnifiedToolLibrary(…) as library`.
+
+    Reading is plain memory; writes go to the database in the background, in order.
+
+    Args:
+        publish: `(event_type, **data)`, told of each tool that came, changed or went.
+        on_change: called after any change of the list.
+    """
+
+    def __init__(self, database: Database, *, publish: Callable[..., None] = lambda *_, **__: None) -> None:
+        self._database = database
+        self._publish = publish
+        self._tools: dict[str, Tool] = {}
+        self._by_server: dict[str, dict[str, Tool]] = {}
+        self._order: list[str] = []
+        self._state: dict[str, ServerState] = {}
+        self._validators: dict[str, Any] = {}
+        self._writes: asyncio.Queue[tuple[list[dict[str, Any]], list[str]]] = asyncio.Queue(maxsize=10_000)
+        self.store_error: str | None = None
+        self.generation = 0
+        """Grows with each change of the list: what was made from the list is good while it stands."""
+
+    async def __aenter__(self) -> UnifiedToolLibrary:
+        for row in await self._database.load_tools():
+            tool = Tool(
+                tool_id=row["tool_id"],
+                server_id=row["server_id"],
+                name=row["name"],
+                definition=decode(row["definition"].encode()),
+                definition_hash=row["definition_hash"],
+                first_seen=row["first_seen"],
+            )
+            self._put(tool)
+        self._writer = asyncio.create_task(self._write())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._writes.join()
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __iter__(self) -> Iterator[Tool]:
+        return (self._tools[key] for key in self._order)
+
+    # Reading
+
+    def find(self, key: str) -> Tool | None:
+        return self._tools.get(key)
+
+    def resolve(self, key: str, action: str | None = None, server_id: str | None = None) -> Tool:
+        """The tool that a caller means.
+
+        Args:
+            key: a full name; or a server id, with the tool's own name in `action` (or a server with one tool only);
+                or, with `server_id`, the tool's own name.
+
+        Raises:
+            ToolNotFound: with the nearest names.
+        """
+        if server_id is not None:
+            own = self._by_server.get(server_id, {})
+            tool = own.get(key)
+            if tool is None:
+                raise self._not_found(f"server {server_id!r} has no tool {key!r}", key, own)
+            return tool
+        tool = self._tools.get(key)
+        if tool is not None and action in (None, "", tool.name, key):
+            return tool
+        own = self._by_server.get(key, {})
+        if own:
+            if action:
+                tool = own.get(action) or next((t for t in own.values() if t.tool_id == action), None)
+                if tool is None:
+                    raise self._not_found(f"server {key!r} has no tool {action!r}", action, own)
+                return tool
+            if len(own) == 1:
+                return next(iter(own.values()))
+            raise self._not_found(f"{key!r} is a server: name one of its tools in `action`", key, own)
+        if tool is not None:
+            raise ToolNotFound(f"{key!r} is a tool of its own and has no action {action!r}: leave `action` out")
+        raise self._not_found(f"no tool {key!r}", key, self._tools)
+
+    def _not_found(self, message: str, wanted: str, known: dict[str, Tool]) -> ToolNotFound:
+        names = nearest(wanted, known) or sorted(known)[:5]
+        suggestion = f"nearest: {', '.join(names)}" if names else "no tools are known yet: add a server"
+        return ToolNotFound(message, suggestion=suggestion)
+
+    def state(self, server_id: str) -> ServerState:
+        """The state of a tool's server as the library was told; `down` until it was."""
+        return self._state.get(server_id, "down")
+
+    def available(self, tool: Tool) -> bool:
+        """Whether a call would reach it now (an idle server starts for it)."""
+        return self._state.get(tool.server_id) in AVAILABLE
+
+    def of_server(self, server_id: str) -> list[Tool]:
+        """The tools of one server, in the server's own order."""
+        return list(self._by_server.get(server_id, {}).values())
+
+    def page(
+        self,
+        *,
+        cursor: str | None = None,
+        limit: int | None = None,
+        server_id: str | None = None,
+        tag: str | None = None,
+        text: str | None = None,
+    ) -> tuple[list[Tool], str | None]:
+        """A page of the list, ordered by `tool_id`, and the cursor of the next.
+
+        A cursor names the last tool of its page, so the order stands when tools come and go in between.
+
+        Raises:
+            InvalidRequest: a limit below 1.
+        """
+        if limit is not None and limit < 1:
+            raise InvalidRequest(f"`limit` must be at least 1, found {limit}")
+        start = bisect.bisect_right(self._order, cursor) if cursor else 0
+        found: list[Tool] = []
+        needle = text.casefold() if text else None
+        for key in self._order[start:]:
+            tool = self._tools[key]
+            if server_id is not None and tool.server_id != server_id:
+                continue
+            if tag is not None and tag not in tool.tags:
+                continue
+            if needle and needle not in tool.tool_id.casefold() and needle not in tool.description.casefold():
+                continue
+            if limit is not None and len(found) == limit:
+                return found, found[-1].tool_id
+            found.append(tool)
+        return found, None
+
+    def validator(self, tool: Tool) -> Any:
+        """The compiled schema of a tool's arguments, `None` where there is nothing to check."""
+        try:
+            return self._validators[tool.definition_hash]
+        except KeyError:
+            validator = compile_schema(tool.definition.get("inputSchema"))
+            if len(self._validators) >= 2 * len(self._tools) + 100:
+                self._validators.clear()
+            self._validators[tool.definition_hash] = validator
+            return validator
+
+    # Writing
+
+    def update(self, server_id: str, spec: UpstreamSpec, definitions: list[dict[str, Any]]) -> None:
+        """Take what a server lists now; what it lists no more is removed."""
+        before = dict(self._by_server.get(server_id, {}))
+        own: dict[str, Tool] = {}
+        upserts: list[Tool] = []
+        for definition in definitions:
+            name = definition["name"]
+            digest = definition_hash(definition)
+            old = before.get(name)
+            if old is not None and old.definition_hash == digest:
+                own[name] = old if old.tags == spec.tags else msgspec.structs.replace(old, tags=spec.tags)
+                continue
+            own[name] = Tool(
+                tool_id=old.tool_id if old else tool_id(server_id, name),
+                server_id=server_id,
+                name=name,
+                definition=definition,
+                definition_hash=digest,
+                first_seen=old.first_seen if old else timestamp(now()),
+                tags=spec.tags,
+            )
+            upserts.append(own[name])
+        removed = [tool for name, tool in before.items() if name not in own]
+        for tool in removed:
+            self._remove(tool)
+        for tool in own.values():
+            self._put(tool)
+        self._by_server[server_id] = own
+        if not (upserts or removed):
+            return
+        self.generation += 1
+        self._save(upserts, removed)
+        for tool in upserts:
+            old = before.get(tool.name)
+            if old is None:
+                self._publish("tool_installed", **event_fields(tool), status="ready")
+            else:
+                changed = sorted(
+                    key
+                    for key in {*old.definition, *tool.definition}
+                    if old.definition.get(key) != tool.definition.get(key)
+                )
+                self._publish("tool_updated", **event_fields(tool), changed=changed)
+        for tool in removed:
+            self._publish("tool_removed", tool_id=tool.tool_id, name=tool.name, server_id=server_id)
+
+    def set_state(self, server_id: str, state: ServerState) -> None:
+        """Note whether a server's tools can be called."""
+        if self._state.get(server_id) != state:
+            self._state[server_id] = state
+            self.generation += 1
+
+    def forget(self, server_id: str) -> None:
+        """Remove a server's tools for good."""
+        removed = list(self._by_server.pop(server_id, {}).values())
+        self._state.pop(server_id, None)
+        for tool in removed:
+            self._remove(tool)
+        self.generation += 1
+        if removed:
+            self._save([], removed)
+        for tool in removed:
+            self._publish("tool_removed", tool_id=tool.tool_id, name=tool.name, server_id=server_id)
+
+    def servers(self) -> set[str]:
+        """The ids of all servers that have tools here."""
+        return set(self._by_server)
+
+    def _put(self, tool: Tool) -> None:
+        if tool.tool_id not in self._tools:
+            bisect.insort(self._order, tool.tool_id)
+        self._tools[tool.tool_id] = tool
+        self._by_server.setdefault(tool.server_id, {})[tool.name] = tool
+
+    def _remove(self, tool: Tool) -> None:
+        if self._tools.pop(tool.tool_id, None) is not None:
+            del self._order[bisect.bisect_left(self._order, tool.tool_id)]
+
+    def _save(self, upserts: list[Tool], removed: list[Tool]) -> None:
+        rows = [
+            {
+                "tool_id": tool.tool_id,
+                "server_id": tool.server_id,
+                "name": tool.name,
+                "definition": encode(tool.definition).decode(),
+                "definition_hash": tool.definition_hash,
+                "first_seen": tool.first_seen,
+            }
+            for tool in upserts
+        ]
+        try:
+            self._writes.put_nowait((rows, [tool.tool_id for tool in removed]))
+        except asyncio.QueueFull:
+            self.store_error = "the database does not keep up: changes of the library are not being saved"
+
+    async def _write(self) -> None:
+        while True:
+            upserts, removed = await self._writes.get()
+            try:
+                await self._database.save_tools(upserts, removed)
+                self.store_error = None
+            except StoreError as exc:
+                self.store_error = str(exc)
+                log.error("cannot save tools", count=len(upserts) + len(removed), error=str(exc))
+            finally:
+                self._writes.task_done()

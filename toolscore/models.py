@@ -1,0 +1,209 @@
+"""The nouns: tools, calls, results, upstreams, principals, events. Frozen; nothing here does I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "LOCAL",
+    "Event",
+    "Principal",
+    "ServerState",
+    "Tool",
+    "ToolCall",
+    "ToolResult",
+    "UpstreamSpec",
+    "definition_hash",
+    "now",
+    "timestamp",
+]
+
+ServerState = Literal["starting", "up", "idle", "down", "failed", "stopped"]
+"""`idle`: not running, starts at the next call. `down`: gone, being restarted. `failed`: given up, see `last_error`."""
+
+CLIENT_ONLY_KEYS = frozenset(
+    {
+        "alwaysAllow", "autoApprove", "autoStart", "chat_instructions", "dev", "disabledTools", "enabled_tools",
+        "gallery", "icon", "iconUrl", "note", "tools", "trust", "version",
+    }
+)  # fmt: skip
+"""Keys that MCP clients keep in an `mcpServers` entry for their own use: accepted, without effect."""
+
+
+def now() -> datetime:
+    """The present time, UTC."""
+    return datetime.now(UTC)
+
+
+def timestamp(moment: datetime | None = None) -> str:
+    """RFC 3339 UTC with milliseconds."""
+    return (moment or now()).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def definition_hash(definition: dict[str, Any]) -> str:
+    """SHA-256 of a tool's definition in canonical form (sorted keys, no blanks), as 64 hex digits."""
+    canonical = json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class UpstreamSpec(BaseModel):
+    """How to reach one MCP server: an entry of `mcpServers`, with our own keys beside the ecosystem's.
+
+    Exactly one of `command`, `url`, `inprocess` and `dialin` says the way.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    command: str | None = Field(None, min_length=1, description="program of a stdio server, such as uvx or npx")
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict, description="added to the allow-listed environment")
+    cwd: str | None = None
+
+    url: str | None = Field(None, pattern=r"^https?://", description="address of a streamable HTTP server")
+    headers: dict[str, str] = Field(default_factory=dict)
+
+    inprocess: str | None = Field(
+        None, pattern=r"^[\w.]+:\w+$", description="module:factory of a server that runs inside the gateway"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of that factory")
+
+    dialin: bool = Field(False, description="the server connects to us; `command`, if given, only starts it")
+    endpoint: str | None = Field(
+        None, pattern=r"^ws(s|\+unix)?://", description="WebSocket that speaks toolscore.v1; we keep a connection to it"
+    )
+    capabilities: tuple[dict[str, Any], ...] = Field((), description="the tools behind `endpoint`, as it registered them")
+
+    type: Literal["stdio", "http", "streamable-http", "streamableHttp", "websocket", "inprocess"] | None = None
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    disabled: bool = False
+    lazy: bool = Field(False, description="start at the first call instead of with the gateway")
+    idle_stop_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="stop after this long without a call")
+    start_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")
+    call_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_client_only_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {key: value for key, value in data.items() if key not in CLIENT_ONLY_KEYS}
+        return data
+
+    @model_validator(mode="after")
+    def _one_way(self) -> UpstreamSpec:
+        if self.dialin:
+            ways = [self.url, self.inprocess, self.endpoint]
+            if any(ways):
+                raise ValueError("a server that dials in has no `url`, `inprocess` or `endpoint`")
+            return self
+        ways = [way for way in ("command", "url", "inprocess", "endpoint") if getattr(self, way)]
+        if len(ways) != 1:
+            found = " and ".join(f"`{way}`" for way in ways) if ways else "none of them"
+            raise ValueError(f"give exactly one of `command` (stdio) and `url` (streamable HTTP), found {found}")
+        return self
+
+    @cached_property
+    def kind(self) -> Literal["stdio", "streamable_http", "inprocess", "websocket"]:
+        """The way the calls go."""
+        if self.dialin or self.endpoint:
+            return "websocket"
+        if self.command:
+            return "stdio"
+        return "streamable_http" if self.url else "inprocess"
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """One tool of one upstream.
+
+    `tool_id` is the gateway's stable name; `name` is the upstream's own; `definition` is the upstream's
+    object as it came (`name`, `description`, `inputSchema`, `annotations`, and fields we do not know).
+    """
+
+    tool_id: str
+    server_id: str
+    name: str
+    definition: dict[str, Any]
+    definition_hash: str
+    first_seen: str
+    tags: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        text = self.definition.get("description")
+        return text if isinstance(text, str) else ""
+
+    @property
+    def input_schema(self) -> Any:
+        return self.definition.get("inputSchema", {"type": "object"})
+
+    @property
+    def safe_to_repeat(self) -> bool:
+        """Whether calling it twice does no more than calling it once, by its own word (MCP tool annotations)."""
+        hints = self.definition.get("annotations")
+        return isinstance(hints, dict) and (hints.get("readOnlyHint") is True or hints.get("idempotentHint") is True)
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who calls."""
+
+    name: str
+    scopes: tuple[str, ...] = ()
+
+
+LOCAL = Principal("local")
+"""Whoever reaches the gateway over loopback, where no keys are asked for."""
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller wants.
+
+    Args:
+        tool_id: full name, or a server id with the tool's own name in `action`.
+        arguments: the JSON object's bytes, relayed as they came.
+        timeout_seconds: `None`: the upstream's or the gateway's default.
+        meta: `_meta` of the MCP request, as raw members, for the upstream.
+    """
+
+    tool_id: str
+    action: str | None = None
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+    timeout_seconds: float | None = None
+    request_id: str
+    meta: dict[str, msgspec.Raw] | None = None
+    server_id: str | None = None
+    """Only this server's tools count, and `tool_id` is the tool's own name."""
+
+
+class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came back. `raw` is the upstream's whole result object (MCP `CallToolResult`) as it was sent."""
+
+    tool: Tool
+    raw: msgspec.Raw
+    content: msgspec.Raw
+    structured_content: msgspec.Raw | None
+    is_error: bool
+    duration_ms: float
+    cache_hit: bool = False
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something changed. `seq` is `None` for what is told and not kept (`stats_update`, `call_finished`)."""
+
+    type: str
+    data: dict[str, Any]
+    timestamp: str
+    seq: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The event as it goes over the wire."""
+        head: dict[str, Any] = {"type": self.type}
+        if self.seq is not None:
+            head["seq"] = self.seq
+        return {**head, **self.data, "timestamp": self.timestamp}

@@ -1,0 +1,39 @@
+"""Stable names: `server__tool`, at most 64 characters of `[a-zA-Z0-9_-]` (what every model's API accepts).
+
+A name is a function of the server's id and the tool's own name alone, so it never changes because another server
+joins. Different pairs get different names: a plain `server__tool` splits only one way, since a plain server part has no
+double underscore in it and none at its end; everything else carries a hash of the pair.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable
+
+__all__ = ["MAX_LENGTH", "nearest", "tool_id"]
+
+MAX_LENGTH = 64
+HASH_DIGITS = 10
+
+_PLAIN = re.compile(r"[a-zA-Z0-9_-]+")
+_OTHER = re.compile(r"[^a-zA-Z0-9_-]+")
+
+
+def tool_id(server_id: str, name: str) -> str:
+    """The gateway's name of a tool."""
+    plain = f"{server_id}__{name}"
+    splits_one_way = "__" not in server_id and not server_id.endswith("_")
+    if len(plain) <= MAX_LENGTH and _PLAIN.fullmatch(plain) and splits_one_way:
+        return plain
+    digest = hashlib.sha256(f"{server_id}\0{name}".encode("utf-8", "replace")).hexdigest()[:HASH_DIGITS]
+    room = MAX_LENGTH - HASH_DIGITS - 1
+    server_part = _OTHER.sub("_", server_id)[: room // 2]
+    readable = f"{server_part}__{_OTHER.sub('_', name)}"[:room].rstrip("_")
+    return f"{readable}_{digest}"
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names that a caller may have meant, best first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

@@ -1,0 +1,208 @@
+"""One call, from any door to its answer. The steps stand in the order of ARCHITECTURE.md 3:
+
+    resolve name → validate arguments → (authorise → cache → limits → breaker) → upstream → (journal · score) · metrics
+
+Those in brackets are rooms of their own; each joins with a line in `_steps`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from toolscore.errors import (
+    InvalidArguments,
+    OutcomeUnknown,
+    ToolScoreError,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from toolscore.events import EventLog
+from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError
+from toolscore.library import UnifiedToolLibrary
+from toolscore.metrics import Metrics
+from toolscore.models import Principal, Tool, ToolCall, ToolResult
+from toolscore.pipeline.validation import check_arguments
+from toolscore.upstreams import UpstreamPool
+
+__all__ = ["CallPipeline", "CallStats"]
+
+RECENT_CALLS = 1000
+
+
+class _CallResult(msgspec.Struct, rename="camel"):
+    """What we need to know of an MCP `CallToolResult`; the rest stays raw."""
+
+    content: Raw = Raw(b"[]")
+    structured_content: Raw | None = None
+    is_error: bool = False
+    result_type: str = "complete"
+
+
+_results = msgspec.json.Decoder(_CallResult)
+
+
+class CallStats:
+    """Counts since the start, and the latency of the last thousand calls."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.tools: Counter[str] = Counter()
+        self.in_flight = 0
+        self.started = time.monotonic()
+        self._recent_ms: deque[float] = deque(maxlen=RECENT_CALLS)
+
+    def add(self, tool: str, outcome: str, milliseconds: float) -> None:
+        self.outcomes[outcome] += 1
+        self.tools[tool] += 1
+        self._recent_ms.append(milliseconds)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The figures for `/api/v1/stats`; latencies in milliseconds, `None` before the first call."""
+        recent = sorted(self._recent_ms)
+        cuts = statistics.quantiles(recent, n=100, method="inclusive") if len(recent) > 1 else None
+        only = recent[0] if recent else None
+        return {
+            "calls_total": self.outcomes.total(),
+            "calls_in_flight": self.in_flight,
+            "outcomes": dict(self.outcomes),
+            "uptime_seconds": round(time.monotonic() - self.started, 3),
+            "recent": {
+                "count": len(recent),
+                "p50_ms": round(cuts[49], 3) if cuts else only,
+                "p95_ms": round(cuts[94], 3) if cuts else only,
+                "p99_ms": round(cuts[98], 3) if cuts else only,
+            },
+            "top_tools": [{"tool_id": name, "calls": count} for name, count in self.tools.most_common(10)],
+        }
+
+
+class CallPipeline:
+    """Carries out calls. Every door ends in `call`.
+
+    Args:
+        call_timeout_seconds: for calls and servers that set none.
+    """
+
+    def __init__(
+        self,
+        library: UnifiedToolLibrary,
+        upstreams: UpstreamPool,
+        *,
+        metrics: Metrics,
+        events: EventLog,
+        call_timeout_seconds: float = 60,
+    ) -> None:
+        self._library = library
+        self._upstreams = upstreams
+        self._metrics = metrics
+        self._events = events
+        self.call_timeout_seconds = call_timeout_seconds
+        self.stats = CallStats()
+
+    async def call(
+        self, call: ToolCall, principal: Principal, *, on_progress: Callable[[Raw], None] | None = None
+    ) -> ToolResult:
+        """Run a tool. Cancelling this cancels the server's work.
+
+        Args:
+            on_progress: gets the params of each `notifications/progress` of this call.
+
+        Raises:
+            ToolNotFound, InvalidArguments, UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError.
+        """
+        started = time.perf_counter()
+        self.stats.in_flight += 1
+        self._metrics.in_flight.inc()
+        outcome, tool = "cancelled", None
+        try:
+            tool = self._library.resolve(call.tool_id, call.action, call.server_id)
+            result = await self._steps(tool, call, started, on_progress)
+            outcome = "tool_error" if result.is_error else "ok"
+            return result
+        except ToolScoreError as exc:
+            outcome = exc.code
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            self.stats.in_flight -= 1
+            self._metrics.in_flight.dec()
+            # Names that do not exist are the caller's to choose: they must not become labels.
+            server_id, name = (tool.server_id, tool.tool_id) if tool is not None else ("-", "-")
+            self.stats.add(name, outcome, seconds * 1000)
+            self._metrics.call_finished(server_id, outcome, seconds)
+            if len(self._events.notifier) and self._events.notifier.wanted("call_finished"):
+                self._events.tell(
+                    "call_finished",
+                    tool_id=name,
+                    server_id=server_id,
+                    outcome=outcome,
+                    duration_ms=round(seconds * 1000, 3),
+                    request_id=call.request_id,
+                    principal=principal.name,
+                )
+
+    async def _steps(
+        self, tool: Tool, call: ToolCall, started: float, on_progress: Callable[[Raw], None] | None
+    ) -> ToolResult:
+        check_arguments(tool, self._library.validator(tool), call.arguments)
+        raw = await self._ask(tool, call, on_progress)
+        return _result(tool, raw, (time.perf_counter() - started) * 1000)
+
+    async def _ask(self, tool: Tool, call: ToolCall, on_progress: Callable[[Raw], None] | None) -> Raw:
+        upstream = self._upstreams.get(tool.server_id)
+        limit = call.timeout_seconds or upstream.spec.call_timeout_seconds or self.call_timeout_seconds
+        params: dict[str, Any] = {"name": tool.name, "arguments": call.arguments}
+        if call.meta:
+            params["_meta"] = call.meta
+        try:
+            async with asyncio.timeout(limit):
+                return await self._upstreams.request(tool.server_id, "tools/call", params, on_progress=on_progress)
+        except TimeoutError as exc:
+            waited = f"{tool.tool_id} gave no answer within {limit:g} s"
+            if upstream.state != "up":
+                raise UpstreamUnavailable(f"{waited}: its server is {upstream.state}") from exc
+            if tool.safe_to_repeat:
+                raise UpstreamTimeout(f"{waited}: it may be called again, or with a larger `timeout_seconds`") from exc
+            raise OutcomeUnknown(
+                f"{waited}, and it may have done its work: find out before you call it again"
+            ) from exc
+        except ConnectionLost as exc:
+            if not exc.sent:
+                raise UpstreamUnavailable(f"{tool.server_id} cannot be reached: {exc.reason}") from exc
+            if tool.safe_to_repeat:
+                raise UpstreamUnavailable(
+                    f"{tool.server_id} went away during the call ({exc.reason}); {tool.name} may safely be called again"
+                ) from exc
+            raise OutcomeUnknown(
+                f"{tool.server_id} went away during the call ({exc.reason}), and {tool.name} may have done its work: "
+                "find out before you call it again"
+            ) from exc
+        except RemoteError as exc:
+            refused = f"{tool.server_id} refused the call of {tool.name}: {exc}"
+            if exc.code == INVALID_PARAMS:
+                raise InvalidArguments(refused, upstream_error=exc.error) from exc
+            raise UpstreamProtocolError(refused, upstream_error=exc.error) from exc
+
+
+def _result(tool: Tool, raw: Raw, duration_ms: float) -> ToolResult:
+    try:
+        parsed = _results.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise UpstreamProtocolError(f"{tool.server_id} answered the call of {tool.name} with nonsense: {exc}") from exc
+    return ToolResult(
+        tool=tool,
+        raw=raw,
+        content=parsed.content,
+        structured_content=parsed.structured_content,
+        is_error=parsed.is_error,
+        duration_ms=duration_ms,
+    )

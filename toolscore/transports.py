@@ -1,0 +1,111 @@
+"""A WebSocket as an MCP transport, over TCP or a Unix socket: sub-protocol `mcp`, one JSON-RPC object a text frame.
+
+The official SDK dropped its WebSocket transport in 2.0; this one interoperates with the client and server of 1.x.
+Knows bytes and frames, not what is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from websockets.asyncio.client import connect, unix_connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.typing import Subprotocol
+
+__all__ = ["MAX_FRAME_BYTES", "WebSocketChannel", "dial"]
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+"""The bound of WIRE.md; a larger frame closes the connection with 1009, as RFC 6455 has it."""
+
+
+class _Socket(Protocol):
+    async def send(self, message: bytes, text: bool | None = None) -> None: ...
+
+    async def recv(self, decode: bool | None = None) -> str | bytes: ...
+
+    async def close(self, code: int = 1000, reason: str = "") -> None: ...
+
+
+class WebSocketChannel:
+    """Whole messages over one WebSocket; its errors are those of a plain connection."""
+
+    def __init__(self, socket: _Socket) -> None:
+        self._socket = socket
+
+    async def send(self, message: bytes) -> None:
+        """Write one message. Waits while the other side does not read.
+
+        Raises:
+            ConnectionResetError: the socket is closed.
+        """
+        try:
+            await self._socket.send(message, text=True)
+        except ConnectionClosed as exc:
+            raise ConnectionResetError(_reason(exc)) from exc
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """What arrives, until the socket closes; `closed_reason` then says why."""
+        while True:
+            try:
+                message = await self._socket.recv(decode=False)
+            except ConnectionClosed as exc:
+                self.closed_reason = _reason(exc)
+                return
+            yield message if isinstance(message, bytes) else message.encode()
+
+    closed_reason = "the WebSocket closed"
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close with the handshake of RFC 6455. Idempotent."""
+        await self._socket.close(code, reason)
+
+
+def _reason(exc: ConnectionClosed) -> str:
+    closing = exc.rcvd or exc.sent
+    if closing is None:
+        return "the WebSocket broke off"
+    return f"the WebSocket closed ({closing.code}{' ' + closing.reason if closing.reason else ''})"
+
+
+@asynccontextmanager
+async def dial(
+    url: str,
+    *,
+    subprotocol: str | None,
+    max_frame_bytes: int = MAX_FRAME_BYTES,
+    ping_seconds: float = 20,
+    dead_seconds: float = 60,
+) -> AsyncIterator[WebSocketChannel]:
+    """Connect to a WebSocket server.
+
+    Args:
+        url: `ws://host:port/path`, `wss://…`, or `ws+unix:///path/to.sock` (with `:/resource` behind it, `/` by default).
+
+    Raises:
+        ConnectionError: nobody there, or no WebSocket there.
+    """
+    subprotocols = [Subprotocol(subprotocol)] if subprotocol else None
+    common = {
+        "subprotocols": subprotocols,
+        "max_size": max_frame_bytes,
+        "compression": None,  # costs more than it saves between machines that stand side by side
+        "ping_interval": ping_seconds,
+        "ping_timeout": dead_seconds - ping_seconds,
+        "open_timeout": 10,
+        "close_timeout": 2,
+    }
+    try:
+        if url.startswith("ws+unix://"):
+            path, _, resource = unquote(urlsplit(url).path).partition(":")
+            socket = await unix_connect(path, f"ws://localhost{resource or '/'}", **common)  # type: ignore[arg-type]
+        else:
+            socket = await connect(url, **common)  # type: ignore[arg-type]
+    except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as exc:
+        raise ConnectionError(f"cannot connect to {url}: {exc or type(exc).__name__}") from exc
+    try:
+        yield WebSocketChannel(socket)
+    finally:
+        await socket.close()

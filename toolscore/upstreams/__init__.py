@@ -1,0 +1,6 @@
+"""The ways to reach a tool, and what keeps each alive."""
+
+from toolscore.upstreams.connection import Connection, ServerInfo
+from toolscore.upstreams.supervisor import Upstream, UpstreamPool
+
+__all__ = ["Connection", "ServerInfo", "Upstream", "UpstreamPool"]

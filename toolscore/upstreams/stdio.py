@@ -1,0 +1,160 @@
+"""MCP over a child's stdin and stdout: one JSON-RPC object a line (MCP, transports: stdio)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+
+from toolscore.errors import UpstreamProtocolError
+from toolscore.jsonrpc import Peer
+from toolscore.models import UpstreamSpec
+from toolscore.upstreams.connection import OnNotification, PeerConnection, answer_server
+from toolscore.upstreams.process import ChildProtocol, spawn, stop
+
+__all__ = ["open_stdio"]
+
+log = structlog.get_logger(__name__)
+
+EDGE_BYTES = 256
+"""What is kept of both ends of a line that is too long: the answer's id stands in one of them."""
+
+ID_AT_START = re.compile(rb'^\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d+)\s*,')
+ID_AT_END = re.compile(rb',\s*"id"\s*:\s*(\d+)\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$')
+
+
+class _Lines(ChildProtocol):
+    """Cuts stdout into lines, and drops what is longer than the bound without keeping it."""
+
+    def __init__(self, max_message_bytes: int) -> None:
+        super().__init__()
+        self._max = max_message_bytes
+        self._buffer = bytearray()
+        self._head = b""
+        self._dropped = 0
+        self.on_line: Callable[[bytes], None] = lambda line: None
+        self.on_oversize: Callable[[bytes, bytes, int], None] = lambda head, tail, size: None
+        self.ended = asyncio.Event()
+
+    def stdout_received(self, data: bytes) -> None:
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0:
+            if self._dropped:
+                self._end_oversize(data[start:end])
+            elif self._buffer:
+                self._buffer += data[start:end]
+                line, self._buffer = bytes(self._buffer), bytearray()
+                self.on_line(line)
+            else:
+                self.on_line(data[start:end])
+            start = end + 1
+        rest = data[start:] if start else data
+        if self._dropped:
+            self._dropped += len(rest)
+            self._buffer = (self._buffer + rest)[-EDGE_BYTES:]
+        else:
+            self._buffer += rest
+            if len(self._buffer) > self._max:
+                self._dropped = len(self._buffer)
+                self._head = bytes(self._buffer[:EDGE_BYTES])
+                self._buffer = self._buffer[-EDGE_BYTES:]
+
+    def _end_oversize(self, rest: bytes) -> None:
+        tail = bytes(self._buffer + rest)[-EDGE_BYTES:]
+        self.on_oversize(self._head, tail, self._dropped + len(rest))
+        self._dropped = 0
+        self._buffer = bytearray()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 1:
+            self.ended.set()
+        elif fd == 0:
+            self.writable.set()
+
+    def process_exited(self) -> None:
+        super().process_exited()
+        self.ended.set()
+
+
+class StdioConnection(PeerConnection):
+    """A connection that also knows its process."""
+
+    def __init__(self, peer: Peer, lines: _Lines) -> None:
+        super().__init__(peer)
+        self.pid = lines.pid
+        self.stderr = lines.stderr
+
+
+@asynccontextmanager
+async def open_stdio(
+    spec: UpstreamSpec, *, on_notification: OnNotification, max_message_bytes: int, stderr_into: Callable[[object], None]
+) -> AsyncIterator[StdioConnection]:
+    """Start a server and negotiate with it; leaving ends it and all it started.
+
+    Args:
+        max_message_bytes: bound on one message from the server.
+        stderr_into: gets the (live) deque of the last stderr lines as soon as the process runs.
+
+    Raises:
+        CommandNotFound, UpstreamProtocolError, ConnectionLost, RemoteError.
+    """
+    assert spec.command is not None
+    lines = _Lines(max_message_bytes)
+    stderr_into(lines.stderr)
+    await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
+    assert lines.transport is not None
+    stdin = lines.transport.get_pipe_transport(0)
+    assert isinstance(stdin, asyncio.WriteTransport)
+
+    async def send(message: bytes) -> None:
+        await lines.writable.wait()
+        if stdin.is_closing() or lines.exited.done():
+            raise ConnectionResetError(lines.exit_reason())
+        # A line break inside a message can only be white space between its parts.
+        stdin.write((message.replace(b"\n", b" ") if b"\n" in message else message) + b"\n")
+
+    def junk(line: bytes) -> None:
+        if line.strip():
+            lines.note(b"[stdout, not JSON-RPC] " + line)
+
+    peer = Peer(send, on_request=answer_server, on_notification=on_notification, on_junk=junk)
+    lines.on_line = peer.receive
+
+    def oversize(head: bytes, tail: bytes, size: int) -> None:
+        found = ID_AT_START.search(head) or ID_AT_END.search(tail)
+        lines.note(b"[stdout] a message of %d bytes was dropped" % size)
+        error = UpstreamProtocolError(
+            f"the server answered {size:,} bytes, over the bound of {max_message_bytes:,}: ask it for less, "
+            "or raise `limits.max_result_bytes`"
+        )
+        if found is None or not peer.fail(int(found[1]), error):
+            log.warning("an oversized message from a server answers no call", bytes=size)
+
+    lines.on_oversize = oversize
+    connection = StdioConnection(peer, lines)
+    watcher = asyncio.create_task(_watch(lines, connection))
+    try:
+        await connection.negotiate()
+        yield connection
+    finally:
+        watcher.cancel()
+        lines.on_line = lambda line: None
+        try:
+            await asyncio.shield(asyncio.ensure_future(stop(lines)))
+        finally:
+            connection.closed("the server was stopped")
+
+
+async def _watch(lines: _Lines, connection: StdioConnection) -> None:
+    await lines.ended.wait()
+    if not lines.exited.done():
+        # Output closed a moment before the exit is reported: the status makes a better reason.
+        try:
+            async with asyncio.timeout(0.5):
+                await asyncio.shield(lines.exited)
+        except TimeoutError:
+            pass
+    connection.closed(lines.exit_reason())

@@ -1,0 +1,371 @@
+"""MCP over streamable HTTP, both eras, through one shared `aiohttp` session (a pooled `httpx` has a fifth of its pace).
+
+Session era: `initialize`, then the session id in a header. Stateless era: every request carries its envelope and the
+routing headers. A POST is answered with JSON or with an event stream; either way one answer comes back from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import structlog
+from msgspec import Raw
+from yarl import URL
+
+from toolscore.errors import InvalidRequest, UpstreamProtocolError
+from toolscore.jsonrpc import (
+    METHOD_NOT_FOUND,
+    ConnectionLost,
+    Params,
+    RemoteError,
+    decode,
+    decode_frame,
+    decode_object,
+    encode,
+    error_frame,
+    result_frame,
+)
+from toolscore.models import UpstreamSpec
+from toolscore.upstreams.connection import (
+    LATEST_STATELESS_VERSION,
+    OnNotification,
+    ServerInfo,
+    answer_server,
+    info_from_discover,
+    info_from_initialize,
+    initialize_params,
+    stateless_envelope,
+)
+
+__all__ = ["http_session", "open_streamable_http"]
+
+log = structlog.get_logger(__name__)
+
+PING_SECONDS = 15
+"""How often a server that keeps no stream open is asked whether it is still there."""
+
+LISTEN_RETRY_SECONDS = 5
+
+KEEPALIVE_SECONDS = 4
+"""Below uvicorn's 5 s and Node's 5 s: we let go of an idle connection before the server closes it under a request."""
+
+NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+"""Methods of the stateless era whose `Mcp-Name` header repeats a member of the params."""
+
+HEADER_SAFE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+
+
+@asynccontextmanager
+async def http_session() -> AsyncIterator[aiohttp.ClientSession]:
+    """The one HTTP client of the gateway's hot path: making one costs 30 ms."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
+    async with aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+        auto_decompress=True,
+        skip_auto_headers=("User-Agent",),
+    ) as session:
+        yield session
+
+
+class HttpConnection:
+    """One server behind one URL. Calls are independent requests; the pool keeps their sockets."""
+
+    def __init__(
+        self, spec: UpstreamSpec, session: aiohttp.ClientSession, on_notification: OnNotification, max_message_bytes: int
+    ) -> None:
+        assert spec.url is not None
+        self._url = URL(spec.url)
+        self._session = session
+        self._on_notification = on_notification
+        self._max = max_message_bytes
+        self._headers = {
+            **spec.headers,
+            "Content-Type": "application/json",
+            "Accept": "application/json, text/event-stream",
+        }
+        self._next_id = 0
+        self._renewing = asyncio.Lock()
+        self._side_tasks: set[asyncio.Task[None]] = set()
+        self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.info = ServerInfo(protocol_version=LATEST_STATELESS_VERSION)
+        self.in_flight = 0
+
+    async def negotiate(self) -> None:
+        """Ask for the stateless era, which costs a server of the other one nothing, else open a session."""
+        params = stateless_envelope({})
+        headers = {**self._headers, "MCP-Protocol-Version": LATEST_STATELESS_VERSION, "Mcp-Method": "server/discover"}
+        try:
+            self.info = info_from_discover(await self._post("server/discover", params, headers, None))
+            self._headers["MCP-Protocol-Version"] = self.info.protocol_version
+        except (RemoteError, UpstreamProtocolError):
+            await self._initialize()
+
+    async def request(
+        self, method: str, params: Params | None = None, *, on_progress: Callable[[Raw], None] | None = None
+    ) -> Raw:
+        if self.info.stateless:
+            params = stateless_envelope(params, self.info.protocol_version)
+            headers = {**self._headers, "Mcp-Method": method}
+            named = NAMED_METHODS.get(method)
+            if named is not None and isinstance(params.get(named), str):
+                headers["Mcp-Name"] = _header_value(params[named])
+            return await self._post(method, params, headers, on_progress)
+        session_id = self._headers.get("Mcp-Session-Id")
+        try:
+            return await self._post(method, params, self._headers, on_progress)
+        except _SessionGone:
+            # The server refused before it did anything: a new session, and once more.
+            async with self._renewing:
+                if self._headers.get("Mcp-Session-Id") == session_id:
+                    await self._initialize()
+            return await self._post(method, params, self._headers, on_progress)
+
+    async def wait_closed(self) -> str:
+        return await asyncio.shield(self._closed)
+
+    def close(self, reason: str) -> None:
+        """The server cannot be reached. Idempotent; requests under way end by themselves."""
+        if not self._closed.done():
+            self._closed.set_result(reason)
+
+    async def end_session(self) -> None:
+        """Tell a server that keeps a session that we leave. Never raises."""
+        for task in self._side_tasks:
+            task.cancel()
+        if "Mcp-Session-Id" in self._headers:
+            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                async with asyncio.timeout(2), self._session.delete(self._url, headers=self._headers):
+                    pass
+
+    async def listen(self) -> None:
+        """Keep the stream open on which the server tells what changed; without one, ask now and then if it lives."""
+        streams = True
+        while True:
+            if streams:
+                try:
+                    streams = await self._listen_once()
+                except (aiohttp.ClientError, OSError, InvalidRequest, UpstreamProtocolError) as exc:
+                    log.debug("the stream for changes broke off", url=str(self._url), error=str(exc))
+            await asyncio.sleep(LISTEN_RETRY_SECONDS if streams else PING_SECONDS)
+            try:
+                async with asyncio.timeout(PING_SECONDS):
+                    await self.request("server/discover" if self.info.stateless else "ping")
+            except RemoteError:
+                pass  # an answer is a sign of life
+            except (ConnectionLost, UpstreamProtocolError, TimeoutError) as exc:
+                self.close(f"the server no longer answers: {exc or 'time-out'}")
+                return
+
+    async def _listen_once(self) -> bool:
+        """Read one stream to its end. False where the server offers none."""
+        if self.info.stateless:
+            tools = self.info.capabilities.get("tools")
+            if not (isinstance(tools, dict) and tools.get("listChanged")):
+                return False
+            params = stateless_envelope({"notifications": {"toolsListChanged": True}}, self.info.protocol_version)
+            body = encode({"jsonrpc": "2.0", "id": "listen", "method": "subscriptions/listen", "params": params})
+            opened = self._session.post(
+                self._url, data=body, headers={**self._headers, "Mcp-Method": "subscriptions/listen"}
+            )
+        else:
+            headers = {**self._headers, "Accept": "text/event-stream"}
+            opened = self._session.get(self._url, headers=headers)
+        async with opened as response:
+            if response.status != 200 or response.content_type != "text/event-stream":
+                return False
+            async for message in _sse(response.content, self._max):
+                frame = decode_frame(message)
+                if isinstance(frame.method, str):
+                    self._take(frame.method, frame.params or None, frame.id)
+        return True
+
+    async def _initialize(self) -> None:
+        for name in ("Mcp-Session-Id", "MCP-Protocol-Version"):
+            self._headers.pop(name, None)
+        self.info = info_from_initialize(await self._post("initialize", initialize_params(), self._headers, None))
+        self._headers["MCP-Protocol-Version"] = self.info.protocol_version
+        body = encode({"jsonrpc": "2.0", "method": "notifications/initialized"})
+        async with self._session.post(self._url, data=body, headers=self._headers) as response:
+            await response.read()
+
+    async def _post(
+        self, method: str, params: Params | None, headers: dict[str, str], on_progress: Callable[[Raw], None] | None
+    ) -> Raw:
+        self._next_id += 1
+        request_id = self._next_id
+        message: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": method}
+        if on_progress is not None:
+            meta = (params or {}).get("_meta")
+            members = decode_object(meta) if isinstance(meta, Raw) else dict(meta or {})
+            params = {**(params or {}), "_meta": {**members, "progressToken": request_id}}
+        if params is not None:
+            message["params"] = params
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with self._session.post(self._url, data=encode(message), headers=headers) as response:
+                if response.content_type == "text/event-stream":
+                    return await self._read_stream(response, request_id, on_progress)
+                body = await self._read_body(response)
+                if method == "initialize" and "Mcp-Session-Id" in response.headers:
+                    self._headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
+                return self._answer(response, body)
+        except aiohttp.ClientConnectorError as exc:
+            self.close(f"cannot connect: {exc}")
+            raise ConnectionLost(f"cannot connect to {self._url}: {exc.os_error.strerror or exc}", sent=False) from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            if isinstance(exc, aiohttp.ServerDisconnectedError | ConnectionError) and response is None:
+                self.close(f"the server closed the connection: {exc}")
+            raise ConnectionLost(f"the connection to {self._url} broke off: {exc}", sent=True) from exc
+        except asyncio.CancelledError:
+            if not self.info.stateless and method != "initialize":  # stateless: closing the stream says it
+                cancelled = {"requestId": request_id, "reason": "the caller went away or its time ran out"}
+                task = asyncio.create_task(self._notify("notifications/cancelled", cancelled))
+                self._side_tasks.add(task)
+                task.add_done_callback(self._side_tasks.discard)
+            raise
+
+    async def _notify(self, method: str, params: Params) -> None:
+        body = encode({"jsonrpc": "2.0", "method": method, "params": params})
+        await self._send_aside(body)
+
+    async def _send_aside(self, body: bytes) -> None:
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(5), self._session.post(self._url, data=body, headers=self._headers) as response:
+                await response.read()
+
+    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.content_length is not None and response.content_length <= self._max:
+            return await response.read()
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > self._max:
+                raise UpstreamProtocolError(
+                    f"the server answered more than the bound of {self._max:,} bytes: ask it for less, "
+                    "or raise `limits.max_result_bytes`"
+                )
+        return bytes(body)
+
+    def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> Raw:
+        try:
+            frame = decode_frame(body)
+        except InvalidRequest:
+            frame = None
+        if frame is not None and isinstance(frame.result, Raw):
+            return frame.result
+        if response.status == 404 and "Mcp-Session-Id" in self._headers:
+            raise _SessionGone
+        if frame is not None and isinstance(frame.error, Raw):
+            error = decode(frame.error)
+            raise RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)})
+        said = f"HTTP {response.status} {response.reason}: {body[:200].decode(errors='replace')}"
+        if response.status in (401, 403):
+            raise ConnectionLost(f"{self._url} refused us ({said}): check its `headers`", sent=False)
+        if response.status in (429, 503):
+            raise ConnectionLost(f"{self._url} is busy ({said})", sent=False)
+        if response.status in (502, 504):
+            raise ConnectionLost(f"a proxy before {self._url} failed ({said})", sent=True)
+        raise UpstreamProtocolError(f"{self._url} answered {said}")
+
+    async def _read_stream(
+        self, response: aiohttp.ClientResponse, request_id: int, on_progress: Callable[[Raw], None] | None
+    ) -> Raw:
+        if "Mcp-Session-Id" in response.headers:
+            self._headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
+        async for message in _sse(response.content, self._max):
+            try:
+                frame = decode_frame(message)
+            except InvalidRequest as exc:
+                raise UpstreamProtocolError(f"{self._url} sent an event that is {exc}") from exc
+            if isinstance(frame.method, str):
+                if frame.method == "notifications/progress" and on_progress is not None and frame.params:
+                    on_progress(frame.params)
+                else:
+                    self._take(frame.method, frame.params or None, frame.id)
+            elif frame.id == request_id:
+                if isinstance(frame.result, Raw):
+                    return frame.result
+                error = decode(frame.error) if isinstance(frame.error, Raw) else None
+                raise RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)})
+        raise ConnectionLost(f"{self._url} ended its stream without an answer", sent=True)
+
+    def _take(self, method: str, params: Raw | None, request_id: Any) -> None:
+        """A notification or a request of the server's."""
+        if isinstance(request_id, int | str):
+            task = asyncio.create_task(self._serve(method, request_id))
+            self._side_tasks.add(task)
+            task.add_done_callback(self._side_tasks.discard)
+        else:
+            self._on_notification(method, params)
+
+    async def _serve(self, method: str, request_id: int | str) -> None:
+        try:
+            body = result_frame(request_id, await answer_server(method, None, request_id))
+        except RemoteError as exc:
+            body = error_frame(request_id, exc.error)
+        await self._send_aside(body)
+
+
+class _SessionGone(RemoteError):
+    """The server does not know our session any more (404: streamable HTTP, session management)."""
+
+    def __init__(self) -> None:
+        super().__init__({"code": METHOD_NOT_FOUND, "message": "the server has forgotten the session"})
+
+
+@asynccontextmanager
+async def open_streamable_http(
+    spec: UpstreamSpec, session: aiohttp.ClientSession, *, on_notification: OnNotification, max_message_bytes: int
+) -> AsyncIterator[HttpConnection]:
+    """Negotiate with a server and listen for its changes while open.
+
+    Raises:
+        ConnectionLost, RemoteError, UpstreamProtocolError.
+    """
+    connection = HttpConnection(spec, session, on_notification, max_message_bytes)
+    await connection.negotiate()
+    listener = asyncio.create_task(connection.listen())
+    try:
+        yield connection
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+        connection.close("the server was detached")
+        await connection.end_session()
+
+
+async def _sse(content: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[bytes]:
+    """The `data` of each event of a stream (HTML standard, server-sent events)."""
+    buffer = bytearray()
+    data: list[bytes] = []
+    async for chunk in content.iter_any():
+        buffer += chunk
+        if len(buffer) > max_bytes:
+            raise UpstreamProtocolError(f"the server sent an event over the bound of {max_bytes:,} bytes")
+        while (end := buffer.find(b"\n")) >= 0:
+            line = bytes(buffer[:end]).rstrip(b"\r")
+            del buffer[: end + 1]
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+                if sum(map(len, data)) > max_bytes:
+                    raise UpstreamProtocolError(f"the server sent an event over the bound of {max_bytes:,} bytes")
+            elif not line:
+                if any(data):
+                    yield b"\n".join(data)
+                data.clear()
+
+
+def _header_value(value: str) -> str:
+    """A value as the stateless era writes it into a header: plain where it can be, else base64 in a sentinel."""
+    if HEADER_SAFE.fullmatch(value) and not value.startswith("=?base64?"):
+        return value
+    return f"=?base64?{base64.b64encode(value.encode()).decode()}?="

@@ -168,7 +168,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
         tool_id: full name, or a server id with the tool's own name in `action`.
         arguments: the JSON object's bytes, relayed as they came.
         timeout_seconds: `None`: the upstream's or the gateway's default.
-        meta: `_meta` of the MCP request, as raw members, for the upstream.
+        extra: the other members of an MCP request's params (`_meta`, and those we do not know), for the upstream.
     """
 
     tool_id: str
@@ -176,7 +176,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
     timeout_seconds: float | None = None
     request_id: str
-    meta: dict[str, msgspec.Raw] | None = None
+    extra: dict[str, Any] | None = None
     server_id: str | None = None
     """Only this server's tools count, and `tool_id` is the tool's own name."""
 

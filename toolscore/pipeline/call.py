@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from toolscore.errors import (
     InvalidArguments,
@@ -42,9 +42,8 @@ class _CallResult(msgspec.Struct, rename="camel"):
     """What we need to know of an MCP `CallToolResult`; the rest stays raw."""
 
     content: Raw = Raw(b"[]")
-    structured_content: Raw | None = None
+    structured_content: Raw | UnsetType = UNSET
     is_error: bool = False
-    result_type: str = "complete"
 
 
 _results = msgspec.json.Decoder(_CallResult)
@@ -158,11 +157,13 @@ class CallPipeline:
         return _result(tool, raw, (time.perf_counter() - started) * 1000)
 
     async def _ask(self, tool: Tool, call: ToolCall, on_progress: Callable[[Raw], None] | None) -> Raw:
-        upstream = self._upstreams.get(tool.server_id)
+        upstream = self._upstreams.find(tool.server_id)
+        if upstream is None:
+            raise UpstreamUnavailable(f"server {tool.server_id!r} is not connected")
         limit = call.timeout_seconds or upstream.spec.call_timeout_seconds or self.call_timeout_seconds
         params: dict[str, Any] = {"name": tool.name, "arguments": call.arguments}
-        if call.meta:
-            params["_meta"] = call.meta
+        if call.extra:
+            params = {**call.extra, **params}
         try:
             async with asyncio.timeout(limit):
                 return await self._upstreams.request(tool.server_id, "tools/call", params, on_progress=on_progress)
@@ -202,7 +203,7 @@ def _result(tool: Tool, raw: Raw, duration_ms: float) -> ToolResult:
         tool=tool,
         raw=raw,
         content=parsed.content,
-        structured_content=parsed.structured_content,
+        structured_content=parsed.structured_content or None,
         is_error=parsed.is_error,
         duration_ms=duration_ms,
     )

@@ -28,6 +28,7 @@ __all__ = [
     "PeerConnection",
     "ServerInfo",
     "list_tools",
+    "session_params",
     "stateless_envelope",
 ]
 
@@ -95,6 +96,17 @@ def stateless_envelope(params: Params | None, version: str = LATEST_STATELESS_VE
     return {**(params or {}), "_meta": members}
 
 
+def session_params(params: Params | None) -> Params | None:
+    """The params without the stateless era's envelope, which a server of the session era does not know."""
+    meta = params.get("_meta") if params else None
+    if not params or meta is None:
+        return params
+    members: dict[str, Any] = decode_object(meta) if isinstance(meta, Raw) else meta
+    kept = {key: value for key, value in members.items() if not key.startswith("io.modelcontextprotocol/")}
+    rest = {key: value for key, value in params.items() if key != "_meta"}
+    return {**rest, "_meta": kept} if kept else rest
+
+
 class PeerConnection:
     """MCP over one duplex channel. Call `negotiate` once before anything else."""
 
@@ -126,6 +138,8 @@ class PeerConnection:
     ) -> Raw:
         if self.info.stateless:
             params = stateless_envelope(params, self.info.protocol_version)
+        else:
+            params = session_params(params)
         return await self.peer.request(method, params, on_progress=on_progress)
 
     async def wait_closed(self) -> str:

@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 __all__ = ["ChildProtocol", "CommandNotFound", "child_environment", "resolve_command", "spawn", "stop"]
 
@@ -87,8 +88,7 @@ class ChildProtocol(asyncio.SubprocessProtocol):
         self.transport: asyncio.SubprocessTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self.transport = transport
+        self.transport = cast(asyncio.SubprocessTransport, transport)  # uvloop's own class is no subclass of it
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
@@ -132,9 +132,9 @@ class ChildProtocol(asyncio.SubprocessProtocol):
         return f"the server exited with code {code}"
 
 
-async def spawn[P: ChildProtocol](
-    protocol: P, command: str, args: tuple[str, ...], *, env: Mapping[str, str], cwd: str | None, pipes: bool
-) -> P:
+async def spawn(
+    protocol: ChildProtocol, command: str, args: tuple[str, ...], *, env: Mapping[str, str], cwd: str | None, pipes: bool
+) -> None:
     """Start a program below a reaper.
 
     Args:
@@ -169,7 +169,7 @@ async def spawn[P: ChildProtocol](
             protocol.pid = int(await asyncio.get_running_loop().sock_recv(ours, 32) or 0) or None
     except (TimeoutError, OSError, ValueError):
         protocol.pid = None
-    return protocol
+
 
 
 async def stop(protocol: ChildProtocol) -> None:

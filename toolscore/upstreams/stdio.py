@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 
 import structlog
 
@@ -106,8 +107,7 @@ async def open_stdio(
     stderr_into(lines.stderr)
     await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
     assert lines.transport is not None
-    stdin = lines.transport.get_pipe_transport(0)
-    assert isinstance(stdin, asyncio.WriteTransport)
+    stdin = cast(asyncio.WriteTransport, lines.transport.get_pipe_transport(0))
 
     async def send(message: bytes) -> None:
         await lines.writable.wait()

@@ -41,6 +41,7 @@ from toolscore.upstreams.connection import (
     info_from_discover,
     info_from_initialize,
     initialize_params,
+    session_params,
     stateless_envelope,
 )
 
@@ -119,6 +120,7 @@ class HttpConnection:
             if named is not None and isinstance(params.get(named), str):
                 headers["Mcp-Name"] = _header_value(params[named])
             return await self._post(method, params, headers, on_progress)
+        params = session_params(params)
         session_id = self._headers.get("Mcp-Session-Id")
         try:
             return await self._post(method, params, self._headers, on_progress)

@@ -407,9 +407,10 @@ class Upstream:
         """A notification of an instance that dialled in."""
         self._notified(method, params)
 
-    async def wait_stopping(self) -> None:
-        """Wait until this upstream shall end."""
+    async def wait_drained(self) -> None:
+        """Wait until this upstream shall end and its calls have."""
         await self._stop.wait()
+        await self._drain_all()
 
     def restart(self) -> None:
         """Start again, now, whatever the back-off says."""

@@ -1,0 +1,49 @@
+# Two targets do everything: `make run` and `make test`.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: run test check lock format clean
+
+run: $(VENV)/.installed
+	@$(BIN)/toolscore serve
+
+test: $(VENV)/.tested
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/pytest
+
+check: $(VENV)/.tested
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.tested
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# What is needed to run it: exact versions, checked by their hashes.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@echo "Setting up $(VENV) (once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What the tests need beside it.
+$(VENV)/.tested: $(VENV)/.installed tests/requirements.lock
+	@echo "Setting up what the tests need (once) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.lock
+	@$(PYTHON) tests/install_servers.py $(BIN)/python
+	@touch $@
+
+# Exact versions of what pyproject.toml asks for.
+lock: $(VENV)/.installed
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	  --extra postgres --group build pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	  --group dev -c requirements.lock -o tests/requirements.lock
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,379 @@
+"""`toolscore`: run the gateway, and use one that runs.
+
+Exit codes: 0 done; 1 the call failed or the tool reported an error; 2 wrong usage; 3 no gateway answers; 69 a service
+the gateway needs is not to be had (its database); 73 a port is taken; 78 a setting is wrong (with `--strict-settings`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toolscore import __version__
+
+__all__ = ["app", "main"]
+
+NO_GATEWAY, NO_DATABASE, PORT_TAKEN, BAD_SETTINGS = 3, 69, 73, 78
+
+DEFAULT_URL = "http://127.0.0.1:8082"
+
+app = typer.Typer(
+    name="toolscore",
+    help="One address for every tool an agent can use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+bench = typer.Typer(help="Measure, as ratios against a floor in the same run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+Url = Annotated[str, typer.Option(envvar="TOOLSCORE_URL", help="Where the gateway answers.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", envvar="TOOLSCORE_CONFIG_DIR", help="Folder of the settings files; ./config if it exists."
+    ),
+]
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """One address for every tool an agent can use."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command()
+def serve(
+    config: ConfigDir = None,
+    strict_settings: Annotated[
+        bool, typer.Option("--strict-settings", help="Refuse to start when a setting is wrong.")
+    ] = False,
+) -> None:
+    """Run the gateway until Ctrl-C."""
+    import asyncio
+
+    import uvloop
+
+    from toolscore.endpoints import AddressInUse
+    from toolscore.endpoints import serve as serve_doors
+    from toolscore.logs import configure_logging
+    from toolscore.settings import load_settings
+    from toolscore.stores.database import StoreError
+
+    config = _config_dir(config)
+    loaded = load_settings(config)
+    configure_logging(loaded.settings.logging.level, loaded.settings.logging.format)
+    for problem in loaded.problems:
+        _say(f"settings: {problem}")
+    if loaded.problems and strict_settings:
+        raise typer.Exit(BAD_SETTINGS)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve_doors(loaded, config, lambda gateway: _banner(gateway, config)))
+    except AddressInUse as exc:
+        _say(f"toolscore: {exc}")
+        raise typer.Exit(PORT_TAKEN) from None
+    except StoreError as exc:
+        _say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
+        raise typer.Exit(NO_DATABASE) from None
+
+
+def _banner(gateway: Any, config: Path | None) -> None:
+    services = gateway.settings.current.core_services
+    http, router = services.toolscore_http, services.toolscore_mcp
+    base = f"http://{_shown_host(http.host)}:{http.port}"
+    code = '{"tool_id": "python-executor-mcp-server__python_execute", "parameters": {"code": "sum(range(101))"}}'
+    unix = f"\n               {router.unix_socket}  (Unix socket)" if router.unix_socket else ""
+    servers = ", ".join(upstream.server_id for upstream in gateway.upstreams)
+    print(
+        f"""ToolScore {__version__} is ready.
+
+  REST         {base}/api/v1/tools   (all addresses: {base}/docs)
+  MCP          {base}/mcp   (one server alone: {base}/servers/ID/mcp)
+  MCP router   ws://{_shown_host(router.host)}:{router.port}{router.endpoint}{unix}
+  Events       ws://{_shown_host(http.host)}:{http.port}/api/v1/events/tools   ({base}/api/v1/events/stream)
+  Health       {base}/health
+  Settings     {config or "embedded defaults"}
+  Servers      {servers}
+
+Try a call:
+
+  curl -s {base}/execute_tool -H 'content-type: application/json' \\
+    -d '{code}'
+
+Ctrl-C ends it and everything it started.
+""",
+        flush=True,
+    )
+
+
+def _shown_host(host: str) -> str:
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _config_dir(given: Path | None) -> Path | None:
+    if given is not None:
+        if not given.is_dir():
+            _say(f"toolscore: there is no folder {given}: give the one with ports_config.yaml with --config")
+            raise typer.Exit(2)
+        return given
+    local = Path("config")
+    return local if any((local / name).is_file() for name in ("ports_config.yaml", "mcp_servers.json")) else None
+
+
+@app.command()
+def tools(
+    text: Annotated[str | None, typer.Argument(help="Only those with this text in name or description.")] = None,
+    server: Annotated[str | None, typer.Option(help="Only this server's.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List the tools."""
+    found: list[dict[str, Any]] = []
+    params: dict[str, Any] = {"limit": 1000}
+    params |= {key: value for key, value in (("q", text), ("server_id", server)) if value}
+    with _gateway(url) as client:
+        while True:
+            data = _data(client.get("/api/v1/tools", params=params))
+            found += data["tools"]
+            if not data["next_cursor"]:
+                break
+            params["cursor"] = data["next_cursor"]
+    if as_json:
+        _print_json(found)
+        return
+    rows = [
+        (tool["tool_id"], _arguments(tool["input_schema"]), _first_line(tool["description"]), _state(tool))
+        for tool in found
+    ]
+    _print_table(("tool", "arguments", "what it does", "state"), rows, empty="no tools match")
+
+
+@app.command()
+def servers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the servers behind the gateway."""
+    with _gateway(url) as client:
+        found = _data(client.get("/api/v1/servers"))["servers"]
+    if as_json:
+        _print_json(found)
+        return
+    rows = [
+        (
+            server["server_id"],
+            server["kind"] or "?",
+            server["state"],
+            str(server["tools"]),
+            str(server["calls_in_flight"]),
+            str(server["restarts"]),
+            server["last_error"] or "",
+        )
+        for server in found
+    ]
+    _print_table(("server", "kind", "state", "tools", "calls", "restarts", "last error"), rows, empty="no servers")
+
+
+@app.command()
+def call(
+    tool: Annotated[str, typer.Argument(help="Full name, as `toolscore tools` shows it.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="VALUE is JSON where it parses, else text.")
+    ] = None,
+    body: Annotated[str | None, typer.Option("--json", metavar="OBJECT", help="The arguments as a JSON object.")] = None,
+    action: Annotated[str | None, typer.Option(help="The tool's own name, where TOOL is a server.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Print the whole answer as JSON.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Run a tool: `toolscore call time__get_current_time timezone=Asia/Tokyo`."""
+    parameters: dict[str, Any] = {}
+    if body is not None:
+        try:
+            parameters = json.loads(body)
+        except ValueError as exc:
+            _say(f"--json takes a JSON object: {exc}")
+            raise typer.Exit(2) from None
+    for argument in arguments or []:
+        key, separator, value = argument.partition("=")
+        if not separator or not key:
+            _say(f"{argument!r} is no KEY=VALUE")
+            raise typer.Exit(2)
+        try:
+            parameters[key] = json.loads(value)
+        except ValueError:
+            parameters[key] = value
+    request: dict[str, Any] = {"tool_id": tool, "parameters": parameters}
+    request |= {key: value for key, value in (("action", action), ("timeout_seconds", timeout)) if value is not None}
+    with _gateway(url, timeout=None) as client:
+        response = client.post("/execute_tool", json=request)
+    if raw:
+        _print_json(response.json())
+        raise typer.Exit(0 if response.is_success and not response.json()["data"]["is_error"] else 1)
+    data = _data(response)
+    for block in data["content"]:
+        print(block["text"] if block.get("type") == "text" else f"[{block.get('type')}: {_first_line(json.dumps(block))}]")
+    if data["is_error"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def events(
+    types: Annotated[list[str] | None, typer.Argument(help="Only these types.")] = None,
+    since: Annotated[int | None, typer.Option(metavar="SEQ", help="Begin behind this event.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Follow what changes, until Ctrl-C."""
+    params: dict[str, Any] = {}
+    if types:
+        params["events"] = ",".join(types)
+    if since is not None:
+        params["since"] = since
+    try:
+        with _gateway(url, timeout=None) as client, client.stream(
+            "GET", "/api/v1/events/stream", params=params
+        ) as response:
+            if not response.is_success:
+                response.read()
+                _data(response)
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    print(line[6:] if as_json else _event_line(json.loads(line[6:])), flush=True)
+    except KeyboardInterrupt:
+        return
+    _say("the gateway closed the stream")
+    raise typer.Exit(NO_GATEWAY)
+
+
+@app.command()
+def doctor(config: ConfigDir = None, as_json: AsJson = False) -> None:
+    """Say what is installed, which ports are free, which servers start, and how to mend what does not."""
+    import asyncio
+
+    from toolscore.doctor import examine
+    from toolscore.logs import configure_logging
+
+    configure_logging("error", "console")
+    findings = asyncio.run(examine(_config_dir(config), progress=None if as_json else _say))
+    if as_json:
+        _print_json([{"check": f.check, "ok": f.ok, "found": f.found, "mend": f.mend} for f in findings])
+    else:
+        rows = [("ok" if f.ok else "WRONG", f.check, f.found, f.mend or "") for f in findings]
+        _print_table(("", "check", "found", "to mend it"), rows, empty="nothing to check")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@bench.command("gateway")
+def bench_gateway(
+    seconds: Annotated[float, typer.Option(help="How long each measurement takes.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the gateway on this machine, against a bare FastAPI echo in the same run."""
+    from toolscore.bench.gateway import run_gateway_bench
+
+    result = run_gateway_bench(seconds=seconds, quiet=as_json)
+    if as_json:
+        _print_json(result)
+
+
+# Talking to a gateway that runs
+
+
+@contextmanager
+def _gateway(url: str, timeout: float | None = 30) -> Iterator[Any]:
+    import httpx
+
+    try:
+        with httpx.Client(base_url=url, timeout=timeout) as client:
+            yield client
+    except httpx.TransportError as exc:
+        _say(f"no gateway answers at {url} ({exc}): start it with `toolscore serve`, or give --url")
+        raise typer.Exit(NO_GATEWAY) from None
+
+
+def _data(response: Any) -> Any:
+    try:
+        answer = response.json()
+    except ValueError:
+        _say(f"{response.url} answered no JSON (HTTP {response.status_code}): is it a ToolScore gateway?")
+        raise typer.Exit(NO_GATEWAY) from None
+    if not answer.get("success"):
+        error = answer.get("error") or {}
+        _say(f"{error.get('code', 'error')}: {error.get('message', answer)}")
+        if error.get("suggestion"):
+            _say(error["suggestion"])
+        raise typer.Exit(1)
+    return answer["data"]
+
+
+def _arguments(schema: Any) -> str:
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    required = schema.get("required") or [] if isinstance(schema, dict) else []
+    return ", ".join(name if name in required else f"{name}?" for name in properties or {})
+
+
+def _state(tool: dict[str, Any]) -> str:
+    return "" if tool["available"] else str(tool["server_state"])
+
+
+def _first_line(text: str, width: int = 90) -> str:
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    told = {
+        key: value
+        for key, value in event.items()
+        if key not in ("type", "seq", "timestamp", "capabilities", "description", "tool_type", "name")
+    }
+    facts = "  ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in told.items())
+    return f"{event['timestamp']}  {event.get('seq', '-')!s:>6}  {event['type']:<18} {_first_line(facts, 160)}"
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, empty: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        print(empty)
+        return
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # A pipe gets whole lines: nothing is cut to a width that is not there.
+    Console(width=None if sys.stdout.isatty() else max(200, int(os.environ.get("COLUMNS", "0")))).print(table)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

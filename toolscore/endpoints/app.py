@@ -1,0 +1,266 @@
+"""All doors together: one HTTP port for REST, MCP, events and health, one port (and a Unix socket) for the router."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from toolscore import __version__
+from toolscore.auth import check_origin, is_loopback
+from toolscore.endpoints.asgi import Message, Receive, Scope, Send, failure, header, new_request_id, send_json
+from toolscore.endpoints.live import add_live
+from toolscore.endpoints.mcp_http import McpHttpEndpoint
+from toolscore.endpoints.mcp_router import serve_router
+from toolscore.endpoints.rest import EXECUTE_PATHS, ExecuteEndpoint, add_rest
+from toolscore.errors import InternalError, PayloadTooLarge, ToolScoreError
+from toolscore.gateway import Gateway, open_gateway
+from toolscore.settings import Loaded, Settings
+
+__all__ = ["AddressInUse", "create_app", "serve"]
+
+log = structlog.get_logger(__name__)
+
+SHUTDOWN_SECONDS = 5
+"""How long those inside may take to finish once the doors are closed."""
+
+
+class AddressInUse(Exception):
+    """A port is taken, or may not be listened on."""
+
+
+class _Front:
+    """What stands before FastAPI: who may come in, request ids, the body's bound, and the hot routes."""
+
+    def __init__(self, gateway: Gateway, app: FastAPI) -> None:
+        self._gateway = gateway
+        self._app = app
+        self._execute = ExecuteEndpoint(gateway)
+        self._mcp = McpHttpEndpoint(gateway)
+        self._hosts: frozenset[str] = frozenset()
+        self._hosts_seen: set[tuple[str | None, str | None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        try:
+            self._check(scope)
+            path = scope["path"]
+            if scope["type"] == "http":
+                if path in EXECUTE_PATHS and scope["method"] == "POST":
+                    await self._execute(scope, receive, send)
+                    return
+                if path == "/mcp":
+                    await self._mcp(scope, receive, send)
+                    return
+                if path.startswith("/servers/") and path.endswith("/mcp"):
+                    await self._mcp(scope, receive, send, path[len("/servers/") : -len("/mcp")])
+                    return
+        except ToolScoreError as exc:
+            await _refuse(exc, scope, receive, send, started)
+            return
+        await self._to_fastapi(scope, receive, send, started)
+
+    def _check(self, scope: Scope) -> None:
+        host, origin = header(scope, b"host"), header(scope, b"origin")
+        if (host, origin) not in self._hosts_seen:
+            check_origin(host, origin, self._gateway.settings.current.access.allowed_hosts)
+            if len(self._hosts_seen) < 100:
+                self._hosts_seen.add((host, origin))
+
+    async def _to_fastapi(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
+        request_id = new_request_id(header(scope, b"x-request-id"))
+        scope.setdefault("state", {}).update(request_id=request_id, started=started)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._gateway.settings.current.limits.max_body_bytes
+        answering = False
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
+            return message
+
+        async def with_id(message: Message) -> None:
+            nonlocal answering
+            if message["type"] == "http.response.start":
+                answering = True
+                message.setdefault("headers", [])
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1", "replace"))]
+            await send(message)
+
+        try:
+            await self._app(scope, bounded, with_id)
+        except ToolScoreError as exc:
+            if not answering:
+                await _refuse(exc, scope, receive, send, started, request_id)
+        except Exception:  # a request's outermost line
+            log.exception("a request failed", path=scope["path"], request_id=request_id)
+            if not answering:
+                error = InternalError(f"the gateway failed; its log has the details under request {request_id}")
+                await _refuse(error, scope, receive, send, started, request_id)
+
+
+async def _refuse(
+    error: ToolScoreError, scope: Scope, receive: Receive, send: Send, started: float, request_id: str | None = None
+) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
+        return
+    body, headers = failure(
+        error, request_id=request_id or new_request_id(header(scope, b"x-request-id")), started=started
+    )
+    await send_json(send, error.status, body, headers)
+
+
+def create_app(gateway: Gateway) -> Callable[..., Any]:
+    """The ASGI application of the HTTP port."""
+    app = FastAPI(
+        title="ToolScore",
+        version=__version__,
+        description="One address for every tool an agent can use.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    add_rest(app, gateway)
+    add_live(app, gateway)
+    return _Front(gateway, app)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers: the gateway has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        AddressInUse: with what to do.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(2048)
+    except OSError as exc:
+        listening.close()
+        raise AddressInUse(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
+    listening.setblocking(False)
+    return listening
+
+
+def bind_services(settings: Settings) -> tuple[Settings, socket.socket, socket.socket]:
+    """Take both ports, and put the numbers that were bound into the settings.
+
+    Raises:
+        AddressInUse: a port is taken, or reaches beyond this machine without leave.
+    """
+    services = settings.core_services
+    for name, service in (("toolscore_http", services.toolscore_http), ("toolscore_mcp", services.toolscore_mcp)):
+        if not is_loopback(service.host) and not settings.access.allow_unauthenticated:
+            raise AddressInUse(
+                f"core_services.{name}.host is {service.host!r}: whoever reaches that address could run any tool. "
+                "Use 127.0.0.1 behind a proxy that authenticates, or set access.allow_unauthenticated: true"
+            )
+    sockets = []
+    for name, service in (("toolscore_http", services.toolscore_http), ("toolscore_mcp", services.toolscore_mcp)):
+        try:
+            sockets.append(bind(service.host, service.port))
+        except AddressInUse as exc:
+            for bound in sockets:
+                bound.close()
+            variable = f"TOOLSCORE_CORE_SERVICES__{name.upper()}__PORT"
+            raise AddressInUse(
+                f"{exc}. Stop what holds it, or choose another port: core_services.{name}.port in ports_config.yaml, "
+                f"or {variable}=0 for any free one"
+            ) from exc
+    ports = [bound.getsockname()[1] for bound in sockets]
+    settings = settings.model_copy(
+        update={
+            "core_services": services.model_copy(
+                update={
+                    "toolscore_http": services.toolscore_http.model_copy(update={"port": ports[0]}),
+                    "toolscore_mcp": services.toolscore_mcp.model_copy(update={"port": ports[1]}),
+                }
+            )
+        }
+    )
+    return settings, sockets[0], sockets[1]
+
+
+@asynccontextmanager
+async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket: socket.socket) -> AsyncIterator[None]:
+    """Serve on both ports; leaving closes the doors, tells those inside, and waits for them, bounded."""
+    config = uvicorn.Config(
+        create_app(gateway),
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=gateway.settings.current.limits.max_frame_bytes,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_keep_alive=30,
+    )
+    server = _Server(config)
+    async with serve_router(gateway, [router_socket]):
+        task = asyncio.create_task(server.serve(sockets=[http_socket]))
+        try:
+            while not server.started:
+                if task.done():
+                    task.result()
+                    raise RuntimeError("the HTTP server ended at its start")
+                await asyncio.sleep(0.005)
+            yield
+        finally:
+            server.should_exit = True
+            gateway.events.notifier.close()  # streams end; what is being called may finish
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gateway], None] = lambda _: None) -> None:
+    """Run the gateway until SIGINT or SIGTERM.
+
+    Args:
+        ready: called once calls are accepted.
+
+    Raises:
+        AddressInUse, StoreError.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    settings, http_socket, router_socket = bind_services(loaded.settings)
+    with http_socket, router_socket:
+        loaded = Loaded(settings, loaded.problems, loaded.broken_servers)
+        async with open_gateway(loaded, config_dir=config_dir) as gateway:
+            async with open_doors(gateway, http_socket, router_socket):
+                ready(gateway)
+                await stop.wait()
+                log.info("shutting down")

@@ -1,0 +1,49 @@
+"""Is it alive, is it ready, and what of it is not well."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from toolscore import __version__
+from toolscore.gateway import Gateway
+from toolscore.stores.database import StoreError
+
+__all__ = ["health"]
+
+
+async def health(gateway: Gateway) -> dict[str, Any]:
+    """A check for each part. `healthy`, or `degraded`: calls work, but something needs a look."""
+    checks: dict[str, dict[str, Any]] = {}
+    try:
+        await gateway.database.ping()
+        checks["database"] = {"status": "healthy"}
+    except StoreError as exc:
+        checks["database"] = {"status": "degraded", "reason": str(exc)}
+    for name, error, lost in (
+        ("events", gateway.events.store_error, gateway.events.unsaved),
+        ("library", gateway.library.store_error, None),
+    ):
+        checks[name] = {"status": "degraded", "reason": error} if error else {"status": "healthy"}
+        if lost:
+            checks[name]["unsaved"] = lost
+    if gateway.settings_problems:
+        checks["settings"] = {"status": "degraded", "reason": "; ".join(gateway.settings_problems)}
+    else:
+        checks["settings"] = {"status": "healthy"}
+    servers: dict[str, Any] = {}
+    for upstream in gateway.upstreams:
+        well = upstream.state in ("up", "idle", "starting")
+        servers[upstream.server_id] = {"status": "healthy" if well else "degraded", "state": upstream.state}
+        if not well and upstream.last_error:
+            servers[upstream.server_id]["reason"] = upstream.last_error
+    for server_id, reason in gateway.broken_servers.items():
+        servers[server_id] = {"status": "degraded", "state": "failed", "reason": reason}
+    unwell = [name for name, check in {**checks, **servers}.items() if check["status"] != "healthy"]
+    return {
+        "status": "degraded" if unwell else "healthy",
+        "unwell": unwell,
+        "checks": {**checks, "servers": servers},
+        "version": __version__,
+        "uptime_seconds": round(time.monotonic() - gateway.started, 3),
+    }

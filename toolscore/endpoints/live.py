@@ -1,0 +1,288 @@
+"""Events as they happen: over a WebSocket, with commands (WIRE.md 4), and as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import StreamingResponse
+from msgspec import Raw
+
+from toolscore.endpoints.asgi import new_request_id
+from toolscore.endpoints.rest import stats_fields, tool_fields
+from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
+from toolscore.gateway import Gateway
+from toolscore.jsonrpc import decode, encode
+from toolscore.models import LOCAL, Tool, ToolCall, timestamp
+
+__all__ = ["COMMANDS", "add_live", "command"]
+
+log = structlog.get_logger(__name__)
+
+STATS_SECONDS = 1.0
+SSE_COMMENT_SECONDS = 15.0
+MAX_COMMANDS = 64
+"""Commands of one socket under way at a time."""
+
+Command = Callable[[Gateway, dict[str, Any]], Awaitable[Any]]
+COMMANDS: dict[str, Command] = {}
+
+
+def command(function: Command) -> Command:
+    """Make a function callable over the events socket under its own name."""
+    COMMANDS[function.__name__] = function
+    return function
+
+
+@command
+async def get_stats(gateway: Gateway, params: dict[str, Any]) -> Any:
+    return stats_fields(gateway)
+
+
+@command
+async def list_tools(gateway: Gateway, params: dict[str, Any]) -> Any:
+    limit = params.get("limit", 100)
+    if not isinstance(limit, int) or not 1 <= limit <= 1000:
+        raise InvalidArguments(f"`limit` must be a number from 1 to 1000, found {limit!r:.80}")
+    tools, after = gateway.library.page(
+        cursor=params.get("cursor"), limit=limit, server_id=params.get("server_id"), text=params.get("q")
+    )
+    return {
+        "tools": [tool_fields(gateway, tool) for tool in tools],
+        "total_count": len(gateway.library),
+        "next_cursor": after,
+    }
+
+
+@command
+async def get_tool(gateway: Gateway, params: dict[str, Any]) -> Any:
+    return tool_fields(gateway, gateway.library.resolve(_text(params, "tool_id"), params.get("action")), full=True)
+
+
+@command
+async def execute_tool(gateway: Gateway, params: dict[str, Any]) -> Any:
+    timeout = params.get("timeout_seconds")
+    if timeout is not None and (not isinstance(timeout, int | float) or timeout <= 0):
+        raise InvalidArguments(f"`timeout_seconds` must be a number above 0, found {timeout!r:.80}")
+    request_id = new_request_id(None)
+    result = await gateway.pipeline.call(
+        ToolCall(
+            tool_id=_text(params, "tool_id"),
+            action=params.get("action"),
+            arguments=Raw(encode(params.get("parameters") or {})),
+            timeout_seconds=timeout,
+            request_id=request_id,
+        ),
+        LOCAL,
+    )
+    return {
+        "call_id": request_id,
+        "tool_id": result.tool.tool_id,
+        "content": result.content,
+        "structured_content": result.structured_content,
+        "is_error": result.is_error,
+    }
+
+
+def _text(params: dict[str, Any], name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str):
+        raise InvalidArguments(f"`{name}` must be a string, found {value!r:.80}")
+    return value
+
+
+def add_live(app: FastAPI, gateway: Gateway) -> None:
+    """Add the events socket and the SSE stream to an application."""
+    stats_teller = _StatsTeller(gateway)
+
+    @app.websocket("/api/v1/events/tools")
+    async def events_socket(socket: WebSocket) -> None:
+        await socket.accept()
+        await _EventsSocket(gateway, socket, stats_teller).run()
+
+    @app.get("/api/v1/events/stream", summary="Events as server-sent events", tags=["events"])
+    async def events_stream(request: Request, events: str | None = None, since: int | None = None) -> StreamingResponse:
+        """`Last-Event-ID` (or `since`) resumes; `events` is a comma-separated choice of types."""
+        last = request.headers.get("last-event-id")
+        if last is not None:
+            if not last.isdigit():
+                raise InvalidRequest(f"Last-Event-ID must be the `seq` of an event, found {last!r:.80}")
+            since = int(last)
+        types = _types(events.split(",")) if events else None
+        return StreamingResponse(
+            _sse(gateway, types, since, stats_teller),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
+
+
+def _types(names: list[Any]) -> set[str]:
+    if not all(isinstance(name, str) and name for name in names):
+        raise InvalidRequest("`events` must be a list of event types")
+    return {name.strip() for name in names}
+
+
+async def _sse(
+    gateway: Gateway, types: set[str] | None, since: int | None, stats_teller: _StatsTeller
+) -> AsyncIterator[bytes]:
+    yield b": welcome\n\n"
+    async with gateway.events.subscribe(types, since=since) as events, stats_teller.wanted(types):
+        reading = asyncio.ensure_future(anext(events, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({reading}, timeout=SSE_COMMENT_SECONDS)
+                if not done:
+                    yield b": still here\n\n"
+                    continue
+                event = reading.result()
+                if event is None:
+                    return
+                head = f"id: {event.seq}\n" if event.seq is not None else ""
+                yield f"{head}event: {event.type}\ndata: ".encode() + encode(event.body()) + b"\n\n"
+                reading = asyncio.ensure_future(anext(events, None))
+        finally:
+            reading.cancel()
+
+
+class _StatsTeller:
+    """Tells `stats_update` each second while anybody asks for it, and does nothing otherwise."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._listeners = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def wanted(self, types: set[str] | None) -> AsyncIterator[None]:
+        """Tell while inside, if `types` has `stats_update`."""
+        if types is None or "stats_update" not in types:
+            yield
+            return
+        self._listeners += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self._listeners -= 1
+            if not self._listeners and self._task is not None:
+                self._task.cancel()
+                self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            self._gateway.events.tell("stats_update", payload=stats_fields(self._gateway))
+            await asyncio.sleep(STATS_SECONDS)
+
+
+class _EventsSocket:
+    """One subscriber: pumps events out, takes messages in. Its slowness is its own."""
+
+    def __init__(self, gateway: Gateway, socket: WebSocket, stats_teller: _StatsTeller) -> None:
+        self._gateway = gateway
+        self._socket = socket
+        self._stats_teller = stats_teller
+        self._pump: asyncio.Task[None] | None = None
+        self._commands: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        try:
+            subscribed = asyncio.Event()
+            self._pump = asyncio.create_task(self._send_events(None, None, subscribed))
+            await subscribed.wait()
+            await self._send({"type": "welcome", "seq": self._gateway.events.last_seq, **self._tools()})
+            while True:
+                await self._take((await self._socket.receive_text()).encode())
+        except (WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's word for a socket already closed
+            pass
+        finally:
+            tasks = [task for task in (self._pump, *self._commands) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _tools(self) -> dict[str, Any]:
+        library = self._gateway.library
+
+        def shown(tool: Tool) -> dict[str, Any]:
+            return {
+                "tool_id": tool.tool_id,
+                "name": tool.name,
+                "capabilities": [{"name": tool.name, "description": tool.description, "parameters": tool.input_schema}],
+                "type": "mcp_server",
+                "enabled": library.available(tool),
+            }
+
+        return {"tools": [shown(tool) for tool in library], "total_count": len(library), "timestamp": timestamp()}
+
+    async def _take(self, message: bytes) -> None:
+        try:
+            frame = decode(message)
+            if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
+                raise InvalidRequest('expected an object with a `type`, such as {"type": "ping"}')
+            await self._dispatch(frame)
+        except ToolScoreError as exc:
+            await self._send({"type": "error", "error": exc.body()})
+
+    async def _dispatch(self, frame: dict[str, Any]) -> None:
+        match frame["type"]:
+            case "ping":
+                await self._send({"type": "pong", "timestamp": timestamp()})
+            case "get_tools":
+                await self._send({"type": "tools_list", **self._tools()})
+            case "subscribe":
+                wanted, since = frame.get("events"), frame.get("since")
+                if wanted is not None and not isinstance(wanted, list):
+                    raise InvalidRequest("`events` must be a list of event types")
+                if since is not None and (not isinstance(since, int) or since < 0):
+                    raise InvalidRequest("`since` must be the `seq` of an event")
+                types = _types(wanted) if wanted is not None else None
+                if self._pump is not None:
+                    self._pump.cancel()
+                    await asyncio.gather(self._pump, return_exceptions=True)
+                subscribed = asyncio.Event()
+                self._pump = asyncio.create_task(self._send_events(types, since, subscribed))
+                await subscribed.wait()
+            case "call":
+                if len(self._commands) >= MAX_COMMANDS:
+                    raise InvalidRequest(f"{MAX_COMMANDS} commands are under way on this socket: wait for one to end")
+                task = asyncio.create_task(self._call(frame))
+                self._commands.add(task)
+                task.add_done_callback(self._commands.discard)
+            case other:
+                raise InvalidRequest(f"unknown type {other!r:.80}: expected subscribe, ping, get_tools or call")
+
+    async def _call(self, frame: dict[str, Any]) -> None:
+        call_id, method, params = frame.get("id"), frame.get("method"), frame.get("params") or {}
+        try:
+            if not isinstance(params, dict):
+                raise InvalidArguments("`params` must be an object")
+            function = COMMANDS.get(method) if isinstance(method, str) else None
+            if function is None:
+                raise MethodNotFound(f"no method {method!r:.80}: there are {', '.join(COMMANDS)}")
+            result = await function(self._gateway, params)
+            reply = {"type": "result", "id": call_id, "result": result}
+        except ToolScoreError as exc:
+            reply = {"type": "error", "id": call_id, "error": exc.body()}
+        except Exception:  # a request's outermost line
+            log.exception("a command failed inside the gateway", method=method)
+            error = {"code": "internal_error", "message": f"{method} failed inside the gateway", "retryable": False}
+            reply = {"type": "error", "id": call_id, "error": error}
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._send(reply)
+
+    async def _send_events(self, types: set[str] | None, since: int | None, subscribed: asyncio.Event) -> None:
+        async with self._gateway.events.subscribe(types, since=since) as events, self._stats_teller.wanted(types):
+            subscribed.set()
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+                async for event in events:
+                    await self._send(event.body())
+                await self._socket.close(1001)  # the gateway shuts down
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await self._socket.send_text(encode(message).decode())
+

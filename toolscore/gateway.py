@@ -1,0 +1,294 @@
+"""`open_gateway`: opens the rooms in order, closes them in reverse, applies reloads. The doors come on top of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from toolscore.errors import Conflict, InvalidRequest, ServerNotFound, UpstreamUnavailable
+from toolscore.events import EventLog
+from toolscore.library import UnifiedToolLibrary
+from toolscore.metrics import Metrics
+from toolscore.models import ServerState, UpstreamSpec, timestamp
+from toolscore.pipeline import CallPipeline
+from toolscore.settings import NEEDS_RESTART, Loaded, Settings, SettingsHub, differences, load_settings, watch_files
+from toolscore.stores import Database, open_database
+from toolscore.stores.database import StoreError
+from toolscore.upstreams import UpstreamPool
+
+__all__ = ["EXECUTOR_ID", "Gateway", "open_gateway"]
+
+log = structlog.get_logger(__name__)
+
+EXECUTOR_ID = "python-executor-mcp-server"
+
+
+class Gateway:
+    """The open rooms, and what changes them while they are open."""
+
+    def __init__(
+        self,
+        *,
+        settings: SettingsHub,
+        database: Database,
+        events: EventLog,
+        library: UnifiedToolLibrary,
+        upstreams: UpstreamPool,
+        pipeline: CallPipeline,
+        metrics: Metrics,
+        config_dir: Path | None,
+        settings_problems: list[str],
+        broken_servers: dict[str, str],
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.events = events
+        self.library = library
+        self.upstreams = upstreams
+        self.pipeline = pipeline
+        self.metrics = metrics
+        self.config_dir = config_dir
+        self.settings_problems = settings_problems
+        self.broken_servers = broken_servers
+        self.started = time.monotonic()
+
+    async def reload(self) -> bool:
+        """Read the settings again and put them in force; at any problem the old stay. Returns whether they changed."""
+        loaded = load_settings(self.config_dir)
+        try:
+            if loaded.problems:
+                raise _Rejected("; ".join(loaded.problems))
+            changed = await self.apply(loaded.settings)
+        except _Rejected as exc:
+            log.error("settings rejected", reason=str(exc))
+            self.events.publish("settings_rejected", reason=str(exc))
+            return False
+        self.settings_problems, self.broken_servers = [], {}
+        if changed:
+            log.info("settings applied", changed=changed)
+            self.events.publish("settings_applied", changed=changed)
+        return bool(changed)
+
+    async def apply(self, new: Settings) -> list[str]:
+        """Put new settings in force: servers that changed are swapped, those that did not are not touched.
+
+        Returns:
+            The dotted paths that changed.
+
+        Raises:
+            _Rejected: nothing was changed.
+        """
+        old = self.settings.current
+        new = _with_bound_ports(new, old)
+        changed = differences(old, new)
+        frozen = sorted(path for path in changed if path.split(".")[0] in NEEDS_RESTART)
+        if frozen:
+            raise _Rejected(f"{', '.join(frozen)}: needs a restart; nothing was changed")
+        before, after = configured_servers(old), configured_servers(new)
+        for server_id in after.keys() - before.keys():
+            if self.upstreams.find(server_id) is not None:
+                raise _Rejected(f"server id {server_id!r} is taken by a server that was attached: detach it first")
+        swapped: list[str] = []
+        try:
+            for server_id in sorted(before.keys() & after.keys()):
+                if before[server_id] != after[server_id] and self.upstreams.find(server_id) is not None:
+                    await self.upstreams.replace(server_id, after[server_id])
+                    swapped.append(server_id)
+        except UpstreamUnavailable as exc:
+            for server_id in swapped:
+                await self.upstreams.replace(server_id, before[server_id])
+            raise _Rejected(exc.message) from exc
+        for server_id in sorted(before.keys() - after.keys()):
+            await self._drop(server_id)
+        for server_id in sorted(after.keys() - before.keys()):
+            self.upstreams.add(server_id, after[server_id])
+        self.pipeline.call_timeout_seconds = new.limits.call_timeout_seconds
+        self.upstreams.start_timeout_seconds = new.servers.start_timeout_seconds
+        self.upstreams.max_start_failures = new.servers.max_start_failures
+        self.upstreams.max_message_bytes = new.limits.max_result_bytes
+        return self.settings.swap(new)
+
+    async def attach(self, server_id: str, spec: UpstreamSpec) -> None:
+        """Add a server at run time; it is there again after a restart.
+
+        Raises:
+            Conflict, InvalidRequest.
+        """
+        if not server_id or len(server_id) > 128 or "/" in server_id:
+            raise InvalidRequest(f"a server id has 1 to 128 characters and no slash, found {server_id!r:.160}")
+        if spec.inprocess:
+            raise InvalidRequest("servers inside the gateway's process are a matter of its configuration files")
+        if server_id in self.broken_servers:
+            raise Conflict(f"server id {server_id!r} stands in mcp_servers.json, with a mistake: mend it there")
+        self.upstreams.add(server_id, spec)
+        try:
+            await self.database.save_server(server_id, spec.model_dump_json(exclude_defaults=True), timestamp())
+        except StoreError as exc:
+            log.error("an attached server cannot be stored: it is gone after a restart", error=str(exc))
+
+    async def detach(self, server_id: str) -> None:
+        """Remove a server that was attached at run time, with its tools.
+
+        Raises:
+            ServerNotFound; Conflict: it belongs to the configuration.
+        """
+        self.upstreams.get(server_id)
+        if server_id in configured_servers(self.settings.current):
+            raise Conflict(f"server {server_id!r} belongs to the configuration: remove it from mcp_servers.json")
+        await self._drop(server_id)
+        try:
+            await self.database.delete_server(server_id)
+        except StoreError as exc:
+            log.error("a detached server cannot be removed from the database", error=str(exc))
+
+    async def _drop(self, server_id: str) -> None:
+        try:
+            await self.upstreams.remove(server_id)
+        except ServerNotFound:
+            pass
+        self.library.forget(server_id)
+        self.metrics.server_gone(server_id)
+
+
+class _Rejected(Exception):
+    """New settings cannot be put in force."""
+
+
+def _with_bound_ports(new: Settings, running: Settings) -> Settings:
+    """Port 0 means any free port: what was bound stands for it."""
+    services = {}
+    for name in ("toolscore_http", "toolscore_mcp"):
+        service = getattr(new.core_services, name)
+        if service.port == 0:
+            service = service.model_copy(update={"port": getattr(running.core_services, name).port})
+        services[name] = service
+    return new.model_copy(update={"core_services": new.core_services.model_copy(update=services)})
+
+
+def configured_servers(settings: Settings) -> dict[str, UpstreamSpec]:
+    """The servers that the settings ask for, our own Python executor among them."""
+    servers = {server_id: spec for server_id, spec in settings.upstreams.items() if not spec.disabled}
+    servers.setdefault(EXECUTOR_ID, _executor_spec(settings))
+    return servers
+
+
+def _executor_spec(settings: Settings) -> UpstreamSpec:
+    options = settings.python_executor.model_dump()
+    # the executor's own time limit shall strike before ours
+    call_timeout = settings.python_executor.max_timeout_seconds + 10
+    if settings.use_inprocess_python_executor:
+        return UpstreamSpec(
+            inprocess="mcp_servers.python_executor.server:create_server",
+            options=options,
+            call_timeout_seconds=call_timeout,
+            tags=("python",),
+        )
+    router, service = settings.core_services.toolscore_mcp, settings.mcp_servers.python_executor
+    if not service.auto_start:
+        return UpstreamSpec(dialin=True, call_timeout_seconds=call_timeout, tags=("python",))
+    if router.unix_socket:
+        url = f"ws+unix://{Path(router.unix_socket).absolute()}:/register"
+    else:
+        host = "127.0.0.1" if router.host in ("0.0.0.0", "") else router.host  # noqa: S104
+        url = f"ws://{f'[{host}]' if ':' in host else host}:{router.port}/register"
+    args = ["-m", "mcp_servers.python_executor", "--connect", url, "--server-id", EXECUTOR_ID]
+    if service.port is not None:
+        args += ["--http", f"{service.host}:{service.port}"]
+    for name, value in options.items():
+        args += [f"--{name.replace('_', '-')}", f"{value}"]
+    return UpstreamSpec(
+        dialin=True,
+        command=sys.executable,
+        args=tuple(args),
+        call_timeout_seconds=call_timeout,
+        start_timeout_seconds=20,
+        tags=("python",),
+    )
+
+
+@asynccontextmanager
+async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch: bool = True) -> AsyncIterator[Gateway]:
+    """Open everything below the doors.
+
+    Args:
+        loaded: settings with the ports as bound.
+        config_dir: watched for changes; `None`: settings stay as they are.
+
+    Raises:
+        StoreError: the database cannot be opened.
+    """
+    settings = loaded.settings
+    metrics = Metrics()
+    url = settings.storage.database_url
+    if url is None:
+        url = f"sqlite+aiosqlite:///{Path(settings.storage.data_dir).absolute() / 'toolscore.db'}"
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(url))
+        events = await stack.enter_async_context(
+            EventLog(database, keep_events=settings.events.keep, on_event=metrics.event)
+        )
+        library = await stack.enter_async_context(UnifiedToolLibrary(database, publish=events.publish))
+
+        def tools_listed(server_id: str, spec: UpstreamSpec, tools: list[dict[str, Any]]) -> None:
+            library.update(server_id, spec, tools)
+            metrics.tools.set(len(library))
+
+        def state_changed(server_id: str, state: ServerState, reason: str | None) -> None:
+            library.set_state(server_id, state)
+            metrics.server_up(server_id, state in ("up", "idle"))
+            if state == "up":
+                events.publish("server_up", server_id=server_id)
+            elif state in ("down", "failed", "stopped"):
+                events.publish("server_down", server_id=server_id, state=state, reason=reason)
+
+        upstreams = await stack.enter_async_context(
+            UpstreamPool(
+                on_tools=tools_listed,
+                on_state=state_changed,
+                on_restart=metrics.server_restarted,
+                has_tools=lambda server_id: bool(library.of_server(server_id)),
+                start_timeout_seconds=settings.servers.start_timeout_seconds,
+                max_start_failures=settings.servers.max_start_failures,
+                max_message_bytes=settings.limits.max_result_bytes,
+                drain_seconds=settings.servers.drain_seconds,
+            )
+        )
+        pipeline = CallPipeline(
+            library,
+            upstreams,
+            metrics=metrics,
+            events=events,
+            call_timeout_seconds=settings.limits.call_timeout_seconds,
+        )
+        gateway = Gateway(
+            settings=SettingsHub(settings),
+            database=database,
+            events=events,
+            library=library,
+            upstreams=upstreams,
+            pipeline=pipeline,
+            metrics=metrics,
+            config_dir=config_dir,
+            settings_problems=loaded.problems,
+            broken_servers=loaded.broken_servers,
+        )
+        servers = configured_servers(settings)
+        for row in await database.load_servers():
+            servers.setdefault(row["server_id"], UpstreamSpec.model_validate_json(row["spec"]))
+        for server_id in library.servers() - servers.keys() - loaded.broken_servers.keys():
+            library.forget(server_id)
+        for server_id, spec in servers.items():
+            upstreams.add(server_id, spec)
+        metrics.tools.set(len(library))
+        for problem in loaded.problems:
+            log.error("a setting was refused", problem=problem)
+            events.publish("settings_rejected", reason=problem)
+        if watch and config_dir is not None and config_dir.is_dir():
+            await stack.enter_async_context(watch_files(config_dir, gateway.reload))
+        yield gateway

@@ -71,13 +71,14 @@ def serve(
     ] = False,
 ) -> None:
     """Run the gateway until Ctrl-C."""
+    from toolscore.logs import configure_logging  # isort: skip  (before whatever logs: it keeps structlog small)
+
     import asyncio
 
     import uvloop
 
     from toolscore.endpoints import AddressInUse
     from toolscore.endpoints import serve as serve_doors
-    from toolscore.logs import configure_logging
     from toolscore.settings import load_settings
     from toolscore.stores.database import StoreError
 
@@ -90,13 +91,23 @@ def serve(
         raise typer.Exit(BAD_SETTINGS)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve_doors(loaded, config, lambda gateway: _banner(gateway, config)))
+            runner.run(serve_doors(loaded, config, lambda gateway: _started(gateway, config)))
     except AddressInUse as exc:
         _say(f"toolscore: {exc}")
         raise typer.Exit(PORT_TAKEN) from None
     except StoreError as exc:
         _say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
         raise typer.Exit(NO_DATABASE) from None
+
+
+def _started(gateway: Any, config: Path | None) -> None:
+    import gc
+
+    _banner(gateway, config)
+    # What stands now stays: keep the collector from walking it again and again under load.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def _banner(gateway: Any, config: Path | None) -> None:

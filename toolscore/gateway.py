@@ -235,9 +235,10 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         )
         library = await stack.enter_async_context(UnifiedToolLibrary(database, publish=events.publish))
 
+        metrics.tools.set_function(lambda: len(library))
+
         def tools_listed(server_id: str, spec: UpstreamSpec, tools: list[dict[str, Any]]) -> None:
             library.update(server_id, spec, tools)
-            metrics.tools.set(len(library))
 
         def state_changed(server_id: str, state: ServerState, reason: str | None) -> None:
             library.set_state(server_id, state)
@@ -285,7 +286,6 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             library.forget(server_id)
         for server_id, spec in servers.items():
             upstreams.add(server_id, spec)
-        metrics.tools.set(len(library))
         for problem in loaded.problems:
             log.error("a setting was refused", problem=problem)
             events.publish("settings_rejected", reason=problem)

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import logging
 import sys
-
-import structlog
+from typing import Any
 
 __all__ = ["configure_logging"]
+
+
+def _lean_structlog() -> Any:
+    """structlog without the optional `rich`, which it would import for tracebacks we print plainly: saves 4 MB."""
+    hidden = [name for name in ("rich", "rich.pretty") if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        import structlog
+
+        return structlog
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+structlog = _lean_structlog()
 
 
 def configure_logging(level: str, form: str) -> None:

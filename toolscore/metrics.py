@@ -24,12 +24,12 @@ class Metrics:
             "toolscore_call_seconds", "How long a tool call took.", ["server"], buckets=SECONDS, registry=self.registry
         )
         self.in_flight = Gauge("toolscore_calls_in_flight", "Tool calls under way.", registry=self.registry)
+        self.tools = Gauge("toolscore_tools", "Tools in the library.", registry=self.registry)
         self._up = Gauge("toolscore_server_up", "1 while the server can be called.", ["server"], registry=self.registry)
         self._restarts = Counter(
             "toolscore_server_restarts_total", "Restarts of a server.", ["server"], registry=self.registry
         )
         self._events = Counter("toolscore_events_total", "Events told.", ["type"], registry=self.registry)
-        self.tools = Gauge("toolscore_tools", "Tools in the library.", registry=self.registry)
         # labels() costs as much as the observation itself: keep its answers
         self._call_children: dict[tuple[str, str], Counter] = {}
         self._seconds_children: dict[str, Histogram] = {}

@@ -224,6 +224,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         timeout_keep_alive=30,
     )

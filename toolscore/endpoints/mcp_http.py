@@ -19,10 +19,10 @@ import structlog
 from msgspec import Raw
 
 from toolscore.endpoints.asgi import ClientWatch, Receive, Scope, Send, header, new_request_id, read_body, send_json
-from toolscore.endpoints.mcp_server import LISTEN_TYPES, McpServer, progress_frame, progress_token
+from toolscore.endpoints.mcp_server import LISTEN_TYPES, McpServer, Members, progress_frame, progress_token, read_params
 from toolscore.errors import InternalError, InvalidRequest, Overloaded, ToolScoreError
 from toolscore.gateway import Gateway
-from toolscore.jsonrpc import Frame, decode, decode_frame, decode_object, encode, error_frame, result_frame
+from toolscore.jsonrpc import Frame, decode, decode_frame, encode, error_frame, result_frame
 from toolscore.upstreams.connection import LATEST_STATELESS_VERSION, SESSION_VERSIONS
 
 __all__ = ["McpHttpEndpoint"]
@@ -53,6 +53,7 @@ SSE_COMMENT_SECONDS = 15
 """Proxies cut silent streams; a comment now and then keeps them open."""
 
 NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+ROUTING = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
 ENVELOPE = ("io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientCapabilities")
 
 
@@ -131,15 +132,21 @@ class McpHttpEndpoint:
             self._notified(scope, server_id, frame)
             await send_json(send, 202, b"")
             return
+        try:
+            params = read_params(frame.params or None)
+        except InvalidRequest as exc:
+            refusal = {"code": INVALID_PARAMS, "message": f"params and params._meta must be objects: {exc}"}
+            await send_json(send, 400, error_frame(frame.id, refusal))
+            return
         if stateless:
-            refusal = _check_envelope(scope, frame, version)
-            if refusal is not None:
-                await send_json(send, STATUS_OF[refusal["code"]], error_frame(frame.id, refusal))
+            envelope_error = _check_envelope(scope, frame.method, params, version)
+            if envelope_error is not None:
+                await send_json(send, STATUS_OF[envelope_error["code"]], error_frame(frame.id, envelope_error))
                 return
             if frame.method == "subscriptions/listen":
                 await self._listen(frame.id, frame.params or None, receive, send)
                 return
-            await self._answer(server, frame, None, True, scope, receive, send)
+            await self._answer(server, frame, params, None, True, scope, receive, send)
             return
         if frame.method == "initialize":
             await self._initialize(server, server_id, frame, send)
@@ -151,12 +158,13 @@ class McpHttpEndpoint:
             if session is None:
                 await send_json(send, 404, error_frame(frame.id, {"code": -32600, "message": "Session not found"}))
                 return
-        await self._answer(server, frame, session, False, scope, receive, send)
+        await self._answer(server, frame, params, session, False, scope, receive, send)
 
     async def _answer(
         self,
         server: McpServer,
         frame: Frame,
+        params: Members,
         session: _Session | None,
         stateless: bool,
         scope: Scope,
@@ -165,7 +173,6 @@ class McpHttpEndpoint:
     ) -> None:
         assert isinstance(frame.method, str)
         assert isinstance(frame.id, int | str)
-        params = frame.params if isinstance(frame.params, Raw) else None
         request_id = new_request_id(header(scope, b"x-request-id"))
         stream = _ProgressStream(send, progress_token(params), header(scope, b"accept"))
         if session is not None and (task := asyncio.current_task()) is not None:
@@ -205,7 +212,7 @@ class McpHttpEndpoint:
         if stream.started:
             await stream.end(message)
         else:
-            await send_json(send, status, message, [(b"x-request-id", request_id.encode("latin-1", "replace"))])
+            await send_json(send, status, message)
 
     async def _initialize(self, server: McpServer, server_id: str | None, frame: Frame, send: Send) -> None:
         assert isinstance(frame.id, int | str)
@@ -311,7 +318,8 @@ class _ProgressStream:
         self._token = token
         self.wanted = token is not None and "text/event-stream" in (accept or "")
         self.started = False
-        self._queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
+        if self.wanted:
+            self._queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
 
     def progress(self, params: Raw) -> None:
         if self._token is not None and not self._queue.full():  # progress may be dropped, answers never
@@ -388,27 +396,23 @@ def _refusal(code: int, message: str) -> bytes:
     return error_frame(None, {"code": code, "message": message})
 
 
-def _check_envelope(scope: Scope, frame: Frame, version: str | None) -> dict[str, Any] | None:
+def _check_envelope(scope: Scope, method: str, params: Members, version: str | None) -> dict[str, Any] | None:
     """The stateless era's rules for one request: envelope, headers, revision, in this order. The error, or `None`."""
     routing: dict[bytes, bytes] = {}
     for key, value in scope["headers"]:
-        if key in (b"mcp-protocol-version", b"mcp-method", b"mcp-name"):
+        if key in ROUTING:
             if key in routing:
                 return {"code": HEADER_MISMATCH, "message": f"the {key.decode()} header appears more than once"}
             routing[key] = value
-    try:
-        params = decode_object(frame.params) if isinstance(frame.params, Raw) else {}
-        meta = decode_object(params.get("_meta", Raw(b"{}")))
-    except InvalidRequest as exc:
-        return {"code": INVALID_PARAMS, "message": f"params and params._meta must be objects: {exc}"}
+    meta = params.get("_meta") or {}
     missing = [key for key in ENVELOPE if key not in meta]
     if missing:
         return {"code": INVALID_PARAMS, "message": f"params._meta needs {' and '.join(missing)}"}
     if decode(meta[ENVELOPE[0]]) != version:
         return {"code": HEADER_MISMATCH, "message": f"MCP-Protocol-Version does not match params._meta[{ENVELOPE[0]!r}]"}
-    if routing.get(b"mcp-method", b"").decode("latin-1") != frame.method:
+    if routing.get(b"mcp-method", b"").decode("latin-1") != method:
         return {"code": HEADER_MISMATCH, "message": "the Mcp-Method header does not match the body's method"}
-    named = NAMED.get(str(frame.method))
+    named = NAMED.get(method)
     if named is not None and named in params:
         value = decode(params[named])
         if isinstance(value, str) and _header_text(routing.get(b"mcp-name")) != value:

@@ -25,7 +25,7 @@ from websockets.typing import Subprotocol
 
 from toolscore.auth import check_origin
 from toolscore.endpoints.asgi import new_request_id
-from toolscore.endpoints.mcp_server import LISTEN_TYPES, McpServer, progress_token
+from toolscore.endpoints.mcp_server import LISTEN_TYPES, McpServer, progress_token, read_params
 from toolscore.errors import (
     Conflict,
     Forbidden,
@@ -208,14 +208,15 @@ class _McpClient:
             return self._server.initialize(params)
         if method == "subscriptions/listen" and self._stateless:
             return await self._listen(params, request_id)
-        token = progress_token(params)
+        members = read_params(params)
+        token = progress_token(members)
 
         def progress(update: Raw) -> None:
             self._tell("notifications/progress", {**decode_object(update), "progressToken": token})
 
         return await self._server.handle(
             method,
-            params,
+            members,
             request_id=new_request_id(None),
             stateless=self._stateless,
             on_progress=progress if token is not None else None,

@@ -12,13 +12,15 @@ from typing import Any
 from msgspec import Raw
 
 from toolscore import __version__
-from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolNotFound
+from toolscore.errors import InvalidArguments, MethodNotFound, ToolNotFound
 from toolscore.gateway import Gateway
 from toolscore.jsonrpc import decode, decode_object, encode
 from toolscore.models import LOCAL, Tool, ToolCall
 from toolscore.upstreams.connection import LATEST_SESSION_VERSION, LATEST_STATELESS_VERSION, SESSION_VERSIONS
 
-__all__ = ["LISTEN_TYPES", "McpServer"]
+__all__ = ["LISTEN_TYPES", "McpServer", "Members", "progress_frame", "progress_token", "read_params"]
+
+Members = dict[str, Any]
 
 PAGE_TOOLS = 1000
 """Most clients want the whole list at once; a longer one comes in pages."""
@@ -76,13 +78,16 @@ class McpServer:
     async def handle(
         self,
         method: str,
-        params: Raw | None,
+        params: Members,
         *,
         request_id: str,
         stateless: bool,
         on_progress: Callable[[Raw], None] | None = None,
     ) -> Any:
         """Answer one request, `initialize` and `subscriptions/listen` apart, which belong to the connection.
+
+        Args:
+            params: from `read_params`; taken apart here.
 
         Raises:
             ToolScoreError: on the wire its `rpc_error()`.
@@ -103,6 +108,8 @@ class McpServer:
 
     def _stateless(self, result: Any) -> Any:
         """Add what every result of the stateless era carries, unless the server said it already."""
+        if isinstance(result, Raw) and b'"resultType"' in memoryview(result).tobytes():
+            return result
         members = decode_object(result) if isinstance(result, Raw) else dict(result)
         members.setdefault("resultType", "complete")
         meta = members.get("_meta")
@@ -111,9 +118,9 @@ class McpServer:
         members["_meta"] = known
         return members
 
-    def list_tools(self, params: Raw | None, stateless: bool) -> dict[str, Any]:
+    def list_tools(self, params: Members, stateless: bool) -> dict[str, Any]:
         """A page of the library, encoded once for as long as the library stands."""
-        cursor = decode(params).get("cursor") if params is not None else None
+        cursor = decode(params["cursor"]) if "cursor" in params else None
         if cursor is not None and not isinstance(cursor, str):
             raise InvalidArguments(f"`cursor` must be a string, found {cursor!r:.80}")
         library = self._gateway.library
@@ -139,18 +146,20 @@ class McpServer:
         return definition
 
     async def call_tool(
-        self, params: Raw | None, request_id: str, on_progress: Callable[[Raw], None] | None = None
+        self, members: Members, request_id: str, on_progress: Callable[[Raw], None] | None = None
     ) -> Raw:
         """`tools/call`. Wrong arguments are a result with `isError`, as MCP asks; so the model can mend them."""
-        members = decode_object(params) if params is not None else {}
         name = decode(members.pop("name")) if "name" in members else None
         if not isinstance(name, str):
             raise InvalidArguments("tools/call needs `name`, the tool's name, as a string")
+        meta = members.get("_meta")
+        if meta is not None:
+            meta.pop("progressToken", None)  # the client's own: the connection to the server sets another
         call = ToolCall(
             tool_id=name,
             arguments=members.pop("arguments", Raw(b"{}")),
             request_id=request_id,
-            extra=_without_token(members) if members else None,
+            extra=members or None,
             server_id=self._server_id,
         )
         try:
@@ -165,27 +174,27 @@ class McpServer:
             return Raw(encode({"content": [{"type": "text", "text": text}], "isError": True}))
 
 
-def _without_token(members: dict[str, Raw]) -> dict[str, Any]:
-    """The client's progress token is its own: the connection to the server sets another."""
-    meta = members.get("_meta")
-    if meta is None:
-        return members
-    if bytes(meta) == b"null":
-        return {key: value for key, value in members.items() if key != "_meta"}
-    known = decode_object(meta)
-    known.pop("progressToken", None)
-    return {**members, "_meta": known}
+def read_params(params: Raw | None) -> Members:
+    """A request's params, each member raw; `_meta`, where there is one, as a dict of raw members.
+
+    Raises:
+        InvalidRequest: params or `_meta` is no object.
+    """
+    if params is None:
+        return {}
+    members: Members = dict(decode_object(params))
+    if "_meta" in members:
+        if bytes(members["_meta"]) == b"null":
+            del members["_meta"]
+        else:
+            members["_meta"] = decode_object(members["_meta"])
+    return members
 
 
-def progress_token(params: Raw | None) -> Raw | None:
+def progress_token(members: Members) -> Raw | None:
     """The token under which a client wants to hear of progress."""
-    if params is None or b'"progressToken"' not in bytes(params):
-        return None
-    try:
-        meta = decode_object(params).get("_meta")
-        return decode_object(meta).get("progressToken") if meta is not None else None
-    except InvalidRequest:
-        return None
+    meta = members.get("_meta")
+    return meta.get("progressToken") if meta else None
 
 
 def progress_frame(token: Raw, params: Raw) -> bytes:

@@ -7,7 +7,6 @@ Those in brackets are rooms of their own; each joins with a line in `_steps`.
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from collections import Counter, deque
@@ -30,6 +29,7 @@ from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError
 from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import Principal, Tool, ToolCall, ToolResult
+from toolscore.pipeline.deadline import Deadline
 from toolscore.pipeline.validation import check_arguments
 from toolscore.upstreams import UpstreamPool
 
@@ -106,6 +106,7 @@ class CallPipeline:
         self._events = events
         self.call_timeout_seconds = call_timeout_seconds
         self.stats = CallStats()
+        metrics.in_flight.set_function(lambda: self.stats.in_flight)
 
     async def call(
         self, call: ToolCall, principal: Principal, *, on_progress: Callable[[Raw], None] | None = None
@@ -120,7 +121,6 @@ class CallPipeline:
         """
         started = time.perf_counter()
         self.stats.in_flight += 1
-        self._metrics.in_flight.inc()
         outcome, tool = "cancelled", None
         try:
             tool = self._library.resolve(call.tool_id, call.action, call.server_id)
@@ -133,7 +133,6 @@ class CallPipeline:
         finally:
             seconds = time.perf_counter() - started
             self.stats.in_flight -= 1
-            self._metrics.in_flight.dec()
             # Names that do not exist are the caller's to choose: they must not become labels.
             server_id, name = (tool.server_id, tool.tool_id) if tool is not None else ("-", "-")
             self.stats.add(name, outcome, seconds * 1000)
@@ -165,7 +164,7 @@ class CallPipeline:
         if call.extra:
             params = {**call.extra, **params}
         try:
-            async with asyncio.timeout(limit):
+            with Deadline(limit):
                 return await self._upstreams.request(tool.server_id, "tools/call", params, on_progress=on_progress)
         except TimeoutError as exc:
             waited = f"{tool.tool_id} gave no answer within {limit:g} s"

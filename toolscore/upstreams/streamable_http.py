@@ -10,13 +10,14 @@ import asyncio
 import base64
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import structlog
 from msgspec import Raw
+from multidict import CIMultiDict
 from yarl import URL
 
 from toolscore.errors import InvalidRequest, UpstreamProtocolError
@@ -60,6 +61,8 @@ KEEPALIVE_SECONDS = 4
 NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Methods of the stateless era whose `Mcp-Name` header repeats a member of the params."""
 
+MAX_ROUTINGS = 10_000
+
 HEADER_SAFE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
@@ -72,7 +75,7 @@ async def http_session() -> AsyncIterator[aiohttp.ClientSession]:
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         auto_decompress=True,
-        skip_auto_headers=("User-Agent",),
+        skip_auto_headers=("User-Agent", "Accept-Encoding"),  # servers nearby: packing costs more than it saves
     ) as session:
         yield session
 
@@ -93,6 +96,7 @@ class HttpConnection:
             "Content-Type": "application/json",
             "Accept": "application/json, text/event-stream",
         }
+        self._routings: dict[tuple[str, str], CIMultiDict[str]] = {}
         self._next_id = 0
         self._renewing = asyncio.Lock()
         self._side_tasks: set[asyncio.Task[None]] = set()
@@ -107,6 +111,7 @@ class HttpConnection:
         try:
             self.info = info_from_discover(await self._post("server/discover", params, headers, None))
             self._headers["MCP-Protocol-Version"] = self.info.protocol_version
+            self._routings.clear()
         except (RemoteError, UpstreamProtocolError):
             await self._initialize()
 
@@ -115,11 +120,8 @@ class HttpConnection:
     ) -> Raw:
         if self.info.stateless:
             params = stateless_envelope(params, self.info.protocol_version)
-            headers = {**self._headers, "Mcp-Method": method}
             named = NAMED_METHODS.get(method)
-            if named is not None and isinstance(params.get(named), str):
-                headers["Mcp-Name"] = _header_value(params[named])
-            return await self._post(method, params, headers, on_progress)
+            return await self._post(method, params, self._routing(method, params[named] if named else ""), on_progress)
         params = session_params(params)
         session_id = self._headers.get("Mcp-Session-Id")
         try:
@@ -130,6 +132,18 @@ class HttpConnection:
                 if self._headers.get("Mcp-Session-Id") == session_id:
                     await self._initialize()
             return await self._post(method, params, self._headers, on_progress)
+
+    def _routing(self, method: str, name: str) -> CIMultiDict[str]:
+        """The headers of a request of the stateless era; made once for each tool."""
+        headers = self._routings.get((method, name))
+        if headers is None:
+            headers = CIMultiDict({**self._headers, "Mcp-Method": method})
+            if name:
+                headers["Mcp-Name"] = _header_value(name)
+            if len(self._routings) > MAX_ROUTINGS:
+                self._routings.clear()
+            self._routings[method, name] = headers
+        return headers
 
     async def wait_closed(self) -> str:
         return await asyncio.shield(self._closed)
@@ -200,7 +214,7 @@ class HttpConnection:
             await response.read()
 
     async def _post(
-        self, method: str, params: Params | None, headers: dict[str, str], on_progress: Callable[[Raw], None] | None
+        self, method: str, params: Params | None, headers: Mapping[str, str], on_progress: Callable[[Raw], None] | None
     ) -> Raw:
         self._next_id += 1
         request_id = self._next_id

@@ -46,4 +46,3 @@ def check_origin(host: str | None, origin: str | None, allowed_hosts: Collection
                 f"{header} {value!r} is not this gateway's: add {name!r} to `access.allowed_hosts` in toolscore.yaml "
                 "if it should be"
             )
-

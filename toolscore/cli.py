@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -212,7 +212,9 @@ def call(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="VALUE is JSON where it parses, else text.")
     ] = None,
-    body: Annotated[str | None, typer.Option("--json", metavar="OBJECT", help="The arguments as a JSON object.")] = None,
+    body: Annotated[
+        str | None, typer.Option("--json", metavar="OBJECT", help="The arguments as a JSON object.")
+    ] = None,
     action: Annotated[str | None, typer.Option(help="The tool's own name, where TOOL is a server.")] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Print the whole answer as JSON.")] = False,
@@ -244,7 +246,9 @@ def call(
         raise typer.Exit(0 if response.is_success and not response.json()["data"]["is_error"] else 1)
     data = _data(response)
     for block in data["content"]:
-        print(block["text"] if block.get("type") == "text" else f"[{block.get('type')}: {_first_line(json.dumps(block))}]")
+        print(
+            block["text"] if block.get("type") == "text" else f"[{block.get('type')}: {_first_line(json.dumps(block))}]"
+        )
     if data["is_error"]:
         raise typer.Exit(1)
 
@@ -263,9 +267,10 @@ def events(
     if since is not None:
         params["since"] = since
     try:
-        with _gateway(url, timeout=None) as client, client.stream(
-            "GET", "/api/v1/events/stream", params=params
-        ) as response:
+        with (
+            _gateway(url, timeout=None) as client,
+            client.stream("GET", "/api/v1/events/stream", params=params) as response,
+        ):
             if not response.is_success:
                 response.read()
                 _data(response)
@@ -369,7 +374,7 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, empty: str) -> None:
+def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, empty: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

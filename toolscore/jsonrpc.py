@@ -70,7 +70,7 @@ class Frame(msgspec.Struct):
     """One JSON-RPC message, read no further than its envelope."""
 
     jsonrpc: str | UnsetType = UNSET
-    id: int | str | None | UnsetType = UNSET
+    id: int | str | UnsetType | None = UNSET
     method: str | UnsetType = UNSET
     params: Raw | UnsetType = UNSET
     result: Raw | UnsetType = UNSET

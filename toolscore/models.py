@@ -78,14 +78,18 @@ class UpstreamSpec(BaseModel):
     endpoint: str | None = Field(
         None, pattern=r"^ws(s|\+unix)?://", description="WebSocket that speaks toolscore.v1; we keep a connection to it"
     )
-    capabilities: tuple[dict[str, Any], ...] = Field((), description="the tools behind `endpoint`, as it registered them")
+    capabilities: tuple[dict[str, Any], ...] = Field(
+        (), description="the tools behind `endpoint`, as it registered them"
+    )
 
     type: Literal["stdio", "http", "streamable-http", "streamableHttp", "websocket", "inprocess"] | None = None
     description: str = ""
     tags: tuple[str, ...] = ()
     disabled: bool = False
     lazy: bool = Field(False, description="start at the first call instead of with the gateway")
-    idle_stop_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="stop after this long without a call")
+    idle_stop_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="stop after this long without a call"
+    )
     start_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")
     call_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")
 

@@ -140,7 +140,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (EnvSettingsSource(settings_cls), init_settings)
 
@@ -270,9 +270,7 @@ def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return problems
 
 
-def _describe(
-    error: Any, path: tuple[str, ...], origin: Mapping[str, _File], environment: Mapping[str, str]
-) -> str:
+def _describe(error: Any, path: tuple[str, ...], origin: Mapping[str, _File], environment: Mapping[str, str]) -> str:
     dotted = ".".join(path)
     variable = ENV_PREFIX + "__".join(path).upper()
     file = origin.get(path[0]) if path else None

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from websockets.asyncio.client import connect, unix_connect
+from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.typing import Subprotocol
 
@@ -21,18 +22,10 @@ MAX_FRAME_BYTES = 4 * 1024 * 1024
 """The bound of WIRE.md; a larger frame closes the connection with 1009, as RFC 6455 has it."""
 
 
-class _Socket(Protocol):
-    async def send(self, message: bytes, text: bool | None = None) -> None: ...
-
-    async def recv(self, decode: bool | None = None) -> str | bytes: ...
-
-    async def close(self, code: int = 1000, reason: str = "") -> None: ...
-
-
 class WebSocketChannel:
     """Whole messages over one WebSocket; its errors are those of a plain connection."""
 
-    def __init__(self, socket: _Socket) -> None:
+    def __init__(self, socket: Connection) -> None:
         self._socket = socket
 
     async def send(self, message: bytes) -> None:
@@ -82,13 +75,13 @@ async def dial(
     """Connect to a WebSocket server.
 
     Args:
-        url: `ws://host:port/path`, `wss://…`, or `ws+unix:///path/to.sock` (with `:/resource` behind it, `/` by default).
+        url: `ws://host:port/path`, `wss://…`, or `ws+unix:///path.sock` (with `:/resource` behind it, `/` by default).
 
     Raises:
         ConnectionError: nobody there, or no WebSocket there.
     """
     subprotocols = [Subprotocol(subprotocol)] if subprotocol else None
-    common = {
+    common: dict[str, Any] = {
         "subprotocols": subprotocols,
         "max_size": max_frame_bytes,
         "compression": None,  # costs more than it saves between machines that stand side by side
@@ -100,9 +93,9 @@ async def dial(
     try:
         if url.startswith("ws+unix://"):
             path, _, resource = unquote(urlsplit(url).path).partition(":")
-            socket = await unix_connect(path, f"ws://localhost{resource or '/'}", **common)  # type: ignore[arg-type]
+            socket = await unix_connect(path, f"ws://localhost{resource or '/'}", **common)
         else:
-            socket = await connect(url, **common)  # type: ignore[arg-type]
+            socket = await connect(url, **common)
     except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as exc:
         raise ConnectionError(f"cannot connect to {url}: {exc or type(exc).__name__}") from exc
     try:

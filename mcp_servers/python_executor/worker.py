@@ -13,13 +13,14 @@ import resource
 import signal
 import sys
 import traceback
+from typing import Any
 
 FILENAME = "<code>"
 MAX_RESULT_CHARS = 100_000
 PR_SET_PDEATHSIG = 1
 
 
-def confine(job: dict) -> None:
+def confine(job: dict[str, Any]) -> None:
     """Bounds that the code cannot raise again, and death with the server."""
     if sys.platform == "linux":
         import ctypes
@@ -38,15 +39,16 @@ def confine(job: dict) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def run(code: str) -> dict:
+def run(code: str) -> dict[str, Any]:
     """Execute; the value of a last expression is the result, as a notebook shows it."""
     linecache.cache[FILENAME] = (len(code), None, code.splitlines(keepends=True), FILENAME)
     namespace = {"__name__": "__main__", "__builtins__": __builtins__}
     try:
         tree = ast.parse(code, FILENAME)
         last = None
-        if tree.body and isinstance(tree.body[-1], ast.Expr):
-            last = ast.Expression(tree.body.pop().value)
+        if tree.body and isinstance(ending := tree.body[-1], ast.Expr):
+            tree.body.pop()
+            last = ast.Expression(ending.value)
         exec(compile(tree, FILENAME, "exec"), namespace)  # noqa: S102
         value = eval(compile(last, FILENAME, "eval"), namespace) if last is not None else None  # noqa: S307
         return {"exit": "ok", "result": shown(value), "error": None}
@@ -60,7 +62,7 @@ def run(code: str) -> dict:
         return failed(exc, str(exc))
 
 
-def shown(value: object) -> "str | None":
+def shown(value: object) -> str | None:
     if value is None:
         return None
     try:
@@ -70,7 +72,7 @@ def shown(value: object) -> "str | None":
     return text if len(text) <= MAX_RESULT_CHARS else text[:MAX_RESULT_CHARS] + "…"
 
 
-def failed(exc: BaseException, message: str) -> dict:
+def failed(exc: BaseException, message: str) -> dict[str, Any]:
     """The error with the code's own lines; ours are left out."""
     frames = traceback.TracebackException.from_exception(exc, compact=True)
     frames.stack = traceback.StackSummary.from_list([frame for frame in frames.stack if frame.filename != __file__])
@@ -87,6 +89,7 @@ def main() -> None:
     given = job["input"].encode("utf-8", "surrogatepass")
     sys.stdin = io.TextIOWrapper(io.BytesIO(given), "utf-8", "replace")
     for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     confine(job)
     answer = os.fdopen(int(sys.argv[1]), "wb")

@@ -70,7 +70,9 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """
     announced = header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limit:
-        raise PayloadTooLarge(f"the body has {int(announced):,} bytes, the bound is {limit:,} (`limits.max_body_bytes`)")
+        raise PayloadTooLarge(
+            f"the body has {int(announced):,} bytes, the bound is {limit:,} (`limits.max_body_bytes`)"
+        )
     message = await receive()
     if message["type"] == "http.disconnect":
         raise InvalidRequest("the client left before its request was whole")

@@ -285,4 +285,3 @@ class _EventsSocket:
 
     async def _send(self, message: dict[str, Any]) -> None:
         await self._socket.send_text(encode(message).decode())
-

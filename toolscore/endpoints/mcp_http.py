@@ -109,9 +109,7 @@ class McpHttpEndpoint:
             server = self._single[server_id] = McpServer(self._gateway, server_id)
         return server
 
-    async def _post(
-        self, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _post(self, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
         try:
             frame = decode_frame(body)
@@ -262,7 +260,9 @@ class McpHttpEndpoint:
         session_id = header(scope, b"mcp-session-id")
         session = self._session(session_id, server_id) if session_id else None
         if session is None:
-            known = (404, "Session not found") if session_id else (400, "GET opens a session's stream: initialize first")
+            known = (
+                (404, "Session not found") if session_id else (400, "GET opens a session's stream: initialize first")
+            )
             await send_json(send, known[0], _refusal(-32600, known[1]))
             return
         session.streams += 1
@@ -409,7 +409,10 @@ def _check_envelope(scope: Scope, method: str, params: Members, version: str | N
     if missing:
         return {"code": INVALID_PARAMS, "message": f"params._meta needs {' and '.join(missing)}"}
     if decode(meta[ENVELOPE[0]]) != version:
-        return {"code": HEADER_MISMATCH, "message": f"MCP-Protocol-Version does not match params._meta[{ENVELOPE[0]!r}]"}
+        return {
+            "code": HEADER_MISMATCH,
+            "message": f"MCP-Protocol-Version does not match params._meta[{ENVELOPE[0]!r}]",
+        }
     if routing.get(b"mcp-method", b"").decode("latin-1") != method:
         return {"code": HEADER_MISMATCH, "message": "the Mcp-Method header does not match the body's method"}
     named = NAMED.get(method)

@@ -37,7 +37,6 @@ from toolscore.errors import (
 )
 from toolscore.gateway import Gateway
 from toolscore.jsonrpc import (
-    INVALID_REQUEST,
     ConnectionLost,
     Peer,
     RemoteError,
@@ -493,7 +492,9 @@ class _TypedClient:
                     endpoint=spec.endpoint, capabilities=tuple(spec.capabilities), description=spec.description
                 )
             except ValidationError as exc:
-                raise InvalidRequest(f"`endpoint` must be a ws:// or ws+unix:// address, found {spec.endpoint!r}") from exc
+                raise InvalidRequest(
+                    f"`endpoint` must be a ws:// or ws+unix:// address, found {spec.endpoint!r}"
+                ) from exc
             await self._gateway.attach(spec.tool_id, upstream_spec)
             self._registered[spec.tool_id] = (None, None)
             return f"{spec.tool_id!r} is registered: the gateway connects to {spec.endpoint}"
@@ -528,7 +529,7 @@ class _TypedClient:
             connection.closed("it was unregistered")
             await asyncio.gather(holder, return_exceptions=True)
         upstream = self._gateway.upstreams.find(frame.tool_id)
-        if upstream is not None and not upstream.connections or connection is None:
+        if (upstream is not None and not upstream.connections) or connection is None:
             with contextlib.suppress(ServerNotFound, Conflict):
                 await self._gateway.detach(frame.tool_id)
         return f"{frame.tool_id!r} is gone"

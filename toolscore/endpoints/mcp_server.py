@@ -92,6 +92,7 @@ class McpServer:
         Raises:
             ToolScoreError: on the wire its `rpc_error()`.
         """
+        result: Any
         if method == "tools/call":
             result = await self.call_tool(params, request_id, on_progress)
         elif method == "tools/list":
@@ -110,10 +111,10 @@ class McpServer:
         """Add what every result of the stateless era carries, unless the server said it already."""
         if isinstance(result, Raw) and b'"resultType"' in memoryview(result).tobytes():
             return result
-        members = decode_object(result) if isinstance(result, Raw) else dict(result)
+        members: Members = dict(decode_object(result) if isinstance(result, Raw) else result)
         members.setdefault("resultType", "complete")
         meta = members.get("_meta")
-        known = decode_object(meta) if isinstance(meta, Raw) else dict(meta or {})
+        known: Members = dict(decode_object(meta) if isinstance(meta, Raw) else meta or {})
         known.setdefault(f"{META}serverInfo", self.info)
         members["_meta"] = known
         return members

@@ -210,7 +210,7 @@ def _memory_bytes(pid: int | None) -> int | None:
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]
-        return sum(member.memory_info().rss for member in family)
+        return int(sum(member.memory_info().rss for member in family))
     except psutil.Error:
         return None
 
@@ -359,7 +359,9 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
         if exc.status_code == 405:
             error: ToolScoreError = InvalidRequest(f"{request.method} is not a method of {request.url.path}")
         elif exc.status_code == 404:
-            error = MethodNotFound(f"there is nothing at {request.url.path}", suggestion="GET /docs lists all addresses")
+            error = MethodNotFound(
+                f"there is nothing at {request.url.path}", suggestion="GET /docs lists all addresses"
+            )
         else:
             error = InvalidRequest(str(exc.detail))
         response = failed(request, error)

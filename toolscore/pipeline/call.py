@@ -172,9 +172,7 @@ class CallPipeline:
                 raise UpstreamUnavailable(f"{waited}: its server is {upstream.state}") from exc
             if tool.safe_to_repeat:
                 raise UpstreamTimeout(f"{waited}: it may be called again, or with a larger `timeout_seconds`") from exc
-            raise OutcomeUnknown(
-                f"{waited}, and it may have done its work: find out before you call it again"
-            ) from exc
+            raise OutcomeUnknown(f"{waited}, and it may have done its work: find out before you call it again") from exc
         except ConnectionLost as exc:
             if not exc.sent:
                 raise UpstreamUnavailable(f"{tool.server_id} cannot be reached: {exc.reason}") from exc

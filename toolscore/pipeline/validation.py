@@ -27,7 +27,7 @@ def check_arguments(tool: Tool, validator: Any, arguments: Raw) -> None:
         InvalidArguments: naming each field.
     """
     try:
-        value = decode(arguments) if len(memoryview(arguments)) else None
+        value = decode(arguments) if memoryview(arguments) else None
     except InvalidRequest as exc:
         raise InvalidArguments(f"the arguments of {tool.tool_id} are {exc}") from exc
     if not isinstance(value, dict):
@@ -55,10 +55,10 @@ def _hint(tool: Tool) -> str | None:
     if not isinstance(properties, dict) or not properties:
         return None
     required = tool.input_schema.get("required") or []
-    shown = [
-        f"{name}{'' if name in required else '?'}: {described.get('type', 'any') if isinstance(described, dict) else 'any'}"
-        for name, described in itertools.islice(properties.items(), 12)
-    ]
+    shown = []
+    for name, described in itertools.islice(properties.items(), 12):
+        kind = described.get("type", "any") if isinstance(described, dict) else "any"
+        shown.append(f"{name}{'' if name in required else '?'}: {kind}")
     return f"expected {{{', '.join(shown)}}}"
 
 

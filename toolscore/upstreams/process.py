@@ -42,7 +42,7 @@ class CommandNotFound(Exception):
 
 def child_environment(command: str, extra: Mapping[str, str]) -> dict[str, str]:
     """The allow-listed part of our environment and the server's own `env`."""
-    prefixes = ALLOWED_PREFIXES
+    prefixes: tuple[str, ...] = ALLOWED_PREFIXES
     if os.path.basename(command) in RUNNERS:
         prefixes += RUNNER_PREFIXES
     environment = {key: value for key, value in os.environ.items() if key in ALLOWED or key.startswith(prefixes)}
@@ -133,7 +133,13 @@ class ChildProtocol(asyncio.SubprocessProtocol):
 
 
 async def spawn(
-    protocol: ChildProtocol, command: str, args: tuple[str, ...], *, env: Mapping[str, str], cwd: str | None, pipes: bool
+    protocol: ChildProtocol,
+    command: str,
+    args: tuple[str, ...],
+    *,
+    env: Mapping[str, str],
+    cwd: str | None,
+    pipes: bool,
 ) -> None:
     """Start a program below a reaper.
 
@@ -169,7 +175,6 @@ async def spawn(
             protocol.pid = int(await asyncio.get_running_loop().sock_recv(ours, 32) or 0) or None
     except (TimeoutError, OSError, ValueError):
         protocol.pid = None
-
 
 
 async def stop(protocol: ChildProtocol) -> None:

@@ -89,12 +89,14 @@ def main() -> int:
             os._exit(127)
     os.write(lifeline, b"%d\n" % child)
     null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)  # only the server holds the pipes, so their end is its end
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)  # only the server holds the pipes, so their end is its end
     status: int | None = None
     stop_at: float | None = None
     while True:
-        ready, _, _ = select.select([lifeline, woken] if stop_at is None else [woken], [], [], 0.05 if stop_at else None)
+        ready, _, _ = select.select(
+            [lifeline, woken] if stop_at is None else [woken], [], [], 0.05 if stop_at else None
+        )
         if woken in ready:
             numbers = os.read(woken, 512)
             if signal.SIGTERM in numbers and stop_at is None:

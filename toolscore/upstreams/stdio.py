@@ -91,7 +91,11 @@ class StdioConnection(PeerConnection):
 
 @asynccontextmanager
 async def open_stdio(
-    spec: UpstreamSpec, *, on_notification: OnNotification, max_message_bytes: int, stderr_into: Callable[[object], None]
+    spec: UpstreamSpec,
+    *,
+    on_notification: OnNotification,
+    max_message_bytes: int,
+    stderr_into: Callable[[object], None],
 ) -> AsyncIterator[StdioConnection]:
     """Start a server and negotiate with it; leaving ends it and all it started.
 

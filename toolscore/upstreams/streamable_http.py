@@ -84,7 +84,11 @@ class HttpConnection:
     """One server behind one URL. Calls are independent requests; the pool keeps their sockets."""
 
     def __init__(
-        self, spec: UpstreamSpec, session: aiohttp.ClientSession, on_notification: OnNotification, max_message_bytes: int
+        self,
+        spec: UpstreamSpec,
+        session: aiohttp.ClientSession,
+        on_notification: OnNotification,
+        max_message_bytes: int,
     ) -> None:
         assert spec.url is not None
         self._url = URL(spec.url)

@@ -346,9 +346,7 @@ class Upstream:
         protocol = ChildProtocol()
         assert self.spec.command is not None
         try:
-            await spawn(
-                protocol, self.spec.command, self.spec.args, env=self.spec.env, cwd=self.spec.cwd, pipes=False
-            )
+            await spawn(protocol, self.spec.command, self.spec.args, env=self.spec.env, cwd=self.spec.cwd, pipes=False)
         except CommandNotFound as exc:
             return str(exc)
         self.pid, self.stderr = protocol.pid, protocol.stderr

@@ -115,7 +115,9 @@ class TypedConnection:
             return
         result = frame.get("result")
         if not isinstance(result, dict) or not isinstance(result.get("success"), bool):
-            answer.set_exception(UpstreamProtocolError("execute_tool_action_response needs `result: {success, data, …}`"))
+            answer.set_exception(
+                UpstreamProtocolError("execute_tool_action_response needs `result: {success, data, …}`")
+            )
             return
         answer.set_result(Raw(encode(_call_result(result))))
 
@@ -148,7 +150,9 @@ def _call_result(result: dict[str, Any]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_endpoint(server_id: str, spec: UpstreamSpec, *, max_message_bytes: int) -> AsyncIterator[TypedConnection]:
+async def open_endpoint(
+    server_id: str, spec: UpstreamSpec, *, max_message_bytes: int
+) -> AsyncIterator[TypedConnection]:
     """Dial the `endpoint` that a server registered and keep one connection to it.
 
     Raises:

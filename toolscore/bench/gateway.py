@@ -1,0 +1,332 @@
+"""`toolscore bench gateway`: every door against a bare FastAPI echo and the direct call, in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["TARGETS", "run_gateway_bench"]
+
+CONCURRENCY = (1, 16, 64)
+TEXT = "hello"
+
+TARGETS = {
+    "rest_throughput_ratio": ("POST /execute_tool at 16, calls/s against bare FastAPI", ">=", 0.45),
+    "rest_added_p50_ms": ("POST /execute_tool at 1, p50 added to the direct call", "<=", 0.5),
+    "mcp_throughput_ratio": ("/mcp (stateless) at 16, calls/s against bare FastAPI", ">=", 0.7),
+    "p99_to_p50_at_64": ("POST /execute_tool at 64, p99 over p50", "<=", 3.0),
+    "list_500_p50_ms": ("tools/list with 500 tools, p50", "<=", 5.0),
+    "resident_mb": ("idle resident memory, MB", "<=", 100.0),
+    "seconds_to_ready": ("process start to /readyz, seconds", "<=", 1.5),
+}
+
+
+def run_gateway_bench(*, seconds: float = 2.0, quiet: bool = False) -> dict[str, Any]:
+    """Start everything, measure, print a table unless `quiet`, and return the figures."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(quiet=quiet)
+    with ExitStack() as stack:
+        echo_port, floor_port = _free_port(), _free_port()
+        stack.enter_context(_process("toolscore.bench.echo", "mcp", str(echo_port)))
+        stack.enter_context(_process("toolscore.bench.echo", "fastapi", str(floor_port)))
+        _wait_for_port(echo_port)
+        _wait_for_port(floor_port)
+        gateway = stack.enter_context(_gateway(echo_port))
+        jobs = _jobs(echo_port, floor_port, gateway)
+        progress = stack.enter_context(
+            Progress(
+                TextColumn("{task.description:<42}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(), console=console, transient=True,
+            )
+        )  # fmt: skip
+        task = progress.add_task("measuring", total=sum(len(job["levels"]) for job in jobs))
+        results: dict[str, dict[str, Any]] = {}
+        for job in jobs:
+            for level in job["levels"]:
+                progress.update(task, description=f"{job['name']}, {level} at once")
+                results.setdefault(job["name"], {})[str(level)] = _measure(job, level, seconds)
+                progress.advance(task)
+    summary = _summary(results, gateway)
+    report = {"seconds_each": seconds, "cores": os.cpu_count(), "results": results, "summary": summary}
+    if not quiet:
+        _print(console, report)
+    return report
+
+
+def _jobs(echo_port: int, floor_port: int, gateway: dict[str, Any]) -> list[dict[str, Any]]:
+    http, router = gateway["http_port"], gateway["router_port"]
+    arguments = {"text": TEXT}
+    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+
+    def rpc(method: str, params: dict[str, Any], *, stateless: bool = False) -> str:
+        params = {**params, "_meta": meta} if stateless else params
+        return json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+
+    def routing(method: str, name: str | None = None) -> dict[str, str]:
+        headers = {"mcp-protocol-version": "2026-07-28", "mcp-method": method, "accept": ACCEPT}
+        return {**headers, "mcp-name": name} if name else headers
+
+    def post(name: str, port: int, path: str, body: str, **more: Any) -> dict[str, Any]:
+        job = {"name": name, "kind": "http", "port": port, "path": path, "body": body, "headers": {}, "expect": TEXT}
+        return {**job, "levels": CONCURRENCY, **more}
+
+    def ws(name: str, subprotocol: str | None, opening: list[str], body: str) -> dict[str, Any]:
+        job = {"name": name, "kind": "ws", "port": router, "path": "/websocket", "subprotocol": subprotocol}
+        return {**job, "opening": opening, "body": body, "expect": TEXT, "levels": CONCURRENCY}
+
+    call = {"name": "echo", "arguments": arguments}
+    full = {"name": "echo__echo", "arguments": arguments}
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
+    return [
+        post("bare FastAPI", floor_port, "/echo", json.dumps(arguments)),
+        post(
+            "direct call", echo_port, "/mcp", rpc("tools/call", call, stateless=True),
+            headers=routing("tools/call", "echo"),
+        ),
+        post(
+            "REST", http, "/execute_tool",
+            json.dumps({"tool_id": "echo__echo", "parameters": arguments}),
+        ),
+        post(
+            "/mcp, stateless", http, "/mcp", rpc("tools/call", full, stateless=True),
+            headers=routing("tools/call", "echo__echo"),
+        ),
+        post(
+            "/mcp, session", http, "/mcp", rpc("tools/call", full),
+            headers={"mcp-session-id": gateway["session_id"], "mcp-protocol-version": "2025-11-25", "accept": ACCEPT},
+        ),
+        ws("router, mcp", "mcp", [rpc("initialize", hello)], rpc("tools/call", full)),
+        ws(
+            "router, typed", None, [],
+            json.dumps({"type": "execute_tool", "request_id": "1", "tool_id": "echo__echo", "parameters": arguments}),
+        ),
+        post(
+            "REST, stdio server", http, "/execute_tool",
+            json.dumps({"tool_id": "pipe__echo", "parameters": arguments}),
+        ),
+        post(
+            "tools/list, 10 tools", http, "/servers/ten/mcp", rpc("tools/list", {}, stateless=True),
+            headers=routing("tools/list"), expect="echo_0010", levels=(1, 16),
+        ),
+        post(
+            "tools/list, 500 tools", http, "/servers/many/mcp", rpc("tools/list", {}, stateless=True),
+            headers=routing("tools/list"), expect="echo_0500", levels=(1, 16),
+        ),
+    ]  # fmt: skip
+
+
+ACCEPT = "application/json, text/event-stream"
+
+
+def _measure(job: dict[str, Any], concurrency: int, seconds: float) -> dict[str, Any]:
+    order = {key: value for key, value in job.items() if key not in ("name", "levels")}
+    done = subprocess.run(
+        [sys.executable, "-m", "toolscore.bench.load"],
+        input=json.dumps({**order, "concurrency": concurrency, "seconds": seconds}),
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise RuntimeError(f"{job['name']} at {concurrency}: {last[0]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _summary(results: dict[str, dict[str, Any]], gateway: dict[str, Any]) -> dict[str, Any]:
+    floor = results["bare FastAPI"]["16"]["calls_per_second"]
+    rest, mcp = results["REST"], results["/mcp, stateless"]
+    direct = results["direct call"]["1"]["p50_ms"]
+    figures = {
+        "rest_throughput_ratio": round(rest["16"]["calls_per_second"] / floor, 3),
+        "rest_added_p50_ms": round(rest["1"]["p50_ms"] - direct, 3),
+        "mcp_throughput_ratio": round(mcp["16"]["calls_per_second"] / floor, 3),
+        "p99_to_p50_at_64": round(rest["64"]["p99_ms"] / rest["64"]["p50_ms"], 2),
+        "list_500_p50_ms": results["tools/list, 500 tools"]["1"]["p50_ms"],
+        "resident_mb": gateway["resident_mb"],
+        "seconds_to_ready": gateway["seconds_to_ready"],
+    }
+    summary = {}
+    for key, value in figures.items():
+        label, sign, bound = TARGETS[key]
+        met = value >= bound if sign == ">=" else value <= bound
+        summary[key] = {"label": label, "value": value, "target": f"{sign} {bound:g}", "met": met}
+    return summary
+
+
+def _print(console: Any, report: dict[str, Any]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    results = report["results"]
+    table = Table(
+        "path", "p50 ms", "p95 ms", "p99 ms", "calls/s at 16", "at 64", "of the floor",
+        box=box.SIMPLE_HEAD, title=f"{report['cores']} cores, {report['seconds_each']:g} s each",
+    )  # fmt: skip
+    table.columns[0].no_wrap = True
+    floor = results["bare FastAPI"]["16"]["calls_per_second"]
+    for name, levels in results.items():
+        one, sixteen = levels["1"], levels["16"]["calls_per_second"]
+        more = f"{levels['64']['calls_per_second']:,.0f}" if "64" in levels else ""
+        share = f"{sixteen / floor:.2f} x" if not name.startswith("tools/list") else ""
+        table.add_row(
+            name, f"{one['p50_ms']:.3f}", f"{one['p95_ms']:.3f}", f"{one['p99_ms']:.3f}", f"{sixteen:,.0f}", more, share
+        )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    console.print(table)
+    goals = Table("figure", "measured", "to reach", "", box=box.SIMPLE_HEAD)
+    for line in report["summary"].values():
+        mark = "[green]met[/]" if line["met"] else "[red]missed[/]"
+        goals.add_row(line["label"], f"{line['value']:g}", line["target"], mark)
+    console.print(goals)
+
+
+@contextmanager
+def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
+    """A gateway with settings of its own in a folder that is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="toolscore-bench-"))
+    try:
+        http_port, router_port = _free_port(), _free_port()
+        python = sys.executable
+
+        def stdio(count: int) -> dict[str, Any]:
+            return {"command": python, "args": ["-m", "toolscore.bench.echo", "stdio", "0", str(count)]}
+
+        servers = {
+            "echo": {"url": f"http://127.0.0.1:{echo_port}/mcp"},
+            "pipe": stdio(1),
+            "ten": stdio(10),
+            "many": stdio(500),
+        }
+        (folder / "mcp_servers.json").write_text(json.dumps({"mcpServers": servers}))
+        (folder / "toolscore.yaml").write_text(f"storage: {{data_dir: {json.dumps(str(folder / 'data'))}}}\n")
+        (folder / "ports_config.yaml").write_text(
+            f"core_services:\n  toolscore_http: {{port: {http_port}}}\n  toolscore_mcp: {{port: {router_port}}}\n"
+        )
+        _settle(folder, http_port)  # a first start, so that the measured one finds compiled files
+        with _serve(folder, http_port) as (process, seconds_to_ready):
+            base = f"http://127.0.0.1:{http_port}"
+            _wait_for_servers(base, len(servers) + 1)
+            time.sleep(0.5)
+            resident = psutil.Process(process.pid).memory_info().rss / 2**20
+            hello = {
+                "jsonrpc": "2.0",
+                "id": 0,
+                "method": "initialize",
+                "params": {
+                    "protocolVersion": "2025-11-25",
+                    "capabilities": {},
+                    "clientInfo": {"name": "bench", "version": "1"},
+                },
+            }
+            request = urllib.request.Request(  # noqa: S310
+                f"{base}/mcp", json.dumps(hello).encode(), {"accept": ACCEPT}
+            )
+            with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
+                session_id = response.headers["mcp-session-id"]
+            yield {
+                "http_port": http_port,
+                "router_port": router_port,
+                "session_id": session_id,
+                "resident_mb": round(resident, 1),
+                "seconds_to_ready": round(seconds_to_ready, 3),
+            }
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settle(folder: Path, http_port: int) -> None:
+    with _serve(folder, http_port):
+        return
+
+
+@contextmanager
+def _serve(folder: Path, http_port: int) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "toolscore", "serve", "--config", str(folder)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TOOLSCORE_")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        while not _answers(f"http://127.0.0.1:{http_port}/readyz"):
+            if process.poll() is not None:
+                said = process.stderr.read().decode() if process.stderr else ""
+                raise RuntimeError(f"the gateway ended at its start: {said}")
+            if time.perf_counter() - started > 30:
+                raise RuntimeError("the gateway is not ready after 30 s")
+            time.sleep(0.005)
+        yield process, time.perf_counter() - started
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+@contextmanager
+def _process(module: str, *arguments: str) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(5)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _wait_for_servers(base: str, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{base}/api/v1/servers", timeout=5) as response:  # noqa: S310
+            servers = json.loads(response.read())["data"]["servers"]
+        if sum(server["state"] == "up" for server in servers) >= count:
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"not all servers came up: {servers}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise RuntimeError(f"nothing listens on port {port}")

@@ -1,0 +1,146 @@
+"""A lean closed-loop load generator: some tens of microseconds a call, so that it is not what is measured.
+
+Runs in a process of its own (`python -m toolscore.bench.load`, one job as JSON on stdin, the figures on stdout).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
+
+__all__ = ["figures", "main"]
+
+WARM_UP_SECONDS = 0.3
+
+Call = Callable[[], Awaitable[bytes]]
+
+
+class HttpCaller(asyncio.Protocol):
+    """One keep-alive HTTP/1.1 connection that sends the same request again and again."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        body = job["body"].encode()
+        head = [f"POST {job['path']} HTTP/1.1", f"host: 127.0.0.1:{job['port']}", f"content-length: {len(body)}"]
+        head += [f"{name}: {value}" for name, value in {"content-type": "application/json", **job["headers"]}.items()]
+        self._request = "\r\n".join(head).encode() + b"\r\n\r\n" + body
+        self._buffer = bytearray()
+        self._answer: asyncio.Future[bytes] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionResetError("closed before the answer"))
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0 or self._answer is None:
+            return
+        head = bytes(self._buffer[:end]).lower()
+        start = head.find(b"content-length:")
+        size = int(head[start + 15 :].split(b"\r\n", 1)[0])
+        if len(self._buffer) < end + 4 + size:
+            return
+        body = bytes(self._buffer[end + 4 : end + 4 + size])
+        self._buffer.clear()
+        if not head.startswith(b"http/1.1 200"):
+            self._answer.set_exception(RuntimeError(f"{head[:40]!r} {body[:300]!r}"))
+        else:
+            self._answer.set_result(body)
+
+    def call(self) -> Awaitable[bytes]:
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(self._request)
+        return self._answer
+
+
+class SocketCaller:
+    """One WebSocket that sends the same request again and again."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._job = job
+
+    async def open(self) -> None:
+        subprotocols = [Subprotocol(self._job["subprotocol"])] if self._job["subprotocol"] else None
+        url = f"ws://127.0.0.1:{self._job['port']}{self._job['path']}"
+        self._socket = await connect(url, subprotocols=subprotocols, compression=None, ping_interval=None)
+        for message in self._job["opening"]:
+            await self._socket.send(message)
+            if '"id"' in message:
+                await self._socket.recv()
+
+    async def call(self) -> bytes:
+        await self._socket.send(self._job["body"])
+        answer = await self._socket.recv()
+        return answer.encode() if isinstance(answer, str) else answer
+
+
+async def _open(job: dict[str, Any]) -> Call:
+    if job["kind"] == "ws":
+        socket = SocketCaller(job)
+        await socket.open()
+        return socket.call
+    _, protocol = await asyncio.get_running_loop().create_connection(lambda: HttpCaller(job), "127.0.0.1", job["port"])
+    return protocol.call
+
+
+async def _run(job: dict[str, Any]) -> dict[str, Any]:
+    callers = [await _open(job) for _ in range(job["concurrency"])]
+    expected = job["expect"].encode()
+    times: list[float] = []
+    begin = time.perf_counter() + WARM_UP_SECONDS
+    end = begin + job["seconds"]
+
+    async def work(call: Call) -> None:
+        while True:
+            started = time.perf_counter()
+            answer = await call()
+            done = time.perf_counter()
+            if expected not in answer:
+                raise RuntimeError(f"unexpected answer: {answer[:300]!r}")
+            if done > end:
+                return
+            if started >= begin:
+                times.append(done - started)
+
+    await asyncio.gather(*(work(call) for call in callers))
+    return figures(times, job["seconds"])
+
+
+def figures(times: list[float], seconds: float) -> dict[str, Any]:
+    """Latency (milliseconds) and calls a second of measured calls (seconds)."""
+    if not times:
+        return {"calls": 0, "calls_per_second": 0.0, "p50_ms": None, "p95_ms": None, "p99_ms": None}
+    times = sorted(times)
+
+    def quantile(share: float) -> float:
+        return round(times[min(len(times) - 1, int(share * len(times)))] * 1000, 4)
+
+    return {
+        "calls": len(times),
+        "calls_per_second": round(len(times) / seconds, 1),
+        "p50_ms": quantile(0.5),
+        "p95_ms": quantile(0.95),
+        "p99_ms": quantile(0.99),
+    }
+
+
+def main() -> None:
+    """Carry out the job on stdin."""
+    job = json.loads(sys.stdin.read())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        print(json.dumps(runner.run(_run(job))))
+
+
+if __name__ == "__main__":
+    main()

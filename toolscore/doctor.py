@@ -1,0 +1,115 @@
+"""`toolscore doctor`: what is installed, which ports are free, which servers start, and how to mend what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolscore import __version__
+from toolscore.models import UpstreamSpec
+from toolscore.settings import Settings, load_settings
+from toolscore.stores.database import StoreError, open_database
+from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
+
+__all__ = ["Finding", "examine"]
+
+RUNNERS = {
+    "uvx": "pip install uv",
+    "node": "install Node.js 20 or later, for servers that come with npx",
+    "npx": "install Node.js 20 or later, for servers that come with npx",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `mend` is the command or the change that helps, where something is wrong."""
+
+    check: str
+    ok: bool
+    found: str
+    mend: str | None = None
+
+
+async def examine(config_dir: Path | None, progress: Callable[[str], None] | None = None) -> list[Finding]:
+    """Look at everything. Starts each configured server once, as the gateway would, and stops it again."""
+    tell = progress or (lambda _line: None)
+    loaded = load_settings(config_dir)
+    settings = loaded.settings
+    version = sys.version_info
+    findings = [
+        Finding("toolscore", True, __version__),
+        Finding("python", version >= (3, 11), sys.version.split()[0], "use Python 3.11 or later"),
+    ]
+    findings += [Finding("settings", False, problem, "mend that line") for problem in loaded.problems] or [
+        Finding("settings", True, str(config_dir or "embedded defaults"))
+    ]
+    wanted = {Path(spec.command).name for spec in settings.upstreams.values() if spec.command}
+    for runner, mend in RUNNERS.items():
+        path = shutil.which(runner, path=child_environment(runner, {})["PATH"])
+        needed = runner in wanted or (runner == "node" and "npx" in wanted)
+        if path or needed:
+            findings.append(Finding(runner, path is not None, path or "not found", None if path else mend))
+    findings += _ports(settings)
+    findings.append(await _database(settings))
+    specs = {server_id: spec for server_id, spec in settings.upstreams.items() if not spec.disabled}
+    if specs:
+        tell(f"starting {len(specs)} server{'s' if len(specs) > 1 else ''}: {', '.join(specs)} ...")
+    findings += await asyncio.gather(*(_server(server_id, spec, settings) for server_id, spec in specs.items()))
+    return findings
+
+
+def _ports(settings: Settings) -> list[Finding]:
+    services = settings.core_services
+    findings = []
+    for name, service in (("toolscore_http", services.toolscore_http), ("toolscore_mcp", services.toolscore_mcp)):
+        with socket.socket(socket.AF_INET6 if ":" in service.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((service.host, service.port))
+                findings.append(Finding(f"port {service.port}", True, f"free for {name} on {service.host}"))
+            except OSError as exc:
+                mend = f"stop what holds it (a running gateway?), or set core_services.{name}.port"
+                findings.append(Finding(f"port {service.port}", False, f"{service.host}: {exc.strerror}", mend))
+    return findings
+
+
+async def _database(settings: Settings) -> Finding:
+    url = settings.storage.database_url
+    if url is None:
+        url = f"sqlite+aiosqlite:///{Path(settings.storage.data_dir).absolute() / 'toolscore.db'}"
+    try:
+        async with open_database(url) as database:
+            tools = len(await database.load_tools())
+            return Finding("database", True, f"{tools} tool{'s' if tools != 1 else ''} stored")
+    except StoreError as exc:
+        return Finding("database", False, str(exc), "check `storage` in toolscore.yaml: the folder must be writable")
+
+
+async def _server(server_id: str, spec: UpstreamSpec, settings: Settings) -> Finding:
+    check = f"server {server_id}"
+    if spec.dialin or spec.endpoint:
+        return Finding(check, True, "connects by itself")
+    if spec.command:
+        try:
+            resolve_command(spec.command, child_environment(spec.command, spec.env))
+        except CommandNotFound as exc:
+            return Finding(check, False, str(exc), str(exc).partition(": ")[2] or None)
+    limit = spec.start_timeout_seconds or settings.servers.start_timeout_seconds
+    async with UpstreamPool(start_timeout_seconds=limit, max_start_failures=1) as pool:
+        upstream = pool.add(server_id, spec.model_copy(update={"lazy": False}))
+        while upstream.state not in ("up", "failed"):
+            await asyncio.sleep(0.02)
+        if upstream.state == "up":
+            info = upstream.connections[0].info
+            name = f"{info.name} {info.version}".strip() or "it"
+            return Finding(check, True, f"{name} answers, MCP {info.protocol_version}")
+        lines = [line for line in upstream.stderr if not line.startswith(("Traceback", " "))]
+        last = f"; its last line: {lines[-1]}" if lines else ""
+        mend = f"try it by hand: {spec.command} {' '.join(spec.args)}" if spec.command else f"check {spec.url}"
+        return Finding(check, False, f"{upstream.last_error}{last}", mend)

@@ -1,0 +1,1 @@
+"""Programs that use the gateway. They meet it over the wire and import nothing of it."""

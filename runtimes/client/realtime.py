@@ -1,0 +1,209 @@
+"""The events socket as async Python: reconnects by itself, misses nothing, wakes whoever waits for a tool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+from collections.abc import AsyncIterator, Collection
+from types import TracebackType
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from runtimes.client.rest import ToolScoreClientError
+
+__all__ = ["RealTimeToolClient"]
+
+DEFAULT_URL = "ws://127.0.0.1:8082/api/v1/events/tools"
+FIRST_RETRY_SECONDS = 0.2
+MAX_RETRY_SECONDS = 15.0
+QUEUE_EVENTS = 10_000
+
+
+class RealTimeToolClient:
+    """Follows a gateway's events. Use as `async with RealTimeToolClient() as client`.
+
+    Keeps the list of tools (`tools`), up to date with what it hears. After a broken connection it dials again with
+    back-off and jitter, and asks for what it missed since the last `seq` it saw.
+
+    Args:
+        url: of the events socket.
+        events: only these types; `None`: all but those that must be asked for.
+        heartbeat_seconds: a ping this often; without an answer for as long again the connection is given up.
+    """
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, events: Collection[str] | None = None, heartbeat_seconds: float = 20
+    ) -> None:
+        self._url = url
+        self._types = list(events) if events is not None else None
+        self._heartbeat = heartbeat_seconds
+        self.tools: dict[str, dict[str, Any]] = {}
+        self.last_seq: int | None = None
+        self.connections = 0
+        """How often it has connected so far."""
+        self._socket: ClientConnection | None = None
+        self._connected = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE_EVENTS)
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._ids = itertools.count(1)
+
+    async def __aenter__(self) -> RealTimeToolClient:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def connected(self) -> None:
+        """Wait until the gateway has said welcome."""
+        await self._connected.wait()
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Each event, in order, once. One consumer; what it leaves unread is bounded, the oldest goes first."""
+        while True:
+            yield await self._queue.get()
+
+    async def wait_for_tool(self, wanted: str) -> dict[str, Any]:
+        """Wait until a tool of this full name, own name, or capability is there, and return it. At once if it is."""
+        async with self._changed:
+            while (tool := self._find(wanted)) is None:
+                await self._changed.wait()
+            return tool
+
+    async def call(self, method: str, params: dict[str, Any] | None = None, *, timeout_seconds: float = 60) -> Any:
+        """Run a command of the gateway (`get_stats`, `list_tools`, `get_tool`, `execute_tool`) over the socket.
+
+        Raises:
+            ToolScoreClientError: it failed, or the connection broke meanwhile (code `outcome_unknown`).
+            TimeoutError.
+        """
+        async with asyncio.timeout(timeout_seconds):
+            await self._connected.wait()
+            call_id = next(self._ids)
+            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            self._waiting[call_id] = answer
+            try:
+                await self._send({"type": "call", "id": call_id, "method": method, "params": params or {}})
+                return await answer
+            finally:
+                self._waiting.pop(call_id, None)
+
+    def _find(self, wanted: str) -> dict[str, Any] | None:
+        if wanted in self.tools:
+            return self.tools[wanted]
+        for tool in self.tools.values():
+            names = {tool.get("name"), *(capability.get("name") for capability in tool.get("capabilities") or ())}
+            if wanted in names:
+                return tool
+        return None
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                async with connect(
+                    self._url,
+                    ping_interval=self._heartbeat,
+                    ping_timeout=self._heartbeat,
+                    max_size=64 * 1024 * 1024,
+                    compression=None,
+                ) as socket:
+                    self._socket = socket
+                    await self._follow(socket)
+                    failures = 0
+            except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError):
+                failures = 0 if self._connected.is_set() else failures + 1
+            finally:
+                self._socket = None
+                self._connected.clear()
+                for answer in self._waiting.values():
+                    if not answer.done():
+                        error = ToolScoreClientError("the connection broke before the answer", code="outcome_unknown")
+                        answer.set_exception(error)
+            wait = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**failures)
+            await asyncio.sleep(wait * random.uniform(0.5, 1))
+
+    async def _follow(self, socket: ClientConnection) -> None:
+        async for message in socket:
+            event = json.loads(message)
+            match event.get("type"):
+                case "welcome" | "tools_list":
+                    self.tools = {tool["tool_id"]: tool for tool in event["tools"]}
+                    if event["type"] == "welcome":
+                        await self._welcomed(event)
+                    await self._tell()
+                case "result" | "error":
+                    self._answered(event)
+                case "pong":
+                    pass
+                case "lagged":
+                    await self._send({"type": "subscribe", "events": self._types, "since": event["resume_from"]})
+                case _:
+                    await self._take(event)
+
+    async def _welcomed(self, event: dict[str, Any]) -> None:
+        if self._types is not None or self.last_seq is not None:
+            subscribe: dict[str, Any] = {"type": "subscribe"}
+            if self._types is not None:
+                subscribe["events"] = self._types
+            if self.last_seq is not None:
+                # A gateway that lost its database counts from the start again.
+                subscribe["since"] = min(self.last_seq, event["seq"])
+            await self._send(subscribe)
+        if self.last_seq is None or self.last_seq > event["seq"]:
+            self.last_seq = event["seq"]
+        self.connections += 1
+        self._connected.set()
+
+    async def _take(self, event: dict[str, Any]) -> None:
+        seq = event.get("seq")
+        if seq is not None:
+            if self.last_seq is not None and seq <= self.last_seq:
+                return
+            self.last_seq = seq
+        tool_id = event.get("tool_id")
+        if event["type"] in ("tool_installed", "tool_updated") and tool_id:
+            self.tools[tool_id] = {**self.tools.get(tool_id, {}), **event, "enabled": True}
+            await self._tell()
+        elif event["type"] == "tool_removed" and tool_id:
+            self.tools.pop(tool_id, None)
+        if self._queue.full():
+            self._queue.get_nowait()
+        self._queue.put_nowait(event)
+
+    def _answered(self, event: dict[str, Any]) -> None:
+        answer = self._waiting.get(event.get("id") or 0)
+        if answer is None or answer.done():
+            return
+        if event["type"] == "result":
+            answer.set_result(event["result"])
+            return
+        error = event.get("error") or {}
+        answer.set_exception(
+            ToolScoreClientError(
+                error.get("message", "the command failed"),
+                code=error.get("code", "internal_error"),
+                retryable=bool(error.get("retryable")),
+                retry_after_seconds=error.get("retry_after_seconds"),
+                suggestion=error.get("suggestion"),
+            )
+        )
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self._socket is None:
+            raise ToolScoreClientError("the connection is being made again", code="unreachable", retryable=True)
+        with contextlib.suppress(ConnectionClosed):
+            await self._socket.send(json.dumps(message))

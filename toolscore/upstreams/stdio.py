@@ -109,12 +109,11 @@ async def open_stdio(
     assert spec.command is not None
     lines = _Lines(max_message_bytes)
     stderr_into(lines.stderr)
-    await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
-    assert lines.transport is not None
-    stdin = cast(asyncio.WriteTransport, lines.transport.get_pipe_transport(0))
 
     async def send(message: bytes) -> None:
         await lines.writable.wait()
+        assert lines.transport is not None
+        stdin = cast(asyncio.WriteTransport, lines.transport.get_pipe_transport(0))
         if stdin.is_closing() or lines.exited.done():
             raise ConnectionResetError(lines.exit_reason())
         # A line break inside a message can only be white space between its parts.
@@ -138,6 +137,7 @@ async def open_stdio(
             log.warning("an oversized message from a server answers no call", bytes=size)
 
     lines.on_oversize = oversize
+    await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
     connection = StdioConnection(peer, lines)
     watcher = asyncio.create_task(_watch(lines, connection))
     try:

@@ -169,9 +169,11 @@ class Upstream:
                 if self._stop.is_set():
                     return
             self._set_state("starting")
+            self._slept = False
             self._restart.clear()
             self._started_at = time.monotonic()
             was_up_at: float | None = None
+            error: str | None = None
             permanent = False
             try:
                 async with AsyncExitStack() as stack:
@@ -185,7 +187,7 @@ class Upstream:
                         error = await self._serve(connection)
                     finally:
                         self.connections.clear()
-                        self._pool.server_down(self, "idle" if self.state == "idle" else self.last_error or "stopped")
+                        self._pool.server_down(self, "idle" if self._slept else error or "stopped on request")
             except CommandNotFound as exc:
                 error, permanent = str(exc), True
             except TimeoutError:
@@ -279,7 +281,6 @@ class Upstream:
                     self._called.clear()
                     self._slept = True
                     self.connections.clear()
-                    self._set_state("idle")
                     return None
         finally:
             for task in (closed, stop, restart, refresh):

@@ -1,0 +1,22 @@
+"""Fixtures: gateways."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support import GatewayProcess, odd, running_gateway
+
+
+@pytest.fixture(scope="session")
+def gateway() -> Iterator[GatewayProcess]:
+    """One gateway with well-behaved servers, for tests that leave it as they found it."""
+    with running_gateway({"alpha": odd("echo"), "beta": odd("echo"), "many": odd("many")}) as process:
+        for server_id in ("alpha", "beta", "many"):
+            process.wait_for_state(server_id, "up")
+        yield process

@@ -160,6 +160,7 @@ class Upstream:
 
     async def _run_started(self) -> None:
         failures = start_failures = 0
+        was_ever_up = False
         spec = self.spec
         while not self._stop.is_set():
             asleep = self._slept or (spec.lazy and self._pool.has_tools(self.server_id))
@@ -181,7 +182,7 @@ class Upstream:
                         connection = await stack.enter_async_context(self._open())
                         tools = await list_tools(connection)
                     was_up_at = time.monotonic()
-                    start_failures = 0
+                    start_failures, was_ever_up = 0, True
                     self._came_up(connection, tools)
                     try:
                         error = await self._serve(connection)
@@ -212,7 +213,8 @@ class Upstream:
             start_failures += was_up_at is None
             self.restarts += 1
             self._pool.restarted(self)
-            if permanent or start_failures >= self._pool.max_start_failures:
+            # What has worked before may come back; what never did is given up.
+            if permanent or (start_failures >= self._pool.max_start_failures and not was_ever_up):
                 log.error("a server does not start", server=self.server_id, error=error)
                 self._set_state("failed", error)
                 self._pool.failed(self, error)

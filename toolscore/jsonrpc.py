@@ -124,17 +124,15 @@ def decode_frame(data: bytes) -> Frame:
         InvalidRequest: not JSON (`data["rpc_code"]` is -32700), or JSON that is no JSON-RPC object (a batch too).
     """
     try:
-        frame = _frames.decode(data)
+        try:
+            return _frames.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            if isinstance(exc, msgspec.ValidationError):
+                raise
+            return _frames.decode(_encoder.encode(_lenient(data)))
     except msgspec.ValidationError as exc:
         what = "batches are not part of MCP" if data.lstrip()[:1] == b"[" else str(exc)
         raise InvalidRequest(f"not a JSON-RPC 2.0 object: {what}") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        frame = msgspec.convert(_lenient(data), Frame) if b"\\ud" in data.lower() or b"NaN" in data else _refuse(data)
-    return frame
-
-
-def _refuse(data: bytes) -> Frame:
-    raise InvalidRequest(f"not JSON: {data[:80]!r}", data={"rpc_code": PARSE_ERROR})
 
 
 def _lenient(data: bytes) -> Any:

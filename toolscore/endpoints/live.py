@@ -191,10 +191,11 @@ class _EventsSocket:
 
     async def run(self) -> None:
         try:
-            subscribed = asyncio.Event()
-            self._pump = asyncio.create_task(self._send_events(None, None, subscribed))
+            subscribed, welcomed = asyncio.Event(), asyncio.Event()
+            self._pump = asyncio.create_task(self._send_events(None, None, subscribed, welcomed))
             await subscribed.wait()
             await self._send({"type": "welcome", "seq": self._gateway.events.last_seq, **self._tools()})
+            welcomed.set()
             while True:
                 await self._take((await self._socket.receive_text()).encode())
         except (WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's word for a socket already closed
@@ -257,7 +258,7 @@ class _EventsSocket:
                 raise InvalidRequest(f"unknown type {other!r:.80}: expected subscribe, ping, get_tools or call")
 
     async def _call(self, frame: dict[str, Any]) -> None:
-        call_id, method, params = frame.get("id"), frame.get("method"), frame.get("params") or {}
+        call_id, method, params = frame.get("id"), frame.get("method"), frame.get("params", {})
         try:
             if not isinstance(params, dict):
                 raise InvalidArguments("`params` must be an object")
@@ -275,9 +276,13 @@ class _EventsSocket:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             await self._send(reply)
 
-    async def _send_events(self, types: set[str] | None, since: int | None, subscribed: asyncio.Event) -> None:
+    async def _send_events(
+        self, types: set[str] | None, since: int | None, subscribed: asyncio.Event, go: asyncio.Event | None = None
+    ) -> None:
         async with self._gateway.events.subscribe(types, since=since) as events, self._stats_teller.wanted(types):
             subscribed.set()
+            if go is not None:
+                await go.wait()
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 async for event in events:
                     await self._send(event.body())

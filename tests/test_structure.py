@@ -1,0 +1,132 @@
+"""What the repository promises of itself."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from support import ROOT
+
+import mcp_servers
+import runtimes
+import toolscore
+from toolscore import errors
+from toolscore.metrics import Metrics
+from toolscore.settings import Settings
+
+TOP = {
+    "pyproject.toml", "requirements.lock", "Makefile", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", ".ci",
+    "toolscore", "runtimes", "mcp_servers", "config", "deploy", "tests",
+}  # fmt: skip
+
+
+def modules() -> list[str]:
+    names = []
+    for package in (toolscore, runtimes, mcp_servers):
+        names.append(package.__name__)
+        names += [found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    not_importable = ("worker", "reaper", "__main__")  # programs, not modules
+    return [name for name in names if not name.endswith(not_importable)]
+
+
+def test_the_top_level_is_exactly_what_it_should_be() -> None:
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
+    top = {path.split("/")[0] for path in tracked}
+    assert {name for name in top if not name.startswith(".") or name == ".ci"} == TOP
+
+
+@pytest.mark.parametrize("name", modules())
+def test_all_is_true(name: str) -> None:
+    """`__all__` names what is there, is sorted, and leaves out nothing that another module takes."""
+    module: ModuleType = importlib.import_module(name)
+    tree = ast.parse(Path(inspect.getfile(module)).read_text())
+    listed = getattr(module, "__all__", None)
+    if listed is None:
+        assert len(tree.body) <= 1, f"{name} has code and no __all__"
+        return
+    assert all(hasattr(module, entry) for entry in listed)
+    assert len(set(listed)) == len(listed)
+
+
+def test_every_import_between_modules_is_in_all() -> None:
+    wrong = []
+    for path in [*ROOT.glob("toolscore/**/*.py"), *ROOT.glob("runtimes/**/*.py"), *ROOT.glob("mcp_servers/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+                "toolscore",
+                "runtimes",
+                "mcp_servers",
+            ):
+                module = importlib.import_module(str(node.module))
+                wrong += [
+                    f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if alias.name not in getattr(module, "__all__", ())
+                    and not isinstance(getattr(module, alias.name), ModuleType)
+                ]
+    assert wrong == []
+
+
+def test_the_locks_have_hashes_and_name_no_index() -> None:
+    for lock in ("requirements.lock", "tests/requirements.lock"):
+        text = (ROOT / lock).read_text()
+        assert "http://" not in text
+        assert "https://" not in text
+        assert text.count("--hash=sha256:") > 50
+
+
+def test_every_setting_is_described_in_config() -> None:
+    described = "\n".join((ROOT / "config" / name).read_text() for name in ("ports_config.yaml", "toolscore.yaml"))
+    missing = []
+
+    def walk(model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            if name == "upstreams":
+                continue
+            if not re.search(rf"^#?\s*{name}:", described, re.MULTILINE):
+                missing.append(name)
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                walk(field.annotation)
+
+    walk(Settings)
+    assert missing == []
+
+
+def test_the_defaults_shown_in_config_are_the_defaults() -> None:
+    text = (ROOT / "config" / "toolscore.yaml").read_text()
+    bare = "\n".join(line[2:] for line in text.splitlines() if re.match(r"# {1,3}\w+:", line))
+    shown = {key: value for key, value in yaml.safe_load(bare).items() if isinstance(value, dict)}
+    assert Settings(**shown) == Settings()
+    ports = yaml.safe_load((ROOT / "config" / "ports_config.yaml").read_text())
+    assert Settings(**ports) == Settings()
+
+
+def test_every_error_code_and_metric_is_named_in_the_docs() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    codes = {
+        error.code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.ToolScoreError)
+    }
+    metrics = {family.name for family in Metrics().registry.collect()}
+    assert sorted(name for name in codes | metrics if f"`{name}" not in page) == []
+
+
+def test_no_registry_is_named_in_the_repository() -> None:
+    hosts = re.compile(r"pypi\.org|pythonhosted|registry\.npmjs|deb\.debian")
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
+    named = [
+        path
+        for path in tracked
+        if path != "tests/test_structure.py" and hosts.search((ROOT / path).read_text(errors="replace"))
+    ]
+    assert named == []

@@ -1,0 +1,319 @@
+"""Starting, reloading, being killed, and starting again: nothing lost, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support import EXECUTOR, GatewayProcess, free_port, odd, process_gone, running_gateway, wait_for
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
+
+
+def test_it_is_ready_whatever_its_servers_do() -> None:
+    servers: dict[str, Any] = {f"silent{number}": odd("silent") for number in range(3)}
+    servers["nowhere"] = {"url": f"http://127.0.0.1:{free_port()}/mcp"}
+    servers["missing"] = {"command": "no-such-program"}
+    with running_gateway(servers) as process:
+        assert process.text(EXECUTOR, {"code": "'at once'"}) == "'at once'"
+        assert process.server("silent0")["state"] == "starting"
+
+
+def test_sigterm_ends_everything_in_order() -> None:
+    with running_gateway({"family": odd("family", "/dev/null"), "slow": odd("slow", "/dev/null")}) as process:
+        process.wait_for_state("family", "up")
+        process.wait_for_state("slow", "up")
+        family = process.family()
+        assert len(family) >= 5, "two reapers, two servers, a grandchild"
+        assert process.stop() == 0
+        wait_for(lambda: all(process_gone(member.pid) for member in family), 5)
+        assert "Traceback" not in process.output()
+
+
+class Callers:
+    """Threads that call one tool again and again."""
+
+    def __init__(self, process: GatewayProcess, tool_id: str, parameters: dict[str, Any], count: int = 4) -> None:
+        self.answers: list[dict[str, Any]] = []
+        self._stop = threading.Event()
+
+        def calls() -> None:
+            while not self._stop.is_set():
+                try:
+                    self.answers.append(process.execute(tool_id, parameters))
+                except Exception as exc:
+                    self.answers.append({"success": False, "error": {"code": "unreachable", "message": repr(exc)}})
+                    time.sleep(0.05)
+
+        self._threads = [threading.Thread(target=calls) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def more(self, count: int, seconds: float = 30) -> None:
+        """Wait for so many more answers."""
+        target = len(self.answers) + count
+        wait_for(lambda: len(self.answers) >= target, seconds, "for more calls")
+
+    def stop(self) -> list[dict[str, Any]]:
+        """All failures."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+        return [answer for answer in self.answers if not answer["success"] or answer["data"]["is_error"]]
+
+
+def test_kill_9_of_the_gateway_leaves_nothing_behind_and_loses_nothing(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    with running_gateway({"family": odd("family", pids), "many": odd("many")}) as process:
+        process.wait_for_state("family", "up")
+        process.wait_for_state("many", "up")
+
+        async def dial_again_and_again(stop: asyncio.Event) -> None:
+            """A server that dials in, as one would write it: back again whenever the gateway is."""
+            while not stop.is_set():
+                try:
+                    async with connect(process.register_url, subprotocols=[Subprotocol("mcp")]) as link:
+                        hello = {
+                            "jsonrpc": "2.0",
+                            "id": 0,
+                            "method": "toolscore/register",
+                            "params": {"server_id": "far"},
+                        }
+                        await link.send(json.dumps(hello))
+                        await link.recv()
+                        async for message in link:
+                            request = json.loads(message)
+                            result: dict[str, Any] = {
+                                "initialize": {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+                                               "serverInfo": {"name": "far", "version": "1"}},
+                                "tools/list": {"tools": [{"name": "hello", "inputSchema": {"type": "object"}}]},
+                                "tools/call": {"content": [{"type": "text", "text": "from afar"}]},
+                            }.get(request["method"], {})  # fmt: skip
+                            if "id" in request:
+                                await link.send(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result}))
+                except OSError:
+                    pass
+                except Exception as exc:
+                    if "websockets" not in type(exc).__module__:
+                        raise
+                await asyncio.sleep(0.05)
+
+        loop = asyncio.new_event_loop()
+        stop = asyncio.Event()
+        dialler = threading.Thread(target=lambda: loop.run_until_complete(dial_again_and_again(stop)))
+        dialler.start()
+        try:
+            wait_for(lambda: process.execute("far__hello")["success"], message="for the dialled-in server")
+            wait_for(lambda: process.event_seen("server_up", server_id="far"))
+            events = process.events()
+            tools = process.get("/api/v1/tools", limit=1000)["total_count"]
+            callers = Callers(process, "many__tool_001", {"text": "x"})
+            callers.more(200)
+            family = [member.pid for member in process.family()]
+            grandchild = int(pids.read_text())
+            assert not process_gone(grandchild)
+            process.kill()
+            wait_for(lambda: all(process_gone(pid) for pid in (*family, grandchild)), 10, "for the orphans' end")
+            process.start()
+            assert process.get("/api/v1/tools", limit=1000)["total_count"] == tools, "listed before its server is up"
+            after = process.events()
+            assert after[: len(events)] == events
+            sequence = [event["seq"] for event in after]
+            assert sequence == sorted(set(sequence))
+            process.wait_for_state("many", "up")
+            wait_for(lambda: process.execute("far__hello")["success"], message="for the server to dial again")
+            callers.more(100)
+            callers.stop()
+            assert all(answer["success"] for answer in callers.answers[-50:])
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            process.stop()
+            dialler.join(10)
+
+
+def test_a_reload_adds_removes_and_leaves_the_rest_alone() -> None:
+    with running_gateway({"stays": odd("echo"), "goes": odd("echo"), "changes": odd("echo")}) as process:
+        pid = process.wait_for_state("stays", "up")["pid"]
+        process.wait_for_state("goes", "up")
+        process.wait_for_state("changes", "up")
+        callers = Callers(process, "stays__echo", {"text": "x"})
+        changing = Callers(process, "changes__echo", {"text": "x"})
+        process.servers({"stays": odd("echo"), "changes": odd("echo", "again"), "comes": odd("echo")})
+        wait_for(lambda: process.event_seen("settings_applied"), message="for the reload")
+        process.wait_for_state("comes", "up")
+        wait_for(lambda: process.http.get("/api/v1/servers/goes").status_code == 404)
+        assert process.http.get("/api/v1/tools/goes__echo").status_code == 404
+        assert process.text("comes__echo", {"text": "hi"}) == "hi"
+        assert process.server("changes")["args"][-1] == "again"
+        callers.more(50)
+        changing.more(50)
+        assert callers.stop() == []
+        assert changing.stop() == [], "a server that is replaced loses no call"
+        assert process.server("stays")["pid"] == pid
+        applied = process.event_seen("settings_applied")
+        assert applied is not None
+        assert applied["changed"] == ["mcpServers.changes", "mcpServers.comes", "mcpServers.goes"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("mcp_servers.json", '{"mcpServers": {\n"alpha": {"comand": "x"}}}', "mcp_servers.json:2"),
+        ("mcp_servers.json", "{", "not JSON"),
+        ("toolscore.yaml", "limits:\n  max_body_byte: 1\n", "did you mean 'max_body_bytes'"),
+        ("toolscore.yaml", "storage: {data_dir: /elsewhere}\n", "needs a restart"),
+        ("mcp_servers.json", '{"mcpServers": {"alpha": {"command": "no-such-program"}}}', "was not found on PATH"),
+    ],
+)
+def test_a_reload_with_a_mistake_is_rejected_and_the_old_keeps_running(file: str, text: str, said: str) -> None:
+    with running_gateway({"alpha": odd("echo")}) as process:
+        process.wait_for_state("alpha", "up")
+        pid = process.server("alpha")["pid"]
+        (process.config / file).write_text(text)
+        rejected = wait_for(lambda: process.event_seen("settings_rejected"), message="for the rejection")
+        assert said in rejected["reason"]
+        assert process.text("alpha__echo", {"text": "still here"}) == "still here"
+        assert process.server("alpha")["pid"] == pid
+
+
+def test_changes_within_a_second_count_once() -> None:
+    with running_gateway() as process:
+        for number in range(10):
+            process.servers({f"s{number}": odd("echo")})
+        process.wait_for_state("s9", "up")
+        applied = [event for event in process.events() if event["type"] == "settings_applied"]
+        assert [event["changed"] for event in applied] == [["mcpServers.s9"]]
+
+
+@pytest.mark.parametrize("way", ["tcp", "unix"])
+def test_flipping_the_executors_switch_under_load_fails_no_call(way: str) -> None:
+    with running_gateway() as process:
+        if way == "tcp":
+            process.unix_socket = Path("/nonexistent")
+            process.stop()
+            (process.config / "ports_config.yaml").write_text(
+                (process.config / "ports_config.yaml").read_text().replace("unix_socket:", "unix_socket: null #")
+            )
+            text = f"  toolscore_mcp: {{port: {process.router_port}}}\n"
+            lines = (process.config / "ports_config.yaml").read_text().splitlines(keepends=True)
+            (process.config / "ports_config.yaml").write_text(
+                "".join(text if "toolscore_mcp" in x else x for x in lines)
+            )
+            process.start()
+        original = (process.config / "ports_config.yaml").read_text()
+        callers = Callers(process, EXECUTOR, {"code": "print(6 * 7)"}, count=3)
+        try:
+            for mode, kind in (("false", "websocket"), ("true", "inprocess")):
+                (process.config / "ports_config.yaml").write_text(
+                    original.replace("executor: true", f"executor: {mode}")
+                )
+                wait_for(lambda kind=kind: process.server(EXECUTOR)["kind"] == kind, 30, f"for {kind}")  # type: ignore[misc]
+                callers.more(20)
+        finally:
+            failures = callers.stop()
+        assert failures == []
+        assert all(answer["data"]["content"][0]["text"] == "42" for answer in callers.answers)
+        wait_for(lambda: not [m for m in process.family() if "python_executor" in " ".join(m.cmdline())], 10)
+
+
+def test_the_executor_apart_serves_http_too() -> None:
+    with running_gateway(ports="use_inprocess_python_executor: false") as process:
+        server = process.wait_for_state(EXECUTOR, "up")
+        assert server["kind"] == "websocket"
+        assert process.text(EXECUTOR, {"code": "2 ** 100"}) == str(2**100)
+        process.http.post(
+            "/api/v1/servers", json={"server_id": "again", "url": f"http://127.0.0.1:{process.executor_port}/mcp"}
+        )
+        process.wait_for_state("again", "up")
+        assert process.text("again__python_execute", {"code": "3 ** 3"}) == "27"
+        os.kill(server["pid"], signal.SIGKILL)
+        wait_for(lambda: process.server(EXECUTOR)["pid"] not in (None, server["pid"]), 10)
+        process.wait_for_state(EXECUTOR, "up")
+        assert process.text(EXECUTOR, {"code": "1"}) == "1"
+
+
+def serve(process: GatewayProcess, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "toolscore", "serve", "--config", str(process.config), *arguments],
+        capture_output=True, text=True, timeout=30, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_a_taken_port_is_one_clear_line_and_its_own_exit_code() -> None:
+    with running_gateway(start=False) as process, socket.socket() as holder:
+        holder.bind(("127.0.0.1", process.http_port))
+        holder.listen()
+        done = serve(process)
+        assert done.returncode == 73
+        assert done.stderr.count("\n") == 1
+        assert f"cannot listen on 127.0.0.1:{process.http_port}" in done.stderr
+        assert "TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__PORT" in done.stderr
+
+
+def test_it_does_not_listen_beyond_this_machine_without_leave() -> None:
+    with running_gateway(start=False) as process:
+        done = serve(process, TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__HOST="0.0.0.0")
+        assert done.returncode == 73
+        assert "allow_unauthenticated" in done.stderr
+
+
+def test_a_config_with_a_typo_is_one_line_and_the_rest_runs() -> None:
+    with running_gateway(
+        {"alpha": odd("echo"), "bad": {"comand": "x"}}, settings="limitz: {}\n", start=False
+    ) as process:
+        strict = serve(process, "--strict-settings")
+        assert strict.returncode == 78
+        process.start()
+        process.wait_for_state("alpha", "up")
+        lines = [line for line in process.output().splitlines() if line.startswith("settings: ")]
+        assert len(lines) == 2
+        assert any("did you mean 'limits'" in line for line in lines)
+        assert process.server("bad")["state"] == "failed"
+        assert process.get("/health")["checks"]["settings"]["status"] == "degraded"
+
+
+def test_a_database_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with running_gateway(start=False) as process:
+        done = serve(process, TOOLSCORE_STORAGE__DATA_DIR=str(blocked / "data"))
+        assert done.returncode == 69
+        assert "cannot open the database" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_restart_finds_the_unix_socket_of_a_killed_gateway(tmp_path: Path) -> None:
+    with running_gateway() as process:
+        process.kill()
+        assert process.unix_socket.is_socket()
+        process.start()
+        assert oct(process.unix_socket.stat().st_mode)[-3:] == "600"
+        process.stop()
+        assert not process.unix_socket.exists()
+
+
+def test_memory_and_descriptors_do_not_grow_with_calls() -> None:
+    with running_gateway({"alpha": odd("echo")}) as process:
+        process.wait_for_state("alpha", "up")
+        itself = psutil.Process(process.pid)
+
+        def calls(count: int) -> None:
+            for _ in range(count):
+                process.text("alpha__echo", {"text": "x" * 1000})
+
+        calls(500)
+        before, descriptors = itself.memory_info().rss, itself.num_fds()
+        calls(3000)
+        assert itself.memory_info().rss - before < 8_000_000
+        assert itself.num_fds() <= descriptors + 2

@@ -23,7 +23,17 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from toolscore.models import UpstreamSpec
 
-__all__ = ["FILES", "NEEDS_RESTART", "Loaded", "Settings", "SettingsHub", "differences", "load_settings", "watch_files"]
+__all__ = [
+    "ENV_PREFIX",
+    "FILES",
+    "NEEDS_RESTART",
+    "Loaded",
+    "Settings",
+    "SettingsHub",
+    "differences",
+    "load_settings",
+    "watch_files",
+]
 
 log = structlog.get_logger(__name__)
 

@@ -26,6 +26,8 @@ Exit = Literal["ok", "error", "timeout", "memory", "killed", "output_limit"]
 WORKER = Path(__file__).with_name("worker.py")
 FILE_BYTES = 64 * 1024 * 1024
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+LEAVING_SECONDS = 0.5
+"""How long a process may take to end once it has answered."""
 INTERPRETER_BYTES = 64 * 1024 * 1024
 """Address space that an interpreter takes before it runs anything; the limit is counted from there."""
 
@@ -96,15 +98,14 @@ class FreshEngine:
             assert process.stdout is not None
             assert process.stderr is not None
             reading = [
-                asyncio.create_task(sink.fill(stream))
-                for sink, stream in ((answer, reader), (stdout, process.stdout), (stderr, process.stderr))
+                asyncio.create_task(answer.fill(reader, end=b"\n")),
+                asyncio.create_task(stdout.fill(process.stdout)),
+                asyncio.create_task(stderr.fill(process.stderr)),
             ]
             try:
                 async with asyncio.timeout(job.timeout_seconds):
                     await _feed(process, job)
-                    # The answer ends when the code does; whatever it left running may hold stdout open for ever.
-                    await _first_overflow(reading, stdout, stderr)
-                    await process.wait()
+                    await _until_done(process, reading, stdout, stderr)
             except TimeoutError:
                 limit = "timeout"
             except _Overflow:
@@ -134,9 +135,11 @@ class _Sink:
         self.data = bytearray()
         self.overflowed = False
 
-    async def fill(self, stream: asyncio.StreamReader) -> None:
+    async def fill(self, stream: asyncio.StreamReader, end: bytes | None = None) -> None:
         while chunk := await stream.read(65536):
             self.data += chunk
+            if end is not None and chunk.endswith(end):
+                return
             if len(self.data) > self._bound:
                 del self.data[self._bound :]
                 self.overflowed = True
@@ -171,18 +174,26 @@ async def _feed(process: asyncio.subprocess.Process, job: Job) -> None:
     process.stdin.close()
 
 
-async def _first_overflow(reading: list[asyncio.Task[None]], stdout: _Sink, stderr: _Sink) -> None:
-    """Wait for the answer's end.
+async def _until_done(
+    process: asyncio.subprocess.Process, reading: list[asyncio.Task[None]], stdout: _Sink, stderr: _Sink
+) -> None:
+    """Wait for the answer or the process's end. What the code left running may hold its output open for ever.
 
     Raises:
         _Overflow: a stream passed its bound first.
     """
+    exited = asyncio.ensure_future(process.wait())
     answering, *_ = reading
-    pending = set(reading)
-    while answering in pending:
-        _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        if stdout.overflowed or stderr.overflowed:
-            raise _Overflow
+    pending: set[asyncio.Future[Any]] = {exited, *reading}
+    try:
+        while exited in pending and answering in pending:
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if stdout.overflowed or stderr.overflowed:
+                raise _Overflow
+        if exited in pending and answering.done():
+            await asyncio.wait({exited}, timeout=LEAVING_SECONDS)
+    finally:
+        exited.cancel()
 
 
 def _kill_session(pid: int) -> None:

@@ -101,7 +101,7 @@ def main() -> None:
             stream.flush()
         except (OSError, ValueError):
             pass  # closed by the code
-    answer.write(json.dumps(outcome).encode())
+    answer.write(json.dumps(outcome).encode() + b"\n")
     answer.close()
     os._exit(0)  # no finalisers of the code's objects: nothing of it runs any more
 

@@ -1,0 +1,105 @@
+"""The clients against a real gateway: calls, errors, and events across a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from support import EXECUTOR, GatewayProcess, odd, running_gateway
+
+from runtimes.client import RealTimeToolClient, ToolScoreClient, ToolScoreClientError
+
+
+def test_tools_are_listed_called_and_inspected(gateway: GatewayProcess) -> None:
+    async def run() -> None:
+        async with ToolScoreClient(gateway.url) as client:
+            assert len([tool async for tool in client.tools(server_id="many")]) == 500
+            assert len([tool async for tool in client.tools()]) > 500
+            result = await client.execute("alpha__echo", {"text": "hi"})
+            assert (result.text, result.is_error) == ("hi", False)
+            assert (await client.execute(EXECUTOR, {"code": "1/0"}, action="python_execute")).is_error
+            assert (await client.tool("alpha__echo"))["server_id"] == "alpha"
+            assert (await client.health())["status"] == "healthy"
+            assert (await client.stats())["calls_total"] >= 2
+            assert "alpha" in {server["server_id"] for server in await client.servers()}
+
+    asyncio.run(run())
+
+
+def test_errors_are_typed(gateway: GatewayProcess) -> None:
+    async def run() -> None:
+        async with ToolScoreClient(gateway.url) as client:
+            with pytest.raises(ToolScoreClientError, match="alpha__echo") as missing:
+                await client.execute("alpha__ecko")
+            assert (missing.value.code, missing.value.status, missing.value.retryable) == ("tool_not_found", 404, False)
+        async with ToolScoreClient("http://127.0.0.1:9") as client:
+            with pytest.raises(ToolScoreClientError) as unreachable:
+                await client.health()
+            assert unreachable.value.code == "unreachable"
+
+    asyncio.run(run())
+
+
+def test_servers_are_attached_and_detached() -> None:
+    async def run(process: GatewayProcess) -> None:
+        async with ToolScoreClient(process.url) as client:
+            await client.attach("new", **odd("echo"))
+            await asyncio.to_thread(process.wait_for_state, "new", "up")
+            assert (await client.execute("new__echo", {"text": "hi"})).text == "hi"
+            await client.detach("new")
+            with pytest.raises(ToolScoreClientError):
+                await client.detach("new")
+
+    with running_gateway() as process:
+        asyncio.run(run(process))
+
+
+def test_whoever_waits_for_a_tool_is_woken() -> None:
+    async def run(process: GatewayProcess) -> None:
+        async with RealTimeToolClient(process.events_url) as client:
+            async with asyncio.timeout(20):
+                await client.connected()
+                assert (await client.wait_for_tool("python_execute"))["tool_id"] == f"{EXECUTOR}__python_execute"
+                waiting = asyncio.create_task(client.wait_for_tool("late__echo"))
+                await asyncio.sleep(0)
+                assert not waiting.done()
+                await asyncio.to_thread(process.http.post, "/api/v1/servers", json={"server_id": "late", **odd("echo")})
+                assert (await waiting)["server_id"] == "late"
+                result = await client.call("execute_tool", {"tool_id": "late__echo", "parameters": {"text": "hi"}})
+                assert result["content"][0]["text"] == "hi"
+                with pytest.raises(ToolScoreClientError, match="no method"):
+                    await client.call("no_such")
+
+    with running_gateway() as process:
+        process.wait_for_state(EXECUTOR, "up")
+        asyncio.run(run(process))
+
+
+def test_nothing_is_missed_across_a_restart_of_the_gateway() -> None:
+    async def run(process: GatewayProcess) -> None:
+        seen: list[dict[str, Any]] = []
+
+        async def follow(client: RealTimeToolClient) -> None:
+            async for event in client.events():
+                seen.append(event)
+
+        async with RealTimeToolClient(process.events_url, events=["server_up"]) as client:
+            async with asyncio.timeout(60):
+                await client.connected()
+                following = asyncio.create_task(follow(client))
+                process.kill()
+                process.servers({"while_away": odd("echo")})
+                await asyncio.to_thread(process.start)
+                await asyncio.to_thread(process.wait_for_state, "while_away", "up")
+                while not any(event["server_id"] == "while_away" for event in seen):
+                    await asyncio.sleep(0.02)
+                assert client.connections == 2
+                assert "while_away__echo" in client.tools
+                following.cancel()
+        sequence = [event["seq"] for event in seen]
+        assert sequence == sorted(set(sequence))
+
+    with running_gateway() as process:
+        process.wait_for_state(EXECUTOR, "up")
+        asyncio.run(run(process))

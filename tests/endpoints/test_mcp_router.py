@@ -379,12 +379,13 @@ def test_an_mcp_server_dials_in(way: str) -> None:
 
 def test_a_registration_over_mcp_that_does_not_fit_is_refused(gateway: GatewayProcess) -> None:
     async def run() -> None:
+        request = {"jsonrpc": "2.0", "id": 0, "method": "toolscore/register"}
         for message, code in (
             ("{", -32700),
-            (json.dumps({"jsonrpc": "2.0", "id": 0, "method": "tools/list"}), -32600),
-            (json.dumps({"jsonrpc": "2.0", "id": 0, "method": "toolscore/register", "params": {}}), -32602),
-            (json.dumps({"jsonrpc": "2.0", "id": 0, "method": "toolscore/register", "params": {"server_id": "alpha"}}), -32602),
-        ):  # fmt: skip
+            (json.dumps({**request, "method": "tools/list"}), -32600),
+            (json.dumps({**request, "params": {}}), -32602),
+            (json.dumps({**request, "params": {"server_id": "alpha"}}), -32602),
+        ):
             async with dialled(gateway, "tcp", "mcp", "/register") as socket:
                 assert (await ask(socket, message))["error"]["code"] == code
                 with pytest.raises(ConnectionClosed):

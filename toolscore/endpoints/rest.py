@@ -42,7 +42,7 @@ from toolscore.metrics import CONTENT_TYPE
 from toolscore.models import LOCAL, Tool, ToolCall, UpstreamSpec
 from toolscore.upstreams import Upstream
 
-__all__ = ["EXECUTE_PATHS", "ExecuteEndpoint", "add_rest", "tool_fields"]
+__all__ = ["EXECUTE_PATHS", "ExecuteEndpoint", "add_rest", "stats_fields", "tool_fields"]
 
 log = structlog.get_logger(__name__)
 

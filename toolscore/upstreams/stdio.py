@@ -16,7 +16,7 @@ from toolscore.models import UpstreamSpec
 from toolscore.upstreams.connection import OnNotification, PeerConnection, answer_server
 from toolscore.upstreams.process import ChildProtocol, spawn, stop
 
-__all__ = ["open_stdio"]
+__all__ = ["StdioConnection", "open_stdio"]
 
 log = structlog.get_logger(__name__)
 

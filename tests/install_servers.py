@@ -17,7 +17,7 @@ TARGET = ROOT / ".cache" / "servers"
 
 PYPI = {
     "current": ["mcp-server-time==2026.10.19", "mcp-server-git==2026.10.19"],
-    "sdk1": ["mcp-server-sqlite==2025.4.25", "mcp<2"],
+    "sdk1": ["mcp-server-sqlite==2025.4.25", "mcp[ws]<2"],
 }
 NPM = ["@modelcontextprotocol/server-everything@2026.8.31", "@modelcontextprotocol/server-filesystem@2026.8.31"]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support import GatewayProcess, odd, running_gateway
+from support import SERVERS, GatewayProcess, odd, running_gateway
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.asyncio.server import serve as serve_ws
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -167,6 +168,28 @@ def test_a_frame_over_the_bound_closes_the_connection(gateway: GatewayProcess) -
             assert closed.value.rcvd.code == 1009
 
     asyncio.run(run())
+
+
+def test_the_sdks_websocket_client_of_version_1_lists_and_calls(gateway: GatewayProcess) -> None:
+    program = """
+import asyncio, sys
+from mcp import ClientSession
+from mcp.client.websocket import websocket_client
+
+async def main():
+    async with websocket_client(sys.argv[1]) as (read, write), ClientSession(read, write) as session:
+        await session.initialize()
+        names = [tool.name for tool in (await session.list_tools()).tools]
+        result = await session.call_tool("alpha__echo", {"text": "from version 1"})
+        print("alpha__echo" in names, result.content[0].text)
+
+asyncio.run(main())
+"""
+    python = SERVERS / "sdk1" / "bin" / "python"
+    done = subprocess.run(
+        [python, "-c", program, gateway.router_url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "True from version 1\n", done.stderr
 
 
 # The typed dialect

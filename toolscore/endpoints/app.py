@@ -15,6 +15,8 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 
 from toolscore import __version__
 from toolscore.auth import check_origin, is_loopback
@@ -142,13 +144,19 @@ async def _refuse(
 
 def create_app(gateway: Gateway) -> Callable[..., Any]:
     """The ASGI application of the HTTP port."""
-    app = FastAPI(
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/static",
         title="ToolScore",
         version=__version__,
         description="One address for every tool an agent can use.",
-        docs_url="/docs",
-        redoc_url=None,
     )
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
     add_rest(app, gateway)
     add_live(app, gateway)
     return _Front(gateway, app)

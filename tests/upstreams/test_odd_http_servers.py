@@ -1,0 +1,80 @@
+"""HTTP servers as some are in the wild."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mcp import Client
+from support import GatewayProcess, free_port, running_gateway, wait_for
+
+KINDS = ("plain", "sse", "cut", "endless", "html", "forbidden", "busy", "hangs", "changing")
+
+
+@pytest.fixture(scope="module")
+def wild() -> Iterator[GatewayProcess]:
+    port = free_port()
+    script = Path(__file__).parent.parent / "servers" / "odd_http.py"
+    child = subprocess.Popen([sys.executable, str(script), str(port)])
+    try:
+        with running_gateway({kind: {"url": f"http://127.0.0.1:{port}/{kind}"} for kind in KINDS}) as process:
+            for kind in KINDS:
+                process.wait_for_state(kind, "up")
+            yield process
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_an_answer_in_a_stream_is_an_answer(wild: GatewayProcess) -> None:
+    assert wild.text("sse__go") == "done"
+    assert wild.text("plain__go") == "done"
+
+
+def test_progress_in_a_stream_reaches_the_client(wild: GatewayProcess) -> None:
+    async def run() -> list[tuple[float, float | None]]:
+        seen = []
+
+        async def progress(done: float, total: float | None, message: str | None) -> None:
+            seen.append((done, total))
+
+        async with Client(f"{wild.url}/mcp", mode="legacy") as client:
+            await client.call_tool("sse__go", {}, progress_callback=progress)
+        return seen
+
+    assert asyncio.run(run()) == [(1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "said"),
+    [
+        ("cut", "outcome_unknown", "went away during the call"),
+        ("endless", "upstream_protocol_error", "bound of 16,777,216"),
+        ("html", "upstream_protocol_error", "HTTP 500"),
+        ("forbidden", "upstream_unavailable", "check its `headers`"),
+        ("busy", "upstream_unavailable", "is busy"),
+    ],
+)
+def test_what_is_no_answer_has_its_own_error(wild: GatewayProcess, kind: str, code: str, said: str) -> None:
+    answer = wild.execute(f"{kind}__go")
+    assert answer["error"]["code"] == code
+    assert said in answer["error"]["message"]
+    assert wild.text("plain__go") == "done"
+
+
+def test_a_server_that_hangs_costs_its_caller_the_timeout_and_others_nothing(wild: GatewayProcess) -> None:
+    answer = wild.execute("hangs__go", timeout_seconds=0.3)
+    assert answer["error"]["code"] == "outcome_unknown"
+    assert wild.text("plain__go") == "done"
+
+
+def test_a_change_told_on_the_servers_stream_reaches_the_library(wild: GatewayProcess) -> None:
+    assert wild.http.get("/api/v1/tools/changing__later").status_code in (404, 200)
+    wait_for(
+        lambda: wild.text("changing__go") and wild.http.get("/api/v1/tools/changing__later").status_code == 200,
+        message="for the new tool",
+    )

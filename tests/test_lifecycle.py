@@ -41,6 +41,15 @@ def test_sigterm_ends_everything_in_order() -> None:
         assert "Traceback" not in process.output()
 
 
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_a_server_that_will_not_go_is_gone_all_the_same(end: str) -> None:
+    with running_gateway({"stubborn": odd("stubborn")}) as process:
+        pid = process.wait_for_state("stubborn", "up")["pid"]
+        family = process.family()
+        getattr(process, end)()
+        wait_for(lambda: process_gone(pid) and all(process_gone(member.pid) for member in family), 8)
+
+
 class Callers:
     """Threads that call one tool again and again."""
 

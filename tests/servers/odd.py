@@ -100,6 +100,8 @@ def main():
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
         with open(ARGUMENT, "a") as seen:
             seen.write(f"{child.pid}\n")
+    if KIND == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if KIND == "junk":
         print("Welcome to my server!\n{not json}\n[1, 2]\n", flush=True)
     for line in sys.stdin:
@@ -128,6 +130,8 @@ def main():
             CANCELLED.add(request["params"]["requestId"])
         elif request_id is not None and method is not None:
             answer(request_id, {})
+    if KIND == "stubborn":  # neither a closed stdin nor SIGTERM moves it
+        time.sleep(1000)
 
 
 main()

@@ -338,7 +338,7 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
     async def metrics() -> Response:
         return Response(gateway.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
-    app.include_router(router)
+    app.include_router(router, responses=FAILURE_OPENAPI)
 
     def failed(request: Request, error: ToolScoreError) -> Response:
         started = getattr(request.state, "started", time.perf_counter())
@@ -404,6 +404,31 @@ def _problems(exc: ValueError) -> str:
         for error in errors(include_url=False)
     )
 
+
+FAILURE_OPENAPI: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "description": "what is wrong with the request, in the envelope of every answer",
+        "content": {
+            "application/json": {
+                "example": {
+                    "success": False,
+                    "data": None,
+                    "message": "no tool 'time__now'",
+                    "timestamp": "2026-11-21T10:00:00.000Z",
+                    "request_id": "8c7a…",
+                    "performance": {"duration_ms": 0.2, "cache_hit": False},
+                    "error": {
+                        "code": "tool_not_found",
+                        "message": "no tool 'time__now'",
+                        "retryable": False,
+                        "retry_after_seconds": None,
+                        "suggestion": "nearest: time__get_current_time",
+                    },
+                }
+            }
+        },
+    }
+}
 
 EXECUTE_OPENAPI = {
     "requestBody": {

@@ -5,6 +5,7 @@ Plain rows in, plain rows out; what they mean belongs to the rooms above.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,9 @@ __all__ = ["Database", "StoreError", "open_database"]
 
 BUSY_TIMEOUT_SECONDS = 5
 """How long a write waits for another process's lock before it fails."""
+
+STATEMENT_SECONDS = 20
+"""A database that hangs must not hold up what waits for it for ever."""
 
 metadata = MetaData()
 
@@ -128,8 +132,10 @@ class Database:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Any]:
         try:
-            async with self._engine.begin() as connection:
+            async with asyncio.timeout(STATEMENT_SECONDS), self._engine.begin() as connection:
                 yield connection
+        except TimeoutError as exc:
+            raise StoreError(f"the database did not answer within {STATEMENT_SECONDS} s") from exc
         except (SQLAlchemyError, OSError) as exc:
             raise StoreError(str(getattr(exc, "orig", None) or exc)) from exc
 

@@ -137,10 +137,11 @@ async def open_stdio(
             log.warning("an oversized message from a server answers no call", bytes=size)
 
     lines.on_oversize = oversize
-    await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
     connection = StdioConnection(peer, lines)
     watcher = asyncio.create_task(_watch(lines, connection))
     try:
+        await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
+        connection.pid = lines.pid
         await connection.negotiate()
         yield connection
     finally:

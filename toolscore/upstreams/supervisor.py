@@ -350,18 +350,17 @@ class Upstream:
         assert self.spec.command is not None
         try:
             await spawn(protocol, self.spec.command, self.spec.args, env=self.spec.env, cwd=self.spec.cwd, pipes=False)
-        except CommandNotFound as exc:
-            return str(exc)
-        self.pid, self.stderr = protocol.pid, protocol.stderr
-        self._restart.clear()
-        exited = asyncio.ensure_future(asyncio.shield(protocol.exited))
-        try:
+            self.pid, self.stderr = protocol.pid, protocol.stderr
+            self._restart.clear()
+            exited = asyncio.ensure_future(asyncio.shield(protocol.exited))
             stopping = asyncio.create_task(self._first_of(self._restart))
             await asyncio.wait({exited, stopping}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             if self._stop.is_set():
                 await self._drain_all()
             return protocol.exit_reason()
+        except CommandNotFound as exc:
+            return str(exc)
         finally:
             self.pid = None
             await asyncio.shield(asyncio.ensure_future(stop(protocol)))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,8 @@ def test_a_reload_adds_removes_and_leaves_the_rest_alone() -> None:
         process.wait_for_state("changes", "up")
         callers = Callers(process, "stays__echo", {"text": "x"})
         changing = Callers(process, "changes__echo", {"text": "x"})
+        long = ThreadPoolExecutor(1).submit(process.text, "changes__echo", {"text": "sleep 4"})
+        wait_for(lambda: process.server("changes")["calls_in_flight"] >= 1)
         process.servers({"stays": odd("echo"), "changes": odd("echo", "again"), "comes": odd("echo")})
         wait_for(lambda: process.event_seen("settings_applied"), message="for the reload")
         process.wait_for_state("comes", "up")
@@ -169,6 +172,7 @@ def test_a_reload_adds_removes_and_leaves_the_rest_alone() -> None:
         changing.more(50)
         assert callers.stop() == []
         assert changing.stop() == [], "a server that is replaced loses no call"
+        assert long.result() == "slept", "a call under way ends where it began"
         assert process.server("stays")["pid"] == pid
         applied = process.event_seen("settings_applied")
         assert applied is not None

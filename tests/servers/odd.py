@@ -71,6 +71,9 @@ def call(request_id, params):
             if said.startswith("progress") and step == 2:
                 break
         answer(request_id, text("done"))
+    elif said.startswith("sleep "):
+        time.sleep(float(said.removeprefix("sleep ")))
+        answer(request_id, text("slept"))
     elif name == "env":
         answer(request_id, text(json.dumps(dict(os.environ))))
     elif name == "log":

@@ -202,8 +202,10 @@ def test_a_reload_with_a_mistake_is_rejected_and_the_old_keeps_running(file: str
 
 def test_changes_within_a_second_count_once() -> None:
     with running_gateway() as process:
+        pause = threading.Event()
         for number in range(10):
             process.servers({f"s{number}": odd("echo")})
+            pause.wait(0.06)
         process.wait_for_state("s9", "up")
         applied = [event for event in process.events() if event["type"] == "settings_applied"]
         assert [event["changed"] for event in applied] == [["mcpServers.s9"]]

@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 __all__ = ["Engine", "Exit", "FreshEngine", "Job", "Outcome"]
 
@@ -77,89 +77,97 @@ class FreshEngine:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, True))
 
     async def _run_in(self, folder: str, job: Job, started: float) -> Outcome:
+        loop = asyncio.get_running_loop()
         read_end, write_end = os.pipe()
+        child = _Child(job.max_output_bytes)
+        answer = _Answer(child)
+        answers, _ = await loop.connect_read_pipe(lambda: answer, os.fdopen(read_end, "rb", buffering=0))
         try:
-            process = await asyncio.create_subprocess_exec(
+            process, _ = await loop.subprocess_exec(
+                lambda: child,
                 sys.executable, "-I", "-S", str(WORKER), str(write_end),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
                 cwd=folder, env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8"},
                 start_new_session=True, pass_fds=(write_end,),
             )  # fmt: skip
         except BaseException:
-            os.close(read_end)
+            answers.close()
             raise
         finally:
             os.close(write_end)
-        answer = _Sink(MAX_ANSWER_BYTES)
-        stdout, stderr = _Sink(job.max_output_bytes), _Sink(job.max_output_bytes)
-        limit: Exit | None = None
         try:
-            reader = await _pipe_reader(read_end)
-            assert process.stdout is not None
-            assert process.stderr is not None
-            reading = [
-                asyncio.create_task(answer.fill(reader, end=b"\n")),
-                asyncio.create_task(stdout.fill(process.stdout)),
-                asyncio.create_task(stderr.fill(process.stderr)),
-            ]
+            stdin = cast(asyncio.WriteTransport, process.get_pipe_transport(0))
+            stdin.write(_message(job))
+            stdin.close()
             try:
                 async with asyncio.timeout(job.timeout_seconds):
-                    await _feed(process, job)
-                    await _until_done(process, reading, stdout, stderr)
+                    await child.done.wait()
             except TimeoutError:
-                limit = "timeout"
-            except _Overflow:
-                limit = "output_limit"
-            finally:
-                _kill_session(process.pid)
-                await asyncio.shield(process.wait())
-                await asyncio.wait(reading, timeout=0.2)
-                for task in reading:
-                    task.cancel()
+                child.limit = child.limit or "timeout"
+            if answer.data and not child.limit:
+                await _within(LEAVING_SECONDS, child.exited)
         finally:
-            with contextlib.suppress(OSError):
-                os.close(read_end)
+            _kill_session(process.get_pid())
+            # What was written before the end is still in the pipes.
+            await asyncio.shield(asyncio.ensure_future(_within(LEAVING_SECONDS, child.exited, child.drained)))
+            process.close()
+            answers.close()
         duration_ms = (time.perf_counter() - started) * 1000
-        return _outcome(process.returncode, limit, answer.data, stdout, stderr, job, duration_ms)
+        return _outcome(process.get_returncode(), child, answer.data, job, duration_ms)
 
 
-class _Overflow(Exception):
-    """The code wrote more than it may."""
+async def _within(seconds: float, *events: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for event in events:
+                await event.wait()
 
 
-class _Sink:
-    """Reads a stream up to a bound."""
+class _Child(asyncio.SubprocessProtocol):
+    """Reads stdout and stderr up to a bound, and knows when there is nothing more to wait for."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
+        self._open = {1, 2}
+        self.output = {1: bytearray(), 2: bytearray()}
+        self.limit: Exit | None = None
+        self.done, self.exited, self.drained = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        output = self.output[fd]
+        output += data[: self._bound - len(output) + 1]
+        if len(output) > self._bound:
+            del output[self._bound :]
+            self.limit = self.limit or "output_limit"
+            self.done.set()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        self._open.discard(fd)
+        if not self._open:
+            self.drained.set()
+
+    def process_exited(self) -> None:
+        self.exited.set()
+        self.done.set()
+
+    def text(self, fd: int) -> str:
+        return self.output[fd].decode("utf-8", "replace")
+
+
+class _Answer(asyncio.Protocol):
+    """Reads the one line that the worker answers. What the code left running may hold its output open for ever."""
+
+    def __init__(self, child: _Child) -> None:
+        self._child = child
         self.data = bytearray()
-        self.overflowed = False
 
-    async def fill(self, stream: asyncio.StreamReader, end: bytes | None = None) -> None:
-        while chunk := await stream.read(65536):
-            self.data += chunk
-            if end is not None and chunk.endswith(end):
-                return
-            if len(self.data) > self._bound:
-                del self.data[self._bound :]
-                self.overflowed = True
-                return
-
-    @property
-    def text(self) -> str:
-        return self.data.decode("utf-8", "replace")
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        if data.endswith(b"\n") or len(self.data) > MAX_ANSWER_BYTES:
+            self._child.done.set()
 
 
-async def _pipe_reader(descriptor: int) -> asyncio.StreamReader:
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    pipe = os.fdopen(os.dup(descriptor), "rb", buffering=0)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    return reader
-
-
-async def _feed(process: asyncio.subprocess.Process, job: Job) -> None:
-    assert process.stdin is not None
+def _message(job: Job) -> bytes:
     message = {
         "code": job.code,
         "input": job.input,
@@ -168,32 +176,7 @@ async def _feed(process: asyncio.subprocess.Process, job: Job) -> None:
         "file_bytes": FILE_BYTES,
         "parent": os.getpid(),
     }
-    with contextlib.suppress(ConnectionError):  # it died at its start: its exit says why
-        process.stdin.write(json.dumps(message).encode())
-        await process.stdin.drain()
-    process.stdin.close()
-
-
-async def _until_done(
-    process: asyncio.subprocess.Process, reading: list[asyncio.Task[None]], stdout: _Sink, stderr: _Sink
-) -> None:
-    """Wait for the answer or the process's end. What the code left running may hold its output open for ever.
-
-    Raises:
-        _Overflow: a stream passed its bound first.
-    """
-    exited = asyncio.ensure_future(process.wait())
-    answering, *_ = reading
-    pending: set[asyncio.Future[Any]] = {exited, *reading}
-    try:
-        while exited in pending and answering in pending:
-            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if stdout.overflowed or stderr.overflowed:
-                raise _Overflow
-        if exited in pending and answering.done():
-            await asyncio.wait({exited}, timeout=LEAVING_SECONDS)
-    finally:
-        exited.cancel()
+    return json.dumps(message).encode()
 
 
 def _kill_session(pid: int) -> None:
@@ -201,11 +184,8 @@ def _kill_session(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _outcome(
-    code: int | None, limit: Exit | None, answer: bytearray, stdout: _Sink, stderr: _Sink, job: Job, duration_ms: float
-) -> Outcome:
-    if limit is None and (stdout.overflowed or stderr.overflowed):
-        limit = "output_limit"
+def _outcome(code: int | None, child: _Child, answer: bytearray, job: Job, duration_ms: float) -> Outcome:
+    limit = child.limit
     parsed: dict[str, Any] = {}
     if limit is None and answer:
         with contextlib.suppress(ValueError):
@@ -220,7 +200,7 @@ def _outcome(
         name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         error = _error("Killed", f"the process ended before it could answer ({name})")
     result = parsed.get("result")
-    return Outcome(how, stdout.text, stderr.text, result, error, round(duration_ms, 3))
+    return Outcome(how, child.text(1), child.text(2), result, error, round(duration_ms, 3))
 
 
 def _error(kind: str, message: str) -> dict[str, str]:

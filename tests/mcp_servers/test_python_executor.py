@@ -141,6 +141,27 @@ def test_a_caller_that_hangs_up_ends_the_code(python: GatewayProcess) -> None:
     wait_for(lambda: {member.pid for member in python.family()} <= before, 5, "for the code's end")
 
 
+def test_no_descriptor_or_folder_stays(python: GatewayProcess) -> None:
+    import tempfile
+    from pathlib import Path
+
+    def folders() -> set[Path]:
+        return set(Path(tempfile.gettempdir()).glob("toolscore-python-*"))
+
+    run(python, "1")
+    before, descriptors = folders(), psutil.Process(python.pid).num_fds()
+    for code in (
+        "1",
+        "1/0",
+        "while True: print('x' * 1000)",
+        "import os; os._exit(1)",
+        "open('f', 'w').write('x')",
+    ) * 4:
+        run(python, code)
+    assert psutil.Process(python.pid).num_fds() <= descriptors
+    assert folders() == before
+
+
 def test_more_calls_than_may_wait_are_told_so(python: GatewayProcess) -> None:
     async def flood() -> list[dict[str, Any]]:
         calls = [asyncio.to_thread(python.execute, EXECUTOR, {"code": "import time; time.sleep(1)"}) for _ in range(8)]

@@ -375,7 +375,12 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
         parts = [f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in exc.errors()]
         return failed(request, InvalidArguments("; ".join(parts)))
 
+    async def ours_at_fault(request: Request, exc: Exception) -> Response:
+        request_id = getattr(request.state, "request_id", "-")
+        return failed(request, InternalError(f"the gateway failed; its log has the details under request {request_id}"))
+
     app.add_exception_handler(ToolScoreError, ours)
+    app.add_exception_handler(Exception, ours_at_fault)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
 

@@ -33,6 +33,7 @@ __all__ = [
     "encode",
     "error_frame",
     "result_frame",
+    "with_progress_token",
 ]
 
 PARSE_ERROR = -32700
@@ -155,6 +156,13 @@ def _scrubbed(value: Any) -> Any:
     return value
 
 
+def with_progress_token(params: Params | None, token: RequestId) -> Params:
+    """The params of a request whose sender wants to hear of progress under this token (MCP, progress)."""
+    meta = (params or {}).get("_meta")
+    members = decode_object(meta) if isinstance(meta, Raw) else dict(meta or {})
+    return {**(params or {}), "_meta": {**members, "progressToken": token}}
+
+
 def result_frame(request_id: RequestId, result: Any) -> bytes:
     """The answer to a request."""
     return encode({"jsonrpc": "2.0", "id": request_id, "result": result})
@@ -216,9 +224,7 @@ class Peer:
         request_id = self._next_id
         message: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": method}
         if on_progress is not None:
-            meta = (params or {}).get("_meta")
-            members = decode_object(meta) if isinstance(meta, Raw) else dict(meta or {})
-            params = {**(params or {}), "_meta": {**members, "progressToken": request_id}}
+            params = with_progress_token(params, request_id)
             self._progress[request_id] = on_progress
         if params is not None:
             message["params"] = params

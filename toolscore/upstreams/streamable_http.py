@@ -28,10 +28,10 @@ from toolscore.jsonrpc import (
     RemoteError,
     decode,
     decode_frame,
-    decode_object,
     encode,
     error_frame,
     result_frame,
+    with_progress_token,
 )
 from toolscore.models import UpstreamSpec
 from toolscore.upstreams.connection import (
@@ -224,9 +224,7 @@ class HttpConnection:
         request_id = self._next_id
         message: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": method}
         if on_progress is not None:
-            meta = (params or {}).get("_meta")
-            members = decode_object(meta) if isinstance(meta, Raw) else dict(meta or {})
-            params = {**(params or {}), "_meta": {**members, "progressToken": request_id}}
+            params = with_progress_token(params, request_id)
         if params is not None:
             message["params"] = params
         response: aiohttp.ClientResponse | None = None

@@ -38,6 +38,15 @@ def test_the_files_make_one_settings(tmp_path: Path) -> None:
     assert loaded.settings.upstreams["time"].args == ("mcp-server-time",)
 
 
+@pytest.mark.parametrize("root", ["mcpServers", "servers"])
+def test_a_clients_own_file_works_as_it_is(tmp_path: Path, root: str) -> None:
+    """VS Code names the servers `servers`; other clients keep more beside them."""
+    text = '{"theme": "dark", "inputs": [], "ROOT": {"a": {"command": "uvx", "args": ["x"], "gallery": true}}}'
+    loaded = load(tmp_path, servers=text.replace("ROOT", root))
+    assert loaded.problems == []
+    assert loaded.settings.upstreams["a"].command == "uvx"
+
+
 def test_an_entry_copied_from_a_clients_file_works_as_it_is(tmp_path: Path) -> None:
     loaded = load(
         tmp_path,
@@ -67,6 +76,8 @@ def test_an_entry_copied_from_a_clients_file_works_as_it_is(tmp_path: Path) -> N
         ({"servers": '{"mcpServers": {\n "a": {\n  "args": []}}}'}, 2, "exactly one of `command`"),
         ({"servers": '{"mcpServers": {\n "a": {"command": "x", "env": {"A": 1}}}}'}, 2, "valid string"),
         ({"servers": '{"mcpServers": {,}}'}, 1, "not JSON"),
+        ({"servers": '{"mcpServer": {}}'}, 1, "expected the key 'mcpServers', found 'mcpServer'"),
+        ({"servers": '{"servers": {\n "a": {"comand": "uvx"}}}'}, 2, "did you mean 'command'"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_place(tmp_path: Path, files: dict[str, str], line: int, said: str) -> None:

@@ -66,7 +66,7 @@ class UpstreamSpec(BaseModel):
     env: dict[str, str] = Field(default_factory=dict, description="added to the allow-listed environment")
     cwd: str | None = None
 
-    url: str | None = Field(None, pattern=r"^https?://", description="address of a streamable HTTP server")
+    url: str | None = Field(None, pattern=r"^(https?://|\$\{)", description="address of a streamable HTTP server")
     headers: dict[str, str] = Field(default_factory=dict)
 
     inprocess: str | None = Field(

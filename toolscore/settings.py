@@ -205,6 +205,18 @@ class _File:
             return
         self.data = data
 
+    def keep_servers(self, problems: list[str]) -> None:
+        """Of a file that MCP clients share keep the servers: under `mcpServers`, or `servers` as VS Code has it."""
+        root = next((key for key in ("mcpServers", "servers") if key in self.data), None)
+        if root is None:
+            if self.data:
+                found = ", ".join(map(repr, self.data))
+                problems.append(f"{self.path}:1: expected the key 'mcpServers', found {found}")
+            self.data = {}
+            return
+        self.data = {"mcpServers": self.data[root]}
+        self._lines = {("mcpServers", *path[1:]): line for path, line in self._lines.items() if path[0] == root}
+
     def _note(self, node: Any, path: tuple[str, ...]) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
@@ -233,6 +245,8 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
     data: dict[str, Any] = {}
     origin: dict[str, _File] = {}
     for file in files:
+        if file.path.name == "mcp_servers.json":
+            file.keep_servers(problems)
         for key, value in file.data.items():
             if key in data:
                 problems.append(f"{file.path}:{file.line((key,))}: {key!r} stands in {origin[key].path} already")

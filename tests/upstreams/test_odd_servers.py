@@ -153,6 +153,19 @@ def test_a_server_gets_an_allow_listed_environment(gateway: GatewayProcess) -> N
     assert "PATH" in environment
 
 
+def test_references_to_the_environment_are_resolved_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "t0ken")
+    env = {"A": "Bearer ${env:MY_TOKEN}", "B": "${MY_TOKEN}", "C": "${MISSING:-by default}", "D": "${", "E": "$HOME"}
+    servers = {"good": odd("env", env=env), "bad": odd("env", env={"A": "${NO_SUCH_VARIABLE}"})}
+    with running_gateway(servers) as process:
+        process.wait_for_state("good", "up")
+        got = json.loads(process.text("good__env", {"text": ""}))
+        expected = {"A": "Bearer t0ken", "B": "t0ken", "C": "by default", "D": "${", "E": "$HOME"}
+        assert {name: got[name] for name in env} == expected
+        assert "t0ken" not in process.http.get("/api/v1/servers/good").text
+        assert "NO_SUCH_VARIABLE" in process.wait_for_state("bad", "failed")["last_error"]
+
+
 def test_what_a_server_started_dies_with_it(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     with running_gateway({"family": odd("family", pids)}) as process:

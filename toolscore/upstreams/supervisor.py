@@ -24,6 +24,7 @@ from toolscore.models import ServerState, UpstreamSpec, timestamp
 from toolscore.upstreams.connection import Connection, list_tools
 from toolscore.upstreams.inprocess import open_inprocess
 from toolscore.upstreams.process import ChildProtocol, CommandNotFound, spawn, stop
+from toolscore.upstreams.references import resolved
 from toolscore.upstreams.stdio import StdioConnection, open_stdio
 from toolscore.upstreams.streamable_http import http_session, open_streamable_http
 from toolscore.upstreams.websocket import open_endpoint
@@ -229,7 +230,7 @@ class Upstream:
                         await self._first_of(self._restart)
 
     def _open(self) -> contextlib.AbstractAsyncContextManager[Any]:
-        spec, pool = self.spec, self._pool
+        spec, pool = resolved(self.spec), self._pool
         if spec.command:
 
             def keep(stderr: Any) -> None:
@@ -347,9 +348,10 @@ class Upstream:
     async def _run_instance(self) -> str:
         """One life of the process that dials in. Returns how it ended."""
         protocol = ChildProtocol()
-        assert self.spec.command is not None
         try:
-            await spawn(protocol, self.spec.command, self.spec.args, env=self.spec.env, cwd=self.spec.cwd, pipes=False)
+            spec = resolved(self.spec)
+            assert spec.command is not None
+            await spawn(protocol, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=False)
             self.pid, self.stderr = protocol.pid, protocol.stderr
             self._restart.clear()
             exited = asyncio.ensure_future(asyncio.shield(protocol.exited))

@@ -1,0 +1,48 @@
+"""References to the environment in a server's entry, as MCP clients write them: resolved when the server is started.
+
+`${env:NAME}`, `${NAME}` and `${NAME:-default}` may stand in `command`, `args`, `env`, `cwd`, `url` and `headers`. What
+they stand for is never kept, listed or logged.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from toolscore.models import UpstreamSpec
+from toolscore.upstreams.process import CommandNotFound
+
+__all__ = ["resolved"]
+
+REFERENCE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) -> UpstreamSpec:
+    """The entry with values in the place of references.
+
+    Raises:
+        CommandNotFound: a variable is not set and has no default.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = environment.get(name, default)
+        if found is None:
+            raise CommandNotFound(
+                f"it refers to ${{{name}}}, and no such environment variable is set: set it, and restart"
+            )
+        return found
+
+    def text(given: str) -> str:
+        return REFERENCE.sub(value, given)
+
+    changed = {
+        "command": text(spec.command) if spec.command else None,
+        "args": tuple(text(argument) for argument in spec.args),
+        "env": {name: text(given) for name, given in spec.env.items()},
+        "cwd": text(spec.cwd) if spec.cwd else None,
+        "url": text(spec.url) if spec.url else None,
+        "headers": {name: text(given) for name, given in spec.headers.items()},
+    }
+    return spec.model_copy(update=changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,10 @@ def test_events_follow(gateway: GatewayProcess) -> None:
 
 def test_doctor_finds_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
     servers = {"good": odd("echo"), "crashes": odd("crashes"), "missing": {"command": "no-such-program"}}
-    with running_gateway(servers, settings="limitz: {}\n") as process:
+    with running_gateway(servers, settings="limitz: {}\n", start=False) as process, socket.socket() as holder:
+        holder.bind(("127.0.0.1", process.http_port))
+        holder.listen()
+        holder.settimeout(0)
         done = toolscore("doctor", "--config", str(process.config), "--json")
         findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
         assert done.returncode == 1
@@ -110,6 +114,26 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
         done = toolscore("doctor", "--config", str(process.config))
         assert done.returncode == 0, done.stdout
         assert "odd-echo 1 answers, MCP 2025-06-18" in done.stdout
+        assert not (process.folder / "data").exists(), "it looks, and makes nothing"
+
+
+def test_doctor_asks_a_gateway_that_runs() -> None:
+    with running_gateway({"good": odd("echo"), "crashes": odd("crashes")}, settings="") as process:
+        process.wait_for_state("good", "up")
+        process.wait_for_state("crashes", "failed")
+        done = toolscore("doctor", "--config", str(process.config), "--json")
+        findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+        assert findings["gateway"]["ok"] is True
+        assert findings["server good"]["ok"] is True
+        assert "frobnicator" in findings["server crashes"]["found"]
+        assert "restart" in findings["server crashes"]["mend"]
+        assert done.returncode == 1
+
+
+def test_text_stays_text_where_the_schema_wants_text(gateway: GatewayProcess) -> None:
+    assert toolscore("call", "alpha__echo", "text=42", "times=2", gateway=gateway).stdout == "42\n"
+    assert toolscore("call", "alpha", "text=true", "--action", "echo", gateway=gateway).stdout == "true\n"
+    assert toolscore("call", EXECUTOR, "code=42", gateway=gateway).stdout == "42\n"
 
 
 def test_help_and_version() -> None:

@@ -51,6 +51,36 @@ def test_a_server_that_will_not_go_is_gone_all_the_same(end: str) -> None:
         wait_for(lambda: process_gone(pid) and all(process_gone(member.pid) for member in family), 8)
 
 
+def test_calls_under_way_at_the_end_are_answered(tmp_path: Path) -> None:
+    with running_gateway({"slow": odd("slow", tmp_path / "notes")}) as process:
+        process.wait_for_state("slow", "up")
+        with ThreadPoolExecutor(2) as pool:
+            quick = pool.submit(process.execute, "slow__echo", {"text": "progress"})
+            long = pool.submit(process.execute, "slow__echo", {"text": "x"})
+            wait_for(lambda: process.get("/api/v1/stats")["calls_in_flight"] == 2)
+            assert process.stop() == 0
+            assert quick.result()["success"] is True
+            assert long.result()["error"]["code"] == "outcome_unknown"
+            assert "shut down" in long.result()["error"]["message"]
+        assert "Traceback" not in process.output()
+
+
+def test_asked_twice_it_ends_at_once() -> None:
+    with running_gateway({"never": odd("never")}) as process:
+        process.wait_for_state("never", "up")
+        family = process.family()
+        with ThreadPoolExecutor(1) as pool:
+            calling = pool.submit(process.execute, "never__echo", {"text": "x"})
+            wait_for(lambda: process.get("/api/v1/stats")["calls_in_flight"] == 1)
+            assert process.process is not None
+            process.process.send_signal(signal.SIGINT)
+            wait_for(lambda: "waiting for calls" in process.output())
+            process.process.send_signal(signal.SIGINT)
+            assert process.process.wait(3) == 130
+            assert calling.exception() is not None
+        wait_for(lambda: all(process_gone(member.pid) for member in family), 5)
+
+
 class Callers:
     """Threads that call one tool again and again."""
 
@@ -197,6 +227,7 @@ def test_a_reload_with_a_mistake_is_rejected_and_the_old_keeps_running(file: str
         rejected = wait_for(lambda: process.event_seen("settings_rejected"), message="for the rejection")
         assert said in rejected["reason"]
         assert process.text("alpha__echo", {"text": "still here"}) == "still here"
+        assert process.get("/health")["checks"]["settings"]["status"] == "degraded"
         assert process.server("alpha")["pid"] == pid
 
 

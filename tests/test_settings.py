@@ -74,7 +74,7 @@ def test_an_entry_copied_from_a_clients_file_works_as_it_is(tmp_path: Path) -> N
         ({"ports": "use_inprocess_python_executor: maybe\n"}, 1, "boolean"),
         ({"servers": '{"mcpServers": {\n "a": {"comand": "uvx"}}}'}, 2, "did you mean 'command'"),
         ({"servers": '{"mcpServers": {\n "a": {\n  "args": []}}}'}, 2, "exactly one of `command`"),
-        ({"servers": '{"mcpServers": {\n "a": {"command": "x", "env": {"A": 1}}}}'}, 2, "valid string"),
+        ({"servers": '{"mcpServers": {\n "a": {"command": "x", "env": {"A": [1]}}}}'}, 2, "valid string"),
         ({"servers": '{"mcpServers": {,}}'}, 1, "not JSON"),
         ({"servers": '{"mcpServer": {}}'}, 1, "expected the key 'mcpServers', found 'mcpServer'"),
         ({"servers": '{"servers": {\n "a": {"comand": "uvx"}}}'}, 2, "did you mean 'command'"),

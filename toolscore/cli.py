@@ -28,6 +28,7 @@ app = typer.Typer(
     name="toolscore",
     help="One address for every tool an agent can use.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -116,16 +117,23 @@ def _banner(gateway: Any, config: Path | None) -> None:
     base = f"http://{_shown_host(http.host)}:{http.port}"
     code = '{"tool_id": "python-executor-mcp-server__python_execute", "parameters": {"code": "sum(range(101))"}}'
     unix = f"\n               {router.unix_socket}  (Unix socket)" if router.unix_socket else ""
-    servers = ", ".join(upstream.server_id for upstream in gateway.upstreams)
+    servers = ", ".join(
+        upstream.server_id if upstream.state == "up" else f"{upstream.server_id} ({upstream.state})"
+        for upstream in gateway.upstreams
+    )
+    problems = len(gateway.settings_problems)
+    settings = str(config or "embedded defaults: there is no ./config here")
+    if problems:
+        settings += f", with {problems} mistake{'s' if problems > 1 else ''} (see above)"
     print(
         f"""ToolScore {__version__} is ready.
 
-  REST         {base}/api/v1/tools   (all addresses: {base}/docs)
+  REST         {base}/api/v1/tools   (more: {base}/docs)
   MCP          {base}/mcp   (one server alone: {base}/servers/ID/mcp)
   MCP router   ws://{_shown_host(router.host)}:{router.port}{router.endpoint}{unix}
   Events       ws://{_shown_host(http.host)}:{http.port}/api/v1/events/tools   ({base}/api/v1/events/stream)
   Health       {base}/health
-  Settings     {config or "embedded defaults"}
+  Settings     {settings}
   Servers      {servers}
 
 Try a call:
@@ -203,7 +211,7 @@ def servers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         )
         for server in found
     ]
-    _print_table(("server", "kind", "state", "tools", "calls", "restarts", "last error"), rows, empty="no servers")
+    _print_table(("server", "kind", "state", "tools", "in flight", "restarts", "last error"), rows, empty="no servers")
 
 
 @app.command()
@@ -228,18 +236,13 @@ def call(
         except ValueError as exc:
             _say(f"--json takes a JSON object: {exc}")
             raise typer.Exit(2) from None
-    for argument in arguments or []:
-        key, separator, value = argument.partition("=")
-        if not separator or not key:
-            _say(f"{argument!r} is no KEY=VALUE")
-            raise typer.Exit(2)
-        try:
-            parameters[key] = json.loads(value)
-        except ValueError:
-            parameters[key] = value
+    pairs = [_pair(argument) for argument in arguments or []]
     request: dict[str, Any] = {"tool_id": tool, "parameters": parameters}
     request |= {key: value for key, value in (("action", action), ("timeout_seconds", timeout)) if value is not None}
     with _gateway(url, timeout=None) as client:
+        types = _types(client, tool, action) if pairs else {}
+        for key, value in pairs:
+            parameters[key] = value if types.get(key) == "string" else _json_or_text(value)
         response = client.post("/execute_tool", json=request)
     if raw:
         _print_json(response.json())
@@ -274,6 +277,7 @@ def events(
             if not response.is_success:
                 response.read()
                 _data(response)
+            _say(f"following {url}, Ctrl-C ends it")
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     print(line[6:] if as_json else _event_line(json.loads(line[6:])), flush=True)
@@ -296,7 +300,7 @@ def doctor(config: ConfigDir = None, as_json: AsJson = False) -> None:
     if as_json:
         _print_json([{"check": f.check, "ok": f.ok, "found": f.found, "mend": f.mend} for f in findings])
     else:
-        rows = [("ok" if f.ok else "WRONG", f.check, f.found, f.mend or "") for f in findings]
+        rows = [("ok" if f.ok else "WRONG", f.check, f.found, "" if f.ok else f.mend or "") for f in findings]
         _print_table(("", "check", "found", "to mend it"), rows, empty="nothing to check")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
@@ -304,7 +308,7 @@ def doctor(config: ConfigDir = None, as_json: AsJson = False) -> None:
 
 @bench.command("gateway")
 def bench_gateway(
-    seconds: Annotated[float, typer.Option(help="How long each measurement takes.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each of some 30 measurements takes.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
     """Measure the gateway on this machine, against a bare FastAPI echo in the same run."""
@@ -343,6 +347,36 @@ def _data(response: Any) -> Any:
             _say(error["suggestion"])
         raise typer.Exit(1)
     return answer["data"]
+
+
+def _pair(argument: str) -> tuple[str, str]:
+    key, separator, value = argument.partition("=")
+    if not separator or not key:
+        _say(f"{argument!r} is no KEY=VALUE")
+        raise typer.Exit(2)
+    if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
+        _say(f"the argument {key!r} is not text in UTF-8")
+        raise typer.Exit(2)
+    return key, value
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _types(client: Any, tool: str, action: str | None) -> dict[str, Any]:
+    """The types that a tool's schema gives its arguments, so that `code=42` is text where text is wanted."""
+    listed = client.get("/api/v1/tools", params={"server_id": tool, "limit": 1000}).json()["data"]["tools"]
+    found = [entry for entry in listed if action in (None, entry["name"])]
+    if not found:
+        answer = client.get(f"/api/v1/tools/{tool}").json()
+        found = [answer["data"]] if answer["success"] else []
+    schema = found[0]["input_schema"] if len(found) == 1 else {}
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    return {key: given.get("type") for key, given in (properties or {}).items() if isinstance(given, dict)}
 
 
 def _arguments(schema: Any) -> str:
@@ -388,7 +422,9 @@ def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, e
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     # A pipe gets whole lines: nothing is cut to a width that is not there.
-    Console(width=None if sys.stdout.isatty() else max(200, int(os.environ.get("COLUMNS", "0")))).print(table)
+    columns_given = os.environ.get("COLUMNS", "")
+    width = int(columns_given) if columns_given.isdigit() else None if sys.stdout.isatty() else 200
+    Console(width=width).print(table)
 
 
 def _say(line: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
 import shutil
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 from toolscore import __version__
 from toolscore.models import UpstreamSpec
@@ -46,21 +50,50 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
         Finding("toolscore", True, __version__),
         Finding("python", version >= (3, 11), sys.version.split()[0], "use Python 3.11 or later"),
     ]
-    findings += [Finding("settings", False, problem, "mend that line") for problem in loaded.problems] or [
-        Finding("settings", True, str(config_dir or "embedded defaults"))
-    ]
+    findings += [
+        Finding("settings", False, problem, "mend it there: the gateway takes a change within seconds")
+        for problem in loaded.problems
+    ] or [Finding("settings", True, str(config_dir or "embedded defaults"))]
     wanted = {Path(spec.command).name for spec in settings.upstreams.values() if spec.command}
     for runner, mend in RUNNERS.items():
         path = shutil.which(runner, path=child_environment(runner, {})["PATH"])
         needed = runner in wanted or (runner == "node" and "npx" in wanted)
         if path or needed:
             findings.append(Finding(runner, path is not None, path or "not found", None if path else mend))
+    running = await _running(settings)
+    if running is not None:
+        return findings + running
     findings += _ports(settings)
     findings.append(await _database(settings))
     specs = {server_id: spec for server_id, spec in settings.upstreams.items() if not spec.disabled}
     if specs:
         tell(f"starting {len(specs)} server{'s' if len(specs) > 1 else ''}: {', '.join(specs)} ...")
     findings += await asyncio.gather(*(_server(server_id, spec, settings) for server_id, spec in specs.items()))
+    return findings
+
+
+async def _running(settings: Settings) -> list[Finding] | None:
+    """What a gateway that runs on our port says of itself; `None` where there is none."""
+    service = settings.core_services.toolscore_http
+    base = f"http://{f'[{service.host}]' if ':' in service.host else service.host}:{service.port}"
+    try:
+        async with httpx.AsyncClient(base_url=base, timeout=10) as client:
+            health = (await client.get("/health")).json()["data"]
+            servers = (await client.get("/api/v1/servers")).json()["data"]["servers"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+    findings = [Finding("gateway", True, f"version {health['version']} runs at {base}")]
+    for name, check in health["checks"].items():
+        if name != "servers":
+            well = check["status"] == "healthy"
+            findings.append(Finding(name, well, check.get("reason", "healthy"), "see what the gateway logged"))
+    for server in servers:
+        found = f"{server['state']}, {server['tools']} tools"
+        if server["last_error"]:
+            found += f": {server['last_error']}"
+        mend = f"mend it, then: curl -X POST {base}/api/v1/servers/{server['server_id']}/restart"
+        well = server["state"] in ("up", "idle", "starting")
+        findings.append(Finding(f"server {server['server_id']}", well, found, mend))
     return findings
 
 
@@ -82,7 +115,12 @@ def _ports(settings: Settings) -> list[Finding]:
 async def _database(settings: Settings) -> Finding:
     url = settings.storage.database_url
     if url is None:
-        url = f"sqlite+aiosqlite:///{Path(settings.storage.data_dir).absolute() / 'toolscore.db'}"
+        path = Path(settings.storage.data_dir).absolute() / "toolscore.db"
+        if not path.exists():
+            parent = next(folder for folder in path.parents if folder.exists())
+            mend = "set storage.data_dir in toolscore.yaml to a folder that can be written"
+            return Finding("database", os.access(parent, os.W_OK), f"will be made at {path}", mend)
+        url = f"sqlite+aiosqlite:///{path}"
     try:
         async with open_database(url) as database:
             tools = len(await database.load_tools())
@@ -103,13 +141,12 @@ async def _server(server_id: str, spec: UpstreamSpec, settings: Settings) -> Fin
     limit = spec.start_timeout_seconds or settings.servers.start_timeout_seconds
     async with UpstreamPool(start_timeout_seconds=limit, max_start_failures=1) as pool:
         upstream = pool.add(server_id, spec.model_copy(update={"lazy": False}))
-        while upstream.state not in ("up", "failed"):
+        while upstream.state not in ("up", "failed", "down"):
             await asyncio.sleep(0.02)
         if upstream.state == "up":
             info = upstream.connections[0].info
             name = f"{info.name} {info.version}".strip() or "it"
             return Finding(check, True, f"{name} answers, MCP {info.protocol_version}")
-        lines = [line for line in upstream.stderr if not line.startswith(("Traceback", " "))]
-        last = f"; its last line: {lines[-1]}" if lines else ""
-        mend = f"try it by hand: {spec.command} {' '.join(spec.args)}" if spec.command else f"check {spec.url}"
-        return Finding(check, False, f"{upstream.last_error}{last}", mend)
+        command = shlex.join([spec.command, *spec.args]) if spec.command else ""
+        mend = f"try it by hand: {command}" if command else f"check that {spec.url} answers"
+        return Finding(check, False, str(upstream.last_error), mend)

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
-from toolscore.errors import Conflict, InvalidRequest, ServerNotFound, UpstreamUnavailable
+from toolscore.auth import is_loopback
+from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, ServerNotFound, UpstreamUnavailable
 from toolscore.events import EventLog
 from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
@@ -21,6 +23,7 @@ from toolscore.settings import NEEDS_RESTART, Loaded, Settings, SettingsHub, dif
 from toolscore.stores import Database, open_database
 from toolscore.stores.database import StoreError
 from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
 
 __all__ = ["EXECUTOR_ID", "Gateway", "open_gateway"]
 
@@ -68,8 +71,9 @@ class Gateway:
         except _Rejected as exc:
             log.error("settings rejected", reason=str(exc))
             self.events.publish("settings_rejected", reason=str(exc))
+            self.settings_problems = [f"the files were changed and rejected: {exc}"]
             return False
-        self.settings_problems, self.broken_servers = [], {}
+        self.settings_problems, self.broken_servers = [], self_references(loaded.settings)
         if changed:
             log.info("settings applied", changed=changed)
             self.events.publish("settings_applied", changed=changed)
@@ -122,6 +126,13 @@ class Gateway:
         """
         if not server_id or len(server_id) > 128 or "/" in server_id:
             raise InvalidRequest(f"a server id has 1 to 128 characters and no slash, found {server_id!r:.160}")
+        if _is_ourselves(spec, self.settings.current):
+            raise InvalidRequest(OURSELVES)
+        if spec.command:
+            try:
+                resolve_command(spec.command, child_environment(spec.command, spec.env))
+            except CommandNotFound as exc:
+                raise InvalidArguments(f"server {server_id!r} cannot be started: {exc}") from exc
         if spec.inprocess:
             raise InvalidRequest("servers inside the gateway's process are a matter of its configuration files")
         if server_id in self.broken_servers:
@@ -171,9 +182,26 @@ def _with_bound_ports(new: Settings, running: Settings) -> Settings:
     return new.model_copy(update={"core_services": new.core_services.model_copy(update=services)})
 
 
+OURSELVES = "it is this gateway itself: its tools would be listed under ever longer names"
+
+
+def _is_ourselves(spec: UpstreamSpec, settings: Settings) -> bool:
+    url = urlsplit(spec.url or "")
+    return is_loopback(url.hostname or "") and url.port == settings.core_services.toolscore_http.port
+
+
+def self_references(settings: Settings) -> dict[str, str]:
+    """The entries that point at this gateway, as in a file shared with the gateway's own clients."""
+    return {server_id: OURSELVES for server_id, spec in settings.upstreams.items() if _is_ourselves(spec, settings)}
+
+
 def configured_servers(settings: Settings) -> dict[str, UpstreamSpec]:
     """The servers that the settings ask for, our own Python executor among them."""
-    servers = {server_id: spec for server_id, spec in settings.upstreams.items() if not spec.disabled}
+    servers = {
+        server_id: spec
+        for server_id, spec in settings.upstreams.items()
+        if not spec.disabled and not _is_ourselves(spec, settings)
+    }
     servers.setdefault(EXECUTOR_ID, _executor_spec(settings))
     return servers
 
@@ -277,7 +305,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             metrics=metrics,
             config_dir=config_dir,
             settings_problems=loaded.problems,
-            broken_servers=loaded.broken_servers,
+            broken_servers={**loaded.broken_servers, **self_references(settings)},
         )
         servers = configured_servers(settings)
         for row in await database.load_servers():

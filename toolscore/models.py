@@ -31,10 +31,14 @@ ServerState = Literal["starting", "up", "idle", "down", "failed", "stopped"]
 CLIENT_ONLY_KEYS = frozenset(
     {
         "alwaysAllow", "autoApprove", "autoStart", "chat_instructions", "dev", "disabledTools", "enabled_tools",
-        "gallery", "icon", "iconUrl", "note", "tools", "trust", "version",
+        "gallery", "icon", "iconUrl", "note", "timeout", "tools", "transport", "trust", "version",
     }
 )  # fmt: skip
 """Keys that MCP clients keep in an `mcpServers` entry for their own use: accepted, without effect."""
+
+
+ALIASES = {"httpUrl": "url", "serverUrl": "url"}
+"""What some clients call the address."""
 
 
 def now() -> datetime:
@@ -59,7 +63,7 @@ class UpstreamSpec(BaseModel):
     Exactly one of `command`, `url`, `inprocess` and `dialin` says the way.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     command: str | None = Field(None, min_length=1, description="program of a stdio server, such as uvx or npx")
     args: tuple[str, ...] = ()
@@ -97,7 +101,10 @@ class UpstreamSpec(BaseModel):
     @classmethod
     def _drop_client_only_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            return {key: value for key, value in data.items() if key not in CLIENT_ONLY_KEYS}
+            kept = {ALIASES.get(key, key): value for key, value in data.items() if key not in CLIENT_ONLY_KEYS}
+            if kept.get("type") == "sse":
+                raise ValueError("`type: sse` is MCP's retired transport: give the server's streamable HTTP address")
+            return kept
         return data
 
     @model_validator(mode="after")

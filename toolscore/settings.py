@@ -179,7 +179,7 @@ class _File:
         self.data: dict[str, Any] = {}
         self._lines: dict[tuple[str, ...], int] = {}
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             return
         except (OSError, UnicodeDecodeError) as exc:

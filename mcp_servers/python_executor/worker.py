@@ -75,7 +75,8 @@ def shown(value: object) -> str | None:
 def failed(exc: BaseException, message: str) -> dict[str, Any]:
     """The error with the code's own lines; ours are left out."""
     frames = traceback.TracebackException.from_exception(exc, compact=True)
-    frames.stack = traceback.StackSummary.from_list([frame for frame in frames.stack if frame.filename != __file__])
+    own = [index for index, frame in enumerate(frames.stack) if frame.filename == FILENAME]
+    frames.stack = traceback.StackSummary.from_list(frames.stack[own[0] :] if own else [])
     text = "".join(frames.format())
     return {
         "exit": "error",

@@ -40,6 +40,8 @@ class RealTimeToolClient:
     def __init__(
         self, url: str = DEFAULT_URL, *, events: Collection[str] | None = None, heartbeat_seconds: float = 20
     ) -> None:
+        if not url.startswith(("ws://", "wss://")):
+            raise ValueError(f"the events are at a ws:// address such as {DEFAULT_URL}, found {url!r}")
         self._url = url
         self._types = list(events) if events is not None else None
         self._heartbeat = heartbeat_seconds

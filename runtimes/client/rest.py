@@ -75,15 +75,22 @@ class ToolScoreClient:
         self._url = url
         self._timeout = timeout_seconds
         self._headers = headers
+        self._opened: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> ToolScoreClient:
-        self._http = httpx.AsyncClient(base_url=self._url, timeout=self._timeout, headers=self._headers)
+        self._opened = httpx.AsyncClient(base_url=self._url, timeout=self._timeout, headers=self._headers)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._http.aclose()
+
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        if self._opened is None:
+            raise RuntimeError("open the client first: async with ToolScoreClient() as client")
+        return self._opened
 
     async def execute(
         self,

@@ -181,6 +181,9 @@ def test_attach_inspect_restart_detach() -> None:
         ({"comand": "uvx"}, "comand"),
         ({"command": "uvx", "args": "not-a-list"}, "args"),
         ({"inprocess": "os:system"}, "configuration"),
+        ({"type": "sse", "url": "http://127.0.0.1:1/sse"}, "streamable HTTP"),
+        ({"command": "no-such-program"}, "was not found on PATH"),
+        ({"command": "uvx mcp-server-time"}, "`args`"),
     ],
 )
 def test_a_wrong_spec_is_refused_with_the_key(gateway: GatewayProcess, spec: dict[str, object], said: str) -> None:
@@ -188,6 +191,28 @@ def test_a_wrong_spec_is_refused_with_the_key(gateway: GatewayProcess, spec: dic
     assert response.status_code in (400, 422)
     assert said in response.json()["error"]["message"]
     assert gateway.http.get("/api/v1/servers/wrong").status_code == 404
+
+
+def test_the_gateway_does_not_take_itself_for_a_server() -> None:
+    with running_gateway() as process:
+        ourselves = {"url": f"{process.url}/mcp"}
+        refused = process.http.post("/api/v1/servers", json={"server_id": "me", **ourselves})
+        assert refused.status_code == 400
+        process.servers({"me": ourselves, "alpha": odd("echo")})
+        process.wait_for_state("alpha", "up")
+        server = process.wait_for_state("me", "failed")
+        assert "itself" in server["last_error"]
+
+
+def test_a_tool_of_a_server_that_is_still_starting_is_waited_for() -> None:
+    with running_gateway({"alpha": odd("echo"), "crashes": odd("crashes"), "silent": odd("silent")}) as process:
+        assert process.text("alpha__echo", {"text": "at once"}) == "at once"
+        process.wait_for_state("crashes", "failed")
+        failed = process.execute("crashes__anything")
+        assert failed["error"]["code"] == "upstream_unavailable"
+        assert "frobnicator" in failed["error"]["message"]
+        waited = process.execute("silent__anything", timeout_seconds=0.3)
+        assert "still starting" in waited["error"]["message"]
 
 
 def test_a_configured_server_is_not_detached_behind_the_files_back(gateway: GatewayProcess) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -256,6 +257,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
                 await asyncio.sleep(0.005)
             yield
         finally:
+            await gateway.pipeline.close(SHUTDOWN_SECONDS)
             server.should_exit = True
             gateway.events.notifier.close()  # streams end; what is being called may finish
             await asyncio.gather(task, return_exceptions=True)
@@ -272,8 +274,14 @@ async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gatewa
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def asked() -> None:
+        if stop.is_set():
+            os._exit(130)  # asked twice: at once. The reapers end the servers.
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, asked)
     settings, http_socket, router_socket = bind_services(loaded.settings)
     with http_socket, router_socket:
         loaded = Loaded(settings, loaded.problems, loaded.broken_servers)

@@ -360,7 +360,7 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
             error: ToolScoreError = InvalidRequest(f"{request.method} is not a method of {request.url.path}")
         elif exc.status_code == 404:
             error = MethodNotFound(
-                f"there is nothing at {request.url.path}", suggestion="GET /docs lists all addresses"
+                f"there is nothing at {request.url.path}", suggestion="GET /docs lists the REST addresses"
             )
         else:
             error = InvalidRequest(str(exc.detail))

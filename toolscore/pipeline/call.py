@@ -7,6 +7,7 @@ Those in brackets are rooms of their own; each joins with a line in `_steps`.
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections import Counter, deque
@@ -14,11 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from toolscore.errors import (
     InvalidArguments,
     OutcomeUnknown,
+    Overloaded,
+    ToolNotFound,
     ToolScoreError,
     UpstreamProtocolError,
     UpstreamTimeout,
@@ -34,6 +38,8 @@ from toolscore.pipeline.validation import check_arguments
 from toolscore.upstreams import UpstreamPool
 
 __all__ = ["CallPipeline", "CallStats"]
+
+log = structlog.get_logger(__name__)
 
 RECENT_CALLS = 1000
 
@@ -106,6 +112,9 @@ class CallPipeline:
         self._events = events
         self.call_timeout_seconds = call_timeout_seconds
         self.stats = CallStats()
+        self._active: set[asyncio.Task[Any]] = set()
+        self._ended: set[asyncio.Task[Any]] = set()
+        self._closing = False
         metrics.in_flight.set_function(lambda: self.stats.in_flight)
 
     async def call(
@@ -120,17 +129,31 @@ class CallPipeline:
             ToolNotFound, InvalidArguments, UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError.
         """
         started = time.perf_counter()
+        task = asyncio.current_task()
+        assert task is not None
+        self._active.add(task)
         self.stats.in_flight += 1
         outcome, tool = "cancelled", None
         try:
-            tool = self._library.resolve(call.tool_id, call.action, call.server_id)
+            if self._closing:
+                raise Overloaded("the gateway is shutting down: call again when it is back", retry_after_seconds=5)
+            tool = await self._resolve(call)
             result = await self._steps(tool, call, started, on_progress)
             outcome = "tool_error" if result.is_error else "ok"
             return result
         except ToolScoreError as exc:
             outcome = exc.code
             raise
+        except asyncio.CancelledError as exc:
+            if task not in self._ended:
+                raise
+            task.uncancel()
+            outcome = OutcomeUnknown.code
+            raise OutcomeUnknown(
+                f"the gateway was shut down during the call of {call.tool_id}, and it may have done its work"
+            ) from exc
         finally:
+            self._active.discard(task)
             seconds = time.perf_counter() - started
             self.stats.in_flight -= 1
             # Names that do not exist are the caller's to choose: they must not become labels.
@@ -147,6 +170,40 @@ class CallPipeline:
                     request_id=call.request_id,
                     principal=principal.name,
                 )
+
+    async def close(self, seconds: float) -> None:
+        """Take no more calls, let those under way finish for so long, and end the others: their callers are told."""
+        self._closing = True
+        if self._active:
+            log.info("waiting for calls to finish; a second Ctrl-C ends them", calls=len(self._active), seconds=seconds)
+            await asyncio.wait(set(self._active), timeout=seconds)
+        for task in self._active:
+            self._ended.add(task)
+            task.cancel()
+
+    async def _resolve(self, call: ToolCall) -> Tool:
+        """The tool; if its server has not listed any yet, wait until it has.
+
+        Raises:
+            ToolNotFound: with the nearest names.
+            UpstreamUnavailable: the server that the name begins with does not run.
+        """
+        try:
+            return self._library.resolve(call.tool_id, call.action, call.server_id)
+        except ToolNotFound:
+            server_id = call.server_id or self._upstreams.owner(call.tool_id)
+            upstream = self._upstreams.find(server_id) if server_id is not None else None
+            if upstream is None or self._library.of_server(upstream.server_id):
+                raise
+            limit = call.timeout_seconds or self.call_timeout_seconds
+            try:
+                with Deadline(limit):
+                    await upstream.wait_up()
+            except TimeoutError:
+                raise UpstreamUnavailable(
+                    f"server {upstream.server_id!r} is still starting after {limit:g} s: call again later"
+                ) from None
+            return self._library.resolve(call.tool_id, call.action, call.server_id)
 
     async def _steps(
         self, tool: Tool, call: ToolCall, started: float, on_progress: Callable[[Raw], None] | None

@@ -167,7 +167,8 @@ async def open_database(url: str) -> AsyncIterator[Database]:
             async with engine.begin() as connection:
                 await connection.run_sync(metadata.create_all)
         except (SQLAlchemyError, OSError) as exc:
-            raise StoreError(f"cannot open the database {parsed.render_as_string()}: {exc}") from exc
+            reason = getattr(exc, "orig", None) or exc
+            raise StoreError(f"cannot open the database {parsed.render_as_string()}: {reason}") from exc
         yield Database(engine)
     finally:
         await engine.dispose()

@@ -69,6 +69,8 @@ def resolve_command(command: str, environment: Mapping[str, str]) -> str:
             "npx": "install Node.js",
             "docker": "install Docker",
         }.get(command, "install it, or give its full path")
+        if " " in command:
+            hint = "give the program alone in `command`, and each further word as an entry of `args`"
         raise CommandNotFound(f"command {command!r} was not found on PATH: {hint}")
     return found
 

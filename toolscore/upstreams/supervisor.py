@@ -130,6 +130,14 @@ class Upstream:
                 self._restart.set()
             await self._changed_within(remaining if self.state == "down" else 3600)
 
+    async def wait_up(self) -> None:
+        """Wait until the server is up, starting it if it sleeps.
+
+        Raises:
+            UpstreamUnavailable: it does not come up.
+        """
+        await self._wait_for_connection()
+
     async def _changed_within(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -207,15 +215,18 @@ class Upstream:
             if self._stop.is_set():
                 return
             if error is None:  # idle, or restarted on request
-                self.restarts += 1
+                self.restarts += not self._slept
                 continue
             healthy = was_up_at is not None and time.monotonic() - was_up_at > HEALTHY_SECONDS
             failures = 0 if healthy else failures + 1
             start_failures += was_up_at is None
-            self.restarts += 1
-            self._pool.restarted(self)
-            # What has worked before may come back; what never did is given up.
-            if permanent or (start_failures >= self._pool.max_start_failures and not was_ever_up):
+            if was_up_at is not None:
+                self.restarts += 1
+                self._pool.restarted(self)
+            error += self._last_line()
+            # What worked before, or stands elsewhere, may come back; a process of ours that never started is given up.
+            hopeless = start_failures >= self._pool.max_start_failures and not was_ever_up and self.spec.command
+            if permanent or hopeless:
                 log.error("a server does not start", server=self.server_id, error=error)
                 self._set_state("failed", error)
                 self._pool.failed(self, error)
@@ -228,6 +239,11 @@ class Upstream:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._first_of(self._restart)
+
+    def _last_line(self) -> str:
+        """What the process said last: most often the reason."""
+        said = [line for line in self.stderr if not line.startswith((" ", "Traceback", "["))]
+        return f"; its last line: {said[-1]}" if said else ""
 
     def _open(self) -> contextlib.AbstractAsyncContextManager[Any]:
         spec, pool = resolved(self.spec), self._pool
@@ -326,7 +342,7 @@ class Upstream:
         failures = 0
         while not self._stop.is_set():
             started = time.monotonic()
-            error = await self._run_instance()
+            error = await self._run_instance() + self._last_line()
             if self._stop.is_set():
                 break
             failures = 0 if time.monotonic() - started > HEALTHY_SECONDS else failures + 1
@@ -508,6 +524,13 @@ class UpstreamPool:
                 # Not sent, and replaced meanwhile: the new form takes the call.
                 if getattr(exc, "sent", False) or self._upstreams.get(server_id) in (None, upstream):
                     raise
+
+    def owner(self, tool_id: str) -> str | None:
+        """The server whose id a tool's full name begins with, or is."""
+        candidates = [
+            server_id for server_id in self._upstreams if tool_id == server_id or tool_id.startswith(f"{server_id}__")
+        ]
+        return max(candidates, key=len, default=None)
 
     def dialled(self, server_id: str) -> Upstream | None:
         """The upstream that an instance of this id joins when it dials in; `None` where the id is free.

@@ -1,6 +1,7 @@
 """MCP servers over HTTP that behave as some do in the wild: `python odd_http.py PORT`; the path chooses the kind."""
 
 import asyncio
+import gzip
 import json
 import sys
 
@@ -54,6 +55,8 @@ async def call(kind, writer, request):
         for _ in range(400):
             writer.write(chunk("x" * 100_000))
             await writer.drain()
+    elif kind == "packed":
+        await answer(writer, 200, gzip.compress(b" " * 50_000_000 + done.encode()), extra="content-encoding: gzip\r\n")
     elif kind == "html":
         await answer(writer, 500, b"<html>Internal Server Error</html>", "text/html")
     elif kind == "forbidden":
@@ -85,6 +88,10 @@ async def serve(reader, writer):
                 await asyncio.sleep(1000)
             if method == "DELETE":
                 await answer(writer, 200)
+                continue
+            if kind in ("moved", "elsewhere") and not path.endswith("/"):
+                target = path + "/" if kind == "moved" else "http://example.invalid/mcp"
+                await answer(writer, 307, extra=f"location: {target}\r\n")
                 continue
             request = json.loads(body)
             name = request["method"]

@@ -12,7 +12,7 @@ import pytest
 from mcp import Client
 from support import GatewayProcess, free_port, running_gateway, wait_for
 
-KINDS = ("plain", "sse", "cut", "endless", "html", "forbidden", "busy", "hangs", "changing")
+KINDS = ("plain", "sse", "cut", "endless", "html", "forbidden", "busy", "hangs", "changing", "packed", "moved")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,15 @@ def test_an_answer_in_a_stream_is_an_answer(wild: GatewayProcess) -> None:
     assert wild.text("plain__go") == "done"
 
 
+def test_an_address_that_moved_on_its_host_is_followed_and_another_host_is_not(wild: GatewayProcess) -> None:
+    assert wild.text("moved__go") == "done"
+    url = wild.server("moved")["url"].replace("moved", "elsewhere")
+    wild.http.post("/api/v1/servers", json={"server_id": "elsewhere", "url": url})
+    server = wild.wait_for_state("elsewhere", "down")
+    assert "another host" in server["last_error"]
+    wild.http.delete("/api/v1/servers/elsewhere")
+
+
 def test_progress_in_a_stream_reaches_the_client(wild: GatewayProcess) -> None:
     async def run() -> list[tuple[float, float | None]]:
         seen = []
@@ -54,6 +63,7 @@ def test_progress_in_a_stream_reaches_the_client(wild: GatewayProcess) -> None:
     [
         ("cut", "outcome_unknown", "went away during the call"),
         ("endless", "upstream_protocol_error", "bound of 16,777,216"),
+        ("packed", "upstream_protocol_error", "packs its answers"),
         ("html", "upstream_protocol_error", "HTTP 500"),
         ("forbidden", "upstream_unavailable", "check its `headers`"),
         ("busy", "upstream_unavailable", "is busy"),

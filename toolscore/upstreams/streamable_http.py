@@ -74,7 +74,7 @@ async def http_session() -> AsyncIterator[aiohttp.ClientSession]:
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-        auto_decompress=True,
+        auto_decompress=False,  # we ask for none; a packed answer could unpack to more than any bound
         skip_auto_headers=("User-Agent", "Accept-Encoding"),  # servers nearby: packing costs more than it saves
     ) as session:
         yield session
@@ -110,12 +110,21 @@ class HttpConnection:
 
     async def negotiate(self) -> None:
         """Ask for the stateless era, which costs a server of the other one nothing, else open a session."""
+        try:
+            await self._negotiate()
+        except _Moved as moved:  # our headers go nowhere but to the host that they are for
+            self._url = moved.target
+            await self._negotiate()
+
+    async def _negotiate(self) -> None:
         params = stateless_envelope({})
         headers = {**self._headers, "MCP-Protocol-Version": LATEST_STATELESS_VERSION, "Mcp-Method": "server/discover"}
         try:
             self.info = info_from_discover(await self._post("server/discover", params, headers, None))
             self._headers["MCP-Protocol-Version"] = self.info.protocol_version
             self._routings.clear()
+        except _Moved:
+            raise
         except (RemoteError, UpstreamProtocolError):
             await self._initialize()
 
@@ -163,7 +172,10 @@ class HttpConnection:
             task.cancel()
         if "Mcp-Session-Id" in self._headers:
             with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                async with asyncio.timeout(2), self._session.delete(self._url, headers=self._headers):
+                async with (
+                    asyncio.timeout(2),
+                    self._session.delete(self._url, headers=self._headers, allow_redirects=False),
+                ):
                     pass
 
     async def listen(self) -> None:
@@ -194,11 +206,14 @@ class HttpConnection:
             params = stateless_envelope({"notifications": {"toolsListChanged": True}}, self.info.protocol_version)
             body = encode({"jsonrpc": "2.0", "id": "listen", "method": "subscriptions/listen", "params": params})
             opened = self._session.post(
-                self._url, data=body, headers={**self._headers, "Mcp-Method": "subscriptions/listen"}
+                self._url,
+                data=body,
+                headers={**self._headers, "Mcp-Method": "subscriptions/listen"},
+                allow_redirects=False,
             )
         else:
             headers = {**self._headers, "Accept": "text/event-stream"}
-            opened = self._session.get(self._url, headers=headers)
+            opened = self._session.get(self._url, headers=headers, allow_redirects=False)
         async with opened as response:
             if response.status != 200 or response.content_type != "text/event-stream":
                 return False
@@ -214,7 +229,7 @@ class HttpConnection:
         self.info = info_from_initialize(await self._post("initialize", initialize_params(), self._headers, None))
         self._headers["MCP-Protocol-Version"] = self.info.protocol_version
         body = encode({"jsonrpc": "2.0", "method": "notifications/initialized"})
-        async with self._session.post(self._url, data=body, headers=self._headers) as response:
+        async with self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False) as response:
             await response.read()
 
     async def _post(
@@ -229,7 +244,9 @@ class HttpConnection:
             message["params"] = params
         response: aiohttp.ClientResponse | None = None
         try:
-            async with self._session.post(self._url, data=encode(message), headers=headers) as response:
+            async with self._session.post(
+                self._url, data=encode(message), headers=headers, allow_redirects=False
+            ) as response:
                 if response.content_type == "text/event-stream":
                     return await self._read_stream(response, request_id, on_progress)
                 body = await self._read_body(response)
@@ -257,10 +274,15 @@ class HttpConnection:
 
     async def _send_aside(self, body: bytes) -> None:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with asyncio.timeout(5), self._session.post(self._url, data=body, headers=self._headers) as response:
+            async with (
+                asyncio.timeout(5),
+                self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False) as response,
+            ):
                 await response.read()
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        if "Content-Encoding" in response.headers:
+            raise UpstreamProtocolError(f"{self._url} packs its answers, which we did not ask for: switch it off there")
         if response.content_length is not None and response.content_length <= self._max:
             return await response.read()
         body = bytearray()
@@ -285,6 +307,14 @@ class HttpConnection:
         if frame is not None and isinstance(frame.error, Raw):
             error = decode(frame.error)
             raise RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)})
+        if response.status in (301, 302, 303, 307, 308):
+            target = self._url.join(URL(response.headers.get("Location", "")))
+            if target.origin() == self._url.origin() and target != self._url:
+                raise _Moved(target)
+            raise UpstreamProtocolError(
+                f"{self._url} redirects to {response.headers.get('Location', 'nowhere')}, another host: "
+                "give the final address as `url`"
+            )
         said = f"HTTP {response.status} {response.reason}: {body[:200].decode(errors='replace')}"
         if response.status in (401, 403):
             raise ConnectionLost(f"{self._url} refused us ({said}): check its `headers`", sent=False)
@@ -331,6 +361,14 @@ class HttpConnection:
         except RemoteError as exc:
             body = error_frame(request_id, exc.error)
         await self._send_aside(body)
+
+
+class _Moved(UpstreamProtocolError):
+    """The server has another address on the same host, such as one with a slash behind it."""
+
+    def __init__(self, target: URL) -> None:
+        super().__init__(f"the server redirects again, to {target}: give the final address as `url`")
+        self.target = target
 
 
 class _SessionGone(RemoteError):

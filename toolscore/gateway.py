@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from toolscore.auth import is_loopback
-from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, ServerNotFound, UpstreamUnavailable
+from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, UpstreamUnavailable
 from toolscore.events import EventLog
 from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
@@ -111,7 +111,11 @@ class Gateway:
         for server_id in sorted(before.keys() - after.keys()):
             await self._drop(server_id)
         for server_id in sorted(after.keys() - before.keys()):
-            self.upstreams.add(server_id, after[server_id])
+            try:
+                self.upstreams.add(server_id, after[server_id])
+            except Conflict as exc:  # attached while we waited for the others
+                self.broken_servers[server_id] = exc.message
+                log.error("a configured server is left out", server=server_id, reason=exc.message)
         self.pipeline.call_timeout_seconds = new.limits.call_timeout_seconds
         self.upstreams.start_timeout_seconds = new.servers.start_timeout_seconds
         self.upstreams.max_start_failures = new.servers.max_start_failures
@@ -152,19 +156,18 @@ class Gateway:
         self.upstreams.get(server_id)
         if server_id in configured_servers(self.settings.current):
             raise Conflict(f"server {server_id!r} belongs to the configuration: remove it from mcp_servers.json")
-        await self._drop(server_id)
         try:
             await self.database.delete_server(server_id)
         except StoreError as exc:
             log.error("a detached server cannot be removed from the database", error=str(exc))
+        await self._drop(server_id)
 
     async def _drop(self, server_id: str) -> None:
-        try:
-            await self.upstreams.remove(server_id)
-        except ServerNotFound:
-            pass
-        self.library.forget(server_id)
-        self.metrics.server_gone(server_id)
+        def forget() -> None:  # before the id is free for another
+            self.library.forget(server_id)
+            self.metrics.server_gone(server_id)
+
+        await self.upstreams.remove(server_id, forget)
 
 
 class _Rejected(Exception):
@@ -186,8 +189,11 @@ OURSELVES = "it is this gateway itself: its tools would be listed under ever lon
 
 
 def _is_ourselves(spec: UpstreamSpec, settings: Settings) -> bool:
-    url = urlsplit(spec.url or "")
-    return is_loopback(url.hostname or "") and url.port == settings.core_services.toolscore_http.port
+    try:
+        url = urlsplit(spec.url or "")
+        return is_loopback(url.hostname or "") and url.port == settings.core_services.toolscore_http.port
+    except ValueError:  # a reference stands where the port should be
+        return False
 
 
 def self_references(settings: Settings) -> dict[str, str]:

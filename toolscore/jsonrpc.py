@@ -126,6 +126,7 @@ def decode_frame(data: bytes) -> Frame:
     Raises:
         InvalidRequest: not JSON (`data["rpc_code"]` is -32700), or JSON that is no JSON-RPC object (a batch too).
     """
+    data = _in_utf8(data)
     try:
         try:
             return _frames.decode(data)
@@ -136,6 +137,20 @@ def decode_frame(data: bytes) -> Frame:
     except msgspec.ValidationError as exc:
         what = "batches are not part of MCP" if data.lstrip()[:1] == b"[" else str(exc)
         raise InvalidRequest(f"not a JSON-RPC 2.0 object: {what}") from exc
+
+
+def _in_utf8(data: bytes) -> bytes:
+    """The bytes, or where they are not UTF-8 (a server that writes Latin-1), with U+FFFD in the place of what is not.
+
+    What stays raw is relayed, so it is looked at where it comes in.
+    """
+    if data.isascii():
+        return data
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace").encode()
+    return data
 
 
 def _lenient(data: bytes) -> Any:
@@ -260,6 +275,13 @@ class Peer:
     def receive(self, data: bytes) -> None:
         """Take one message that arrived. Never raises."""
         try:
+            self._receive(data)
+        except (InvalidRequest, TypeError, ValueError, AttributeError):
+            if self._on_junk is not None:  # an envelope that is well and a content that is not
+                self._on_junk(data)
+
+    def _receive(self, data: bytes) -> None:
+        try:
             frame = decode_frame(data)
         except InvalidRequest as exc:
             if self._on_junk is not None:
@@ -302,13 +324,16 @@ class Peer:
             task.cancel()
 
     def _answered(self, request_id: RequestId, frame: Frame) -> None:
-        if isinstance(request_id, str) and request_id.isdigit():
+        if isinstance(request_id, str) and request_id.isascii() and request_id.isdigit():
             request_id = int(request_id)  # some servers turn an id into a string
         answer = self._waiting.get(request_id)
         if answer is None or answer.done():
             return
         if isinstance(frame.error, Raw):
-            error = decode(frame.error)
+            try:
+                error = decode(frame.error)
+            except InvalidRequest as exc:
+                error = exc.message
             answer.set_exception(RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)}))
         elif isinstance(frame.result, Raw):
             answer.set_result(frame.result)
@@ -324,7 +349,8 @@ class Peer:
                 return
         if method == "notifications/cancelled" and params is not None:
             target = decode(params)
-            task = self._serving.get(target.get("requestId", "")) if isinstance(target, dict) else None
+            given = target.get("requestId") if isinstance(target, dict) else None
+            task = self._serving.get(given) if isinstance(given, int | str) else None
             if task is not None:
                 task.cancel()
                 return

@@ -26,6 +26,9 @@ __all__ = ["UnifiedToolLibrary", "compile_schema", "event_fields"]
 
 log = structlog.get_logger(__name__)
 
+MAX_SCHEMA_SIZE = 50_000
+MAX_SCHEMA_DEPTH = 200
+
 AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
 
 
@@ -36,6 +39,9 @@ def compile_schema(schema: Any) -> Any:
     """
     if not isinstance(schema, dict):
         return None
+    if _expanded_size(schema) > MAX_SCHEMA_SIZE:
+        log.warning("a tool's schema unfolds without end: its arguments go unchecked")
+        return None
     try:
         return jsonschema_rs.validator_for(
             schema, offline=True, pattern_options=jsonschema_rs.RegexOptions(size_limit=1 << 20)
@@ -43,6 +49,40 @@ def compile_schema(schema: Any) -> Any:
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError) as exc:
         log.warning("a tool's schema cannot be compiled: its arguments go unchecked", error=str(exc)[:200])
         return None
+
+
+def _expanded_size(schema: dict[str, Any]) -> float:
+    """How many parts a schema has once its local references are written out: what checking against it may cost."""
+    sizes: dict[int, float] = {}
+
+    def size(part: Any, depth: int) -> float:
+        if depth > MAX_SCHEMA_DEPTH:
+            return float("inf")
+        if isinstance(part, list):
+            return 1 + sum(size(member, depth + 1) for member in part)
+        if not isinstance(part, dict):
+            return 1
+        known = sizes.get(id(part))
+        if known is None:
+            sizes[id(part)] = 1  # a schema that contains itself ends with its instance
+            known = 1 + sum(
+                size(member, depth + 1) for key, member in part.items() if key not in ("$defs", "definitions")
+            )
+            reference = part.get("$ref")
+            if isinstance(reference, str) and reference.startswith("#"):
+                known += size(_at_pointer(schema, reference), depth + 1)
+            sizes[id(part)] = known
+        return known
+
+    return size(schema, 0)
+
+
+def _at_pointer(schema: Any, reference: str) -> Any:
+    for step in reference.removeprefix("#").split("/")[1:]:
+        if not isinstance(schema, dict):
+            return None
+        schema = schema.get(step.replace("~1", "/").replace("~0", "~"))
+    return schema
 
 
 def event_fields(tool: Tool) -> dict[str, Any]:
@@ -231,6 +271,12 @@ class UnifiedToolLibrary:
                 tags=spec.tags,
             )
             upserts.append(own[name])
+        for name, tool in list(own.items()):
+            holder = self._tools.get(tool.tool_id)
+            if holder is not None and (holder.server_id, holder.name) != (server_id, name):
+                log.error("a tool's name is taken by another's: it is left out", tool=tool.tool_id, server=server_id)
+                del own[name]
+                upserts = [upsert for upsert in upserts if upsert.name != name]
         removed = [tool for name, tool in before.items() if name not in own]
         for tool in removed:
             self._remove(tool)

@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,6 +22,7 @@ __all__ = [
     "ToolResult",
     "UpstreamSpec",
     "definition_hash",
+    "shown_url",
     "now",
     "timestamp",
 ]
@@ -49,6 +51,13 @@ def now() -> datetime:
 def timestamp(moment: datetime | None = None) -> str:
     """RFC 3339 UTC with milliseconds."""
     return (moment or now()).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def shown_url(url: str) -> str:
+    """An address as it may be shown: without the user, the password and the query, which may be secrets."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else "")
 
 
 def definition_hash(definition: dict[str, Any]) -> str:

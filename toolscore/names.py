@@ -18,6 +18,7 @@ MAX_LENGTH = 64
 HASH_DIGITS = 10
 
 _PLAIN = re.compile(r"[a-zA-Z0-9_-]+")
+_HASHED = re.compile(r"(?:^|_)[0-9a-f]{10}$")  # a name that looks hashed is hashed: it can be taken for no other's
 _OTHER = re.compile(r"[^a-zA-Z0-9_-]+")
 
 
@@ -25,7 +26,7 @@ def tool_id(server_id: str, name: str) -> str:
     """The gateway's name of a tool."""
     plain = f"{server_id}__{name}"
     splits_one_way = "__" not in server_id and not server_id.endswith("_")
-    if len(plain) <= MAX_LENGTH and _PLAIN.fullmatch(plain) and splits_one_way:
+    if len(plain) <= MAX_LENGTH and _PLAIN.fullmatch(plain) and splits_one_way and not _HASHED.search(name):
         return plain
     digest = hashlib.sha256(f"{server_id}\0{name}".encode("utf-8", "replace")).hexdigest()[:HASH_DIGITS]
     room = MAX_LENGTH - HASH_DIGITS - 1

@@ -159,11 +159,14 @@ def test_unknown_paths_and_foreign_pages_are_refused(gateway: GatewayProcess) ->
     asyncio.run(run())
 
 
-def test_a_frame_over_the_bound_closes_the_connection(gateway: GatewayProcess) -> None:
+def test_a_frame_over_the_bound_is_refused_and_one_far_over_closes_the_connection(gateway: GatewayProcess) -> None:
     async def run() -> None:
         async with dialled(gateway, "tcp", "mcp") as socket:
+            refused = await ask(socket, "x" * 5_000_000)
+            assert (refused["id"], refused["error"]["data"]["code"]) == (None, "payload_too_large")
+            assert (await ask(socket, HELLO))["id"] == 0
             with pytest.raises(ConnectionClosed) as closed:
-                await ask(socket, "x" * 5_000_000)
+                await ask(socket, "x" * 17_000_000)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1009
 

@@ -155,12 +155,19 @@ def test_a_server_gets_an_allow_listed_environment(gateway: GatewayProcess) -> N
 
 def test_references_to_the_environment_are_resolved_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "t0ken")
-    env = {"A": "Bearer ${env:MY_TOKEN}", "B": "${MY_TOKEN}", "C": "${MISSING:-by default}", "D": "${", "E": "$HOME"}
-    servers = {"good": odd("env", env=env), "bad": odd("env", env={"A": "${NO_SUCH_VARIABLE}"})}
+    env = {
+        "A": "Bearer ${env:MY_TOKEN}",
+        "B": "${MY_TOKEN}",
+        "C": "${MISSING:-by default}",
+        "D": "${",
+        "E": "$HOME",
+        "F": "${nothing}",
+    }
+    servers = {"good": odd("env", env=env), "bad": odd("env", env={"A": "${env:NO_SUCH_VARIABLE}"})}
     with running_gateway(servers) as process:
         process.wait_for_state("good", "up")
         got = json.loads(process.text("good__env", {"text": ""}))
-        expected = {"A": "Bearer t0ken", "B": "t0ken", "C": "by default", "D": "${", "E": "$HOME"}
+        expected = {"A": "Bearer t0ken", "B": "t0ken", "C": "by default", "D": "${", "E": "$HOME", "F": "${nothing}"}
         assert {name: got[name] for name in env} == expected
         assert "t0ken" not in process.http.get("/api/v1/servers/good").text
         assert "NO_SUCH_VARIABLE" in process.wait_for_state("bad", "failed")["last_error"]

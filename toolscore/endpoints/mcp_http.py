@@ -49,6 +49,7 @@ SSE_HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
+SWEEP_SECONDS = 60
 SSE_COMMENT_SECONDS = 15
 """Proxies cut silent streams; a comment now and then keeps them open."""
 
@@ -75,6 +76,7 @@ class McpHttpEndpoint:
         self._all = McpServer(gateway)
         self._single: dict[str, McpServer] = {}
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._swept = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, server_id: str | None = None) -> None:
         """Serve one request.
@@ -228,11 +230,14 @@ class McpHttpEndpoint:
 
     def _make_room(self, bound: int, idle_seconds: float) -> None:
         oldest_use = time.monotonic() - idle_seconds
-        while self._sessions:
-            session = next(iter(self._sessions.values()))
-            if session.used > oldest_use or session.streams:
-                break
-            self._sessions.popitem(last=False)
+        if len(self._sessions) >= bound or time.monotonic() > self._swept + SWEEP_SECONDS:
+            self._swept = time.monotonic()
+            quiet = [key for key, session in self._sessions.items() if not (session.streams or session.calls)]
+            for key in quiet:
+                if self._sessions[key].used < oldest_use:
+                    del self._sessions[key]
+            if len(self._sessions) >= bound and quiet and quiet[0] in self._sessions:
+                del self._sessions[quiet[0]]  # the idlest makes room; its client opens another
         if len(self._sessions) >= bound:
             raise Overloaded(f"{bound} sessions are open: end one with DELETE, or wait", retry_after_seconds=60)
 

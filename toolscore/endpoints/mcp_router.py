@@ -32,6 +32,7 @@ from toolscore.errors import (
     InvalidArguments,
     InvalidRequest,
     Overloaded,
+    PayloadTooLarge,
     ServerNotFound,
     ToolScoreError,
 )
@@ -106,7 +107,8 @@ async def serve_router(gateway: Gateway, sockets: list[socketlib.socket]) -> Asy
         "subprotocols": [MCP, TYPED],
         "select_subprotocol": _choose,
         "process_request": router.check,
-        "max_size": settings.limits.max_frame_bytes,
+        # Servers that dialled in may answer as much as others; a client's frame is held to its own bound below.
+        "max_size": max(settings.limits.max_frame_bytes, settings.limits.max_result_bytes),
         "compression": None,
         "ping_interval": settings.servers.heartbeat_seconds,
         "ping_timeout": max(1.0, settings.servers.dead_after_seconds - settings.servers.heartbeat_seconds),
@@ -192,7 +194,12 @@ class _McpClient:
 
     async def run(self) -> None:
         try:
+            bound = self._gateway.settings.current.limits.max_frame_bytes
             async for message in self._channel.messages():
+                if len(message) > bound:
+                    large = PayloadTooLarge(f"a frame of {len(message):,} bytes is over the bound of {bound:,}")
+                    await _try_send(self._channel, error_frame(None, large.rpc_error()))
+                    continue
                 self._peer.receive(message)
         finally:
             self._peer.close(self._channel.closed_reason)
@@ -333,6 +340,7 @@ class _TypedClient:
         self._gateway = gateway
         self._channel = channel
         self._bound = gateway.settings.current.limits.calls_per_connection
+        self._max_frame_bytes = gateway.settings.current.limits.max_frame_bytes
         self._calls: set[asyncio.Task[None]] = set()
         self._registered: dict[str, tuple[TypedConnection | None, asyncio.Task[None] | None]] = {}
 
@@ -350,7 +358,12 @@ class _TypedClient:
                     await asyncio.gather(holder, return_exceptions=True)
 
     async def _take(self, message: bytes) -> None:
+        if len(message) > self._max_frame_bytes:
+            await self._error(None, f"a frame of {len(message):,} bytes is over the bound of {self._max_frame_bytes:,}")
+            return
         try:
+            if not message.isascii():
+                message.decode()  # the parameters stay raw, so they are looked at here
             frame = _typed_frames.decode(message)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             await self._error(None, f"not a frame: {exc}")

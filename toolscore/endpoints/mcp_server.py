@@ -109,9 +109,9 @@ class McpServer:
 
     def _stateless(self, result: Any) -> Any:
         """Add what every result of the stateless era carries, unless the server said it already."""
-        if isinstance(result, Raw) and b'"resultType"' in memoryview(result).tobytes():
-            return result
         members: Members = dict(decode_object(result) if isinstance(result, Raw) else result)
+        if isinstance(result, Raw) and "resultType" in members:
+            return result
         members.setdefault("resultType", "complete")
         meta = members.get("_meta")
         known: Members = dict(decode_object(meta) if isinstance(meta, Raw) else meta or {})

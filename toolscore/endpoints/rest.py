@@ -39,7 +39,7 @@ from toolscore.errors import (
 from toolscore.gateway import EXECUTOR_ID, Gateway
 from toolscore.jsonrpc import encode
 from toolscore.metrics import CONTENT_TYPE
-from toolscore.models import LOCAL, Tool, ToolCall, UpstreamSpec
+from toolscore.models import LOCAL, Tool, ToolCall, UpstreamSpec, shown_url
 from toolscore.upstreams import Upstream
 
 __all__ = ["EXECUTE_PATHS", "ExecuteEndpoint", "add_rest", "stats_fields", "tool_fields"]
@@ -123,6 +123,8 @@ class ExecuteEndpoint:
 
 def _parse(body: bytes) -> ExecuteRequest:
     try:
+        if not body.isascii():
+            body.decode()  # the parameters stay raw, so they are looked at here
         return _requests.decode(body)
     except msgspec.ValidationError as exc:
         raise InvalidArguments(
@@ -190,7 +192,7 @@ def server_fields(gateway: Gateway, upstream: Upstream, *, full: bool = False) -
             "command": spec.command,
             "args": list(spec.args),
             "env_keys": sorted(spec.env),
-            "url": spec.url,
+            "url": shown_url(spec.url) if spec.url else None,
             "header_names": sorted(spec.headers),
             "endpoint": spec.endpoint,
             "up_since": upstream.up_since,

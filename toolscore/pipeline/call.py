@@ -35,7 +35,7 @@ from toolscore.metrics import Metrics
 from toolscore.models import Principal, Tool, ToolCall, ToolResult
 from toolscore.pipeline.deadline import Deadline
 from toolscore.pipeline.validation import check_arguments
-from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams import Attempt, UpstreamPool
 
 __all__ = ["CallPipeline", "CallStats"]
 
@@ -220,12 +220,15 @@ class CallPipeline:
         params: dict[str, Any] = {"name": tool.name, "arguments": call.arguments}
         if call.extra:
             params = {**call.extra, **params}
+        attempt = Attempt()
         try:
             with Deadline(limit):
-                return await self._upstreams.request(tool.server_id, "tools/call", params, on_progress=on_progress)
+                return await self._upstreams.request(
+                    tool.server_id, "tools/call", params, on_progress=on_progress, attempt=attempt
+                )
         except TimeoutError as exc:
             waited = f"{tool.tool_id} gave no answer within {limit:g} s"
-            if upstream.state != "up":
+            if not attempt.asked:
                 raise UpstreamUnavailable(f"{waited}: its server is {upstream.state}") from exc
             if tool.safe_to_repeat:
                 raise UpstreamTimeout(f"{waited}: it may be called again, or with a larger `timeout_seconds`") from exc

@@ -15,19 +15,21 @@ from toolscore.upstreams.process import CommandNotFound
 
 __all__ = ["resolved"]
 
-REFERENCE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+REFERENCE = re.compile(r"\$\{(env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) -> UpstreamSpec:
-    """The entry with values in the place of references.
+    """The entry with values in the place of references; `${NAME}` stays as it is where there is no such variable.
 
     Raises:
-        CommandNotFound: a variable is not set and has no default.
+        CommandNotFound: `${env:NAME}` is not set and has no default.
     """
 
     def value(match: re.Match[str]) -> str:
-        name, default = match.groups()
+        form, name, default = match.groups()
         found = environment.get(name, default)
+        if found is None and not form:
+            return match[0]  # not ours: a shell's own variable, for one
         if found is None:
             raise CommandNotFound(
                 f"it refers to ${{{name}}}, and no such environment variable is set: set it, and restart"

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ from toolscore.jsonrpc import (
     result_frame,
     with_progress_token,
 )
-from toolscore.models import UpstreamSpec
+from toolscore.models import UpstreamSpec, shown_url
 from toolscore.upstreams.connection import (
     LATEST_STATELESS_VERSION,
     OnNotification,
@@ -62,6 +62,9 @@ NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": 
 """Methods of the stateless era whose `Mcp-Name` header repeats a member of the params."""
 
 MAX_ROUTINGS = 10_000
+MAX_SIDE_TASKS = 16
+MAX_IGNORED_BYTES = 64 * 1024
+"""What is read of an answer that says nothing; the rest closes the connection."""
 
 HEADER_SAFE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
@@ -92,6 +95,7 @@ class HttpConnection:
     ) -> None:
         assert spec.url is not None
         self._url = URL(spec.url)
+        self._shown = shown_url(spec.url)
         self._session = session
         self._on_notification = on_notification
         self._max = max_message_bytes
@@ -114,6 +118,7 @@ class HttpConnection:
             await self._negotiate()
         except _Moved as moved:  # our headers go nowhere but to the host that they are for
             self._url = moved.target
+            self._shown = shown_url(str(moved.target))
             await self._negotiate()
 
     async def _negotiate(self) -> None:
@@ -186,7 +191,7 @@ class HttpConnection:
                 try:
                     streams = await self._listen_once()
                 except (aiohttp.ClientError, OSError, InvalidRequest, UpstreamProtocolError) as exc:
-                    log.debug("the stream for changes broke off", url=str(self._url), error=str(exc))
+                    log.debug("the stream for changes broke off", url=self._shown, error=str(exc))
             await asyncio.sleep(LISTEN_RETRY_SECONDS if streams else PING_SECONDS)
             try:
                 async with asyncio.timeout(PING_SECONDS):
@@ -194,6 +199,8 @@ class HttpConnection:
             except RemoteError:
                 pass  # an answer is a sign of life
             except (ConnectionLost, UpstreamProtocolError, TimeoutError) as exc:
+                if self.in_flight and isinstance(exc, TimeoutError):
+                    continue  # busy with a call, as a server with one thread is
                 self.close(f"the server no longer answers: {exc or 'time-out'}")
                 return
 
@@ -224,16 +231,25 @@ class HttpConnection:
         return True
 
     async def _initialize(self) -> None:
-        for name in ("Mcp-Session-Id", "MCP-Protocol-Version"):
-            self._headers.pop(name, None)
-        self.info = info_from_initialize(await self._post("initialize", initialize_params(), self._headers, None))
-        self._headers["MCP-Protocol-Version"] = self.info.protocol_version
+        """Open a session. Calls under way go on with the headers they began with."""
+        fresh = {
+            name: value
+            for name, value in self._headers.items()
+            if name not in ("Mcp-Session-Id", "MCP-Protocol-Version")
+        }
+        self.info = info_from_initialize(await self._post("initialize", initialize_params(), fresh, None))
+        fresh["MCP-Protocol-Version"] = self.info.protocol_version
         body = encode({"jsonrpc": "2.0", "method": "notifications/initialized"})
-        async with self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False) as response:
-            await response.read()
+        async with self._session.post(self._url, data=body, headers=fresh, allow_redirects=False) as response:
+            await response.content.read(MAX_IGNORED_BYTES)
+        self._headers = fresh
 
     async def _post(
-        self, method: str, params: Params | None, headers: Mapping[str, str], on_progress: Callable[[Raw], None] | None
+        self,
+        method: str,
+        params: Params | None,
+        headers: MutableMapping[str, str],
+        on_progress: Callable[[Raw], None] | None,
     ) -> Raw:
         self._next_id += 1
         request_id = self._next_id
@@ -247,19 +263,21 @@ class HttpConnection:
             async with self._session.post(
                 self._url, data=encode(message), headers=headers, allow_redirects=False
             ) as response:
+                if method == "initialize" and "Mcp-Session-Id" in response.headers:
+                    headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
                 if response.content_type == "text/event-stream":
                     return await self._read_stream(response, request_id, on_progress)
                 body = await self._read_body(response)
-                if method == "initialize" and "Mcp-Session-Id" in response.headers:
-                    self._headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
-                return self._answer(response, body)
+                return self._answer(response, body, "Mcp-Session-Id" in headers)
         except aiohttp.ClientConnectorError as exc:
-            self.close(f"cannot connect: {exc}")
-            raise ConnectionLost(f"cannot connect to {self._url}: {exc.os_error.strerror or exc}", sent=False) from exc
+            self.close(f"cannot connect to {self._shown}")
+            raise ConnectionLost(
+                f"cannot connect to {self._shown}: {exc.os_error.strerror or exc}", sent=False
+            ) from exc
         except (aiohttp.ClientError, OSError) as exc:
             if isinstance(exc, aiohttp.ServerDisconnectedError | ConnectionError) and response is None:
                 self.close(f"the server closed the connection: {exc}")
-            raise ConnectionLost(f"the connection to {self._url} broke off: {exc}", sent=True) from exc
+            raise ConnectionLost(f"the connection to {self._shown} broke off: {type(exc).__name__}", sent=True) from exc
         except asyncio.CancelledError:
             if not self.info.stateless and method != "initialize":  # stateless: closing the stream says it
                 cancelled = {"requestId": request_id, "reason": "the caller went away or its time ran out"}
@@ -278,11 +296,13 @@ class HttpConnection:
                 asyncio.timeout(5),
                 self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False) as response,
             ):
-                await response.read()
+                await response.content.read(MAX_IGNORED_BYTES)
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
         if "Content-Encoding" in response.headers:
-            raise UpstreamProtocolError(f"{self._url} packs its answers, which we did not ask for: switch it off there")
+            raise UpstreamProtocolError(
+                f"{self._shown} packs its answers, which we did not ask for: switch it off there"
+            )
         if response.content_length is not None and response.content_length <= self._max:
             return await response.read()
         body = bytearray()
@@ -295,14 +315,14 @@ class HttpConnection:
                 )
         return bytes(body)
 
-    def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> Raw:
+    def _answer(self, response: aiohttp.ClientResponse, body: bytes, in_session: bool) -> Raw:
         try:
             frame = decode_frame(body)
         except InvalidRequest:
             frame = None
         if frame is not None and isinstance(frame.result, Raw):
             return frame.result
-        if response.status == 404 and "Mcp-Session-Id" in self._headers:
+        if response.status == 404 and in_session:
             raise _SessionGone
         if frame is not None and isinstance(frame.error, Raw):
             error = decode(frame.error)
@@ -312,28 +332,26 @@ class HttpConnection:
             if target.origin() == self._url.origin() and target != self._url:
                 raise _Moved(target)
             raise UpstreamProtocolError(
-                f"{self._url} redirects to {response.headers.get('Location', 'nowhere')}, another host: "
+                f"{self._shown} redirects to {response.headers.get('Location', 'nowhere')}, another host: "
                 "give the final address as `url`"
             )
         said = f"HTTP {response.status} {response.reason}: {body[:200].decode(errors='replace')}"
         if response.status in (401, 403):
-            raise ConnectionLost(f"{self._url} refused us ({said}): check its `headers`", sent=False)
+            raise ConnectionLost(f"{self._shown} refused us ({said}): check its `headers`", sent=False)
         if response.status in (429, 503):
-            raise ConnectionLost(f"{self._url} is busy ({said})", sent=False)
+            raise ConnectionLost(f"{self._shown} is busy ({said})", sent=False)
         if response.status in (502, 504):
-            raise ConnectionLost(f"a proxy before {self._url} failed ({said})", sent=True)
-        raise UpstreamProtocolError(f"{self._url} answered {said}")
+            raise ConnectionLost(f"a proxy before {self._shown} failed ({said})", sent=True)
+        raise UpstreamProtocolError(f"{self._shown} answered {said}")
 
     async def _read_stream(
         self, response: aiohttp.ClientResponse, request_id: int, on_progress: Callable[[Raw], None] | None
     ) -> Raw:
-        if "Mcp-Session-Id" in response.headers:
-            self._headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
         async for message in _sse(response.content, self._max):
             try:
                 frame = decode_frame(message)
             except InvalidRequest as exc:
-                raise UpstreamProtocolError(f"{self._url} sent an event that is {exc}") from exc
+                raise UpstreamProtocolError(f"{self._shown} sent an event that is {exc}") from exc
             if isinstance(frame.method, str):
                 if frame.method == "notifications/progress" and on_progress is not None and frame.params:
                     on_progress(frame.params)
@@ -344,11 +362,13 @@ class HttpConnection:
                     return frame.result
                 error = decode(frame.error) if isinstance(frame.error, Raw) else None
                 raise RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)})
-        raise ConnectionLost(f"{self._url} ended its stream without an answer", sent=True)
+        raise ConnectionLost(f"{self._shown} ended its stream without an answer", sent=True)
 
     def _take(self, method: str, params: Raw | None, request_id: Any) -> None:
-        """A notification or a request of the server's."""
+        """A notification or a request of the server's; of too many at once the last are left unanswered."""
         if isinstance(request_id, int | str):
+            if len(self._side_tasks) >= MAX_SIDE_TASKS:
+                return
             task = asyncio.create_task(self._serve(method, request_id))
             self._side_tasks.add(task)
             task.add_done_callback(self._side_tasks.discard)
@@ -403,6 +423,7 @@ async def _sse(content: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[b
     """The `data` of each event of a stream (HTML standard, server-sent events)."""
     buffer = bytearray()
     data: list[bytes] = []
+    size = 0
     async for chunk in content.iter_any():
         buffer += chunk
         if len(buffer) > max_bytes:
@@ -412,12 +433,14 @@ async def _sse(content: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[b
             del buffer[: end + 1]
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
-                if sum(map(len, data)) > max_bytes:
+                size += len(line)
+                if size > max_bytes:
                     raise UpstreamProtocolError(f"the server sent an event over the bound of {max_bytes:,} bytes")
             elif not line:
                 if any(data):
                     yield b"\n".join(data)
                 data.clear()
+                size = 0
 
 
 def _header_value(value: str) -> str:

@@ -29,7 +29,7 @@ from toolscore.upstreams.stdio import StdioConnection, open_stdio
 from toolscore.upstreams.streamable_http import http_session, open_streamable_http
 from toolscore.upstreams.websocket import open_endpoint
 
-__all__ = ["Upstream", "UpstreamPool"]
+__all__ = ["Attempt", "Upstream", "UpstreamPool"]
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +42,7 @@ DRAIN_SECONDS = 30.0
 """How long the calls under way may take when a server is detached or replaced."""
 RETRY_ON_CALL_SECONDS = 1.0
 """A call to a server that is down ends the back-off, but no more often than this."""
+REFRESH_REST_SECONDS = 1.0
 REFRESH_SECONDS = 0.1
 """Changes of a server's list within this time are read once."""
 
@@ -53,6 +54,15 @@ def backoff_seconds(failures: int, jitter: float) -> float:
     return float(min(MAX_BACKOFF_SECONDS, FIRST_RESTART_SECONDS * 2.0**failures) * (0.75 + jitter / 2))
 
 
+class Attempt:
+    """Whether a request has been handed to a server: if so, it may have been carried out."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
 class Upstream:
     """One server: its connections (one; more where several instances dialled in), its state, its task."""
 
@@ -61,6 +71,7 @@ class Upstream:
         self.spec = spec
         self._pool = pool
         self.connections: list[Connection] = []
+        self._listed: dict[int, list[dict[str, Any]]] = {}
         self.state: ServerState = "starting"
         self.last_error: str | None = None
         self.up_since: str | None = None
@@ -78,7 +89,12 @@ class Upstream:
         self.task: asyncio.Task[None] | None = None
 
     async def request(
-        self, method: str, params: Params | None = None, *, on_progress: Callable[[Raw], None] | None = None
+        self,
+        method: str,
+        params: Params | None = None,
+        *,
+        on_progress: Callable[[Raw], None] | None = None,
+        attempt: Attempt | None = None,
     ) -> Raw:
         """Ask the least busy connection; wait for one while the server starts.
 
@@ -89,14 +105,18 @@ class Upstream:
         """
         self.in_flight += 1
         try:
-            for attempt in range(3):
+            for trial in range(3):
                 connection = self._pick() or await self._wait_for_connection()
                 connection.in_flight += 1
                 try:
+                    if attempt is not None:
+                        attempt.asked = True
                     return await connection.request(method, params, on_progress=on_progress)
                 except ConnectionLost as exc:
+                    if attempt is not None:
+                        attempt.asked = exc.sent
                     # Never sent: it certainly did not happen, so another connection may have it.
-                    if exc.sent or attempt == 2:
+                    if exc.sent or trial == 2:
                         raise
                     await self._changed_within(FIRST_RESTART_SECONDS)
                 finally:
@@ -126,7 +146,8 @@ class Upstream:
                     f"server {self.server_id!r} is {self.state}" + (f": {self.last_error}" if self.last_error else ""),
                     suggestion=f"GET /api/v1/servers/{self.server_id} shows its last lines; POST …/restart tries again",
                 )
-            if self.state == "down" and time.monotonic() - self._started_at > RETRY_ON_CALL_SECONDS:
+            waited = time.monotonic() - self._started_at
+            if self.state == "down" and not self.spec.dialin and waited > RETRY_ON_CALL_SECONDS:
                 self._restart.set()
             await self._changed_within(remaining if self.state == "down" else 3600)
 
@@ -267,6 +288,7 @@ class Upstream:
         if isinstance(connection, StdioConnection):
             self.pid = connection.pid
         self.connections.append(connection)
+        self._listed = {id(connection): tools}
         self._last_call = time.monotonic()
         self._pool.server_up(self, tools)
         self._set_state("up")
@@ -276,7 +298,7 @@ class Upstream:
         closed = asyncio.create_task(connection.wait_closed())
         stop = asyncio.create_task(self._stop.wait())
         restart = asyncio.create_task(self._restart.wait())
-        refresh = asyncio.create_task(self._refresh.wait())
+        refresh: asyncio.Task[Any] = asyncio.create_task(self._refresh.wait())
         try:
             while True:
                 timeout = None
@@ -291,10 +313,7 @@ class Upstream:
                     await self._drain(connection)
                     return None
                 if refresh in done:
-                    await asyncio.sleep(REFRESH_SECONDS)
-                    self._refresh.clear()
-                    refresh = asyncio.create_task(self._refresh.wait())
-                    await self._read_tools(connection)
+                    refresh = asyncio.create_task(self._read_tools_again(connection))
                 idle = time.monotonic() - self._last_call
                 if self.spec.idle_stop_seconds and not self.in_flight and idle >= self.spec.idle_stop_seconds:
                     self._called.clear()
@@ -305,12 +324,29 @@ class Upstream:
             for task in (closed, stop, restart, refresh):
                 task.cancel()
 
+    async def _read_tools_again(self, connection: Connection) -> None:
+        """Read the list once more, and wait for the next change. Those that come close together count once."""
+        await asyncio.sleep(REFRESH_SECONDS)
+        self._refresh.clear()
+        await self._read_tools(connection)
+        await asyncio.sleep(REFRESH_REST_SECONDS)  # a server that changes all the time is not followed all the time
+        await self._refresh.wait()
+
     async def _read_tools(self, connection: Connection) -> None:
         try:
             async with asyncio.timeout(self._pool.start_timeout_seconds):
-                self._pool.tools_changed(self, await list_tools(connection))
+                self._listed[id(connection)] = await list_tools(connection)
+            self._pool.tools_changed(self, self._union())
         except (RemoteError, ConnectionLost, ToolScoreError, TimeoutError) as exc:
             log.warning("cannot read a server's tools again", server=self.server_id, error=str(exc))
+
+    def _union(self) -> list[dict[str, Any]]:
+        """The tools of all instances; where two have one of the same name, the first one's."""
+        tools: dict[str, dict[str, Any]] = {}
+        for connection in self.connections:
+            for tool in self._listed.get(id(connection), []):
+                tools.setdefault(tool["name"], tool)
+        return list(tools.values())
 
     async def _drain(self, connection: Connection) -> None:
         """New calls wait for the next connection; those under way may end."""
@@ -397,33 +433,42 @@ class Upstream:
         """
         async with asyncio.timeout(self._pool.start_timeout_seconds):
             tools = await list_tools(connection)
+        if self._stop.is_set():
+            raise UpstreamUnavailable(f"server {self.server_id!r} was detached meanwhile")
         self.connections.append(connection)
+        self._listed[id(connection)] = tools
         if len(self.connections) == 1:
             self._pool.server_up(self, tools)
         else:
-            self._pool.tools_changed(self, tools)
+            self._pool.tools_changed(self, self._union())
         self._set_state("up")
         refresher = asyncio.create_task(self._refresh_instance(connection))
         try:
             yield
         finally:
             refresher.cancel()
+            self._listed.pop(id(connection), None)
             if connection in self.connections:
                 self.connections.remove(connection)
-            if not self.connections and self.state != "stopped":
+            if self.connections:
+                self._pool.tools_changed(self, self._union())
+            elif self.state != "stopped":
                 self._set_state("down", "the last instance disconnected")
                 self._pool.server_down(self, "the last instance disconnected")
 
     async def _refresh_instance(self, connection: Connection) -> None:
+        await self._refresh.wait()
         while True:
-            await self._refresh.wait()
-            await asyncio.sleep(REFRESH_SECONDS)
-            self._refresh.clear()
-            await self._read_tools(connection)
+            await self._read_tools_again(connection)
 
     def notified(self, method: str, params: Raw | None) -> None:
         """A notification of an instance that dialled in."""
         self._notified(method, params)
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.is_set()
 
     async def wait_drained(self) -> None:
         """Wait until this upstream shall end and its calls have."""
@@ -514,12 +559,13 @@ class UpstreamPool:
         params: Params | None = None,
         *,
         on_progress: Callable[[Raw], None] | None = None,
+        attempt: Attempt | None = None,
     ) -> Raw:
         """Ask a server, whichever form of it runs at the moment. Raises as `Upstream.request`."""
         while True:
             upstream = self.get(server_id)
             try:
-                return await upstream.request(method, params, on_progress=on_progress)
+                return await upstream.request(method, params, on_progress=on_progress, attempt=attempt)
             except (UpstreamUnavailable, ConnectionLost) as exc:
                 # Not sent, and replaced meanwhile: the new form takes the call.
                 if getattr(exc, "sent", False) or self._upstreams.get(server_id) in (None, upstream):
@@ -554,12 +600,20 @@ class UpstreamPool:
         upstream = self._upstreams[server_id] = self._start(server_id, spec)
         return upstream
 
-    async def remove(self, server_id: str) -> None:
-        """Stop a server and forget it; calls under way may end."""
-        upstream = self.get(server_id)
-        del self._upstreams[server_id]
+    async def remove(self, server_id: str, forget: Callable[[], None] = lambda: None) -> None:
+        """Stop a server and forget it; calls under way may end. Its id is free only when all of it is gone.
+
+        Args:
+            forget: called once it has stopped, before the id is free.
+        """
+        upstream = self._upstreams.get(server_id)
+        if upstream is None:
+            return
         await upstream.stop()
-        self._on_state(server_id, "stopped", "detached")
+        if self._upstreams.get(server_id) is upstream:
+            self._on_state(server_id, "stopped", "detached")
+            forget()
+            del self._upstreams[server_id]
 
     async def replace(self, server_id: str, spec: UpstreamSpec) -> None:
         """Swap a server for another form of itself without losing a call: start the new, swap, drain the old.
@@ -568,6 +622,11 @@ class UpstreamPool:
             UpstreamUnavailable: the new one does not come up; the old one goes on.
         """
         old = self.get(server_id)
+        if old.spec.dialin and spec.dialin and not (old.spec.command or spec.command):
+            old.spec = spec  # nothing of ours runs: whoever is connected stays
+            if old.connections:
+                self.tools_changed(old, old._union())
+            return
         new = self._replacements[server_id] = self._start(server_id, spec)
         deadline = time.monotonic() + (spec.start_timeout_seconds or self.start_timeout_seconds)
         try:
@@ -593,15 +652,23 @@ class UpstreamPool:
 
     # What an upstream reports
 
+    def _is_current(self, upstream: Upstream) -> bool:
+        """Whether it speaks for its id: neither replaced nor detached."""
+        server_id = upstream.server_id
+        return (self._replacements.get(server_id) or self._upstreams.get(server_id)) is upstream
+
     def server_up(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
+        if not self._is_current(upstream):
+            return
         self._on_tools(upstream.server_id, upstream.spec, tools)
         self._on_state(upstream.server_id, "up", None)
 
     def tools_changed(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
-        self._on_tools(upstream.server_id, upstream.spec, tools)
+        if self._is_current(upstream):
+            self._on_tools(upstream.server_id, upstream.spec, tools)
 
     def server_down(self, upstream: Upstream, reason: str) -> None:
-        if self._upstreams.get(upstream.server_id) is upstream:
+        if self._upstreams.get(upstream.server_id) is upstream and not upstream.ending:
             self._on_state(upstream.server_id, "idle" if reason == "idle" else "down", reason)
 
     def failed(self, upstream: Upstream, reason: str) -> None:

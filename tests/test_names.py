@@ -22,6 +22,12 @@ def test_different_pairs_get_different_names_that_models_accept() -> None:
         names[name] = (server, tool)
 
 
+def test_no_name_can_be_made_to_look_like_a_hashed_one() -> None:
+    hashed = tool_id("io.example", "echo")
+    server, _, tool = hashed.partition("__")
+    assert tool_id(server, tool) != hashed
+
+
 def test_a_name_depends_on_nothing_but_the_pair() -> None:
     assert tool_id("s" * 70, "t") == tool_id("s" * 70, "t")
 

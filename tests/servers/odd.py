@@ -12,6 +12,7 @@ KIND = sys.argv[1]
 ARGUMENT = sys.argv[2] if len(sys.argv) > 2 else ""
 LOCK = threading.Lock()
 CANCELLED = set()
+LISTED = []
 
 
 def tool(name, **more):
@@ -80,6 +81,16 @@ def call(request_id, params):
         with open(ARGUMENT, "a") as seen:
             seen.write(said + "\n")
         answer(request_id, text("written"))
+    elif KIND == "latin":  # not UTF-8, behind a notification that is well-formed and means nothing, in one write
+        with LOCK:
+            sys.stdout.buffer.write(
+                b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":[1]}}\n'
+                b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"caf\xe9"}]}}\n' % request_id
+            )
+            sys.stdout.buffer.flush()
+    elif KIND == "secretive":  # says that its list changed, and does not tell how
+        send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+        answer(request_id, text("told"))
     elif KIND == "changing":
         TOOLS.append(tool(said))
         send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
@@ -122,6 +133,9 @@ def main():
         elif method == "tools/list":
             if KIND == "junk":
                 print("listing...", flush=True)
+            listed = LISTED.append(1) or len(LISTED)
+            if KIND == "secretive" and listed > 1:
+                continue
             start = int((request.get("params") or {}).get("cursor") or 0)
             page = {"tools": TOOLS[start : start + 200]}
             if start + 200 < len(TOOLS):

@@ -2,10 +2,13 @@
 
 import asyncio
 import gzip
+import itertools
 import json
 import sys
 
 OPEN_STREAMS = []
+FORGOTTEN = set()
+SESSIONS = itertools.count()
 
 
 def chunk(text):
@@ -47,6 +50,11 @@ async def call(kind, writer, request):
             f"data: {done[:half]}",
             f"{done[half:]}\n\n",
         )
+    elif kind == "dribble":
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(4000):
+            writer.write(chunk("data:\n" * 1000))
+            await writer.drain()
     elif kind == "cut":
         await stream(writer, ": begun\n\n", end=False)
         writer.close()
@@ -94,6 +102,18 @@ async def serve(reader, writer):
                 await answer(writer, 307, extra=f"location: {target}\r\n")
                 continue
             request = json.loads(body)
+            session = next(
+                (x.split(":")[1].strip() for x in head.split("\r\n") if x.lower().startswith("mcp-session-id:")), ""
+            )
+            if session in FORGOTTEN:
+                await answer(writer, 404, b"Session not found", "text/plain")
+                continue
+            if (
+                request["method"] == "tools/call"
+                and kind == "forgetful"
+                and request["params"]["arguments"].get("forget")
+            ):
+                FORGOTTEN.add(session)
             name = request["method"]
             if "id" not in request:
                 await answer(writer, 202)
@@ -103,7 +123,9 @@ async def serve(reader, writer):
                     "capabilities": {"tools": {"listChanged": True}},
                     "serverInfo": {"name": kind, "version": "1"},
                 }
-                await answer(writer, 200, message(request, result).encode(), extra="mcp-session-id: s1\r\n")
+                await answer(
+                    writer, 200, message(request, result).encode(), extra=f"mcp-session-id: {kind}{next(SESSIONS)}\r\n"
+                )
             elif name == "tools/list":
                 names = ["go", "later"] if OPEN_STREAMS and kind == "changing" else ["go"]
                 tools = [{"name": name, "inputSchema": {"type": "object"}} for name in names]

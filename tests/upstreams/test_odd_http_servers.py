@@ -6,13 +6,28 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from mcp import Client
 from support import GatewayProcess, free_port, running_gateway, wait_for
 
-KINDS = ("plain", "sse", "cut", "endless", "html", "forbidden", "busy", "hangs", "changing", "packed", "moved")
+KINDS = (
+    "plain",
+    "sse",
+    "cut",
+    "endless",
+    "html",
+    "forbidden",
+    "busy",
+    "hangs",
+    "changing",
+    "packed",
+    "moved",
+    "dribble",
+    "forgetful",
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +59,14 @@ def test_an_address_that_moved_on_its_host_is_followed_and_another_host_is_not(w
     wild.http.delete("/api/v1/servers/elsewhere")
 
 
+def test_a_session_that_the_server_forgot_is_renewed_for_all_calls_at_once(wild: GatewayProcess) -> None:
+    for _ in range(3):
+        assert wild.text("forgetful__go", {"forget": True}) == "done"
+        with ThreadPoolExecutor(10) as pool:
+            answers = list(pool.map(lambda _: wild.execute("forgetful__go"), range(10)))
+        assert [answer["success"] for answer in answers] == [True] * 10, answers
+
+
 def test_progress_in_a_stream_reaches_the_client(wild: GatewayProcess) -> None:
     async def run() -> list[tuple[float, float | None]]:
         seen = []
@@ -63,6 +86,7 @@ def test_progress_in_a_stream_reaches_the_client(wild: GatewayProcess) -> None:
     [
         ("cut", "outcome_unknown", "went away during the call"),
         ("endless", "upstream_protocol_error", "bound of 16,777,216"),
+        ("dribble", "upstream_protocol_error", "an event over the bound"),
         ("packed", "upstream_protocol_error", "packs its answers"),
         ("html", "upstream_protocol_error", "HTTP 500"),
         ("forbidden", "upstream_unavailable", "check its `headers`"),

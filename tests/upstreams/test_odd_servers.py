@@ -13,7 +13,7 @@ import httpx
 import pytest
 from support import GatewayProcess, odd, process_gone, running_gateway, wait_for
 
-KINDS = ("junk", "dies", "huge", "nonsense", "refuses", "never", "long", "exact", "changing")
+KINDS = ("junk", "dies", "huge", "nonsense", "refuses", "never", "long", "exact", "changing", "latin")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,38 @@ def test_numbers_and_unknown_fields_pass_unchanged(wild: GatewayProcess) -> None
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call",
                "params": {"name": "exact__echo", "arguments": {"text": "x"}}}  # fmt: skip
     assert b'"new":[null]' in wild.http.post("/mcp", json=request).content
+
+
+def test_an_answer_that_is_not_utf_8_is_mended_and_what_stands_before_it_harms_nothing(wild: GatewayProcess) -> None:
+    assert wild.text("latin__echo", {"text": "x"}, timeout_seconds=5) == "caf\ufffd"
+
+
+def test_a_server_that_keeps_its_list_to_itself_is_restarted_and_detached_all_the_same() -> None:
+    with running_gateway() as process:
+        process.http.post("/api/v1/servers", json={"server_id": "secretive", **odd("secretive")})
+        pid = process.wait_for_state("secretive", "up")["pid"]
+        assert process.text("secretive__echo", {"text": "x"}) == "told"
+        threading.Event().wait(0.3)  # by now it is being asked
+        process.http.post("/api/v1/servers/secretive/restart")
+        wait_for(lambda: process.server("secretive")["pid"] not in (None, pid), 8, "for the restart")
+        process.wait_for_state("secretive", "up")
+        assert process.http.delete("/api/v1/servers/secretive").status_code == 200
+
+
+def test_an_id_is_free_only_when_all_of_the_old_server_is_gone() -> None:
+    with running_gateway() as process, ThreadPoolExecutor(2) as pool:
+        process.http.post("/api/v1/servers", json={"server_id": "s", **odd("echo")})
+        process.wait_for_state("s", "up")
+        long = pool.submit(process.execute, "s__echo", {"text": "sleep 2"})
+        wait_for(lambda: process.server("s")["calls_in_flight"] == 1)
+        detaching = pool.submit(process.http.delete, "/api/v1/servers/s")
+        again = process.http.post("/api/v1/servers", json={"server_id": "s", **odd("echo")})
+        assert again.status_code == 409
+        assert long.result()["success"] is True
+        assert detaching.result().status_code == 200
+        assert process.http.post("/api/v1/servers", json={"server_id": "s", **odd("echo")}).status_code == 201
+        process.wait_for_state("s", "up")
+        assert process.text("s__echo", {"text": "anew"}) == "anew"
 
 
 def test_names_that_models_cannot_take_are_shortened_and_still_callable(wild: GatewayProcess) -> None:

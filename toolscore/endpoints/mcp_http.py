@@ -180,15 +180,14 @@ class McpHttpEndpoint:
         status = 200
         try:
             with ClientWatch(receive) as watch:
-                result = await stream.during(
-                    server.handle(
-                        frame.method,
-                        params,
-                        request_id=request_id,
-                        stateless=stateless,
-                        on_progress=stream.progress if stream.wanted else None,
-                    )
+                work = server.handle(
+                    frame.method,
+                    params,
+                    request_id=request_id,
+                    stateless=stateless,
+                    on_progress=stream.progress if stream.wanted else None,
                 )
+                result = await (stream.during(work) if stream.wanted else work)
             message = result_frame(frame.id, result)
         except ToolScoreError as exc:
             error = exc.rpc_error()
@@ -332,8 +331,6 @@ class _ProgressStream:
 
     async def during(self, work: Any) -> Any:
         """Await the work, sending what progress there is meanwhile."""
-        if not self.wanted:
-            return await work
         task = asyncio.ensure_future(work)
         try:
             while not task.done() or not self._queue.empty():

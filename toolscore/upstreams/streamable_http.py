@@ -265,7 +265,7 @@ class HttpConnection:
             ) as response:
                 if method == "initialize" and "Mcp-Session-Id" in response.headers:
                     headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
-                if response.content_type == "text/event-stream":
+                if response.headers.get("Content-Type", "").startswith("text/event-stream"):
                     return await self._read_stream(response, request_id, on_progress)
                 body = await self._read_body(response)
                 return self._answer(response, body, "Mcp-Session-Id" in headers)

@@ -57,7 +57,7 @@ def run_gateway_bench(*, seconds: float = 2.0, quiet: bool = False) -> dict[str,
         progress = stack.enter_context(
             Progress(
                 TextColumn("{task.description:<42}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+                TimeRemainingColumn(), console=Console(stderr=True), transient=True, refresh_per_second=1,
             )
         )  # fmt: skip
         steps = [(job, level) for level in CONCURRENCY for job in jobs if level in job["levels"]]

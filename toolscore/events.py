@@ -133,10 +133,16 @@ class EventLog:
     """Append, subscribe, catch up. Use as `async with EventLog(database) as events`."""
 
     def __init__(
-        self, database: Database, *, keep_events: int = KEEP_EVENTS, on_event: Callable[[str], None] | None = None
+        self,
+        database: Database,
+        *,
+        keep_events: int = KEEP_EVENTS,
+        queue_events: int = QUEUE_EVENTS,
+        on_event: Callable[[str], None] | None = None,
     ) -> None:
         self._database = database
         self._keep = keep_events
+        self._queue_events = queue_events
         self._on_event = on_event
         self.notifier = UnifiedNotifier()
         self._pending: deque[Event] = deque()
@@ -170,7 +176,7 @@ class EventLog:
 
     @asynccontextmanager
     async def subscribe(
-        self, types: Collection[str] | None = None, *, since: int | None = None, queue_events: int = QUEUE_EVENTS
+        self, types: Collection[str] | None = None, *, since: int | None = None, queue_events: int | None = None
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Listen: the missed events first, then the live ones, none twice and none left out.
 
@@ -178,7 +184,7 @@ class EventLog:
             types: only these; `None`: all but those of `ON_REQUEST_ONLY`.
             since: the last `seq` seen; `None`: from now on.
         """
-        subscription = self.notifier.subscribe(types, queue_events)
+        subscription = self.notifier.subscribe(types, queue_events or self._queue_events)
         try:
             yield self._replay_then_live(subscription, since)
         finally:

@@ -265,7 +265,12 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(url))
         events = await stack.enter_async_context(
-            EventLog(database, keep_events=settings.events.keep, on_event=metrics.event)
+            EventLog(
+                database,
+                keep_events=settings.events.keep,
+                queue_events=settings.events.queue,
+                on_event=metrics.event,
+            )
         )
         library = await stack.enter_async_context(UnifiedToolLibrary(database, publish=events.publish))
 

@@ -46,8 +46,6 @@ REFRESH_REST_SECONDS = 1.0
 REFRESH_SECONDS = 0.1
 """Changes of a server's list within this time are read once."""
 
-Opened = Callable[[], contextlib.AbstractAsyncContextManager[Connection]]
-
 
 def backoff_seconds(failures: int, jitter: float) -> float:
     """The wait before try number `failures` + 1; `jitter` in [0, 1) spreads servers that failed together."""

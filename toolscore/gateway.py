@@ -119,6 +119,7 @@ class Gateway:
         self.pipeline.call_timeout_seconds = new.limits.call_timeout_seconds
         self.upstreams.start_timeout_seconds = new.servers.start_timeout_seconds
         self.upstreams.max_start_failures = new.servers.max_start_failures
+        self.upstreams.drain_seconds = new.servers.drain_seconds
         self.upstreams.max_message_bytes = new.limits.max_result_bytes
         return self.settings.swap(new)
 

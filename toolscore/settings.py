@@ -42,7 +42,7 @@ ENV_PREFIX = "TOOLSCORE_"
 NOT_SETTINGS = frozenset({"TOOLSCORE_CONFIG_DIR", "TOOLSCORE_URL"})
 """Variables of the command line and the clients, which share the prefix."""
 
-NEEDS_RESTART = ("core_services", "storage", "access", "logging")
+NEEDS_RESTART = ("core_services", "storage", "access", "events", "logging")
 """What cannot change while the gateway runs: open sockets, the open database, who may come in."""
 
 DEBOUNCE_SECONDS = 1.0

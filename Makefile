@@ -24,7 +24,7 @@ format: $(VENV)/.tested
 	@$(BIN)/ruff format .
 
 # What is needed to run it: exact versions, checked by their hashes.
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock pyproject.toml mcp_servers/python_executor/sandbox/_forkserver.c
 	@echo "Setting up $(VENV) (once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -41,7 +41,7 @@ $(VENV)/.tested: $(VENV)/.installed tests/requirements.lock
 # Exact versions of what pyproject.toml asks for.
 lock: $(VENV)/.installed
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
-	  --extra postgres --group build pyproject.toml -o requirements.lock
+	  --extra postgres --extra bench --group build pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	  --group dev -c requirements.lock -o tests/requirements.lock
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SERVERS = ROOT / ".cache" / "servers"
 ODD = Path(__file__).with_name("servers") / "odd.py"
 EXECUTOR = "python-executor-mcp-server"
+PYTHON = f"{EXECUTOR}__python_execute"
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 15, message: str = "") -> Any:
@@ -119,6 +120,14 @@ class GatewayProcess:
     def family(self) -> list[psutil.Process]:
         """The gateway's descendants."""
         return psutil.Process(self.pid).children(recursive=True)
+
+    def commands(self) -> list[list[str]]:
+        """The command lines of the descendants."""
+        found = []
+        for member in self.family():
+            with contextlib.suppress(psutil.Error):  # it ended, or is a zombie
+                found.append(member.cmdline())
+        return found
 
     def kill(self) -> None:
         """`kill -9`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import EXECUTOR, GatewayProcess, free_port, odd, running_gateway
+from support import PYTHON, GatewayProcess, free_port, odd, running_gateway
 
 
 def toolscore(
@@ -59,7 +59,7 @@ def test_call_takes_pairs_or_json(gateway: GatewayProcess) -> None:
         (["call", "alpha__echo"], 1, "required property"),
         (["call", "alpha__echo", "text"], 2, "KEY=VALUE"),
         (["call", "alpha__echo", "--json", "{"], 2, "JSON"),
-        (["call", EXECUTOR, "code=1/0"], 1, ""),
+        (["call", PYTHON, "code=1/0"], 1, ""),
     ],
 )
 def test_failures_have_a_message_and_a_code(
@@ -133,7 +133,7 @@ def test_doctor_asks_a_gateway_that_runs() -> None:
 def test_text_stays_text_where_the_schema_wants_text(gateway: GatewayProcess) -> None:
     assert toolscore("call", "alpha__echo", "text=42", "times=2", gateway=gateway).stdout == "42\n"
     assert toolscore("call", "alpha", "text=true", "--action", "echo", gateway=gateway).stdout == "true\n"
-    assert toolscore("call", EXECUTOR, "code=42", gateway=gateway).stdout == "42\n"
+    assert toolscore("call", PYTHON, "code=42", gateway=gateway).stdout == "42\n"
 
 
 def test_help_and_version() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support import EXECUTOR, GatewayProcess, free_port, odd, process_gone, running_gateway, wait_for
+from support import EXECUTOR, PYTHON, GatewayProcess, free_port, odd, process_gone, running_gateway, wait_for
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
@@ -27,7 +27,7 @@ def test_it_is_ready_whatever_its_servers_do() -> None:
     servers["nowhere"] = {"url": f"http://127.0.0.1:{free_port()}/mcp"}
     servers["missing"] = {"command": "no-such-program"}
     with running_gateway(servers) as process:
-        assert process.text(EXECUTOR, {"code": "'at once'"}) == "'at once'"
+        assert process.text(PYTHON, {"code": "'at once'"}) == "'at once'"
         assert process.server("silent0")["state"] == "starting"
 
 
@@ -258,7 +258,7 @@ def test_flipping_the_executors_switch_under_load_fails_no_call(way: str) -> Non
             )
             process.start()
         original = (process.config / "ports_config.yaml").read_text()
-        callers = Callers(process, EXECUTOR, {"code": "print(6 * 7)"}, count=3)
+        callers = Callers(process, PYTHON, {"code": "print(6 * 7)"}, count=3)
         try:
             for mode, kind in (("false", "websocket"), ("true", "inprocess")):
                 (process.config / "ports_config.yaml").write_text(
@@ -270,14 +270,14 @@ def test_flipping_the_executors_switch_under_load_fails_no_call(way: str) -> Non
             failures = callers.stop()
         assert failures == []
         assert all(answer["data"]["content"][0]["text"] == "42" for answer in callers.answers)
-        wait_for(lambda: not [m for m in process.family() if "python_executor" in " ".join(m.cmdline())], 10)
+        wait_for(lambda: not any("mcp_servers.python_executor" in line for line in process.commands()), 10)
 
 
 def test_the_executor_apart_serves_http_too() -> None:
     with running_gateway(ports="use_inprocess_python_executor: false") as process:
         server = process.wait_for_state(EXECUTOR, "up")
         assert server["kind"] == "websocket"
-        assert process.text(EXECUTOR, {"code": "2 ** 100"}) == str(2**100)
+        assert process.text(PYTHON, {"code": "2 ** 100"}) == str(2**100)
         process.http.post(
             "/api/v1/servers", json={"server_id": "again", "url": f"http://127.0.0.1:{process.executor_port}/mcp"}
         )
@@ -286,7 +286,7 @@ def test_the_executor_apart_serves_http_too() -> None:
         os.kill(server["pid"], signal.SIGKILL)
         wait_for(lambda: process.server(EXECUTOR)["pid"] not in (None, server["pid"]), 10)
         process.wait_for_state(EXECUTOR, "up")
-        assert process.text(EXECUTOR, {"code": "1"}) == "1"
+        assert process.text(PYTHON, {"code": "1"}) == "1"
 
 
 def serve(process: GatewayProcess, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -13,8 +16,9 @@ from urllib.parse import urlsplit
 import structlog
 
 from toolscore.auth import is_loopback
-from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, UpstreamUnavailable
+from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, ToolScoreError, UpstreamUnavailable
 from toolscore.events import EventLog
+from toolscore.jsonrpc import ConnectionLost, RemoteError, decode
 from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import ServerState, UpstreamSpec, timestamp
@@ -23,6 +27,7 @@ from toolscore.settings import NEEDS_RESTART, Loaded, Settings, SettingsHub, dif
 from toolscore.stores import Database, open_database
 from toolscore.stores.database import StoreError
 from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams.connection import STATS_METHOD
 from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
 
 __all__ = ["EXECUTOR_ID", "Gateway", "open_gateway"]
@@ -30,6 +35,8 @@ __all__ = ["EXECUTOR_ID", "Gateway", "open_gateway"]
 log = structlog.get_logger(__name__)
 
 EXECUTOR_ID = "python-executor-mcp-server"
+SERVER_STATS_SECONDS = 0.5
+SERVER_STATS_TIMEOUT_SECONDS = 1.0
 
 
 class Gateway:
@@ -60,6 +67,30 @@ class Gateway:
         self.settings_problems = settings_problems
         self.broken_servers = broken_servers
         self.started = time.monotonic()
+        self.server_stats: dict[str, dict[str, Any]] = {}
+        self._server_stats_at = 0.0
+
+    async def refresh_server_stats(self) -> None:
+        """Ask the servers that keep figures for them, at most twice a second; one that is slow keeps its last."""
+        if time.monotonic() - self._server_stats_at < SERVER_STATS_SECONDS:
+            return
+        self._server_stats_at = time.monotonic()
+        keepers = {
+            upstream.server_id: upstream.connections[0]
+            for upstream in self.upstreams
+            if upstream.connections and _keeps_stats(upstream.connections[0].info.capabilities)
+        }
+        self.server_stats = {server_id: self.server_stats.get(server_id, {}) for server_id in keepers}
+
+        async def ask(server_id: str) -> None:
+            with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError, TimeoutError, ValueError):
+                async with asyncio.timeout(SERVER_STATS_TIMEOUT_SECONDS):
+                    said = decode(await keepers[server_id].request(STATS_METHOD))
+                if isinstance(said, dict):
+                    self.server_stats[server_id] = said
+
+        await asyncio.gather(*map(ask, keepers))
+        self.metrics.server_stats = self.server_stats
 
     async def reload(self) -> bool:
         """Read the settings again and put them in force; at any problem the old stay. Returns whether they changed."""
@@ -213,8 +244,13 @@ def configured_servers(settings: Settings) -> dict[str, UpstreamSpec]:
     return servers
 
 
+def _keeps_stats(capabilities: dict[str, Any]) -> bool:
+    experimental = capabilities.get("experimental")
+    return isinstance(experimental, dict) and STATS_METHOD in experimental
+
+
 def _executor_spec(settings: Settings) -> UpstreamSpec:
-    options = settings.python_executor.model_dump()
+    options = {**settings.python_executor.model_dump(), "data_dir": str(Path(settings.storage.data_dir).absolute())}
     # the executor's own time limit shall strike before ours
     call_timeout = settings.python_executor.max_timeout_seconds + 10
     if settings.use_inprocess_python_executor:
@@ -222,11 +258,12 @@ def _executor_spec(settings: Settings) -> UpstreamSpec:
             inprocess="mcp_servers.python_executor.server:create_server",
             options=options,
             call_timeout_seconds=call_timeout,
+            identify_callers=True,
             tags=("python",),
         )
     router, service = settings.core_services.toolscore_mcp, settings.mcp_servers.python_executor
     if not service.auto_start:
-        return UpstreamSpec(dialin=True, call_timeout_seconds=call_timeout, tags=("python",))
+        return UpstreamSpec(dialin=True, call_timeout_seconds=call_timeout, identify_callers=True, tags=("python",))
     if router.unix_socket:
         url = f"ws+unix://{Path(router.unix_socket).absolute()}:/register"
     else:
@@ -235,14 +272,14 @@ def _executor_spec(settings: Settings) -> UpstreamSpec:
     args = ["-m", "mcp_servers.python_executor", "--connect", url, "--server-id", EXECUTOR_ID]
     if service.port is not None:
         args += ["--http", f"{service.host}:{service.port}"]
-    for name, value in options.items():
-        args += [f"--{name.replace('_', '-')}", f"{value}"]
+    args += ["--options", json.dumps(options)]
     return UpstreamSpec(
         dialin=True,
         command=sys.executable,
         args=tuple(args),
         call_timeout_seconds=call_timeout,
         start_timeout_seconds=20,
+        identify_callers=True,
         tags=("python",),
     )
 

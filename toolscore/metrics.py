@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -30,6 +35,9 @@ class Metrics:
             "toolscore_server_restarts_total", "Restarts of a server.", ["server"], registry=self.registry
         )
         self._events = Counter("toolscore_events_total", "Events told.", ["type"], registry=self.registry)
+        self.server_stats: dict[str, dict[str, Any]] = {}
+        """What our own servers said of themselves last: server id → figures."""
+        self.registry.register(_PythonExecutors(self))
         # labels() costs as much as the observation itself: keep its answers
         self._call_children: dict[tuple[str, str], Counter] = {}
         self._seconds_children: dict[str, Histogram] = {}
@@ -65,3 +73,62 @@ class Metrics:
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _PythonExecutors(Collector):
+    """The figures of Python executors, as they last gave them."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        by_engine, by_pool = ["server", "engine"], ["server", "engine", "packages"]
+        executions = CounterMetricFamily(
+            "toolscore_python_executions", "Runs of code by how they ended.", labels=[*by_engine, "exit"]
+        )
+        limits = CounterMetricFamily(
+            "toolscore_python_limits", "Limits that code ran into.", labels=[*by_engine, "limit"]
+        )
+        seconds = GaugeMetricFamily(
+            "toolscore_python_seconds", "Time of the last thousand runs.", labels=[*by_engine, "phase", "quantile"]
+        )
+        restarts = CounterMetricFamily("toolscore_python_restarts", "Restarts of a sandbox.", labels=by_pool)
+        children = GaugeMetricFamily("toolscore_python_children", "Processes in a sandbox.", labels=by_pool)
+        spares = GaugeMetricFamily("toolscore_python_spares", "Processes that wait for a call.", labels=by_pool)
+        modules = GaugeMetricFamily("toolscore_python_modules", "Modules imported ahead.", labels=by_pool)
+        memory = GaugeMetricFamily(
+            "toolscore_python_memory_bytes", "Proportional memory (PSS).", labels=[*by_pool, "part"]
+        )
+        sandbox = GaugeMetricFamily(
+            "toolscore_python_sandbox", "1, with how code is confined.", labels=["server", "tier", "slow_path"]
+        )
+        calls = GaugeMetricFamily("toolscore_python_calls", "Calls that run or wait.", labels=["server", "state"])
+        sessions = GaugeMetricFamily("toolscore_python_sessions", "Open sessions.", labels=["server"])
+        for server, stats in self._metrics.server_stats.items():
+            if "engines" not in stats:
+                continue
+            sandbox.add_metric([server, str(stats.get("tier")), str(stats.get("slow_path", False)).lower()], 1)
+            for state in ("running", "waiting"):
+                calls.add_metric([server, state], stats[state])
+            sessions.add_metric([server], stats["sessions"]["open"])
+            for engine, figures in stats["engines"].items():
+                for exit_, count in figures["exits"].items():
+                    executions.add_metric([server, engine, exit_], count)
+                for limit, count in figures["limits"].items():
+                    limits.add_metric([server, engine, limit], count)
+                for phase, cuts in figures["phases"].items():
+                    for name, quantile in (("p50_ms", "0.5"), ("p95_ms", "0.95"), ("p99_ms", "0.99")):
+                        if cuts[name] is not None:
+                            seconds.add_metric([server, engine, phase, quantile], cuts[name] / 1000)
+                for packages, pool in figures["pools"].items():
+                    labels = [server, engine, packages]
+                    restarts.add_metric(labels, pool["restarts"])
+                    if "children" in pool:
+                        children.add_metric(labels, pool["children"])
+                        spares.add_metric(labels, pool["spares"])
+                        modules.add_metric(labels, pool["modules"] or 0)
+                        for part, kilobytes in pool["memory_kb"].items():
+                            memory.add_metric([*labels, part], kilobytes * 1024)
+        yield from (
+            executions, limits, seconds, restarts, children, spares, modules, memory, sandbox, calls, sessions
+        )  # fmt: skip

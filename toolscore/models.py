@@ -103,6 +103,7 @@ class UpstreamSpec(BaseModel):
     idle_stop_seconds: Annotated[float, Field(gt=0)] | None = Field(
         None, description="stop after this long without a call"
     )
+    identify_callers: bool = Field(False, description="send the caller's name in `_meta` as `toolscore/principal`")
     start_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")
     call_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")
 

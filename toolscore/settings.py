@@ -115,13 +115,31 @@ class Events(_Section):
     queue: Annotated[int, Field(ge=10)] = 1000
 
 
+Engine = Literal["fork", "fresh", "reset", "persistent", "restricted", "container"]
+
+
 class PythonExecutor(_Section):
+    engine: Engine = "fork"
+    allowed_engines: tuple[Engine, ...] = ()
     timeout_seconds: Seconds = 30
     max_timeout_seconds: Seconds = 300
     memory_mb: Annotated[int, Field(ge=32)] = 512
+    scratch_mb: Annotated[int, Field(ge=1)] = 64
+    max_processes: Annotated[int, Field(ge=1)] = 64
     max_output_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
-    max_concurrent: Annotated[int, Field(ge=1)] = 16
+    max_concurrent: Annotated[int, Field(ge=1, le=256)] = 16
     max_queued: Annotated[int, Field(ge=0)] = 256
+    max_sessions: Annotated[int, Field(ge=0, le=200)] = 16
+    max_sessions_per_principal: Annotated[int, Field(ge=0)] = 8
+    session_idle_seconds: Seconds = 600
+    packages: dict[str, tuple[str, ...]] = {"data": ("numpy", "pandas", "matplotlib")}
+    allow_processes: bool = False
+    min_tier: Literal["A", "B", "C"] = "C"
+    max_executions: Annotated[int, Field(ge=1)] = 1000
+    reused_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    interpreter: str | None = None
+    container_image: str = "python:3.12-slim"
+    container_command: str | None = None
 
 
 class Logging(_Section):

@@ -1,5 +1,4 @@
-"""Runs Python for agents: an MCP server of its own, inside the gateway or apart from it."""
+"""Runs Python for agents: an MCP server of its own, inside the gateway (`server.create_server`) or apart from it.
 
-from mcp_servers.python_executor.server import PythonExecutorServer, create_server
-
-__all__ = ["PythonExecutorServer", "create_server"]
+Nothing is imported here: parts of this package run in bare interpreters inside the sandbox.
+"""

@@ -1,207 +1,297 @@
-"""Engines: how a piece of code gets a process. Whatever the engine, it is never the server's own.
-
-`FreshEngine` starts a new interpreter for every call. It isolates one call from the next and bounds time, memory,
-files and output; it does not hide the file system or the network from the code.
-"""
+"""Engines: how a piece of code gets a process. Whatever the engine, it is never the server's own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import math
 import os
-import shutil
 import signal
-import sys
-import tempfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
-__all__ = ["Engine", "Exit", "FreshEngine", "Job", "Outcome"]
+from mcp_servers.python_executor.pool import Child, Ending, Pool
+from mcp_servers.python_executor.sandbox.wire import Answer, Mode, Request, encode_request
+
+__all__ = ["ENGINES", "Engine", "Exit", "Job", "Outcome", "PoolEngine", "ReusedEngine", "conclude", "request_of"]
 
 Exit = Literal["ok", "error", "timeout", "memory", "killed", "output_limit"]
 
-WORKER = Path(__file__).with_name("worker.py")
-FILE_BYTES = 64 * 1024 * 1024
-MAX_ANSWER_BYTES = 4 * 1024 * 1024
-LEAVING_SECONDS = 0.5
-"""How long a process may take to end once it has answered."""
-INTERPRETER_BYTES = 64 * 1024 * 1024
-"""Address space that an interpreter takes before it runs anything; the limit is counted from there."""
+ENGINES: Mapping[str, str] = {
+    "fork": "a fresh, confined process for every call, forked ahead of time; nothing passes from one call to the next",
+    "fresh": "a new, confined interpreter for every call: as `fork`, with its own address layout and hash seed; slow",
+    "restricted": "as `fork`, and only RestrictedPython's subset of the language: for expressions and policies",
+    "reset": "confined, but one process serves many callers: what one leaves running can read and answer the next",
+    "persistent": "confined, but one process serves many callers, who share all variables",
+    "container": "a new interpreter in a long-lived container, for hosts without layers: files and processes pass on",
+}
+"""What each isolates, and what not."""
+
+CRASHES = {
+    signal.SIGSEGV: "it crashed (SIGSEGV): endless recursion in C, or a fault in an extension module",
+    signal.SIGABRT: "it aborted (SIGABRT)",
+    signal.SIGSYS: "it made a system call of another machine (SIGSYS)",
+    signal.SIGBUS: "it crashed (SIGBUS): a mapped file was cut short",
+}
+CPU_GRACE_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call: the code, what `input()` reads, and its bounds."""
+    """One call: the code, what `input()` reads, the files it finds, and its bounds."""
 
     code: str
-    input: str
-    timeout_seconds: float
-    memory_bytes: int
-    max_output_bytes: int
+    input: str = ""
+    timeout_seconds: float = 30.0
+    max_output_bytes: int = 1024 * 1024
+    files: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it. `result` is the `repr` of a last expression's value; durations are wall-clock milliseconds."""
+    """What came of it.
+
+    Attributes:
+        result: `repr` of a last expression's value.
+        error: `type`, `message`, `traceback` with the code's own lines.
+        images: PNG.
+        files: path → content, or the size of one that was too large to come along.
+        limits_hit: of `time`, `cpu`, `memory`, `output`, `disk`, `file_size`, `files`, `processes`,
+            `images`, `open_files`, `answer`.
+        duration_ms: wall-clock, from handing over the code to the answer.
+    """
 
     exit: Exit
-    stdout: str
-    stderr: str
-    result: str | None
-    error: dict[str, str] | None
-    duration_ms: float
+    stdout: str = ""
+    stderr: str = ""
+    result: str | None = None
+    error: dict[str, str] | None = None
+    images: tuple[bytes, ...] = ()
+    files: tuple[tuple[str, bytes | int], ...] = ()
+    duration_ms: float = 0.0
+    limits_hit: tuple[str, ...] = ()
+
+
+class Written(Protocol):
+    """Who has what the code wrote."""
+
+    def output(self, bound: int) -> tuple[bytes, bytes]:
+        """stdout and stderr, each up to a byte over the bound."""
+        ...
 
 
 class Engine(Protocol):
-    """A way to run a job. Cancelling `run` ends the code at once."""
+    """A way to run a job. Cancelling `run` ends the code at once. An `async with` gives it its life."""
 
     name: str
 
+    async def ready(self) -> None:
+        """Start what can be started before the first call.
+
+        Raises:
+            SandboxUnavailable: it cannot run here.
+        """
+        ...
+
     async def run(self, job: Job) -> Outcome: ...
 
+    def about(self) -> dict[str, Any]:
+        """`tier`, `layers`, …, where they are known."""
+        ...
 
-class FreshEngine:
-    """A new interpreter for every call, in a folder of its own that is gone afterwards."""
+    def figures(self) -> dict[str, Any]: ...
 
-    name = "fresh"
+    async def stop(self) -> None: ...
+
+
+def request_of(job: Job, mode: int) -> bytes:
+    return encode_request(
+        Request(
+            job.code.encode("utf-8", "surrogatepass"),
+            mode,
+            job.timeout_seconds,
+            job.input.encode("utf-8", "surrogatepass"),
+            list(job.files),
+        )
+    )
+
+
+class PoolEngine:
+    """`fork`, `fresh` and `restricted`: a child for each call."""
+
+    def __init__(self, name: str, pool: Pool, mode: int = Mode.ONCE) -> None:
+        self.name = name
+        self.pool = pool
+        self._mode = mode
+
+    async def ready(self) -> None:
+        await self.pool.ready()
 
     async def run(self, job: Job) -> Outcome:
-        started = time.perf_counter()
-        folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="toolscore-python-")
+        child = await self.pool.take()
+        began = time.perf_counter()
+        ending: Ending | None = None
         try:
-            return await self._run_in(folder, job, started)
+            ending = await child.call(request_of(job, self._mode), job.timeout_seconds)
+            return conclude(ending, child, job, (time.perf_counter() - began) * 1000)
         finally:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, True))
+            child.release(kill=ending is None or ending.answer is None)
 
-    async def _run_in(self, folder: str, job: Job, started: float) -> Outcome:
-        loop = asyncio.get_running_loop()
-        read_end, write_end = os.pipe()
-        child = _Child(job.max_output_bytes)
-        answer = _Answer(child)
-        answers, _ = await loop.connect_read_pipe(lambda: answer, os.fdopen(read_end, "rb", buffering=0))
+    def about(self) -> dict[str, Any]:
+        return self.pool.about
+
+    def figures(self) -> dict[str, Any]:
+        return self.pool.figures()
+
+    async def stop(self) -> None:
+        await self.pool.stop()
+
+
+@dataclass(slots=True)
+class _Worker:
+    child: Child | None = None
+    executions: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class ReusedEngine:
+    """`persistent` and `reset`: a few children that serve everybody, one call at a time each.
+
+    Args:
+        processes: how many.
+        max_executions: after so many calls a worker is replaced by a spare, which is ready: no call is slow for it.
+    """
+
+    def __init__(self, name: str, pool: Pool, *, processes: int = 1, max_executions: int = 1000) -> None:
+        self.name = name
+        self.pool = pool
+        self._mode = Mode.PERSISTENT if name == "persistent" else Mode.RESET
+        self._max_executions = max_executions if name == "reset" else math.inf
+        self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
+        for _ in range(processes):
+            self._idle.put_nowait(_Worker())
+        self.restarts = 0
+
+    async def ready(self) -> None:
+        await self.pool.ready()
+
+    async def run(self, job: Job) -> Outcome:
+        worker = await self._idle.get()
         try:
-            process, _ = await loop.subprocess_exec(
-                lambda: child,
-                sys.executable, "-I", "-S", str(WORKER), str(write_end),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-                cwd=folder, env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8"},
-                start_new_session=True, pass_fds=(write_end,),
-            )  # fmt: skip
-        except BaseException:
-            answers.close()
-            raise
+            return await self._run_on(worker, job)
         finally:
-            os.close(write_end)
+            self._idle.put_nowait(worker)
+
+    async def _run_on(self, worker: _Worker, job: Job) -> Outcome:
+        child = worker.child
+        if child is not None and (child.ended or child.spoiled or worker.executions >= self._max_executions):
+            child.release(kill=True)
+            worker.child = child = None
+            self.restarts += 1
+        if child is None:
+            child = worker.child = await self.pool.take()
+            worker.executions = 0
+        worker.executions += 1
+        began = time.perf_counter()
+        ending: Ending | None = None
         try:
-            stdin = cast(asyncio.WriteTransport, process.get_pipe_transport(0))
-            stdin.write(_message(job))
-            stdin.close()
-            try:
-                async with asyncio.timeout(job.timeout_seconds):
-                    await child.done.wait()
-            except TimeoutError:
-                child.limit = child.limit or "timeout"
-            if answer.data and not child.limit:
-                await _within(LEAVING_SECONDS, child.exited)
+            ending = await child.call(request_of(job, self._mode), job.timeout_seconds)
+            outcome = conclude(ending, child, job, (time.perf_counter() - began) * 1000)
+            child.forget_output()
+            return outcome
         finally:
-            _kill_session(process.get_pid())
-            # What was written before the end is still in the pipes.
-            await asyncio.shield(asyncio.ensure_future(_within(LEAVING_SECONDS, child.exited, child.drained)))
-            process.close()
-            answers.close()
-        duration_ms = (time.perf_counter() - started) * 1000
-        return _outcome(process.get_returncode(), child, answer.data, job, duration_ms)
+            if ending is None or ending.answer is None:
+                child.release(kill=True)
+                worker.child = None
+                self.restarts += 1
+
+    def about(self) -> dict[str, Any]:
+        return self.pool.about
+
+    def figures(self) -> dict[str, Any]:
+        return {**self.pool.figures(), "restarts": self.restarts + self.pool.restarts}
+
+    async def stop(self) -> None:
+        await self.pool.stop()
 
 
-async def _within(seconds: float, *events: asyncio.Event) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            for event in events:
-                await event.wait()
+def conclude(ending: Ending, child: Written, job: Job, duration_ms: float) -> Outcome:
+    """Put together what the child said, what it wrote, and how it ended."""
+    out, err = child.output(job.max_output_bytes)
+    answer = ending.answer
+    exit_: Exit
+    error: dict[str, str] | None = None
+    limits = []
+    if answer is not None:
+        exit_ = answer.exit  # type: ignore[assignment]
+        if answer.limits:
+            limits.append(answer.limits)
+        if exit_ == "timeout":
+            error = _error("TimeoutError", _too_long(job), answer.traceback)
+        elif exit_ != "ok":
+            error = _error(answer.error_type, answer.error_message, answer.traceback)
+    else:
+        answer = Answer()
+        exit_, error, limit = _without_answer(ending, job)
+        if limit:
+            limits.append(limit)
+    if max(len(out), len(err)) > job.max_output_bytes:
+        out, err = out[: job.max_output_bytes], err[: job.max_output_bytes]
+        exit_ = "output_limit"
+        limits.append("output")
+        error = _error("OutputLimit", f"the code wrote more than {job.max_output_bytes:,} bytes", "")
+    return Outcome(
+        exit_,
+        out.decode("utf-8", "replace") if out else "",
+        err.decode("utf-8", "replace") if err else "",
+        answer.result,
+        error,
+        tuple(answer.images) if answer.images else (),
+        tuple(answer.files) if answer.files else (),
+        round(duration_ms, 3),
+        tuple(limits),
+    )
 
 
-class _Child(asyncio.SubprocessProtocol):
-    """Reads stdout and stderr up to a bound, and knows when there is nothing more to wait for."""
-
-    def __init__(self, bound: int) -> None:
-        self._bound = bound
-        self._open = {1, 2}
-        self.output = {1: bytearray(), 2: bytearray()}
-        self.limit: Exit | None = None
-        self.done, self.exited, self.drained = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        output = self.output[fd]
-        output += data[: self._bound - len(output) + 1]
-        if len(output) > self._bound:
-            del output[self._bound :]
-            self.limit = self.limit or "output_limit"
-            self.done.set()
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        self._open.discard(fd)
-        if not self._open:
-            self.drained.set()
-
-    def process_exited(self) -> None:
-        self.exited.set()
-        self.done.set()
-
-    def text(self, fd: int) -> str:
-        return self.output[fd].decode("utf-8", "replace")
-
-
-class _Answer(asyncio.Protocol):
-    """Reads the one line that the worker answers. What the code left running may hold its output open for ever."""
-
-    def __init__(self, child: _Child) -> None:
-        self._child = child
-        self.data = bytearray()
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-        if data.endswith(b"\n") or len(self.data) > MAX_ANSWER_BYTES:
-            self._child.done.set()
+def _without_answer(ending: Ending, job: Job) -> tuple[Exit, dict[str, str], str]:
+    """(exit, error, limit) of a child that ended, or was ended, before it could say anything."""
+    if ending.reason == "time":
+        return "timeout", _error("TimeoutError", _too_long(job)), "time"
+    if ending.reason == "disk":
+        return "killed", _error("Killed", "the code wrote more files than a call may have, and was ended"), "disk"
+    if ending.reason == "protocol":
+        return "killed", _error("Killed", "it wrote into the channel that its result goes through, and was ended"), ""
+    if ending.reason == "sandbox":
+        return "killed", _error("Killed", "the sandbox was stopped or restarted during the call: call again"), ""
+    status = ending.status or 0
+    if not os.WIFSIGNALED(status):
+        code = os.waitstatus_to_exitcode(status)
+        return "killed", _error("Killed", f"the process ended before it could answer (exit code {code})"), ""
+    if ending.out_of_memory:
+        return (
+            "memory",
+            _error("MemoryError", "the code and its processes used up their memory, and were ended"),
+            "memory",
+        )
+    number = os.WTERMSIG(status)
+    if number == signal.SIGKILL and ending.cpu_seconds >= int(job.timeout_seconds) + CPU_GRACE_SECONDS - 0.5:
+        return (
+            "timeout",
+            _error("TimeoutError", f"the code used more than {ending.cpu_seconds:.0f} s of CPU time"),
+            "cpu",
+        )
+    with contextlib.suppress(ValueError):
+        known = signal.Signals(number)
+        said = CRASHES.get(known, f"it was killed ({known.name})")
+        return "killed", _error("Killed", f"the process ended before it could answer: {said}"), ""
+    return "killed", _error("Killed", f"the process was killed by signal {number}"), ""
 
 
-def _message(job: Job) -> bytes:
-    message = {
-        "code": job.code,
-        "input": job.input,
-        "timeout_seconds": job.timeout_seconds,
-        "memory_bytes": job.memory_bytes + INTERPRETER_BYTES,
-        "file_bytes": FILE_BYTES,
-        "parent": os.getpid(),
-    }
-    return json.dumps(message).encode()
+def _too_long(job: Job) -> str:
+    return f"the code ran longer than {job.timeout_seconds:g} s and was ended"
 
 
-def _kill_session(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _outcome(code: int | None, child: _Child, answer: bytearray, job: Job, duration_ms: float) -> Outcome:
-    limit = child.limit
-    parsed: dict[str, Any] = {}
-    if limit is None and answer:
-        with contextlib.suppress(ValueError):
-            parsed = json.loads(answer)
-    how: Exit = limit or parsed.get("exit") or "killed"
-    error = parsed.get("error")
-    if how == "timeout":
-        error = _error("TimeoutError", f"the code ran longer than {job.timeout_seconds:g} s and was ended")
-    elif how == "output_limit":
-        error = _error("OutputLimit", f"the code wrote more than {job.max_output_bytes:,} bytes and was ended")
-    elif how == "killed":
-        name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-        error = _error("Killed", f"the process ended before it could answer ({name})")
-    result = parsed.get("result")
-    return Outcome(how, child.text(1), child.text(2), result, error, round(duration_ms, 3))
-
-
-def _error(kind: str, message: str) -> dict[str, str]:
-    return {"type": kind, "message": message, "traceback": ""}
+def _error(kind: str, message: str, traceback: str = "") -> dict[str, str]:
+    return {"type": kind, "message": message, "traceback": traceback}

@@ -1,67 +1,340 @@
-"""The executor: bounds what callers may ask for, lets so many run and so many wait, and hands the rest to an engine."""
+"""The executor: takes a call, waits for its turn, finds it an engine, a package set or a session, and counts."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from mcp_servers.python_executor.engine import Engine, FreshEngine, Job, Outcome
+from mcp_servers.python_executor.admission import Admission, Busy
+from mcp_servers.python_executor.container import ContainerEngine
+from mcp_servers.python_executor.engine import ENGINES, Engine, Job, Outcome, PoolEngine, ReusedEngine
+from mcp_servers.python_executor.interpreter import find_interpreter
+from mcp_servers.python_executor.packages import PackageSets, UnknownPackages
+from mcp_servers.python_executor.pool import Pool, PoolOptions, SandboxUnavailable
+from mcp_servers.python_executor.sandbox.wire import CONFINING_TIERS, Mode
+from mcp_servers.python_executor.sessions import Sessions
 
-__all__ = ["Busy", "Executor"]
+__all__ = ["Executor"]
 
-
-class Busy(Exception):
-    """As many calls run and wait as may."""
+MB = 1024 * 1024
+RECENT_CALLS = 1000
+SPARE_SLOTS = 16
+MAX_WAITING_FOR_ENGINES = 256
 
 
 class Executor:
-    """Runs code.
+    """Runs code. An `async with` gives it its life.
 
     Args:
+        engine: for calls that name none; allowed_engines: those that a call may name beside it.
         timeout_seconds: for calls that give none; max_timeout_seconds: the most that a call may give.
-        memory_mb: per call.
+        memory_mb, scratch_mb, max_processes: of a call: memory, files in `/tmp` and the working folder, threads.
         max_output_bytes: of stdout and of stderr, each.
         max_concurrent, max_queued: calls that run, and that wait, at a time.
+        max_sessions, max_sessions_per_principal, session_idle_seconds: bounds on sessions.
+        packages: name of a set → its requirements.
+        allow_processes: whether code may start processes of its own.
+        min_tier: refuse to run code where the machine confines it less, see `sandbox/layers.py`.
+        max_executions: calls after which a process of the engine `reset` is replaced.
+        reused_processes: how many processes `reset` and `persistent` have.
+        interpreter: the sandbox's Python; `None`: the one that runs us.
+        container_image, container_command: for the engine `container`.
+        data_dir: where package sets and a compiled helper are kept.
+        pool: overrides for every pool, see `PoolOptions`; for tests and benchmarks.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     def __init__(
         self,
         *,
+        engine: str = "fork",
+        allowed_engines: Sequence[str] = (),
         timeout_seconds: float = 30,
         max_timeout_seconds: float = 300,
         memory_mb: int = 512,
-        max_output_bytes: int = 1024 * 1024,
+        scratch_mb: int = 64,
+        max_processes: int = 64,
+        max_output_bytes: int = MB,
         max_concurrent: int = 16,
         max_queued: int = 256,
-        engine: Engine | None = None,
+        max_sessions: int = 16,
+        max_sessions_per_principal: int = 8,
+        session_idle_seconds: float = 600,
+        packages: Mapping[str, Sequence[str]] | None = None,
+        allow_processes: bool = False,
+        min_tier: str = "C",
+        max_executions: int = 1000,
+        reused_processes: int = 1,
+        interpreter: str | None = None,
+        container_image: str = "python:3.12-slim",
+        container_command: str | None = None,
+        data_dir: str | os.PathLike[str] = "data",
+        pool: Mapping[str, Any] | None = None,
     ) -> None:
+        for name in (engine, *allowed_engines):
+            if name not in ENGINES:
+                raise ValueError(f"no engine {name!r}: there are {', '.join(ENGINES)}")
+        if min_tier not in CONFINING_TIERS:
+            raise ValueError(f"min_tier must be one of {', '.join(CONFINING_TIERS)}, found {min_tier!r}")
+        self.engine = engine
+        self.engines = tuple(dict.fromkeys((engine, *allowed_engines)))
         self.timeout_seconds = timeout_seconds
         self.max_timeout_seconds = max_timeout_seconds
-        self._memory_bytes = memory_mb * 1024 * 1024
         self._max_output_bytes = max_output_bytes
-        self._slots = asyncio.Semaphore(max_concurrent)
-        self._bound = max_concurrent + max_queued
-        self._admitted = 0
-        self._engine = engine or FreshEngine()
+        folder = Path(data_dir).absolute() / "python"
+        self.packages = PackageSets(packages or {}, folder)
+        self._max_executions, self._reused_processes = max_executions, reused_processes
+        self._container = (container_image, container_command)
+        self._options = {
+            "interpreter": interpreter,
+            "cache": folder,
+            "memory_bytes": memory_mb * MB,
+            "scratch_bytes": scratch_mb * MB,
+            "file_bytes": min(scratch_mb * MB, max(16 * MB, 2 * max_output_bytes)),
+            "max_processes": max_processes,
+            "allow_processes": allow_processes,
+            "min_tier": min_tier,
+            "children": max_concurrent + max_sessions + SPARE_SLOTS,
+            "use_cgroups": allow_processes,
+            **(pool or {}),
+        }
+        self.admission = Admission(max_concurrent, max_queued)
+        self.sessions = Sessions(
+            max_sessions=max_sessions, max_per_principal=max_sessions_per_principal, idle_seconds=session_idle_seconds
+        )
+        self._engines: dict[tuple[str, str | None], Engine] = {}
+        self._preparing: dict[tuple[str, str | None], asyncio.Task[Engine]] = {}
+        self._figures = {name: _Figures() for name in ENGINES}
+        self._closed = False
+        self._waiting_for_engines = 0
 
-    async def execute(self, code: str, *, input: str = "", timeout_seconds: float | None = None) -> Outcome:
+    async def __aenter__(self) -> Executor:
+        """Start the default engine.
+
+        Raises:
+            SandboxUnavailable: it cannot run here.
+        """
+        try:
+            engine = await self._engine(self.engine, None)
+            await engine.ready()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End everything; no process is left."""
+        self._closed = True
+        for task in self._preparing.values():
+            task.cancel()
+        await asyncio.gather(*self._preparing.values(), return_exceptions=True)
+        await self.sessions.stop()
+        await self.packages.stop()
+        await asyncio.gather(*(engine.stop() for engine in self._engines.values()), return_exceptions=True)
+        self._engines.clear()
+
+    async def execute(
+        self,
+        code: str,
+        *,
+        input: str = "",
+        timeout_seconds: float | None = None,
+        session_id: str | None = None,
+        files: Sequence[tuple[str, bytes]] = (),
+        packages: Sequence[str] = (),
+        engine: str | None = None,
+        principal: str = "",
+        on_position: Callable[[int], None] | None = None,
+    ) -> Outcome:
         """Run code in a process of its own. Cancelling this ends it.
+
+        Args:
+            session_id: keep the variables under this name, which is the principal's own.
+            files: path below the working folder, content.
+            packages: names of packages, or of a set.
+            on_position: is told the place in the queue, if there is one.
 
         Raises:
             Busy: too many run and wait.
+            SandboxUnavailable: nothing here can run it.
+            UnknownPackages, TooManySessions, ValueError: what was asked for is not to be had.
         """
-        if self._admitted >= self._bound:
-            raise Busy(f"{self._bound} calls run or wait already: try again in a second")
-        self._admitted += 1
+        name = engine or self.engine
+        if name not in self.engines:
+            raise ValueError(f"engine {name!r} is not allowed here: choose {', '.join(self.engines)}")
+        if session_id is not None and name not in ("fork", "fresh"):
+            raise ValueError(f"sessions need the engine `fork` or `fresh`, not `{name}`")
+        package_set = self.packages.find(packages)
+        job = Job(
+            code,
+            input,
+            min(timeout_seconds or self.timeout_seconds, self.max_timeout_seconds),
+            self._max_output_bytes,
+            tuple(files),
+        )
+        figures = self._figures[name]
+        asked = time.perf_counter()
+        # What a call waits for without running, it waits for outside: places are for those who run.
+        chosen = self._engines.get((name, package_set)) or await self._engine(name, package_set)
+        if session_id is not None:
+            assert isinstance(chosen, PoolEngine)
+            async with (
+                self.sessions.hold(principal, session_id, chosen.pool, package_set) as session,
+                self.admission.enter(principal, on_position),
+            ):
+                outcome = await self.sessions.run(session, job)
+        else:
+            async with self.admission.enter(principal, on_position):
+                outcome = await chosen.run(job)
+        figures.add(outcome, (time.perf_counter() - asked) * 1000)
+        return self._with_hint(outcome, package_set)
+
+    async def ready_engine(self, name: str) -> Engine:
+        """The engine itself, started; for benchmarks."""
+        return await self._engine(name, None)
+
+    async def _engine(self, name: str, package_set: str | None) -> Engine:
+        """The engine for these packages, made on first use. Callers share the making."""
+        key = (name, package_set)
+        engine = self._engines.get(key)
+        if engine is not None:
+            return engine
+        if self._closed:
+            raise SandboxUnavailable("the executor is shutting down")
+        task = self._preparing.get(key)
+        if task is None:
+            task = self._preparing[key] = asyncio.ensure_future(self._make(name, package_set))
+            task.add_done_callback(lambda _task: self._preparing.pop(key, None))
+        if self._waiting_for_engines >= MAX_WAITING_FOR_ENGINES:
+            raise Busy("many calls wait for their packages to be installed: try again in 10 s", 10.0)
+        self._waiting_for_engines += 1
         try:
-            async with self._slots:
-                return await self._engine.run(
-                    Job(
-                        code=code,
-                        input=input,
-                        timeout_seconds=min(timeout_seconds or self.timeout_seconds, self.max_timeout_seconds),
-                        memory_bytes=self._memory_bytes,
-                        max_output_bytes=self._max_output_bytes,
-                    )
-                )
+            return await asyncio.shield(task)
         finally:
-            self._admitted -= 1
+            self._waiting_for_engines -= 1
+
+    async def _make(self, name: str, package_set: str | None) -> Engine:
+        engine: Engine
+        options = dict(self._options)
+        if package_set is not None:
+            if name == "container":
+                raise UnknownPackages("the engine `container` has the packages of its image, and no sets")
+            interpreter = await asyncio.to_thread(find_interpreter, options["interpreter"], options["cache"])
+            folder, preload = await self.packages.installed(
+                package_set, python=interpreter.command, version=interpreter.version
+            )
+            options |= {"packages": str(folder), "preload": preload}
+        if name == "container":
+            image, command = self._container
+            engine = ContainerEngine(image=image, command=command, call_bytes=options["memory_bytes"])
+        elif name in ("persistent", "reset"):
+            engine = ReusedEngine(
+                name,
+                Pool(PoolOptions(**options)),
+                processes=self._reused_processes,
+                max_executions=self._max_executions,
+            )
+        elif name == "restricted":
+            options["preload"] = (*options.get("preload", ()), "RestrictedPython", "RestrictedPython.Eval")
+            engine = PoolEngine(name, Pool(PoolOptions(**options, libraries=_restricted_python())), Mode.RESTRICTED)
+        else:
+            engine = PoolEngine(name, Pool(PoolOptions(**options, fresh=name == "fresh")))
+        try:
+            await engine.ready()
+        except BaseException:
+            await engine.stop()
+            raise
+        self._engines[name, package_set] = engine
+        return engine
+
+    def _with_hint(self, outcome: Outcome, package_set: str | None) -> Outcome:
+        """Tell whoever misses a module which set has it."""
+        error = outcome.error
+        if error is not None and error["type"] == "ModuleNotFoundError" and "'" in error["message"]:
+            module = error["message"].split("'")[1].split(".")[0]
+            found = self.packages.holding(module)
+            if found is not None and found != package_set:
+                error["message"] += f'. It is in the package set {found!r}: pass packages=["{found}"]'
+            else:
+                error["message"] += f". Available: {self.packages.describe()}"
+        return outcome
+
+    def about(self) -> dict[str, Any]:
+        """How code is confined: `engine`, `tier`, `layers`, `slow_path`, …"""
+        engine = self._engines.get((self.engine, None))
+        return {"engine": self.engine, **(engine.about() if engine is not None else {})}
+
+    def figures(self) -> dict[str, Any]:
+        """For `/metrics` and `/api/v1/stats`."""
+        engines: dict[str, Any] = {}
+        for name in ENGINES:
+            own = {package_set: engine for (kind, package_set), engine in self._engines.items() if kind == name}
+            if not own and not self._figures[name].executions:
+                continue
+            engines[name] = self._figures[name].snapshot()
+            engines[name]["pools"] = {package_set or "default": engine.figures() for package_set, engine in own.items()}
+        return {
+            **self.about(),
+            "running": self.admission.running,
+            "waiting": self.admission.waiting,
+            "refused": self.admission.refused,
+            "sessions": self.sessions.figures(),
+            "engines": engines,
+        }
+
+
+class _Figures:
+    """What one engine did since the start; times of the last thousand calls."""
+
+    def __init__(self) -> None:
+        self.executions = 0
+        self._exits: Counter[str] = Counter()
+        self._limits: Counter[str] = Counter()
+        self._wait_ms: deque[float] = deque(maxlen=RECENT_CALLS)
+        self._run_ms: deque[float] = deque(maxlen=RECENT_CALLS)
+
+    def add(self, outcome: Outcome, total_ms: float) -> None:
+        self.executions += 1
+        self._exits[outcome.exit] += 1
+        for limit in outcome.limits_hit:
+            self._limits[limit] += 1
+        self._run_ms.append(outcome.duration_ms)
+        self._wait_ms.append(max(0.0, total_ms - outcome.duration_ms))
+
+    def snapshot(self) -> dict[str, Any]:
+        phases = {}
+        total = [run + wait for run, wait in zip(self._run_ms, self._wait_ms, strict=True)]
+        for name, values in (("wait", self._wait_ms), ("run", self._run_ms), ("total", total)):
+            cuts = statistics.quantiles(values, n=100, method="inclusive") if len(values) > 1 else None
+            phases[name] = {
+                "p50_ms": round(cuts[49], 3) if cuts else None,
+                "p95_ms": round(cuts[94], 3) if cuts else None,
+                "p99_ms": round(cuts[98], 3) if cuts else None,
+            }
+        return {
+            "executions": self.executions,
+            "exits": dict(self._exits),
+            "limits": dict(self._limits),
+            "phases": phases,
+        }
+
+
+def _restricted_python() -> tuple[str, ...]:
+    """Where RestrictedPython is, for an interpreter that has no site-packages."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("RestrictedPython")
+    if spec is None or spec.origin is None:
+        raise ValueError("the engine `restricted` needs RestrictedPython: pip install RestrictedPython")
+    return (str(Path(spec.origin).parent),)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -16,58 +17,104 @@ import mcp_types as types
 import uvicorn
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
+from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
+from pydantic import ConfigDict
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
-from mcp_servers.python_executor.server import PythonExecutorServer
+from mcp_servers.python_executor.server import CallRefused, PythonExecutorServer
 
 __all__ = ["sdk_server", "serve_dialling", "serve_http", "serve_stdio"]
 
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 10.0
-MAX_FRAME_BYTES = 16 * 1024 * 1024
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+"""A call may bring 10 MB of code and 16 MB of files."""
+STATS_METHOD = "toolscore/stats"
 
 
 class Refused(Exception):
     """The router does not take us: trying again at once will not help."""
 
 
-def sdk_server(server: PythonExecutorServer) -> Server[Any]:
-    """The official SDK's server around ours."""
+class Stats(types.Result):
+    """Figures, as an open map."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def sdk_server(server: PythonExecutorServer, *, trusted: bool) -> Server[Any]:
+    """The official SDK's server around ours.
+
+    Args:
+        trusted: whether the caller may say on whose behalf it calls (`_meta`), as a gateway may and a stranger may not.
+    """
 
     async def list_tools(
         _ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
         return types.ListToolsResult.model_validate({"tools": server.list_tools()})
 
-    async def call_tool(_ctx: ServerRequestContext[Any], params: types.CallToolRequestParams) -> types.CallToolResult:
+    async def call_tool(ctx: ServerRequestContext[Any], params: types.CallToolRequestParams) -> types.CallToolResult:
+        meta: dict[str, Any] = dict(params.meta or {})
+        telling: set[asyncio.Task[None]] = set()
+
+        def progress(done: float, total: float | None, message: str) -> None:
+            task = asyncio.create_task(ctx.session.report_progress(done, total, message))
+            telling.add(task)
+            task.add_done_callback(telling.discard)
+
         try:
-            result = await server.call_tool(params.name, params.arguments or {})
+            result = await server.call_tool(
+                params.name, params.arguments or {}, meta=meta if trusted else {}, progress=progress
+            )
         except KeyError:
-            raise types_error(f"unknown tool: {params.name}") from None
+            raise MCPError(code=types.INVALID_PARAMS, message=f"unknown tool: {params.name}") from None
+        except CallRefused as exc:
+            raise MCPError(code=exc.code, message=str(exc), data=exc.data) from None
         return types.CallToolResult.model_validate(result)
 
-    return Server(server.name, version=server.version, on_list_tools=list_tools, on_call_tool=call_tool)
+    async def stats(_ctx: ServerRequestContext[Any], _params: types.RequestParams) -> Stats:
+        return Stats.model_validate(server.stats())
+
+    sdk = Server(server.name, version=server.version, on_list_tools=list_tools, on_call_tool=call_tool)
+    sdk.add_request_handler(STATS_METHOD, types.RequestParams, stats)
+    return sdk
 
 
-def types_error(message: str) -> Exception:
-    from mcp.shared.exceptions import MCPError
-
-    return MCPError(code=types.INVALID_PARAMS, message=message)
+def _options(sdk: Server[Any]) -> Any:
+    return sdk.create_initialization_options(experimental_capabilities={STATS_METHOD: {}})
 
 
 async def serve_stdio(server: PythonExecutorServer) -> None:
     """Serve until stdin closes."""
-    sdk = sdk_server(server)
-    async with stdio_server() as (read, write):
-        await sdk.run(read, write, sdk.create_initialization_options())
+    sdk = sdk_server(server, trusted=True)
+    async with stdio_server(stdin=cast("anyio.AsyncFile[str]", _lines())) as (read, write):
+        await sdk.run(read, write, _options(sdk))
+
+
+async def _lines() -> AsyncIterator[str]:
+    async with anyio.wrap_file(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")) as stdin:
+        async for line in stdin:
+            yield _without_surrogates(line)
+
+
+def _without_surrogates(message: str) -> str:
+    """Lone surrogates become U+FFFD: JSON can name them, but the SDK would drop the message, and nobody be answered."""
+    if "\\ud" not in message and "\\uD" not in message:
+        return message
+    try:
+        text = json.dumps(json.loads(message), ensure_ascii=False)
+    except ValueError:
+        return message
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 async def serve_http(server: PythonExecutorServer, host: str, port: int) -> None:
     """Serve streamable HTTP at `/mcp`."""
-    app = sdk_server(server).streamable_http_app(host=host)
+    app = sdk_server(server, trusted=False).streamable_http_app(host=host)
     await uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).serve()
 
 
@@ -119,7 +166,7 @@ async def _register(socket: ClientConnection, server_id: str) -> None:
 
 async def _serve(server: PythonExecutorServer, socket: ClientConnection) -> None:
     """Run the SDK's server over the socket until it closes."""
-    sdk = sdk_server(server)
+    sdk = sdk_server(server, trusted=True)
     incoming, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     write, outgoing = anyio.create_memory_object_stream[SessionMessage](0)
 
@@ -128,7 +175,7 @@ async def _serve(server: PythonExecutorServer, socket: ClientConnection) -> None
             try:
                 async for message in socket:
                     try:
-                        parsed = types.jsonrpc_message_adapter.validate_json(message)
+                        parsed = types.jsonrpc_message_adapter.validate_json(_without_surrogates(str(message)))
                     except ValueError as exc:
                         await incoming.send(exc)
                     else:
@@ -147,5 +194,5 @@ async def _serve(server: PythonExecutorServer, socket: ClientConnection) -> None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(receive)
         tasks.start_soon(send)
-        await sdk.run(read, write, sdk.create_initialization_options())
+        await sdk.run(read, write, _options(sdk))
         tasks.cancel_scope.cancel()

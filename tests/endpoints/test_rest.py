@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
-from support import EXECUTOR, GatewayProcess, odd, running_gateway, wait_for
+from support import GatewayProcess, odd, running_gateway, wait_for
 
 
 def test_a_call_answers_in_the_envelope(gateway: GatewayProcess) -> None:
@@ -37,7 +39,11 @@ def test_a_tool_is_found_by_its_server_and_action(gateway: GatewayProcess) -> No
 
 
 def test_a_server_with_one_tool_needs_no_action(gateway: GatewayProcess) -> None:
-    assert gateway.text(EXECUTOR, {"code": "1 + 1"}) == "2"
+    entry = {"server_id": "single", "command": sys.executable, "args": ["-m", "toolscore.bench.echo", "stdio", "0"]}
+    assert gateway.http.post("/api/v1/servers", json=entry).json()["success"]
+    gateway.wait_for_state("single", "up")
+    assert gateway.text("single", {"text": "alone"}) == "alone"
+    gateway.http.delete("/api/v1/servers/single")
 
 
 @pytest.mark.parametrize(

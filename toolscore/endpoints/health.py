@@ -31,12 +31,20 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         checks["settings"] = {"status": "degraded", "reason": "; ".join(gateway.settings_problems)}
     else:
         checks["settings"] = {"status": "healthy"}
+    await gateway.refresh_server_stats()
     servers: dict[str, Any] = {}
     for upstream in gateway.upstreams:
         well = upstream.state in ("up", "idle", "starting")
         servers[upstream.server_id] = {"status": "healthy" if well else "degraded", "state": upstream.state}
         if not well and upstream.last_error:
             servers[upstream.server_id]["reason"] = upstream.last_error
+        stats = gateway.server_stats.get(upstream.server_id, {})
+        if "tier" in stats:
+            servers[upstream.server_id]["sandbox"] = {
+                name: stats[name]
+                for name in ("engine", "tier", "slow_path", "slow_path_reason", "layers")
+                if name in stats
+            }
     for server_id, reason in gateway.broken_servers.items():
         servers[server_id] = {"status": "degraded", "state": "failed", "reason": reason}
     unwell = [name for name, check in {**checks, **servers}.items() if check["status"] != "healthy"]

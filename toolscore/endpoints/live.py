@@ -40,6 +40,7 @@ def command(function: Command) -> Command:
 
 @command
 async def get_stats(gateway: Gateway, params: dict[str, Any]) -> Any:
+    await gateway.refresh_server_stats()
     return stats_fields(gateway)
 
 
@@ -175,6 +176,7 @@ class _StatsTeller:
 
     async def _run(self) -> None:
         while True:
+            await self._gateway.refresh_server_stats()
             self._gateway.events.tell("stats_update", payload=stats_fields(self._gateway))
             await asyncio.sleep(STATS_SECONDS)
 

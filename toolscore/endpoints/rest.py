@@ -323,6 +323,7 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
 
     @router.get("/api/v1/stats", summary="Figures", tags=["monitoring"])
     async def stats(request: Request) -> Response:
+        await gateway.refresh_server_stats()
         return answer(request, stats_fields(gateway))
 
     @router.get("/health", summary="A check for each part", tags=["monitoring"])
@@ -338,6 +339,7 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
 
     @router.get("/metrics", summary="Prometheus metrics", tags=["monitoring"], response_class=PlainTextResponse)
     async def metrics() -> Response:
+        await gateway.refresh_server_stats()
         return Response(gateway.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     app.include_router(router, responses=FAILURE_OPENAPI)
@@ -399,6 +401,7 @@ def stats_fields(gateway: Gateway) -> dict[str, Any]:
         "event_subscribers": len(gateway.events.notifier),
         "last_event_seq": gateway.events.last_seq,
         "memory_bytes": psutil.Process().memory_info().rss,
+        "server_stats": gateway.server_stats,
     }
 
 

@@ -29,7 +29,7 @@ from toolscore.errors import (
     UpstreamUnavailable,
 )
 from toolscore.events import EventLog
-from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError
+from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, decode
 from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import Principal, Tool, ToolCall, ToolResult
@@ -42,6 +42,8 @@ __all__ = ["CallPipeline", "CallStats"]
 log = structlog.get_logger(__name__)
 
 RECENT_CALLS = 1000
+PRINCIPAL = "toolscore/principal"
+"""The member of `_meta` that tells our own servers who calls."""
 
 
 class _CallResult(msgspec.Struct, rename="camel"):
@@ -138,7 +140,7 @@ class CallPipeline:
             if self._closing:
                 raise Overloaded("the gateway is shutting down: call again when it is back", retry_after_seconds=5)
             tool = await self._resolve(call)
-            result = await self._steps(tool, call, started, on_progress)
+            result = await self._steps(tool, call, principal, started, on_progress)
             outcome = "tool_error" if result.is_error else "ok"
             return result
         except ToolScoreError as exc:
@@ -206,13 +208,20 @@ class CallPipeline:
             return self._library.resolve(call.tool_id, call.action, call.server_id)
 
     async def _steps(
-        self, tool: Tool, call: ToolCall, started: float, on_progress: Callable[[Raw], None] | None
+        self,
+        tool: Tool,
+        call: ToolCall,
+        principal: Principal,
+        started: float,
+        on_progress: Callable[[Raw], None] | None,
     ) -> ToolResult:
         check_arguments(tool, self._library.validator(tool), call.arguments)
-        raw = await self._ask(tool, call, on_progress)
+        raw = await self._ask(tool, call, principal, on_progress)
         return _result(tool, raw, (time.perf_counter() - started) * 1000)
 
-    async def _ask(self, tool: Tool, call: ToolCall, on_progress: Callable[[Raw], None] | None) -> Raw:
+    async def _ask(
+        self, tool: Tool, call: ToolCall, principal: Principal, on_progress: Callable[[Raw], None] | None
+    ) -> Raw:
         upstream = self._upstreams.find(tool.server_id)
         if upstream is None:
             raise UpstreamUnavailable(f"server {tool.server_id!r} is not connected")
@@ -220,6 +229,8 @@ class CallPipeline:
         params: dict[str, Any] = {"name": tool.name, "arguments": call.arguments}
         if call.extra:
             params = {**call.extra, **params}
+        if upstream.spec.identify_callers:
+            params["_meta"] = {**_meta(params), PRINCIPAL: principal.name}
         attempt = Attempt()
         try:
             with Deadline(limit):
@@ -246,9 +257,27 @@ class CallPipeline:
             ) from exc
         except RemoteError as exc:
             refused = f"{tool.server_id} refused the call of {tool.name}: {exc}"
+            if exc.code == Overloaded.rpc_code and (wait := _retry_after(exc)) is not None:
+                raise Overloaded(exc.message, retry_after_seconds=wait) from exc
+            if exc.code == UpstreamUnavailable.rpc_code:
+                raise UpstreamUnavailable(exc.message, upstream_error=exc.error) from exc
             if exc.code == INVALID_PARAMS:
                 raise InvalidArguments(refused, upstream_error=exc.error) from exc
             raise UpstreamProtocolError(refused, upstream_error=exc.error) from exc
+
+
+def _meta(params: dict[str, Any]) -> dict[str, Any]:
+    meta = params.get("_meta")
+    if isinstance(meta, Raw):
+        meta = decode(meta)
+    return meta if isinstance(meta, dict) else {}
+
+
+def _retry_after(exc: RemoteError) -> float | None:
+    """How long a server that is full asks us to wait."""
+    data = exc.error.get("data")
+    wait = data.get("retry_after_seconds") if isinstance(data, dict) else None
+    return float(wait) if isinstance(wait, int | float) else None
 
 
 def _result(tool: Tool, raw: Raw, duration_ms: float) -> ToolResult:

@@ -23,6 +23,7 @@ __all__ = [
     "LATEST_SESSION_VERSION",
     "LATEST_STATELESS_VERSION",
     "SESSION_VERSIONS",
+    "STATS_METHOD",
     "Connection",
     "OnNotification",
     "PeerConnection",
@@ -41,6 +42,9 @@ log = structlog.get_logger(__name__)
 SESSION_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 LATEST_SESSION_VERSION = SESSION_VERSIONS[-1]
 LATEST_STATELESS_VERSION = "2026-07-28"
+
+STATS_METHOD = "toolscore/stats"
+"""Our own servers answer it with their figures; those that do name it among their experimental capabilities."""
 
 UNSUPPORTED_PROTOCOL_VERSION = -32022
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
 from msgspec import Raw
 
-from toolscore.errors import InternalError
+from toolscore.errors import InternalError, UpstreamUnavailable
 from toolscore.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, ConnectionLost, Params, RemoteError, decode, encode
 from toolscore.models import UpstreamSpec
-from toolscore.upstreams.connection import LATEST_SESSION_VERSION, OnNotification, ServerInfo
+from toolscore.upstreams.connection import LATEST_SESSION_VERSION, STATS_METHOD, OnNotification, ServerInfo
 from toolscore.upstreams.process import CommandNotFound
 
 __all__ = ["InProcessServer", "open_inprocess"]
@@ -26,7 +26,8 @@ __all__ = ["InProcessServer", "open_inprocess"]
 class InProcessServer(Protocol):
     """What a factory returns: tools and a way to call them, in MCP's own shapes.
 
-    If it is an async context manager too, it is entered before the first call and left at the end.
+    If it is an async context manager too, it is entered before the first call and left at the end. If it has a method
+    `stats() -> dict`, its figures are shown beside the gateway's own.
     """
 
     name: str
@@ -36,11 +37,23 @@ class InProcessServer(Protocol):
         """MCP `Tool` objects."""
         ...
 
-    async def call_tool(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def call_tool(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        *,
+        meta: dict[str, Any] | None = None,
+        progress: Callable[[float, float | None, str], None] | None = None,
+    ) -> dict[str, Any]:
         """An MCP `CallToolResult`. Cancelling it ends the work.
+
+        Args:
+            meta: the request's `_meta`.
+            progress: takes progress, total and a message.
 
         Raises:
             KeyError: no such tool.
+            Exception: with a JSON-RPC error object in its attribute `error`, if the call itself fails.
         """
         ...
 
@@ -56,7 +69,7 @@ class InProcessConnection:
             protocol_version=LATEST_SESSION_VERSION,
             name=server.name,
             version=server.version,
-            capabilities={"tools": {}},
+            capabilities={"tools": {}, "experimental": {STATS_METHOD: {}} if hasattr(server, "stats") else {}},
         )
         self.in_flight = 0
 
@@ -67,20 +80,26 @@ class InProcessConnection:
             raise ConnectionLost("the server was stopped", sent=False)
         params = params or {}
         if method == "tools/call":
-            arguments = params.get("arguments") or {}
-            if isinstance(arguments, Raw):
-                arguments = decode(arguments)
+            arguments = _decoded(params.get("arguments"))
+            progress = None if on_progress is None else _teller(on_progress)
             try:
-                result = await self._server.call_tool(params["name"], arguments)
+                result = await self._server.call_tool(
+                    params["name"], arguments, meta=_decoded(params.get("_meta")), progress=progress
+                )
             except KeyError as exc:
                 raise RemoteError({"code": INVALID_PARAMS, "message": f"unknown tool: {exc.args[0]}"}) from exc
-            except RuntimeError as exc:
-                raise InternalError(f"{self._server.name} failed: {exc}") from exc
+            except Exception as exc:
+                error = getattr(exc, "error", None)
+                if isinstance(error, dict):
+                    raise RemoteError(error) from exc
+                raise InternalError(f"{self._server.name} failed: {type(exc).__name__}: {exc}") from exc
             return Raw(encode(result))
         if method == "tools/list":
             return Raw(encode({"tools": self._server.list_tools()}))
         if method == "ping":
             return Raw(b"{}")
+        if method == STATS_METHOD and hasattr(self._server, "stats"):
+            return Raw(encode(self._server.stats()))
         raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"method not found: {method}"})
 
     async def wait_closed(self) -> str:
@@ -92,12 +111,26 @@ class InProcessConnection:
             self._closed.set_result("the server was stopped")
 
 
+def _decoded(value: Any) -> dict[str, Any]:
+    if isinstance(value, Raw):
+        value = decode(value)
+    return value or {}
+
+
+def _teller(on_progress: Callable[[Raw], None]) -> Callable[[float, float | None, str], None]:
+    def tell(progress: float, total: float | None, message: str) -> None:
+        on_progress(Raw(encode({"progress": progress, "total": total, "message": message})))
+
+    return tell
+
+
 @asynccontextmanager
 async def open_inprocess(spec: UpstreamSpec, *, on_notification: OnNotification) -> AsyncIterator[InProcessConnection]:
     """Make the server that `spec.inprocess` names and open it.
 
     Raises:
         CommandNotFound: the module or the factory does not exist, or does not take these options.
+        UpstreamUnavailable: the server does not start.
     """
     assert spec.inprocess is not None
     module, _, factory = spec.inprocess.partition(":")
@@ -107,10 +140,13 @@ async def open_inprocess(spec: UpstreamSpec, *, on_notification: OnNotification)
         raise CommandNotFound(f"cannot make the in-process server {spec.inprocess!r}: {exc}") from exc
     connection = InProcessConnection(server)
     try:
-        if isinstance(server, AbstractAsyncContextManager):
-            async with server:
-                yield connection
-        else:
+        async with AsyncExitStack() as stack:
+            if isinstance(server, AbstractAsyncContextManager):
+                try:
+                    await stack.enter_async_context(server)
+                except Exception as exc:
+                    raise UpstreamUnavailable(str(exc)) from exc
+            stack.callback(connection.close)
             yield connection
     finally:
         connection.close()

@@ -1,0 +1,150 @@
+"""Who may run, who waits and who is turned away: bounded, and fair between principals.
+
+Each principal has a queue of its own, and the queues take turns: one who sends a thousand calls delays another by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+__all__ = ["Admission", "Busy"]
+
+LEAST_RETRY_SECONDS = 0.1
+MOST_RETRY_SECONDS = 60.0
+
+
+class Busy(Exception):
+    """As many calls run and wait as may."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class _Waiter:
+    def __init__(self, on_position: Callable[[int], None] | None) -> None:
+        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._on_position = on_position
+        self._told = 0
+
+    def tell(self, position: int) -> None:
+        if self._on_position is not None and position != self._told:
+            self._told = position
+            try:
+                self._on_position(position)
+            except Exception:  # the listener's own trouble: places must not be lost for it
+                self._on_position = None
+
+
+class Admission:
+    """Lets so many in at a time.
+
+    Args:
+        max_concurrent, max_queued: calls that run, and that wait.
+    """
+
+    def __init__(self, max_concurrent: int, max_queued: int) -> None:
+        self._max_concurrent, self._max_queued = max_concurrent, max_queued
+        self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self.running = 0
+        self.waiting = 0
+        self.refused = 0
+        self._seconds = 0.05
+        """Running average of how long a call holds its place."""
+
+    @asynccontextmanager
+    async def enter(self, principal: str, on_position: Callable[[int], None] | None = None) -> AsyncIterator[None]:
+        """Hold a place while the block runs.
+
+        Args:
+            on_position: is told the place in the queue, 1 for who is next, whenever it changes.
+
+        Raises:
+            Busy: the queue is full.
+        """
+        if self.running < self._max_concurrent:
+            self.running += 1
+        else:
+            await self._wait(principal, on_position)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            yield
+        finally:
+            self._seconds += 0.1 * (loop.time() - began - self._seconds)
+            self.running -= 1
+            self._next()
+
+    async def _wait(self, principal: str, on_position: Callable[[int], None] | None) -> None:
+        if self.waiting >= self._max_queued and not self._make_room(principal):
+            self.refused += 1
+            raise self._busy()
+        waiter = _Waiter(on_position)
+        self._queues.setdefault(principal, deque()).append(waiter)
+        self.waiting += 1
+        self._tell_positions()
+        try:
+            await waiter.turn
+        except asyncio.CancelledError:
+            if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
+                self.running -= 1  # our turn had come already
+                self._next()
+            else:
+                self._leave(principal, waiter)
+            raise
+
+    def _leave(self, principal: str, waiter: _Waiter) -> None:
+        queue = self._queues.get(principal)
+        if queue is not None and waiter in queue:
+            queue.remove(waiter)
+            self.waiting -= 1
+            if not queue:
+                del self._queues[principal]
+            self._tell_positions()
+
+    def _make_room(self, principal: str) -> bool:
+        """A full queue turns away the last call of whoever has most in it, unless that is the newcomer."""
+        greedy = max(self._queues, key=lambda name: len(self._queues[name]), default=principal)
+        if greedy == principal or len(self._queues[greedy]) <= len(self._queues.get(principal, ())) + 1:
+            return False
+        waiter = self._queues[greedy].pop()
+        self.waiting -= 1
+        if not waiter.turn.done():
+            waiter.turn.set_exception(self._busy())
+        return True
+
+    def _busy(self) -> Busy:
+        wait = self._seconds * (self.waiting + 1) / self._max_concurrent
+        wait = round(min(MOST_RETRY_SECONDS, max(LEAST_RETRY_SECONDS, wait)), 2)
+        return Busy(
+            f"the executor is full ({self.running} running, {self.waiting} waiting): try again in {wait:g} s",
+            retry_after_seconds=wait,
+        )
+
+    def _next(self) -> None:
+        while self._queues and self.running < self._max_concurrent:
+            principal, queue = next(iter(self._queues.items()))
+            waiter = queue.popleft()
+            self.waiting -= 1
+            del self._queues[principal]
+            if queue:
+                self._queues[principal] = queue  # to the end of the line
+            if not waiter.turn.done():
+                self.running += 1
+                waiter.turn.set_result(None)
+        self._tell_positions()
+
+    def _tell_positions(self) -> None:
+        """The order in which turns will come, as far as anybody wants to know it."""
+        position = 0
+        depth = 0
+        left = [*self._queues.values()]
+        while left:
+            for queue in left:
+                position += 1
+                queue[depth].tell(position)
+            depth += 1
+            left = [queue for queue in left if len(queue) > depth]

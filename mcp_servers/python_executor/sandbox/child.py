@@ -1,0 +1,609 @@
+"""What a confined child does: wait for a request, run the code, say what came of it, end. Standard library only.
+
+The zygote executes this file in a namespace that has a copy of the builtins, so that code which patches `builtins`
+breaks itself and not what reports its end. Whatever else it breaks, the server gets no answer and says so.
+
+A child is single-use unless its request says otherwise (`wire.Mode`): a session keeps its namespace.
+"""
+
+import ast
+import errno
+import gc
+import io
+import linecache
+import os
+import random
+import signal
+import sys
+import traceback
+from os import listdir
+from resource import RLIMIT_CPU, setrlimit
+from signal import ITIMER_REAL, setitimer
+from sys import modules
+from types import ModuleType
+from typing import Any
+
+from mcp_servers.python_executor.sandbox.wire import (
+    MAX_ANSWER_BYTES,
+    MAX_FILES,
+    MAX_FILES_BYTES,
+    MAX_IMAGES,
+    MAX_IMAGES_BYTES,
+    MAX_MESSAGE_CHARS,
+    MAX_PATH_CHARS,
+    MAX_RESULT_CHARS,
+    MAX_TRACEBACK_CHARS,
+    MAX_TYPE_CHARS,
+    REQUEST,
+    Answer,
+    Mode,
+    Request,
+    decode_request,
+    encode_answer,
+    encode_request,
+    encode_result,
+    request_length,
+)
+
+__all__ = [
+    "SAMPLES",
+    "LazySeed",
+    "Prepared",
+    "Reset",
+    "TimeLimit",
+    "answer_request",
+    "arm_random",
+    "install_alarm",
+    "prepare",
+    "serve",
+]
+
+CHANNEL = 3
+FIRST_READ_BYTES = 4096
+READ_BYTES = 1 << 18
+CPU_GRACE_SECONDS = 2
+MAX_ENTRIES_LOOKED_AT = 2000
+COLLECT_EVERY = 100
+ONCE, RESTRICTED = Mode.ONCE, Mode.RESTRICTED
+MODE_AT = 4
+"""Where a request's mode stands."""
+CO_COROUTINE = 0x80
+PYPLOT = "matplotlib.pyplot"
+WARM_ROUNDS = 40
+
+SAMPLES = (
+    b"1 + 1",
+    b"print('a', 1.5)\nx = {str(i): i for i in range(30)}\nx",
+    b"import json\ndef f(a, *b, **c):\n    return a + 1\nresult = json.loads(json.dumps([f(1), 'a', 2.5]))",
+    b"total = 0\nfor i in range(500):\n    total += i\ntry:\n    1 / 0\nexcept ZeroDivisionError as e:\n    repr(e)",
+    b"import math\n[math.sqrt(i) for i in range(100) if i % 2], f'{2.5:.2f}', ','.join(sorted('a,b'.split(',')))",
+)
+"""Code as people send it: run before the fork to warm up, and to learn which memory every call writes to."""
+
+STATEMENTS = frozenset((
+    "import", "from", "for", "while", "if", "elif", "else", "try", "except", "finally", "with", "def", "class",
+    "return", "del", "pass", "break", "continue", "raise", "global", "nonlocal", "assert", "async", "match", "case",
+))  # fmt: skip
+
+
+class TimeLimit(BaseException):
+    """Raised in the code when its time is over, so that the traceback shows where it stood."""
+
+
+class LazySeed(ModuleType):
+    """A module with a random generator that was seeded before the fork: its first use in a child seeds it anew."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name[:2] != "__":
+            object.__setattr__(self, "__class__", ModuleType)
+            ModuleType.__getattribute__(self, "seed")()
+        return ModuleType.__getattribute__(self, name)
+
+
+def arm_random() -> None:
+    """Called in the zygote last: children shall not repeat one another's random numbers."""
+    random.__class__ = LazySeed
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.__class__ = LazySeed
+
+
+linecache_cache = linecache.cache
+_running = False
+
+
+def _on_alarm(_number: int, _frame: object) -> None:
+    if _running:
+        raise TimeLimit
+
+
+def install_alarm() -> None:
+    """Called once, before children are forked."""
+    signal.signal(signal.SIGALRM, _on_alarm)
+
+
+# ----------------------------------------------------------------------------------------------------------- the code
+
+
+def split_last(code: str) -> tuple[str, str | None] | None:
+    """The code before its last line, and that line where it may be an expression; `None`: only the parser can tell.
+
+    A syntax tree touches some eighty pages, which a fresh process pays for. Most code does not need one.
+    """
+    stripped = code.rstrip()
+    start = stripped.rfind("\n") + 1
+    line = stripped[start:]
+    if not line or line[0] in " \t#@":
+        return code, None
+    if not (line[0].isalnum() or line[0] in "_([{-~+") or ";" in line:
+        return None
+    words = line.split(None, 2)
+    if words[0].rstrip(":") in STATEMENTS:
+        return code, None
+    if len(words) > 1 and words[1][-1] == "=" and words[1] not in ("==", "!=", "<=", ">="):
+        return code, None
+    return stripped[:start], line
+
+
+def compile_code(code: str, filename: str) -> "tuple[Any, Any]":
+    """(statements, last expression), either of which may be `None`."""
+    parts = split_last(code)
+    if parts is not None:
+        body, last = parts
+        try:
+            if last is None:
+                return compile(body, filename, "exec", 0, True), None
+            expression: Any = compile("\n" * body.count("\n") + last, filename, "eval", 0, True)
+            return (compile(body, filename, "exec", 0, True) if body else None), expression
+        except SyntaxError:
+            pass
+    flags = 0
+    try:
+        tree: Any = compile(code, filename, "exec", ast.PyCF_ONLY_AST, True)
+        compile(tree, filename, "exec", 0, True)
+    except SyntaxError as exc:
+        if "await" not in str(exc) and "async" not in str(exc):
+            raise
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # as in a notebook
+        tree = compile(code, filename, "exec", ast.PyCF_ONLY_AST | flags, True)
+    expression = None
+    if tree.body and isinstance(tree.body[-1], ast.Expr):
+        expression = compile(ast.Expression(tree.body.pop().value), filename, "eval", flags, True)
+    return (compile(tree, filename, "exec", flags, True) if tree.body else None), expression
+
+
+def compile_restricted_code(code: str, filename: str) -> "tuple[Any, Any]":
+    import warnings
+
+    from RestrictedPython import compile_restricted  # type: ignore[attr-defined]
+
+    warnings.simplefilter("ignore", SyntaxWarning)  # of its own about print
+    tree = ast.parse(code, filename)
+    expression = None
+    if tree.body and isinstance(last := tree.body[-1], ast.Expr):
+        tree.body.pop()
+        text = "\n" * (last.lineno - 1) + ast.unparse(last.value)
+        expression = compile_restricted(text, filename, "eval")
+    return (compile_restricted(tree, filename, "exec") if tree.body else None), expression
+
+
+def restricted_namespace() -> dict[str, Any]:
+    from RestrictedPython import (  # type: ignore[attr-defined]
+        safe_builtins,
+        utility_builtins,
+    )
+    from RestrictedPython.Eval import default_guarded_getitem, default_guarded_getiter
+    from RestrictedPython.Guards import full_write_guard, guarded_iter_unpack_sequence, safer_getattr
+
+    class Printer:
+        def __init__(self, _getattr: Any = None) -> None:
+            pass
+
+        def _call_print(self, *objects: Any, **options: Any) -> None:
+            print(*objects, **{key: value for key, value in options.items() if key in ("sep", "end")})
+
+    more = (all, any, dict, enumerate, filter, list, map, max, min, range, reversed, set, frozenset, sorted, sum)
+    names = {**safe_builtins, **utility_builtins, **{one.__name__: one for one in more}}
+    return {
+        "__builtins__": names,
+        "__name__": "__main__",
+        "__metaclass__": type,
+        "_getattr_": safer_getattr,
+        "_getitem_": default_guarded_getitem,
+        "_getiter_": default_guarded_getiter,
+        "_iter_unpack_sequence_": guarded_iter_unpack_sequence,
+        "_unpack_sequence_": guarded_iter_unpack_sequence,
+        "_write_": full_write_guard,
+        "_inplacevar_": inplace,
+        "_print_": Printer,
+    }
+
+
+def inplace(operation: str, left: Any, right: Any) -> Any:
+    """`x += y` for names: RestrictedPython asks us to do it."""
+    import operator
+
+    names = {
+        "+=": "iadd", "-=": "isub", "*=": "imul", "/=": "itruediv", "//=": "ifloordiv", "%=": "imod", "**=": "ipow",
+        "<<=": "ilshift", ">>=": "irshift", "&=": "iand", "|=": "ior", "^=": "ixor", "@=": "imatmul",
+    }  # fmt: skip
+    return getattr(operator, names[operation])(left, right)
+
+
+# --------------------------------------------------------------------------------------------------------- its answer
+
+
+def shown(value: object) -> str | None:
+    """The value as a notebook shows it."""
+    if value is None:
+        return None
+    try:
+        text = repr(value)
+    except (MemoryError, TimeLimit):
+        raise
+    except BaseException as exc:  # a repr of the code's own
+        text = f"<{type(value).__name__} whose repr failed: {type(exc).__name__}>"
+    return text if len(text) <= MAX_RESULT_CHARS else text[:MAX_RESULT_CHARS] + "…"
+
+
+def failed(exc: BaseException, filename: str, answer: Answer) -> None:
+    """Put the error into the answer, with the code's own lines; ours are left out."""
+    answer.exit = "error"
+    answer.error_type = type(exc).__name__[:MAX_TYPE_CHARS]
+    try:
+        answer.error_message = str(exc)[:MAX_MESSAGE_CHARS]
+    except BaseException as odd:
+        answer.error_message = f"<its message could not be made: {type(odd).__name__}>"
+    if isinstance(exc, SystemExit):
+        if exc.code in (None, 0):
+            answer.exit = "ok"
+            return
+        answer.error_message = f"the code called sys.exit({exc.code!r})"
+    elif isinstance(exc, MemoryError):
+        answer.exit, answer.limits = "memory", "memory"
+        answer.error_message = answer.error_message or "out of memory"
+    elif isinstance(exc, TimeLimit):
+        answer.exit, answer.limits, answer.error_type = "timeout", "time", "TimeoutError"
+    elif isinstance(exc, OSError):
+        answer.limits = {
+            errno.ENOSPC: "disk", errno.EDQUOT: "disk", errno.EFBIG: "file_size", errno.EMFILE: "open_files",
+            errno.EAGAIN: "processes",
+        }.get(exc.errno or 0, "")  # fmt: skip
+    elif isinstance(exc, RuntimeError) and "start new thread" in answer.error_message:
+        answer.limits = "processes"
+    stack = exc.__traceback__
+    while stack is not None and stack.tb_frame.f_code.co_filename != filename:
+        stack = stack.tb_next
+    if isinstance(exc, TimeLimit):
+        lines = ["Traceback (most recent call last):\n", *traceback.format_tb(stack)[:-1]]  # the last is our own
+    else:
+        lines = traceback.format_exception(type(exc), exc, stack)
+        answer.error_message += hint(exc) or hint(exc.__context__)
+    answer.traceback = "".join(lines)[-MAX_TRACEBACK_CHARS:]
+
+
+def hint(exc: BaseException | None) -> str:
+    """What a refusal means, to somebody who meets it through the standard library."""
+    if isinstance(exc, PermissionError) or type(exc).__name__ == "gaierror":
+        assert exc is not None
+        for frame in traceback.extract_tb(exc.__traceback__):
+            if os.path.basename(frame.filename) in HINTS:
+                return HINTS[os.path.basename(frame.filename)]
+    return ""
+
+
+HINTS = {
+    "socket.py": ": the sandbox has no network",
+    "subprocess.py": ": code may not start programs here",
+}
+
+
+def look(folder: str) -> dict[str, tuple[int, int, int]]:
+    """The regular files below the working folder: path → (size, change time in ns, inode)."""
+    found: dict[str, tuple[int, int, int]] = {}
+    pending = [""]
+    seen = 0
+    while pending:
+        inside = pending.pop()
+        try:
+            entries = list(os.scandir(os.path.join(folder, inside)))
+        except OSError:
+            continue
+        for entry in entries:
+            seen += 1
+            if seen > MAX_ENTRIES_LOOKED_AT:
+                return found
+            path = os.path.join(inside, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != "__pycache__":
+                    pending.append(path)
+            elif entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                found[path] = (status.st_size, status.st_ctime_ns, status.st_ino)
+    return found
+
+
+def collect_files(folder: str, before: dict[str, tuple[int, int, int]], answer: Answer) -> None:
+    """Take along what the code wrote, up to a bound; of the rest, name and size."""
+    room = MAX_FILES_BYTES
+    for path, status in sorted(look(folder).items()):
+        if before.get(path) == status or len(path) > MAX_PATH_CHARS:
+            continue
+        if len(answer.files) >= MAX_FILES:
+            answer.limits = answer.limits or "files"
+            return
+        size = status[0]
+        if size > room:
+            answer.files.append((path, size))
+            answer.limits = answer.limits or "files"
+            continue
+        try:
+            with open(os.open(os.path.join(folder, path), os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                content = file.read(room)
+        except OSError:
+            continue
+        room -= len(content)
+        answer.files.append((path, content))
+
+
+def collect_images(value: object, answer: Answer) -> None:
+    """Open matplotlib figures, and a value that shows itself as PNG, as a notebook shows them."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    images = []
+    if pyplot is not None:
+        for number in pyplot.get_fignums()[:MAX_IMAGES]:
+            buffer = io.BytesIO()
+            try:
+                pyplot.figure(number).savefig(buffer, format="png", bbox_inches="tight")
+                images.append(buffer.getvalue())
+            except (MemoryError, TimeLimit):
+                raise
+            except Exception as exc:  # the code's own artists
+                print(f"figure {number} could not be drawn: {type(exc).__name__}: {exc}", file=sys.stderr)
+        pyplot.close("all")
+    show = getattr(type(value), "_repr_png_", None)
+    if show is not None:
+        try:
+            png = show(value)
+        except Exception:  # the code's own
+            png = None
+        if isinstance(png, bytes):
+            images.append(png)
+    room = MAX_IMAGES_BYTES
+    for image in images:
+        room -= len(image)
+        if room < 0:
+            answer.limits = answer.limits or "images"
+            break
+        answer.images.append(image)
+
+
+# ------------------------------------------------------------------------------------------------------------ running
+
+
+def new_namespace() -> dict[str, Any]:
+    """An empty `__main__`."""
+    import builtins
+
+    module = ModuleType("__main__")
+    module.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = module
+    return module.__dict__
+
+
+def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder: str) -> bytes:
+    """Run a request with everything around it: the clock, the streams, the files. Never raises what the code raises.
+
+    It is one function, and skips what a plain call does not need, because each function called and each object touched
+    costs a fresh process a page of memory, which is more than its own work.
+    """
+    global _running  # noqa: PLW0603 - a page less than an object
+    _, mode, seconds, length, given, count = REQUEST.unpack_from(data)
+    code = data[REQUEST.size : REQUEST.size + length]
+    before = None
+    if given or count or mode != ONCE:
+        request = decode_request(data)
+        sys.stdin = io.TextIOWrapper(io.BytesIO(request.input), "utf-8", "replace")
+        write_files(request.files, folder)
+        before = look(folder)
+    value = None
+    try:
+        if mode == ONCE or mode == RESTRICTED:  # noqa: PLR1714, SIM109 - no tuple to touch
+            bound = int(seconds) + CPU_GRACE_SECONDS
+            setrlimit(RLIMIT_CPU, (bound, bound))
+        setitimer(ITIMER_REAL, seconds)
+        text = code.decode("utf-8", "surrogatepass")
+        linecache_cache[filename] = (length, None, text.splitlines(True), filename)
+        _running = True
+        body, last = compile_restricted_code(text, filename) if mode == RESTRICTED else compile_code(text, filename)
+        if body is not None:
+            value = eval(body, namespace)  # noqa: S307
+            if value is not None:  # a coroutine: the code awaits at its top level
+                finish_coroutine(value)
+        if last is not None:
+            value = eval(last, namespace)  # noqa: S307
+            if last.co_flags & CO_COROUTINE:
+                value = finish_coroutine(value)
+        else:
+            value = None
+        result = None if value is None else shown(value)
+        _running = False
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (ValueError, AttributeError):  # the code closed or deleted them, which Python allows
+            pass
+        if not listdir(folder) and PYPLOT not in modules and not hasattr(value, "_repr_png_"):
+            setitimer(ITIMER_REAL, 0)
+            return encode_result(result)
+        answer = Answer("ok", result)
+    except BaseException as exc:  # whatever the code raises is its result
+        _running = False
+        answer = Answer()
+        failed(exc, filename, answer)
+    collect_images(value, answer)
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except (OSError, ValueError, AttributeError):  # full, closed or deleted by the code
+            pass
+    collect_files(folder, before or {}, answer)
+    setitimer(ITIMER_REAL, 0)
+    return encode_answer(answer)
+
+
+def finish_coroutine(value: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(value)
+
+
+def write_files(files: list[tuple[str, bytes]], folder: str) -> None:
+    for path, content in files:
+        target = os.path.join(folder, path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "wb") as file:
+            file.write(content)
+
+
+def read_request() -> bytes:
+    data = os.read(CHANNEL, FIRST_READ_BYTES)
+    if len(data) >= REQUEST.size and request_length(data) == len(data):
+        return data
+    parts, got, length = [data], len(data), None
+    while length is None or got < length:
+        if length is None and got >= REQUEST.size:
+            length = request_length(b"".join(parts))
+            continue
+        if not data:
+            os._exit(0)  # the spare is not needed
+        data = os.read(CHANNEL, READ_BYTES)
+        parts.append(data)
+        got += len(data)
+    return b"".join(parts)
+
+
+def write_answer(data: bytes) -> None:
+    if len(data) > MAX_ANSWER_BYTES:
+        data = encode_answer(Answer("error", None, "ValueError", "the answer is too large", "", "answer"))
+    written = os.write(CHANNEL, data)
+    while written < len(data):
+        written += os.write(CHANNEL, data[written : written + READ_BYTES])
+
+
+class Prepared:
+    """What every child needs, made once before the fork: making it costs a child some eighty pages.
+
+    The streams are on descriptors 1 and 2, which are another file in each child: one that the server reads, also after
+    the child was killed.
+    """
+
+    def __init__(self) -> None:
+        self.streams = [
+            open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+            for fd in (1, 2)
+        ]
+        self.no_input = io.TextIOWrapper(io.BytesIO(), "utf-8", "replace")
+        self.namespace = new_namespace()
+
+    def install(self) -> None:
+        """Also done before the fork: what it puts aside is not freed in every child."""
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self.streams  # type: ignore[misc]
+        sys.stdin = self.no_input
+
+
+class Reset:
+    """What the engine `reset` puts back between callers, and what it therefore does not: everything else."""
+
+    def __init__(self) -> None:
+        import builtins
+
+        self._builtins = dict(vars(builtins))
+        self._path = list(sys.path)
+        self._modules = dict(sys.modules)
+        self._environ = dict(os.environ)
+        self._folder = os.getcwd()
+        self._calls = 0
+
+    def restore(self) -> None:
+        import builtins
+
+        vars(builtins).clear()
+        vars(builtins).update(self._builtins)
+        sys.path[:] = self._path
+        sys.modules.clear()
+        sys.modules.update(self._modules)
+        os.environ.clear()
+        os.environ.update(self._environ)
+        os.chdir(self._folder)
+        self._calls += 1
+        if self._calls % COLLECT_EVERY == 0:
+            gc.collect()
+
+
+def prepare(empty_folder: str) -> Prepared:
+    """Called in the zygote last of all that runs Python. Goes the way of a call some times over, so that a child finds
+    every function on it specialised, every method in the type cache, and freed memory where it will ask for some."""
+    _kept.extend((sys.stdin, sys.stdout, sys.stderr))
+    prepared = Prepared()
+    prepared.install()
+    global setrlimit  # noqa: PLW0603
+    real, setrlimit = setrlimit, lambda kind, bounds: None  # the zygote's own time has no end
+    for _ in range(WARM_ROUNDS):
+        for code in SAMPLES:
+            answer_request(encode_request(Request(code, ONCE, 3600.0)), new_namespace(), "<code>", empty_folder)
+    setrlimit = real
+    linecache.cache.clear()
+    prepared.namespace = new_namespace()
+    return prepared
+
+
+_kept: list[object] = []
+
+
+def serve(folder: str, prepared: Prepared) -> None:
+    """Wait for a request at the channel, answer it, and end; or go on, where the request says so. Never returns."""
+    gc.enable()
+    data = read_request()
+    if data[MODE_AT] == ONCE:
+        try:
+            answer = answer_request(data, prepared.namespace, "<code>", folder)
+        except BaseException as exc:
+            answer = broken(exc)
+        write_answer(answer)
+        os._exit(0)  # no finalisers: nothing of the code runs any more
+    serve_again(data, folder, prepared)
+
+
+def serve_again(data: bytes, folder: str, prepared: Prepared) -> None:
+    """The children that live longer: sessions, and the engines that share a process."""
+    reset = None
+    namespace = prepared.namespace
+    count = 0
+    while True:
+        mode = data[MODE_AT]
+        count += 1
+        if mode == Mode.RESET:
+            if reset is None:
+                reset = Reset()
+            else:
+                reset.restore()
+            prepared.install()
+            namespace = new_namespace()
+        elif mode == RESTRICTED:
+            namespace = restricted_namespace()
+        try:
+            answer = answer_request(data, namespace, f"<code {count}>", folder)
+        except BaseException as exc:
+            answer = broken(exc)
+        write_answer(answer)
+        if mode == RESTRICTED:
+            os._exit(0)
+        data = read_request()
+
+
+def broken(exc: BaseException) -> bytes:
+    """The code broke what we need to finish, or its time ended while we did."""
+    if isinstance(exc, TimeLimit):
+        return encode_answer(Answer("timeout", None, "TimeoutError", "", "", "time"))
+    return encode_answer(Answer("error", None, type(exc).__name__, f"the sandbox could not finish: {exc}"))

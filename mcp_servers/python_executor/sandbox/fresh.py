@@ -1,0 +1,30 @@
+"""The engine `fresh`: a new interpreter that took the place of a confined child.
+
+It puts on the strict filter and serves. Started with: the working folder, 1 if processes are allowed, and
+the module search path.
+"""
+
+import builtins
+import os
+import sys
+
+
+def main() -> None:
+    folder, processes, *path = sys.argv[1:]
+    sys.path.insert(0, os.path.abspath(__file__).partition("/mcp_servers/")[0])
+    import _sitebuiltins
+
+    from mcp_servers.python_executor.sandbox import child, seccomp
+
+    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D")
+    builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D")
+    sys.path[:] = ["", *path]
+    sys.argv = [""]
+    child.install_alarm()
+    prepared = child.Prepared()
+    prepared.install()
+    seccomp.load(seccomp.zygote_filter(processes=processes == "1", new_pid=True))
+    child.serve(folder, prepared)
+
+
+main()

@@ -1,0 +1,269 @@
+"""What goes between server, zygote and child: commands, requests, answers, all bounded. Standard library only.
+
+The answer is data from an untrusted process: it is taken apart by lengths, never unpickled, and whose it is was decided
+by the channel that it came over.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+__all__ = [
+    "COMMAND",
+    "CONFINING_TIERS",
+    "LIMITS",
+    "MAX_ANSWER_BYTES",
+    "MAX_FILES",
+    "MAX_FILES_BYTES",
+    "MAX_IMAGES",
+    "MAX_IMAGES_BYTES",
+    "MAX_MESSAGE_CHARS",
+    "MAX_PATH_CHARS",
+    "MAX_RESULT_CHARS",
+    "MAX_TRACEBACK_CHARS",
+    "MAX_TYPE_CHARS",
+    "REPORT",
+    "REQUEST",
+    "Answer",
+    "BadAnswer",
+    "Mode",
+    "Request",
+    "answer_length",
+    "decode_answer",
+    "decode_request",
+    "encode_answer",
+    "encode_request",
+    "encode_result",
+    "request_length",
+]
+
+CONFINING_TIERS = "ABC"
+"""Of the tiers in `layers.py` those at which code is run."""
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+MAX_RESULT_CHARS = 100_000
+MAX_TYPE_CHARS = 200
+MAX_MESSAGE_CHARS = 10_000
+MAX_TRACEBACK_CHARS = 50_000
+MAX_IMAGES = 16
+MAX_IMAGES_BYTES = 6 * 1024 * 1024
+MAX_FILES = 64
+MAX_FILES_BYTES = 8 * 1024 * 1024
+MAX_PATH_CHARS = 1000
+LIMITS = ("", "time", "memory", "disk", "file_size", "files", "images", "open_files", "processes", "answer")
+"""What a child may say that it ran into."""
+
+LENGTH = struct.Struct("<I")
+REQUEST = struct.Struct("<IBdIIH")
+"""length of the rest, mode, seconds, bytes of code, of input, number of files"""
+FILE = struct.Struct("<HI")
+ANSWER = struct.Struct("<IBBHH")
+"""length of the rest, exit, whether there is a result, number of images, number of files"""
+COMMAND = struct.Struct("=IIII")
+"""op, id, slot, argument: from the pool. 'K' kills a child, 'S' stops it, 'C' lets it go on; 'T': how many live."""
+REPORT = struct.Struct("=IIIiiIQQQ")
+"""exit id, slot, new id, status, error, minor faults, user and system µs, resident KB: to the pool, with three
+descriptors (channel, stdout, stderr) when there is a new child."""
+
+NOT_SENT = 0xFFFFFFFF
+"""The length of a file that was too large to come along; its size follows in eight bytes."""
+SIZE = struct.Struct("<Q")
+
+
+MAX_HINT_CHARS = 100
+
+
+class Mode:
+    """What a child does with its namespace: run once and end, keep it, share it with everybody, or reset it."""
+
+    ONCE = 0
+    SESSION = 1
+    PERSISTENT = 2
+    RESET = 3
+    RESTRICTED = 4
+
+
+@dataclass(slots=True)
+class Request:
+    """One piece of code to run. Paths in `files` are relative to the working folder."""
+
+    code: bytes
+    mode: int = Mode.ONCE
+    seconds: float = 30.0
+    input: bytes = b""
+    files: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came of it. `exit` is ok, error, memory or timeout; a file that was too large to come along has its size."""
+
+    exit: str = "ok"
+    result: str | None = None
+    error_type: str = ""
+    error_message: str = ""
+    traceback: str = ""
+    limits: str = ""
+    images: list[bytes] = field(default_factory=list)
+    files: list[tuple[str, bytes | int]] = field(default_factory=list)
+
+
+class BadAnswer(ValueError):
+    """The bytes are no answer."""
+
+
+EXITS = ("ok", "error", "memory", "timeout")
+
+
+def encode_request(request: Request) -> bytes:
+    parts = [request.code, request.input]
+    for path, content in request.files:
+        name = path.encode()
+        parts += [FILE.pack(len(name), len(content)), name, content]
+    body = b"".join(parts)
+    head = REQUEST.pack(
+        REQUEST.size - LENGTH.size + len(body),
+        request.mode,
+        request.seconds,
+        len(request.code),
+        len(request.input),
+        len(request.files),
+    )
+    return head + body
+
+
+def request_length(start: bytes) -> int:
+    """How many bytes the request has whose first four these are."""
+    length: int = LENGTH.unpack_from(start)[0]
+    return LENGTH.size + length
+
+
+def decode_request(data: bytes) -> Request:
+    _, mode, seconds, code, given, count = REQUEST.unpack_from(data)
+    at = REQUEST.size
+    request = Request(data[at : at + code], mode, seconds, data[at + code : at + code + given])
+    at += code + given
+    for _ in range(count):
+        name, size = FILE.unpack_from(data, at)
+        at += FILE.size
+        request.files.append((data[at : at + name].decode(), data[at + name : at + name + size]))
+        at += name + size
+    return request
+
+
+def _blob(data: bytes) -> bytes:
+    return LENGTH.pack(len(data)) + data
+
+
+def _text(text: str) -> bytes:
+    return _blob(text.encode("utf-8", "backslashreplace"))
+
+
+def encode_answer(answer: Answer) -> bytes:
+    body = b"" if answer.result is None else _text(answer.result)
+    if answer.exit != "ok" or answer.limits:
+        for text in (answer.error_type, answer.error_message, answer.traceback, answer.limits):
+            body += _text(text)
+    if answer.images or answer.files:
+        parts = [body, *(_blob(image) for image in answer.images)]
+        for path, content in answer.files:
+            parts.append(_text(path))
+            parts.append(LENGTH.pack(NOT_SENT) + SIZE.pack(content) if isinstance(content, int) else _blob(content))
+        body = b"".join(parts)
+    flags = (answer.result is not None) | (2 if answer.exit != "ok" or answer.limits else 0)
+    head = ANSWER.pack(
+        ANSWER.size - LENGTH.size + len(body),
+        EXITS.index(answer.exit),
+        flags,
+        len(answer.images),
+        len(answer.files),
+    )
+    return head + body
+
+
+def encode_result(result: str | None) -> bytes:
+    """The answer of a plain call, without the detour."""
+    if result is None:
+        return NO_RESULT
+    text = result.encode("utf-8", "backslashreplace")
+    return ANSWER.pack(ANSWER.size + len(text), 0, 1, 0, 0) + LENGTH.pack(len(text)) + text
+
+
+NO_RESULT = ANSWER.pack(ANSWER.size - LENGTH.size, 0, 0, 0, 0)
+
+
+def answer_length(start: bytes) -> int:
+    """How many bytes the answer has whose first four these are.
+
+    Raises:
+        BadAnswer: more than an answer may have.
+    """
+    length: int = LENGTH.unpack_from(start)[0]
+    if not ANSWER.size <= LENGTH.size + length <= MAX_ANSWER_BYTES:
+        raise BadAnswer(f"it says that it has {length} bytes")
+    return LENGTH.size + length
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Take an answer apart.
+
+    Raises:
+        BadAnswer: it does not hold together.
+    """
+    try:
+        _, number, flags, images, files = ANSWER.unpack_from(data)
+        answer = Answer(EXITS[number])
+        reader = _Reader(data, ANSWER.size)
+        if flags & 1:
+            answer.result = reader.text(MAX_RESULT_CHARS + 1)
+        if flags & 2:
+            answer.error_type = reader.text(MAX_TYPE_CHARS)
+            answer.error_message = reader.text(MAX_MESSAGE_CHARS + MAX_HINT_CHARS)
+            answer.traceback = reader.text(MAX_TRACEBACK_CHARS)
+            answer.limits = reader.text(MAX_TYPE_CHARS)
+        if images > MAX_IMAGES + 1 or files > MAX_FILES or answer.limits not in LIMITS:
+            raise BadAnswer("it has more images or files than an answer may have, or names a limit that there is not")
+        answer.images = [reader.blob() for _ in range(images)]
+        for _ in range(files):
+            path = reader.text(MAX_PATH_CHARS)
+            if path.startswith("/") or "\0" in path or ".." in path.split("/") or not path:
+                raise BadAnswer("a file's path leads out of the working folder")
+            answer.files.append((path, reader.file()))
+        reader.end()
+    except (struct.error, IndexError) as exc:
+        raise BadAnswer(str(exc)) from exc
+    return answer
+
+
+class _Reader:
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data, self._at = data, at
+
+    def _take(self, size: int) -> bytes:
+        end = self._at + size
+        if end > len(self._data):
+            raise BadAnswer("a part is longer than the whole")
+        taken = self._data[self._at : end]
+        self._at = end
+        return taken
+
+    def blob(self) -> bytes:
+        return self._take(LENGTH.unpack(self._take(LENGTH.size))[0])
+
+    def text(self, most: int) -> str:
+        """At most so many characters; one takes up to ten bytes, as what cannot be encoded is spelt out."""
+        data = self.blob()
+        if len(data) > 10 * most:
+            raise BadAnswer("a text is longer than the child may make it")
+        return data.decode("utf-8", "replace")
+
+    def file(self) -> bytes | int:
+        size: int = LENGTH.unpack(self._take(LENGTH.size))[0]
+        if size != NOT_SENT:
+            return self._take(size)
+        real: int = SIZE.unpack(self._take(SIZE.size))[0]
+        return real
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise BadAnswer("bytes are left over")

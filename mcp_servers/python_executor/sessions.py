@@ -1,0 +1,177 @@
+"""Sessions: a child that keeps its variables between the calls of one principal, confined as any other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from mcp_servers.python_executor.engine import Job, Outcome, conclude, request_of
+from mcp_servers.python_executor.pool import Child, Pool
+from mcp_servers.python_executor.sandbox.wire import Mode
+
+__all__ = ["Session", "Sessions", "TooManySessions"]
+
+SWEEP_SECONDS = 1.0
+MAX_WAITING = 64
+"""Calls that wait for one session."""
+
+
+class TooManySessions(Exception):
+    """No more sessions may be opened; the message says what to do."""
+
+
+@dataclass(eq=False)
+class Session:
+    """One of them, while it is held."""
+
+    key: tuple[str, str]
+    pool: Pool
+    packages: str | None
+    child: Child | None = None
+    dropped: bool = False
+    last_used: float = field(default_factory=time.monotonic)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+
+
+class Sessions:
+    """Keyed by principal and id, so that nobody reaches another's.
+
+    Between its calls a session rests: what it left running goes on with the next one.
+
+    Args:
+        max_sessions: in all; max_per_principal: of one caller.
+        idle_seconds: a session that nobody used for so long is ended.
+    """
+
+    def __init__(self, *, max_sessions: int, max_per_principal: int, idle_seconds: float) -> None:
+        self._max, self._max_each, self._idle_seconds = max_sessions, max_per_principal, idle_seconds
+        self._sessions: dict[tuple[str, str], Session] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+        self.opened = self.expired = self.lost = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @asynccontextmanager
+    async def hold(self, principal: str, session_id: str, pool: Pool, packages: str | None) -> AsyncIterator[Session]:
+        """Have the session to oneself; it is opened if there is none.
+
+        Raises:
+            TooManySessions: and it was not open yet, or too many calls wait for it.
+            ValueError: it is open with other packages.
+        """
+        key = (principal, session_id)
+        while True:
+            session = self._sessions.get(key)
+            if session is None:
+                session = self._open(key, pool, packages)
+            elif session.packages != packages and packages is not None:
+                have = session.packages or "the standard library only"
+                raise ValueError(f"session {session_id!r} was opened with {have}: reset it, or leave `packages` out")
+            if session.waiting >= MAX_WAITING:
+                raise TooManySessions(f"{MAX_WAITING} calls wait for session {session_id!r} already: use another")
+            session.waiting += 1
+            try:
+                async with session.lock:
+                    if session.dropped:  # reset while we waited for our turn
+                        continue
+                    session.last_used = time.monotonic()
+                    try:
+                        yield session
+                        return
+                    finally:
+                        session.last_used = time.monotonic()
+                        if session.child is None:
+                            self._drop(session)
+            finally:
+                session.waiting -= 1
+
+    def _open(self, key: tuple[str, str], pool: Pool, packages: str | None) -> Session:
+        own = sum(1 for principal, _ in self._sessions if principal == key[0])
+        if len(self._sessions) >= self._max or own >= self._max_each:
+            raise TooManySessions(
+                f"{own} sessions of yours and {len(self._sessions)} in all are open, "
+                f"of {self._max_each} and {self._max}: "
+                f"end one with python_session_reset, or wait until one has been idle for {self._idle_seconds:g} s"
+            )
+        session = self._sessions[key] = Session(key, pool, packages)
+        self.opened += 1
+        if self._sweeper is None:
+            self._sweeper = asyncio.ensure_future(self._sweep())
+        return session
+
+    async def run(self, session: Session, job: Job) -> Outcome:
+        """Run in a session that is held."""
+        child = session.child
+        if child is None or child.ended or child.spoiled:
+            if child is not None:
+                child.release(kill=True)
+                session.child = None
+            child = await session.pool.take()
+            if session.dropped:
+                child.release(kill=True)
+                return Outcome("killed", error=_reset_error())
+            session.child = child
+        began = time.perf_counter()
+        ending = None
+        try:
+            ending = await child.call(request_of(job, Mode.SESSION), job.timeout_seconds)
+            if session.dropped:
+                return Outcome("killed", error=_reset_error())
+            outcome = conclude(ending, child, job, (time.perf_counter() - began) * 1000)
+            if ending.answer is not None:
+                child.forget_output()
+                child.pause()
+        finally:
+            if ending is None or ending.answer is None:
+                self.lost += 1
+                self._drop(session)
+        if ending.answer is None and outcome.error is not None:
+            outcome.error["message"] += ". The session ended with it: its variables are gone"
+        return outcome
+
+    def reset(self, principal: str, session_id: str) -> bool:
+        """End a session, and what runs in it. Returns whether there was one."""
+        session = self._sessions.get((principal, session_id))
+        if session is None:
+            return False
+        self._drop(session)
+        return True
+
+    def _drop(self, session: Session) -> None:
+        session.dropped = True
+        if self._sessions.get(session.key) is session:
+            del self._sessions[session.key]
+        child, session.child = session.child, None
+        if child is not None:
+            child.release(kill=True)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(SWEEP_SECONDS, self._idle_seconds / 2))
+            now = time.monotonic()
+            for session in [*self._sessions.values()]:
+                ended = session.child is not None and session.child.ended
+                if not session.waiting and (ended or now - session.last_used > self._idle_seconds):
+                    self.expired += not ended
+                    self.lost += ended
+                    self._drop(session)
+
+    def figures(self) -> dict[str, Any]:
+        return {"open": len(self._sessions), "opened": self.opened, "expired": self.expired, "lost": self.lost}
+
+    async def stop(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        for session in [*self._sessions.values()]:
+            self._drop(session)
+
+
+def _reset_error() -> dict[str, str]:
+    return {"type": "Killed", "message": "the session was reset meanwhile: its variables are gone", "traceback": ""}

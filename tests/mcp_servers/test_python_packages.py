@@ -1,0 +1,92 @@
+"""Package sets: installed once from the registry, preloaded, read-only; and pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from executor_process import ExecutorProcess, executor_process
+
+SETS: dict[str, Any] = {
+    "data": ["numpy", "pandas", "matplotlib"],
+    "small": ["humanize==4.*"],
+    "none": ["no-such-package-as-this-one"],
+}
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorProcess]:
+    with executor_process(packages=SETS, data_dir=str(tmp_path_factory.mktemp("data"))) as process:
+        yield process
+
+
+def test_a_set_is_asked_for_by_its_name_or_by_its_packages(box: ExecutorProcess) -> None:
+    for packages in (["small"], ["humanize"], ["Humanize"]):
+        got = box.run("import humanize\nhumanize.intcomma(1234567)", packages=packages)
+        assert got["result"] == "'1,234,567'", got
+    assert box.run("import humanize")["error"]["type"] == "ModuleNotFoundError"
+
+
+def test_whoever_misses_a_module_is_told_where_it_is(box: ExecutorProcess) -> None:
+    assert 'pass packages=["data"]' in box.run("import numpy")["error"]["message"]
+    assert "Available: data (numpy, pandas, matplotlib)" in box.run("import torch")["error"]["message"]
+    got = box.call("1", packages=["torch"])
+    assert got["isError"]
+    assert "no package set has torch. Available: data" in got["content"][0]["text"]
+    got = box.call("1", packages=["humanize", "numpy"])
+    assert "no package set has humanize, numpy" in got["content"][0]["text"]
+
+
+def test_a_set_that_cannot_be_installed_says_why(box: ExecutorProcess) -> None:
+    got = box.call("1", packages=["none"])
+    assert got["isError"]
+    assert "no-such-package-as-this-one" in got["content"][0]["text"]
+    assert box.run("1 + 1")["result"] == "2"
+
+
+def test_packages_are_preloaded_and_work(box: ExecutorProcess) -> None:
+    code = "import sys\nahead = 'numpy' in sys.modules, 'matplotlib.pyplot' in sys.modules\nahead"
+    assert box.run(code, packages=["data"])["result"] == "(True, True)"
+    code = "import numpy as np\nfloat(np.linalg.norm(np.arange(4).reshape(2, 2) @ np.ones(2)))"
+    assert box.run(code, packages=["numpy"])["result"].startswith("5.09901951")
+    code = "import pandas as pd, io\npd.read_csv(io.StringIO('a,b\\n1,2\\n3,4'))['b'].sum()"
+    assert box.run(code, packages=["pandas"])["result"] in ("np.int64(6)", "6")
+    numbers = {box.run("import numpy as np\nnp.random.rand()", packages=["data"])["result"] for _ in range(5)}
+    assert len(numbers) == 5
+
+
+def test_figures_come_back_without_being_asked_for(box: ExecutorProcess) -> None:
+    code = (
+        "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('ü')\n"
+        "plt.figure()\nplt.bar([1, 2], [3, 4])\n'ok'"
+    )
+    got = box.call(code, packages=["data"])
+    images = [block for block in got["content"] if block["type"] == "image"]
+    assert [image["mimeType"] for image in images] == ["image/png", "image/png"]
+    assert len(got["structuredContent"]["images"]) == 2
+    for image in images:
+        png = base64.b64decode(image["data"])
+        assert png.startswith(b"\x89PNG\r\n")
+        assert len(png) > 5000
+    assert box.run("import matplotlib.pyplot as plt\nplt.get_fignums()", packages=["data"])["images"] == []
+
+
+def test_a_set_is_read_only_and_nothing_is_installed_at_run_time(box: ExecutorProcess) -> None:
+    code = "import humanize, os\nopen(os.path.join(os.path.dirname(humanize.__file__), '__init__.py'), 'a')"
+    assert box.run(code, packages=["small"])["error"]["type"] in ("OSError", "PermissionError")
+    code = "import subprocess, sys\nsubprocess.run([sys.executable, '-m', 'pip', 'install', 'humanize'])"
+    assert box.run(code)["error"]["type"] in ("PermissionError", "FileNotFoundError")
+
+
+def test_a_session_keeps_its_packages(box: ExecutorProcess) -> None:
+    box.run("import humanize\nh = humanize", packages=["small"], session_id="s")
+    assert box.run("h.intcomma(1000)", session_id="s")["result"] == "'1,000'"
+    got = box.call("1", packages=["data"], session_id="s")
+    assert "was opened with small" in got["content"][0]["text"]
+
+
+def test_the_tool_says_what_there_is(box: ExecutorProcess) -> None:
+    tool = box.request("tools/list")["tools"][0]
+    assert "data (numpy, pandas, matplotlib)" in tool["inputSchema"]["properties"]["packages"]["description"]

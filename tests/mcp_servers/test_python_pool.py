@@ -1,0 +1,492 @@
+"""Many callers at once, and what breaks beneath them: queues, cancellation, a sandbox that dies, hostile neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from executor_process import executor_process
+from support import EXECUTOR, ROOT, process_gone, running_gateway, wait_for
+
+from mcp_servers.python_executor.admission import Busy
+from mcp_servers.python_executor.executor import Executor
+from mcp_servers.python_executor.pool import SandboxUnavailable
+
+Work = Callable[[Executor], Coroutine[Any, Any, None]]
+
+
+def with_executor(folder: Path, work: Work, **options: Any) -> None:
+    async def main() -> None:
+        async with Executor(data_dir=folder, **options) as executor:
+            await work(executor)
+
+    before = family()
+    asyncio.run(main())
+    assert family() <= before, "a process was left"
+
+
+def family() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def zygote_of(pid: int) -> int:
+    """The one that forks: below it are the calls."""
+    (outer,) = [one for one in psutil.Process(pid).children() if "sandbox.zygote" in " ".join(one.cmdline())]
+    return outer.pid
+
+
+async def until(what: Callable[[], Any], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+# ------------------------------------------------------------------------------------------------------- admission
+
+
+def test_one_who_sends_much_delays_another_by_one_call(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        done: list[str] = []
+
+        async def call(principal: str, number: int) -> None:
+            await executor.execute("import time; time.sleep(0.02)", principal=principal)
+            done.append(f"{principal}{number}")
+
+        greedy = [asyncio.ensure_future(call("greedy", number)) for number in range(20)]
+        await asyncio.sleep(0)
+        modest = [asyncio.ensure_future(call("modest", number)) for number in range(2)]
+        await asyncio.gather(*greedy, *modest)
+        assert max(done.index("modest0"), done.index("modest1")) <= 5, done
+
+    with_executor(tmp_path, work, max_concurrent=1, max_queued=50)
+
+
+def test_the_queue_is_bounded_and_the_greedy_give_way(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        slow = "import time; time.sleep(0.2)"
+        calls = [asyncio.ensure_future(executor.execute(slow, principal="greedy")) for _ in range(6)]
+        await until(lambda: executor.admission.waiting == 3)
+        modest = await executor.execute("1", principal="modest")
+        assert modest.result == "1"
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [one for one in outcomes if isinstance(one, Busy)]
+        assert len(refused) == 2  # one that found the queue full, and one that gave way
+        assert all(0 < one.retry_after_seconds <= 60 for one in refused)
+        assert sum(not isinstance(one, BaseException) for one in outcomes) == 4
+        assert (executor.admission.running, executor.admission.waiting) == (0, 0)
+
+    with_executor(tmp_path, work, max_concurrent=2, max_queued=3)
+
+
+def test_who_waits_is_told_the_position(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        told: list[list[int]] = [[] for _ in range(4)]
+        calls = [executor.execute("import time; time.sleep(0.05)", on_position=places.append) for places in told]
+        await asyncio.gather(*calls)
+        assert told == [[], [1], [2, 1], [3, 2, 1]]
+
+    with_executor(tmp_path, work, max_concurrent=1)
+
+
+def test_the_position_reaches_an_mcp_client_as_progress() -> None:
+    from mcp import Client
+
+    told: list[str] = []
+
+    async def progress(_done: float, _total: float | None, message: str | None) -> None:
+        told.append(str(message))
+
+    async def main(url: str) -> None:
+        async with Client(url) as client, Client(url) as other:
+            arguments = {"code": "import time; time.sleep(0.6)"}
+            first = asyncio.ensure_future(other.call_tool(f"{EXECUTOR}__python_execute", arguments))
+            await asyncio.sleep(0.2)
+            await client.call_tool(f"{EXECUTOR}__python_execute", {"code": "1"}, progress_callback=progress)
+            await first
+
+    with running_gateway(settings="python_executor: {max_concurrent: 1}") as process:
+        process.wait_for_state(EXECUTOR, "up")
+        asyncio.run(main(f"{process.url}/mcp"))
+    assert told == ["waiting: 1 in the queue"]
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_cancelling_ends_the_code_at_once(running: bool, tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        blocker = None if running else asyncio.ensure_future(executor.execute("import time; time.sleep(0.3)"))
+        await asyncio.sleep(0.05)
+        code = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nopen('x', 'w').write('1')\nwhile True: pass"
+        call = asyncio.ensure_future(executor.execute(code))
+        await asyncio.sleep(0.1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert executor.admission.waiting == 0
+        if blocker is not None:
+            await blocker
+        assert executor.admission.running == 0
+        assert (await executor.execute("1 + 1")).result == "2"
+        await until(lambda: all(not busy(pid) for pid in family()))
+
+    with_executor(tmp_path, work, max_concurrent=1 if not running else 4)
+
+
+def busy(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).cpu_percent(0.1) > 50
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_burst_does_not_wait_for_slow_calls(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        slow = [asyncio.ensure_future(executor.execute("import time; time.sleep(3)")) for _ in range(10)]
+        await asyncio.sleep(0.1)
+        outcomes = await asyncio.gather(*(executor.execute(f"{number}") for number in range(40)))
+        assert [outcome.result for outcome in outcomes] == [str(number) for number in range(40)]
+        assert not any(call.done() for call in slow)
+        for call in slow:
+            call.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    with_executor(tmp_path, work)
+
+
+# ------------------------------------------------------------------------------------------------------ what breaks
+
+
+def test_a_zygote_that_dies_is_replaced_and_calls_that_had_not_begun_do_not_notice(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        for _ in range(2):
+            running = asyncio.ensure_future(executor.execute("import time; time.sleep(5)"))
+            await asyncio.sleep(0.1)
+            os.kill(zygote_of(os.getpid()), signal.SIGKILL)
+            outcome = await running
+            assert outcome.exit == "killed"
+            assert outcome.error is not None
+            assert "call again" in outcome.error["message"]
+            outcomes = await asyncio.gather(*(executor.execute(f"{number}") for number in range(20)))
+            assert [one.result for one in outcomes] == [str(number) for number in range(20)]
+        assert executor.figures()["engines"]["fork"]["pools"]["default"]["restarts"] == 2
+
+    with_executor(tmp_path, work)
+
+
+def test_a_zygote_is_replaced_from_time_to_time_without_a_lost_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcp_servers.python_executor.pool.GENERATION_CALLS", 100)
+
+    async def work(executor: Executor) -> None:
+        await executor.execute("kept = 1", session_id="s")
+        first = zygote_of(os.getpid())
+        for number in range(60):
+            outcomes = await asyncio.gather(*(executor.execute(f"{number} + {n}") for n in range(8)))
+            assert [one.result for one in outcomes] == [str(number + n) for n in range(8)]
+        await until(lambda: not psutil.pid_exists(first) or executor.sessions.figures()["open"] == 1)
+        assert (await executor.execute("kept", session_id="s")).result == "1"
+        zygotes = [one.pid for one in psutil.Process().children() if "sandbox.zygote" in " ".join(one.cmdline())]
+        assert any(pid != first for pid in zygotes)
+
+    with_executor(tmp_path, work)
+
+
+def test_a_server_without_descriptors_for_a_moment_recovers(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+        try:
+            for free in (0, 1, 2, 3, 4) * 3:
+                held = []
+                with contextlib.suppress(OSError):
+                    while True:
+                        held.append(os.open(os.devnull, os.O_RDONLY))
+                for fd in held[:free]:
+                    os.close(fd)
+                calls = [asyncio.wait_for(executor.execute("1"), 0.4) for _ in range(6)]
+                await asyncio.gather(*calls, return_exceptions=True)
+                for fd in held[free:]:
+                    os.close(fd)
+                assert (await asyncio.wait_for(executor.execute("6 * 7"), 5)).result == "42"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await until(lambda: len(psutil.Process(zygote_of(os.getpid())).children(recursive=True)) < 20)
+
+    with_executor(tmp_path, work)
+
+
+def test_a_session_that_is_reset_in_the_middle_leaves_no_process(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        async def call(code: str) -> Any:
+            return await executor.execute(code, session_id="s", principal="m")
+
+        for _ in range(30):
+            first = asyncio.ensure_future(call("import time; time.sleep(0.05)"))
+            second = asyncio.ensure_future(call("2"))
+            await asyncio.sleep(0.01)
+            executor.sessions.reset("m", "s")
+            third = asyncio.ensure_future(call("3"))
+            one, two, three = await asyncio.gather(first, second, third)
+            assert one.exit == "killed"
+            assert "reset" in one.error["message"]
+            assert (two.result, three.result) == ("2", "3")
+            executor.sessions.reset("m", "s")
+        for _ in range(30):  # and while it waits for its process
+            call_ = asyncio.ensure_future(call("1"))
+            await asyncio.sleep(0)
+            executor.sessions.reset("m", "s")
+            await call_
+            executor.sessions.reset("m", "s")
+        assert len(executor.sessions) == 0
+        pool = executor.figures()["engines"]["fork"]["pools"]["default"]
+        await until(lambda: executor.figures()["engines"]["fork"]["pools"]["default"]["children"] <= 8, 8)
+        assert pool["restarts"] == 0
+
+    with_executor(tmp_path, work)
+
+
+def test_a_session_rests_between_its_calls_and_one_that_talks_unasked_is_ended(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        code = "import threading, time\nn = 0\ndef count():\n    global n\n    while True: n += 1\n"
+        await executor.execute(f"{code}threading.Thread(target=count, daemon=True).start()", session_id="s")
+        await asyncio.sleep(0.2)
+        before = spent()
+        await asyncio.sleep(1)
+        assert spent() - before < 0.3
+        first = int((await executor.execute("import time; time.sleep(0.1); n", session_id="s")).result or 0)
+        assert int((await executor.execute("import time; time.sleep(0.1); n", session_id="s")).result or 0) > first > 0
+        flood = (
+            "import threading, os, time\ndef f():\n    time.sleep(0.05)\n    while True: os.write(3, bytes(1 << 16))\n"
+        )
+        await executor.execute(f"{flood}threading.Thread(target=f).start()\ntime.sleep(0.04)", session_id="f")
+        outcome = await executor.execute("import time; time.sleep(0.2); 'alive'", session_id="f")
+        assert (outcome.exit, outcome.result) == ("killed", None)
+        assert (await executor.execute("'fresh'", session_id="f")).result == "'fresh'"
+
+    def spent() -> float:
+        total = 0.0
+        for pid in family():
+            with contextlib.suppress(psutil.Error):
+                total += sum(psutil.Process(pid).cpu_times()[:2])
+        return total
+
+    with_executor(tmp_path, work)
+
+
+def test_who_waits_for_a_session_takes_no_place(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        calls = [
+            asyncio.ensure_future(executor.execute("import time; time.sleep(0.3)", session_id="s", principal="m"))
+            for _ in range(6)
+        ]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        assert (await executor.execute("1", principal="alice")).result == "1"
+        assert time.monotonic() - began < 1
+        assert executor.admission.running == 1
+        await asyncio.gather(*calls)
+
+    with_executor(tmp_path, work, max_concurrent=2)
+
+
+def test_a_listener_that_fails_costs_no_place(tmp_path: Path) -> None:
+    async def work(executor: Executor) -> None:
+        def broken(_position: int) -> None:
+            raise RuntimeError
+
+        calls = [executor.execute("import time; time.sleep(0.02)", on_position=broken) for _ in range(5)]
+        outcomes = await asyncio.gather(*calls)
+        assert [outcome.exit for outcome in outcomes] == ["ok"] * 5
+        assert (executor.admission.running, executor.admission.waiting) == (0, 0)
+
+    with_executor(tmp_path, work, max_concurrent=1)
+
+
+def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Executor(data_dir=tmp_path, interpreter="/no/such/python"):
+            pass
+
+    with pytest.raises(SandboxUnavailable, match="/no/such/python"):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["A", "B", "C", "slow"])
+def test_nothing_is_left_after_a_kill_of_the_server(kind: str, tmp_path: Path) -> None:
+    with executor_process(kind, data_dir=str(tmp_path)) as process:
+        process.start("import ctypes, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); time.sleep(60)")
+        process.start("while True: pass", session_id="s")
+        process.run("1")
+        below = [one.pid for one in psutil.Process(process.process.pid).children(recursive=True)]
+        assert len(below) > 3
+        process.process.kill()
+        wait_for(lambda: all(process_gone(pid) for pid in below), 5, "for the children's end")
+        left = [*Path("/dev/shm").glob(f"toolscore-sandbox-{process.process.pid}-*")]
+        assert left
+        process.process.wait()
+    with executor_process(data_dir=str(tmp_path)) as process:
+        process.run("1")
+        assert not any(folder.exists() for folder in left)
+
+
+def test_the_gateway_lives_on_without_a_sandbox_and_says_why(tmp_path: Path) -> None:
+    with running_gateway(settings="python_executor: {interpreter: /no/such/python}") as process:
+        state = process.wait_for_state(EXECUTOR, "down", "failed")
+        assert "/no/such/python" in state["last_error"]
+        answer = process.execute(EXECUTOR, {"code": "1"}, action="python_execute")
+        assert answer["error"]["code"] == "upstream_unavailable"
+        health = process.http.get("/health").json()["data"]
+        assert health["status"] == "degraded"
+
+
+def test_a_machine_below_the_least_tier_is_refused_by_the_gateway() -> None:
+    lower = [sys.executable, str(ROOT / "tests" / "servers" / "lower.py"), "C"]
+    with running_gateway(settings="python_executor: {min_tier: B}", start=False) as process:
+        command = [*lower, sys.executable, "-m", "toolscore", "serve", "--config", str(process.config)]
+        process.log = open(process.folder / "gateway.log", "ab")  # noqa: SIM115
+        process.process = subprocess.Popen(command, stdout=process.log, stderr=process.log, cwd=process.folder)
+        wait_for(process.is_ready, 30)
+        state = process.wait_for_state(EXECUTOR, "down", "failed")
+        assert "at tier C only, and at least B is asked for" in state["last_error"]
+
+
+# --------------------------------------------------------------------------------------------------------- hostility
+
+
+HOSTILE = (
+    "import os\nwhile True: os.fork()",
+    "x = []\nwhile True: x.append(bytearray(10**6))",
+    "while True: print('x' * 1000)",
+    "import os; os.write(3, b'\\xff' * 100)",
+    "import os; os._exit(0)",
+    "import ctypes; ctypes.string_at(0)",
+    "import os, signal\nfor pid in range(-1, 300):\n    try: os.kill(pid, signal.SIGKILL)\n    except OSError: pass",
+    "import os\nwhile True: os.write(os.open('f', os.O_CREAT | os.O_WRONLY | os.O_APPEND), b'x' * 2**20)",
+    "import builtins, json, sys\nbuiltins.print = json.dumps = None\nsys.modules.clear()",
+    "import threading, time\nfor _ in range(40): threading.Thread(target=time.sleep, args=(9,)).start()",
+    "import os\nos.closerange(0, 100)",
+    "while True: pass",
+)
+
+
+def test_ten_thousand_calls_with_every_tenth_hostile_all_get_their_right_answer(tmp_path: Path) -> None:
+    """The honest ones compute, print, fail, write files and read input; each is checked by its own number."""
+    wrong: list[str] = []
+    pick = random.Random(7)
+
+    async def honest(executor: Executor, number: int) -> None:
+        kind = number % 5
+        if kind == 0:
+            got = await executor.execute(f"sum(range({number}))")
+            right = got.result == str(sum(range(number)))
+        elif kind == 1:
+            got = await executor.execute(f"import json\nprint(json.dumps([{number}, 'ü']))")
+            right = got.stdout == f'[{number}, "\\u00fc"]\n'
+        elif kind == 2:
+            got = await executor.execute(f"raise KeyError({number})")
+            right = got.error is not None and got.error["message"] == str(number)
+        elif kind == 3:
+            got = await executor.execute("open('out', 'w').write(input())", input=f"line {number}")
+            right = got.files == (("out", f"line {number}".encode()),)
+        else:
+            got = await executor.execute(f"x = {{n: n * {number} for n in range(50)}}\nlen(x), x[49]")
+            right = got.result == f"(50, {49 * number})"
+        if not right:
+            wrong.append(f"{number}: {got}")
+
+    async def work(executor: Executor) -> None:
+        numbers = iter(range(10_000))
+
+        async def caller() -> None:
+            for number in numbers:
+                if number % 10 == 9:
+                    code = pick.choice(HOSTILE)
+                    outcome = await executor.execute(code, timeout_seconds=0.2)
+                    if code.startswith(("while", "x =")) and outcome.exit == "ok":
+                        wrong.append(f"{number}: hostile code ended well: {outcome}")
+                else:
+                    await honest(executor, number)
+
+        await asyncio.gather(*(caller() for _ in range(16)))
+        figures = executor.figures()["engines"]["fork"]
+        assert figures["executions"] == 10_000
+        assert figures["pools"]["default"]["restarts"] == 0
+
+    with_executor(tmp_path, work, memory_mb=64, scratch_mb=8, max_output_bytes=20_000)
+    assert wrong == []
+
+
+# ----------------------------------------------------------------------------------------- code that starts processes
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    options = {"allow_processes": True, "memory_mb": 128, "max_processes": 12}
+    with executor_process(data_dir=str(tmp_path_factory.mktemp("data")), **options) as process:
+        yield process
+
+
+def test_programs_run_where_the_operator_allows_it(programs: Any) -> None:
+    got = programs.run(
+        "import subprocess\nsubprocess.run(['/bin/sh', '-c', 'echo $((6 * 7))'], capture_output=True).stdout"
+    )
+    assert got["result"] == "b'42\\n'", got
+    code = (
+        "import os, sys\npid = os.fork()\nif pid == 0: os._exit(7)\n"
+        "os.waitpid(pid, 0)[1] >> 8"
+    )  # fmt: skip
+    assert programs.run(code)["result"] == "7"
+
+
+def test_they_are_as_confined_as_the_code(programs: Any) -> None:
+    for command in ("cat /etc/shadow", "ls /root/.profile", "echo x > /new", "cat /proc/1/environ"):
+        code = f"import subprocess\nsubprocess.run(['/bin/sh', '-c', {command!r}], capture_output=True).returncode != 0"
+        assert programs.run(code)["result"] == "True", command
+    code = (
+        "import subprocess, sys\nprogram = 'import socket; socket.socket()'\n"
+        "subprocess.run([sys.executable, '-I', '-S', '-c', program], capture_output=True).stderr.decode()"
+    )
+    assert "PermissionError" in programs.run(code)["result"]
+
+
+def test_a_fork_bomb_meets_its_limit_and_nobody_else_does(programs: Any) -> None:
+    bombs = [programs.start("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout_seconds=1)
+             for _ in range(2)]  # fmt: skip
+    assert programs.run("import os\npid = os.fork()\nif pid == 0: os._exit(0)\nos.waitpid(pid, 0)[1]")["result"] == "0"
+    for bomb in bombs:
+        assert programs.wait(bomb)["result"]["structuredContent"]["exit"] == "timeout"
+    assert len(psutil.Process(programs.process.pid).children(recursive=True)) < 60
+    wait_for(lambda: len(psutil.Process(programs.process.pid).children(recursive=True)) < 12, 5)
+
+
+def test_processes_share_the_memory_of_the_call(programs: Any) -> None:
+    code = (
+        "import os, time\nfor _ in range(6):\n"
+        "    if os.fork() == 0:\n        x = bytearray(60 * 2**20)\n        time.sleep(3)\n        os._exit(0)\n"
+        "x = bytearray(60 * 2**20)\nwhile True: os.waitpid(-1, 0)"
+    )
+    got = programs.run(code, timeout_seconds=4)
+    assert got["exit"] in ("memory", "error"), got
+    assert programs.run("1")["result"] == "1"
+
+
+def test_grandchildren_end_with_the_call(programs: Any) -> None:
+    code = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(1000)\n"
+        "    os._exit(0)\nos.wait()\n'answered'"
+    )
+    assert programs.run(code)["result"] == "'answered'"
+    wait_for(lambda: len(psutil.Process(programs.process.pid).children(recursive=True)) < 12, 5)

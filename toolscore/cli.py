@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -317,6 +318,38 @@ def bench_gateway(
     result = run_gateway_bench(seconds=seconds, quiet=as_json)
     if as_json:
         _print_json(result)
+
+
+@bench.command("executor")
+def bench_executor(
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each throughput is measured.")] = 2.0,
+    engines: Annotated[str, typer.Option(help="Which, separated by commas; all that run here if not given.")] = "",
+    samples: Annotated[int, typer.Option(min=0, help="Paced calls of each workload.")] = 150,
+    output: Annotated[Path, typer.Option(help="Folder for benchmark_results.json and the picture.")] = Path(),
+    soak: Annotated[int, typer.Option(min=0, help="Instead, make so many calls and watch what grows.")] = 0,
+    interpreter: Annotated[str | None, typer.Option(help="The sandbox's Python, if not this one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the Python executor's engines beside one another, and through the gateway."""
+    from toolscore.bench.executor import run_executor_bench
+
+    code = run_executor_bench(
+        seconds=seconds, engines=engines, samples=samples, output=output, soak=soak, interpreter=interpreter,
+        quiet=as_json,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@bench.command("isolation")
+def bench_isolation(
+    engines: Annotated[str, typer.Option(help="Which, separated by commas; all that run here if not given.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Try what passes from one call of the Python executor to the next, and print the matrix."""
+    from toolscore.bench.executor import executor_command
+
+    command = executor_command("isolation", "--engines", engines, *(["--json"] if as_json else []))
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 # Talking to a gateway that runs

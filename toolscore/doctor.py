@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from toolscore.upstreams.process import CommandNotFound, child_environment, reso
 
 __all__ = ["Finding", "examine"]
 
+SANDBOX_SECONDS = 60
 RUNNERS = {
     "uvx": "pip install uv",
     "node": "install Node.js 20 or later, for servers that come with npx",
@@ -60,6 +62,7 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
         needed = runner in wanted or (runner == "node" and "npx" in wanted)
         if path or needed:
             findings.append(Finding(runner, path is not None, path or "not found", None if path else mend))
+    findings += await _sandbox(settings)
     running = await _running(settings)
     if running is not None:
         return findings + running
@@ -94,6 +97,34 @@ async def _running(settings: Settings) -> list[Finding] | None:
         mend = f"mend it, then: curl -X POST {base}/api/v1/servers/{server['server_id']}/restart"
         well = server["state"] in ("up", "idle", "starting")
         findings.append(Finding(f"server {server['server_id']}", well, found, mend))
+    return findings
+
+
+async def _sandbox(settings: Settings) -> list[Finding]:
+    """What the Python executor says of this machine: it is a program of its own, and tries each layer."""
+    python = settings.python_executor
+    command = [sys.executable, "-m", "mcp_servers.python_executor", "doctor", "--json", "--data-dir"]
+    command += [settings.storage.data_dir, *(["--interpreter", python.interpreter] if python.interpreter else [])]
+    try:
+        async with asyncio.timeout(SANDBOX_SECONDS):
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+            told = json.loads((await process.communicate())[0])
+    except (TimeoutError, OSError, ValueError) as exc:
+        return [Finding("sandbox", False, f"could not be tried: {exc}", shlex.join(command))]
+    tier = told["tier"]
+    fits = tier <= python.min_tier
+    found = f"tier {tier}: {told.get('error') or told['meaning']}"
+    if "ready_ms" in told:
+        found += f"; ready in {told['ready_ms']:.0f} ms"
+    mend = f"at least tier {python.min_tier} is asked for (python_executor.min_tier): see the lines below"
+    findings = [Finding("sandbox", fits, found, None if fits else mend)]
+    for name, layer in told["layers"].items():
+        if not layer["ok"]:
+            missing = f"not there: {layer['detail'] or 'refused'}"
+            findings.append(Finding(f"sandbox {name}", fits, missing, layer.get("mend")))
     return findings
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from toolscore.bench.process import free_port, measure, serving, settle, wait_for_servers
 
 __all__ = ["TARGETS", "run_gateway_bench"]
 
@@ -47,7 +48,7 @@ def run_gateway_bench(*, seconds: float = 2.0, quiet: bool = False) -> dict[str,
 
     console = Console()
     with ExitStack() as stack:
-        echo_port, floor_port = _free_port(), _free_port()
+        echo_port, floor_port = free_port(), free_port()
         stack.enter_context(_process("toolscore.bench.echo", "mcp", str(echo_port)))
         stack.enter_context(_process("toolscore.bench.echo", "fastapi", str(floor_port)))
         _wait_for_port(echo_port)
@@ -67,7 +68,7 @@ def run_gateway_bench(*, seconds: float = 2.0, quiet: bool = False) -> dict[str,
             results: Results = {}
             for job, level in steps:
                 progress.update(task, description=f"{job['name']}, {level} at once")
-                results.setdefault(job["name"], {})[str(level)] = _measure(job, level, seconds / ROUNDS)
+                results.setdefault(job["name"], {})[str(level)] = measure(job, level, seconds / ROUNDS)
                 progress.advance(task)
             rounds.append(results)
     summary = _summary(rounds, gateway)
@@ -142,23 +143,6 @@ def _jobs(echo_port: int, floor_port: int, gateway: dict[str, Any]) -> list[dict
 ACCEPT = "application/json, text/event-stream"
 
 
-def _measure(job: dict[str, Any], concurrency: int, seconds: float) -> dict[str, Any]:
-    order = {key: value for key, value in job.items() if key not in ("name", "levels")}
-    done = subprocess.run(
-        [sys.executable, "-m", "toolscore.bench.load"],
-        input=json.dumps({**order, "concurrency": concurrency, "seconds": seconds}),
-        capture_output=True,
-        text=True,
-        timeout=seconds + 60,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise RuntimeError(f"{job['name']} at {concurrency}: {last[0]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
 def _medians(rounds: list[Results]) -> Results:
     return {
         name: {
@@ -231,7 +215,7 @@ def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
     """A gateway with settings of its own in a folder that is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="toolscore-bench-"))
     try:
-        http_port, router_port = _free_port(), _free_port()
+        http_port, router_port = free_port(), free_port()
         python = sys.executable
 
         def stdio(count: int) -> dict[str, Any]:
@@ -248,10 +232,10 @@ def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
         (folder / "ports_config.yaml").write_text(
             f"core_services:\n  toolscore_http: {{port: {http_port}}}\n  toolscore_mcp: {{port: {router_port}}}\n"
         )
-        _settle(folder, http_port)  # a first start, so that the measured one finds compiled files
-        with _serve(folder, http_port) as (process, seconds_to_ready):
+        settle(folder, http_port)  # a first start, so that the measured one finds compiled files
+        with serving(folder, http_port) as (process, seconds_to_ready):
             base = f"http://127.0.0.1:{http_port}"
-            _wait_for_servers(base, len(servers) + 1)
+            wait_for_servers(base, len(servers) + 1)
             time.sleep(0.5)
             resident = psutil.Process(process.pid).memory_info().rss / 2**20
             hello = {
@@ -280,37 +264,6 @@ def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _settle(folder: Path, http_port: int) -> None:
-    with _serve(folder, http_port):
-        return
-
-
-@contextmanager
-def _serve(folder: Path, http_port: int) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
-    started = time.perf_counter()
-    command = [sys.executable, "-m", "toolscore", "serve", "--config", str(folder)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TOOLSCORE_")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        while not _answers(f"http://127.0.0.1:{http_port}/readyz"):
-            if process.poll() is not None:
-                said = process.stderr.read().decode() if process.stderr else ""
-                raise RuntimeError(f"the gateway ended at its start: {said}")
-            if time.perf_counter() - started > 30:
-                raise RuntimeError("the gateway is not ready after 30 s")
-            time.sleep(0.005)
-        yield process, time.perf_counter() - started
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stderr:
-            process.stderr.close()
-
-
 @contextmanager
 def _process(module: str, *arguments: str) -> Iterator[None]:
     process = subprocess.Popen([sys.executable, "-m", module, *arguments])
@@ -319,32 +272,6 @@ def _process(module: str, *arguments: str) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(5)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _wait_for_servers(base: str, count: int) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        with urllib.request.urlopen(f"{base}/api/v1/servers", timeout=5) as response:  # noqa: S310
-            servers = json.loads(response.read())["data"]["servers"]
-        if sum(server["state"] == "up" for server in servers) >= count:
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"not all servers came up: {servers}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_for_port(port: int) -> None:

@@ -6,6 +6,7 @@ Runs in a process of its own (`python -m toolscore.bench.load`, one job as JSON 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -24,15 +25,18 @@ Call = Callable[[], Awaitable[bytes]]
 
 
 class HttpCaller(asyncio.Protocol):
-    """One keep-alive HTTP/1.1 connection that sends the same request again and again."""
+    """One keep-alive HTTP/1.1 connection that sends the same request, or the same few in turn, again and again."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        body = job["body"].encode()
-        head = [f"POST {job['path']} HTTP/1.1", f"host: 127.0.0.1:{job['port']}", f"content-length: {len(body)}"]
-        head += [f"{name}: {value}" for name, value in {"content-type": "application/json", **job["headers"]}.items()]
-        self._request = "\r\n".join(head).encode() + b"\r\n\r\n" + body
+        requests = [self._request(job, body.encode()) for body in job.get("bodies") or [job["body"]]]
+        self._requests = itertools.cycle(requests)
         self._buffer = bytearray()
         self._answer: asyncio.Future[bytes] | None = None
+
+    def _request(self, job: dict[str, Any], body: bytes) -> bytes:
+        head = [f"POST {job['path']} HTTP/1.1", f"host: 127.0.0.1:{job['port']}", f"content-length: {len(body)}"]
+        head += [f"{name}: {value}" for name, value in {"content-type": "application/json", **job["headers"]}.items()]
+        return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -60,7 +64,7 @@ class HttpCaller(asyncio.Protocol):
 
     def call(self) -> Awaitable[bytes]:
         self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
         return self._answer
 
 

@@ -1,0 +1,93 @@
+"""What the benchmarks share: a gateway of their own, and the load generator, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["free_port", "measure", "serving", "settle", "wait_for_servers"]
+
+
+def measure(job: dict[str, Any], concurrency: int, seconds: float) -> dict[str, Any]:
+    order = {key: value for key, value in job.items() if key not in ("name", "levels")}
+    done = subprocess.run(
+        [sys.executable, "-m", "toolscore.bench.load"],
+        input=json.dumps({**order, "concurrency": concurrency, "seconds": seconds}),
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise RuntimeError(f"{job['name']} at {concurrency}: {last[0]}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def settle(folder: Path, http_port: int) -> None:
+    with serving(folder, http_port):
+        return
+
+
+@contextmanager
+def serving(folder: Path, http_port: int) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "toolscore", "serve", "--config", str(folder)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TOOLSCORE_")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        while not _answers(f"http://127.0.0.1:{http_port}/readyz"):
+            if process.poll() is not None:
+                said = process.stderr.read().decode() if process.stderr else ""
+                raise RuntimeError(f"the gateway ended at its start: {said}")
+            if time.perf_counter() - started > 30:
+                raise RuntimeError("the gateway is not ready after 30 s")
+            time.sleep(0.005)
+        yield process, time.perf_counter() - started
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def wait_for_servers(base: str, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{base}/api/v1/servers", timeout=5) as response:  # noqa: S310
+            servers = json.loads(response.read())["data"]["servers"]
+        if sum(server["state"] == "up" for server in servers) >= count:
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"not all servers came up: {servers}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -105,6 +105,7 @@ async def _sandbox(settings: Settings) -> list[Finding]:
     python = settings.python_executor
     command = [sys.executable, "-m", "mcp_servers.python_executor", "doctor", "--json", "--data-dir"]
     command += [settings.storage.data_dir, *(["--interpreter", python.interpreter] if python.interpreter else [])]
+    process = None
     try:
         async with asyncio.timeout(SANDBOX_SECONDS):
             process = await asyncio.create_subprocess_exec(
@@ -113,13 +114,17 @@ async def _sandbox(settings: Settings) -> list[Finding]:
             )  # fmt: skip
             told = json.loads((await process.communicate())[0])
     except (TimeoutError, OSError, ValueError) as exc:
-        return [Finding("sandbox", False, f"could not be tried: {exc}", shlex.join(command))]
+        if process is not None and process.returncode is None:
+            process.kill()
+        return [Finding("sandbox", False, f"could not be tried: {exc or type(exc).__name__}", shlex.join(command))]
     tier = told["tier"]
-    fits = tier <= python.min_tier
+    fits = tier <= python.min_tier and "error" not in told
     found = f"tier {tier}: {told.get('error') or told['meaning']}"
     if "ready_ms" in told:
         found += f"; ready in {told['ready_ms']:.0f} ms"
     mend = f"at least tier {python.min_tier} is asked for (python_executor.min_tier): see the lines below"
+    if "error" in told:
+        mend = "python_executor.interpreter must be a Python that runs here, with its standard library"
     findings = [Finding("sandbox", fits, found, None if fits else mend)]
     for name, layer in told["layers"].items():
         if not layer["ok"]:

@@ -101,6 +101,8 @@ def serve(
         asyncio.run(run())
     except SandboxUnavailable as exc:
         _stop(str(exc), EX_UNAVAILABLE)
+    except OSError as exc:  # such as a port that is taken
+        _stop(str(exc), 1)
 
 
 @app.command()
@@ -135,7 +137,10 @@ def install(
         _stop('expected lists of requirements, such as {"data": ["numpy", "pandas==2.*"]}', 2)
     folder = data_dir.absolute() / "python"
     packages = PackageSets(wanted, folder)
-    python = find_interpreter(interpreter, folder)
+    try:
+        python = find_interpreter(interpreter, folder)
+    except OSError as exc:
+        _stop(str(exc), 2)
 
     async def work() -> None:
         for name in wanted:
@@ -160,7 +165,7 @@ def bench(
     engines: Engines = "",
     samples: Annotated[int, typer.Option(min=0, help="Paced calls of each workload; 0: no latencies.")] = 150,
     levels: Annotated[str, typer.Option(help="Calls under way for throughput; empty: no throughput.")] = "1,4,16",
-    soak: Annotated[int, typer.Option(min=0, help="Instead, make so many calls and watch what grows.")] = 0,
+    soak: Annotated[int, typer.Option(help="Instead, make so many calls and watch what grows.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder for benchmark_results.json and the picture.")] = None,
     options: MoreOptions = "{}",
     as_json: AsJson = False,
@@ -170,14 +175,17 @@ def bench(
 
     more = _options(options)
     if soak:
-        result = run_soak(soak, quiet=as_json, **more)
+        result = _try(lambda: run_soak(soak, quiet=as_json, **more))
     else:
+        numbers = [level.strip() for level in levels.split(",") if level.strip()]
+        if not all(level.isdigit() and int(level) > 0 for level in numbers):
+            _stop(f"--levels takes numbers above 0, such as 1,4,16; found {levels!r}", 2)
         result = _try(
             lambda: run_bench(
                 seconds=seconds,
                 engines=_names(engines),
                 samples=samples,
-                levels=[int(level) for level in levels.split(",") if level],
+                levels=[int(level) for level in numbers],
                 output=output,
                 quiet=as_json,
                 **more,
@@ -222,6 +230,10 @@ def _try(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return work()
     except SandboxUnavailable as exc:
         _stop(str(exc), EX_UNAVAILABLE)
+    except TypeError as exc:
+        _stop(f"wrong options: {str(exc).rpartition(') ')[2]}", 2)
+    except (ValueError, OSError) as exc:  # options, or a folder that cannot be written
+        _stop(str(exc), 2)
 
 
 def _stop(message: str, code: int) -> NoReturn:

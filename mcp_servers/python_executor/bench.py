@@ -302,8 +302,9 @@ async def _soak(calls: int, tell: Tell, **options: Any) -> dict[str, Any]:
                 left -= 1
                 await engine.run(jobs[left % len(jobs)])
 
-        for _ in range(10):
-            goal, left = left - calls // 10, calls // 10
+        while left > 0:
+            step = min(left, max(1, calls // 10))
+            goal, left = left - step, step
             await asyncio.gather(*(caller() for _ in range(16)))
             left = goal
             await asyncio.sleep(0.3)
@@ -345,6 +346,7 @@ def run_bench(*, output: Path | None, quiet: bool = False, **options: Any) -> di
     """Measure, print the table unless `quiet`, and write `benchmark_results.json` and the picture to a folder."""
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
+        (output / "benchmark_results.json").touch()  # or it fails after the whole measurement
     with _Display(quiet) as tell:
         report: dict[str, Any] = _run(measure_engines(tell=tell, **options))
     if not quiet:

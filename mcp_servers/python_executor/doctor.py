@@ -14,7 +14,7 @@ __all__ = ["examine", "show"]
 MEANINGS = {
     "A": "all layers, and a user id for each call",
     "B": "all layers, with one user id for all calls",
-    "C": "Landlock and seccomp, without namespaces: a call's files are bounded one by one, and not together",
+    "C": "Landlock and seccomp, without namespaces: a call's files are added up, four times a second",
     "D": "seccomp only: files could be read. Code is not run at this tier",
     "E": "nothing. Code is not run at this tier",
 }

@@ -16,9 +16,9 @@ import json
 import math
 import os
 import select
-import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -231,6 +231,7 @@ class Child:
         if not self.ended:
             self._paused = True
             self.zygote.tell(self, "S")
+            self.zygote.unwatch(self)
 
     def release(self, *, kill: bool) -> None:
         """We are done with it. It ends by itself, or is killed."""
@@ -492,6 +493,10 @@ class _Zygote:
         self._busy.add(child)
         self._pool.wake_tick()
 
+    def unwatch(self, child: Child) -> None:
+        """Nothing happens in it until its next call."""
+        self._busy.discard(child)
+
     def let_go(self, child: Child) -> None:
         if child.ended:
             self._busy.discard(child)
@@ -560,6 +565,7 @@ class _Zygote:
                     continue
                 for fd in fds:  # we have no descriptors left for the others
                     os.close(fd)
+                self._send(COMMAND.pack(ord("T"), 0, 0, len(self.children)))  # and not another in its place
                 self._send(COMMAND.pack(ord("K"), new_id, slot, 0))
                 error = errno.EMFILE
             if error:
@@ -632,51 +638,79 @@ def _scratch_parent() -> str:
 
 
 def _remove_dead(parent: str) -> None:
-    """Folders that a server left behind when it was killed."""
+    """Folders that a server of ours left behind when it was killed. Nothing in them may keep us from starting."""
     for folder in Path(parent).glob(f"{SCRATCH}*-*"):
         pid = folder.name.removeprefix(SCRATCH).split("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            _delete(str(folder))
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+            if ours and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                _delete(str(folder))
 
 
 def _delete(folder: str) -> None:
-    """Delete what code may have made: also folders that it closed to others."""
+    """Delete a folder of ours, whatever code has made in it: as deep as it likes, and closed to others.
 
-    def open_and_retry(remove: Callable[..., object], path: str, _error: object) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(path), 0o700)
-            if not os.path.islink(path):
-                os.chmod(path, 0o700)
-            remove(path)
-
-    shutil.rmtree(folder, onerror=open_and_retry)
-    shutil.rmtree(folder, ignore_errors=True)  # what `open_and_retry` opened, but did not descend into
+    No recursion, no long paths: folders inside are moved up and emptied in their turn.
+    """
+    pending = [folder]
+    moved = 0
+    while pending:
+        at = pending.pop()
+        with contextlib.suppress(OSError), os.scandir(at) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.path)
+                        continue
+                    os.chmod(entry.path, 0o700)
+                    moved += 1
+                    up = os.path.join(folder, f".delete-{moved}")
+                    os.rename(entry.path, up)
+                    pending.append(up)
+        if at != folder:
+            with contextlib.suppress(OSError):
+                os.rmdir(at)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def _empty(folder: str) -> None:
-    for name in os.listdir(folder):
-        _delete(os.path.join(folder, name))
+    """Delete what calls left in it; nobody can reach it any more."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            with contextlib.suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.path, 0o700)
+                    _delete(entry.path)
+                else:
+                    os.unlink(entry.path)
 
 
 def _holds_more(folder: str, bound: int) -> bool:
-    """Whether there is more in it than a call may have, or something that keeps us from looking."""
+    """Whether there is more in it than a call may have, or something that keeps us from looking.
+
+    Files that were deleted and are still open are not seen.
+    """
     room, files = bound, MAX_FILES_OF_A_CALL
     pending = [folder]
-    try:
-        while pending:
-            with os.scandir(pending.pop()) as entries:
+    while pending:
+        at = pending.pop()
+        try:
+            with os.scandir(at) as entries:
                 for entry in entries:
-                    status = entry.stat(follow_symlinks=False)
-                    room -= status.st_blocks * 512
-                    files -= 1
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        room -= status.st_blocks * 512
+                        files -= 1
+                        if stat.S_ISDIR(status.st_mode) and status.st_mode & (stat.S_IRUSR | stat.S_IWUSR):
+                            pending.append(entry.path)  # else nothing can be in it
                     if room < 0 or files < 0:
                         return True
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-    except FileNotFoundError:
-        return False  # it is being emptied
-    except OSError:
-        return True
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return True
     return False
 
 
@@ -717,6 +751,7 @@ class Pool:
         self._tick: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._deleting: asyncio.Task[None] | None = None
+        self._delete_again = False
         self._closed = False
         self._spares = MIN_SPARES
         self._peak_at = 0.0
@@ -921,16 +956,27 @@ class Pool:
                     break
 
     def delete(self, folder: str) -> None:
-        """Empty a folder of what calls left; once at a time."""
+        """Empty a folder of what calls left; what comes while that is done has its turn after it."""
+        self._delete_again = True
         if self._deleting is None or self._deleting.done():
-            self._deleting = self.spawn(asyncio.to_thread(_empty, folder))
+            self._deleting = self.spawn(self._delete(folder))
+
+    async def _delete(self, folder: str) -> None:
+        while self._delete_again:
+            self._delete_again = False
+            await asyncio.to_thread(_empty, folder)
 
     def spawn(self, work: Any) -> asyncio.Task[None]:
         """Have something done that nobody waits for, until we stop."""
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
         return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self.last_error = str(exc)
 
     async def stop(self) -> None:
         """Stop everything; nothing of it is left running."""

@@ -108,21 +108,22 @@ class Sessions:
     async def run(self, session: Session, job: Job) -> Outcome:
         """Run in a session that is held."""
         child = session.child
-        if child is None or child.ended or child.spoiled:
-            if child is not None:
-                child.release(kill=True)
-                session.child = None
+        if child is not None and (child.ended or child.spoiled):
+            self.lost += 1
+            self._drop(session)
+            return Outcome("killed", error=_error("the session ended between its calls: its variables are gone"))
+        if child is None:
             child = await session.pool.take()
             if session.dropped:
                 child.release(kill=True)
-                return Outcome("killed", error=_reset_error())
+                return Outcome("killed", error=_error("the session was reset meanwhile: its variables are gone"))
             session.child = child
         began = time.perf_counter()
         ending = None
         try:
             ending = await child.call(request_of(job, Mode.SESSION), job.timeout_seconds)
             if session.dropped:
-                return Outcome("killed", error=_reset_error())
+                return Outcome("killed", error=_error("the session was reset meanwhile: its variables are gone"))
             outcome = conclude(ending, child, job, (time.perf_counter() - began) * 1000)
             if ending.answer is not None:
                 child.forget_output()
@@ -173,5 +174,5 @@ class Sessions:
             self._drop(session)
 
 
-def _reset_error() -> dict[str, str]:
-    return {"type": "Killed", "message": "the session was reset meanwhile: its variables are gone", "traceback": ""}
+def _error(message: str) -> dict[str, str]:
+    return {"type": "Killed", "message": message, "traceback": ""}

@@ -331,7 +331,7 @@ def test_nothing_is_left_after_a_kill_of_the_server(kind: str, tmp_path: Path) -
         process.start("while True: pass", session_id="s")
         process.run("1")
         below = [one.pid for one in psutil.Process(process.process.pid).children(recursive=True)]
-        assert len(below) > 3
+        assert len(below) >= 3
         process.process.kill()
         wait_for(lambda: all(process_gone(pid) for pid in below), 5, "for the children's end")
         left = [*Path("/dev/shm").glob(f"toolscore-sandbox-{process.process.pid}-*")]

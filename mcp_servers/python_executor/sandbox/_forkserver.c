@@ -279,6 +279,7 @@ static inline long raw_syscall(long n, long a, long b, long c, long d, long e)
 #define MAX_SLOTS 512
 #define MAX_CGROUPS 2
 #define MAX_FILTER 128
+#define MAX_FAILURES 3
 #define KERNEL_SIGSET_BYTES 8
 
 enum { /* how a child is confined; forkserver.py has the same */
@@ -383,6 +384,13 @@ static long allow_box(server *s, slot *it)
     return failed;
 }
 
+/* Where a box is no mount: only work and tmp in it are its child's to write to. */
+static void close_box(server *s, slot *it, int mode)
+{
+    if (!(s->flags & CHROOT))
+        CALL(SYS_fchmodat, AT_FDCWD, it->box, mode, 0, 0);
+}
+
 /* Put a folder where the pool deletes it, and no ruleset reaches. */
 static void throw_away(server *s, const char *path)
 {
@@ -396,24 +404,32 @@ static void throw_away(server *s, const char *path)
     CALL(SYS_renameat2, AT_FDCWD, path, AT_FDCWD, s->name, 0);
 }
 
-/* Hand out an empty box. What was in it goes: with its mount, or, where we may not mount, to be deleted by the pool; the
- * box itself then stays, and with it the one rule that lets its own child in. */
-static long reset_box(server *s, slot *it)
+/* What was in a box goes: with its mount, or, where we may not mount, to be deleted by the pool; the box itself then
+ * stays, and with it the one rule that lets its own child in. */
+static void empty_box(server *s, slot *it)
 {
-    long failed;
-    if (box_is_clean(s, it))
-        return 0;
     it->clean = 0;
     if (s->flags & CHROOT) {
         CALL(SYS_umount2, it->box, MNT_DETACH, 0, 0, 0);
-        failed = CALL(SYS_mount, "tmpfs", it->box, "tmpfs", MS_NOSUID | MS_NODEV, s->tmpfs_options);
-    } else {
-        throw_away(s, it->work);
-        throw_away(s, it->tmp);
-        failed = 0;
+        return;
     }
+    close_box(s, it, 0700);
+    throw_away(s, it->work);
+    throw_away(s, it->tmp);
+}
+
+/* Hand out an empty box. */
+static long reset_box(server *s, slot *it)
+{
+    long failed = 0;
+    if (box_is_clean(s, it))
+        return 0;
+    empty_box(s, it);
+    if (s->flags & CHROOT)
+        failed = CALL(SYS_mount, "tmpfs", it->box, "tmpfs", MS_NOSUID | MS_NODEV, s->tmpfs_options);
     if (failed == 0)
         failed = make_folders(it);
+    close_box(s, it, 0500);
     if (failed == 0 && (s->flags & CHROOT || !it->allowed))
         failed = allow_box(s, it);
     if (failed != 0)
@@ -589,9 +605,11 @@ static int reap(server *s)
             .system_us = used->ru_stime.tv_sec * 1000000ULL + used->ru_stime.tv_usec,
             .max_rss_kb = used->ru_maxrss,
         };
-        if (s->live >= s->target)
+        if (s->live >= s->target) {
+            if (!box_is_clean(s, &s->slot[number])) /* nobody may come for long, and it is memory */
+                empty_box(s, &s->slot[number]);
             send_report(s, -1, -1, -1);
-        else if (spawn(s, number))
+        } else if (spawn(s, number))
             return 1;
     }
 }
@@ -599,17 +617,17 @@ static int reap(server *s)
 /* Fork until as many live as shall; 1 in a child. */
 static int grow(server *s)
 {
-    for (uint32_t number = 0; number < s->slots && s->live < s->target; number++) {
+    int failures = 0;
+    for (uint32_t number = 0; number < s->slots && s->live < s->target && failures < MAX_FAILURES; number++) {
         if (s->slot[number].pid > 0)
             continue;
         s->report = (report){0};
         if (spawn(s, number))
             return 1;
-        if (s->report.error) { /* the pool hears of it, and asks again */
-            s->target = s->live;
-            return 0;
-        }
+        failures += s->report.error != 0;
     }
+    if (failures) /* the pool hears of it, and asks again */
+        s->target = s->live;
     return 0;
 }
 

@@ -258,7 +258,7 @@ def failed(exc: BaseException, filename: str, answer: Answer) -> None:
         if exc.code in (None, 0):
             answer.exit = "ok"
             return
-        answer.error_message = f"the code called sys.exit({exc.code!r})"
+        answer.error_message = f"the code called sys.exit({exc.code!r})"[:MAX_MESSAGE_CHARS]
     elif isinstance(exc, MemoryError):
         answer.exit, answer.limits = "memory", "memory"
         answer.error_message = answer.error_message or "out of memory"
@@ -606,4 +606,5 @@ def broken(exc: BaseException) -> bytes:
     """The code broke what we need to finish, or its time ended while we did."""
     if isinstance(exc, TimeLimit):
         return encode_answer(Answer("timeout", None, "TimeoutError", "", "", "time"))
-    return encode_answer(Answer("error", None, type(exc).__name__, f"the sandbox could not finish: {exc}"))
+    said = f"the sandbox could not finish: {exc}"[:MAX_MESSAGE_CHARS]
+    return encode_answer(Answer("error", None, type(exc).__name__[:MAX_TYPE_CHARS], said))

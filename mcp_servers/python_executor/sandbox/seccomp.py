@@ -24,14 +24,17 @@ __all__ = ["child_filter", "load", "zygote_filter"]
 
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_PDEATHSIG = 1
-METADATA = "chmod fchmod fchmodat utime utimes utimensat"
+METADATA = "chmod fchmod fchmodat utime utimes"
 SECCOMP_SET_MODE_FILTER = 1
 
 PROCESSES = ["execve", "execveat", "setpgid", "vfork", "fork"]
+XATTR = (
+    "setxattr", "lsetxattr", "fsetxattr", "getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr",
+)  # fmt: skip
 CHECKED = (
     "clone", "clone3", "socket", "socketpair", "ioctl", "prctl", "io_uring_setup", "io_uring_enter",
     "io_uring_register", "landlock_create_ruleset", "pivot_root", "mount_setattr", "unshare", "setns", "ptrace",
-    "bpf", "keyctl", "perf_event_open", "userfaultfd", "init_module", "personality",
+    "bpf", "keyctl", "perf_event_open", "userfaultfd", "init_module", "personality", *XATTR,
 )  # fmt: skip
 """In the table for the rules below, or only so that they have a name."""
 
@@ -53,6 +56,8 @@ from opening (F_SETLEASE), have signals sent (F_SETOWN, F_SETSIG)."""
 # BPF: the few instructions we need
 LOAD, JUMP, JUMP_EQ, JUMP_GT, JUMP_GE, JUMP_SET, RETURN = 0x20, 0x05, 0x15, 0x25, 0x35, 0x45, 0x06
 NUMBER_OFFSET, ARCH_OFFSET, ARGS_OFFSET = 0, 4, 16
+TIMES_OFFSET = ARGS_OFFSET + 8 * 2
+"""utimensat's third argument, a pointer; none means now."""
 X32_BIT = 0x40000000
 
 Instruction = tuple[int, int, int, int]
@@ -124,6 +129,7 @@ def zygote_filter(*, processes: bool, new_pid: bool) -> bytes:
         "ioctl": _one_of(1, IOCTLS, errno.ENOTTY),
         "prctl": _one_of(0, PRCTLS, errno.EPERM),
         "io_uring_setup": [_refuse(errno.ENOSYS)],
+        **{name: [_refuse(errno.ENOTSUP)] for name in XATTR},  # whoever copies files can do without
     }
     programs.update({NUMBERS[name]: program for name, program in special.items()})
     leaves: list[tuple[int, int, list[Instruction]]] = []
@@ -136,11 +142,14 @@ def zygote_filter(*, processes: bool, new_pid: bool) -> bytes:
     return _assemble([*_head(), *_dispatch(leaves)])
 
 
-def child_filter() -> tuple[bytes, bytes]:
+def child_filter(*, truncate: bool) -> tuple[bytes, bytes]:
     """For a child without namespaces: no processes, signals and limits for itself only, and no file's mode or times.
 
     Landlock says nothing about modes and times. They are not changed, and the caller is told that they were: what
-    copies files sets them, and nobody else sees these files.
+    copies files sets them, and nobody else sees these files. Times of now are refused: `touch` then makes the file.
+
+    Args:
+        truncate: whether Landlock looks after `truncate`.
 
     Returns:
         The program, and the indexes of the instructions whose operand becomes the child's own pid.
@@ -160,7 +169,11 @@ def child_filter() -> tuple[bytes, bytes]:
     program += [(JUMP_EQ, 0, len(threads_only), NUMBERS["clone"]), *threads_only]
     keep_dying = [_argument(0), (JUMP_EQ, 0, 1, PR_SET_PDEATHSIG), _refuse(errno.EPERM), _return(ALLOW)]
     program += [(JUMP_EQ, 0, len(keep_dying), NUMBERS["prctl"]), *keep_dying]
-    for names, number in (("fork vfork waitid truncate", errno.EPERM), (METADATA, 0)):
+    now = [(LOAD, 0, 0, TIMES_OFFSET), (JUMP_EQ, 0, 3, 0), (LOAD, 0, 0, TIMES_OFFSET + 4), (JUMP_EQ, 0, 1, 0)]
+    now += [_refuse(errno.EPERM), _refuse(0)]
+    program += [(JUMP_EQ, 0, len(now), NUMBERS["utimensat"]), *now]
+    more = "fork vfork waitid" if truncate else "fork vfork waitid truncate"
+    for names, number in ((more, errno.EPERM), (METADATA, 0)):
         for name in names.split():
             if name in NUMBERS:
                 program += [(JUMP_EQ, 0, 1, NUMBERS[name]), _refuse(number)]

@@ -36,6 +36,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 PR_SET_PDEATHSIG = 1
 SIGNALS = {ord("K"): signal.SIGKILL, ord("S"): signal.SIGSTOP, ord("C"): signal.SIGCONT}
 CHANNEL = 3
+MAX_FAILURES = 3
 
 
 class _Slot:
@@ -145,20 +146,24 @@ class _Loop:
             self._live -= 1
             end = (slot.id, status, used)
             if self._live >= self._target:
+                if not self._clean(slot):  # nobody may come for long, and it is memory
+                    self._empty(slot)
                 self._report(number, end=end)
             elif self._spawn(number, end):
                 return True
 
     def _grow(self) -> bool:
+        failures = 0
         for number, slot in enumerate(self._slots):
-            if self._live >= self._target:
+            if self._live >= self._target or failures >= MAX_FAILURES:
                 break
             if not slot.pid:
                 before = self._live
                 if self._spawn(number, None):
                     return True
-                if self._live == before:  # the pool heard why, and asks again
-                    self._target = self._live
+                failures += self._live == before
+        if failures:  # the pool heard why, and asks again
+            self._target = self._live
         return False
 
     def _spawn(self, number: int, end: tuple[int, int, resource.struct_rusage] | None) -> bool:
@@ -214,21 +219,32 @@ class _Loop:
         folders = [os.stat(f"{slot.box}/{name}").st_ctime_ns for name in (".", "work", "tmp")]
         return (filesystem.f_ffree, filesystem.f_bfree, *folders)
 
-    def _reset(self, slot: _Slot) -> None:
-        if self._flags & CHROOT and slot.clean is not None and slot.clean == self._state(slot):
-            return
+    def _clean(self, slot: _Slot) -> bool:
+        return bool(self._flags & CHROOT) and slot.clean is not None and slot.clean == self._state(slot)
+
+    def _empty(self, slot: _Slot) -> None:
+        """What was in a box goes; see the helper."""
         slot.clean = None
         if self._flags & CHROOT:
             with contextlib.suppress(OSError):
                 detach(slot.box)
+            return
+        os.chmod(slot.box, 0o700)
+        for name in ("work", "tmp"):
+            self._thrown += 1
+            with contextlib.suppress(OSError):
+                os.rename(f"{slot.box}/{name}", f"{self._trash}/{self._thrown}")
+
+    def _reset(self, slot: _Slot) -> None:
+        if self._clean(slot):
+            return
+        self._empty(slot)
+        if self._flags & CHROOT:
             mount("tmpfs", slot.box, "tmpfs", MS_NOSUID | MS_NODEV, self._tmpfs_options)
-        else:
-            for name in ("work", "tmp"):
-                self._thrown += 1
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(f"{slot.box}/{name}", f"{self._trash}/{self._thrown}")
         os.mkdir(f"{slot.box}/work", 0o777)
         os.mkdir(f"{slot.box}/tmp", 0o1777)  # noqa: S108
+        if not self._flags & CHROOT:
+            os.chmod(slot.box, 0o500)  # only work and tmp in it are its child's to write to
         if slot.ruleset >= 0 and (self._flags & CHROOT or not slot.allowed):
             fd = os.open(slot.box, os.O_PATH | os.O_CLOEXEC)
             rule = struct.pack("=Qi", self._access, fd)

@@ -91,7 +91,6 @@ statfs:137:43 fstatfs:138:44 getpriority:140:141 sched_getparam:143:121 sched_ge
 sched_get_priority_max:146:125 sched_get_priority_min:147:126 mlock:149:228 munlock:150:229 arch_prctl:158:-
 setrlimit:160:164 gettid:186:178 time:201:- futex:202:98 sched_setaffinity:203:122 sched_getaffinity:204:123
 epoll_create:213:- getdents64:217:61 set_tid_address:218:96 restart_syscall:219:128 fadvise64:221:223
-timer_create:222:107 timer_settime:223:110 timer_gettime:224:108 timer_getoverrun:225:109 timer_delete:226:111
 clock_gettime:228:113 clock_getres:229:114 clock_nanosleep:230:115 exit_group:231:94 epoll_wait:232:-
 epoll_ctl:233:21 tgkill:234:131 utimes:235:- waitid:247:95 openat:257:56 mkdirat:258:34 newfstatat:262:79
 unlinkat:263:35 renameat:264:38 linkat:265:37 symlinkat:266:36 readlinkat:267:78 fchmodat:268:53 faccessat:269:48
@@ -106,7 +105,8 @@ prctl:157:167 seccomp:317:277 io_uring_setup:425:425 io_uring_enter:426:426 io_u
 setresuid:117:147 setresgid:119:149 chroot:161:51 landlock_create_ruleset:444:444 landlock_add_rule:445:445
 landlock_restrict_self:446:446 mount:165:40 umount2:166:39 capset:126:91 mount_setattr:442:442 pivot_root:155:41
 unshare:272:97 setns:308:268 ptrace:101:117 bpf:321:280 keyctl:250:219 perf_event_open:298:241 userfaultfd:323:282
-init_module:175:105 personality:135:92
+init_module:175:105 personality:135:92 setxattr:188:5 lsetxattr:189:6 fsetxattr:190:7 getxattr:191:8 lgetxattr:192:9
+fgetxattr:193:10 listxattr:194:11 llistxattr:195:12 flistxattr:196:13
 """
 """name:x86_64:aarch64, from the kernel's unistd.h; "-" where a machine does not have the call."""
 

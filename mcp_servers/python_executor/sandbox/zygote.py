@@ -69,6 +69,7 @@ FOLDERS = ("HOME", "TMPDIR", "MPLCONFIGDIR")
 FIRST_FREE_FD = 10
 NAMESPACES = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
 MAX_INODES = 4096
+LANDLOCK_KNOWS_TRUNCATE = 3
 MAX_PENDING_SIGNALS = 64
 """And timers. They are counted for all children of a machine together, and for its root."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -146,8 +147,12 @@ class _Zygote:
         resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
         seccomp.load(seccomp.zygote_filter(processes=config["processes"] or config["fresh"], new_pid=tier in "AB"))
         flags = LANDLOCK
-        flags |= {"A": NEW_PID | CHROOT | SET_UID, "B": NEW_PID | CHROOT | DROP_CAPS}.get(tier, OWN_FILTER)
-        filter_, places = seccomp.child_filter() if flags & OWN_FILTER else (b"", b"")
+        flags |= {"A": NEW_PID | CHROOT | SET_UID, "B": NEW_PID | CHROOT | DROP_CAPS}.get(tier, DROP_CAPS | OWN_FILTER)
+        filter_, places = (
+            seccomp.child_filter(truncate=self._landlock >= LANDLOCK_KNOWS_TRUNCATE)
+            if flags & OWN_FILTER
+            else (b"", b"")
+        )
         slots = [
             (root, box, ruleset, *cgroups)
             for (root, box), ruleset, cgroups in zip(self._slots, rulesets, config["cgroups"], strict=True)
@@ -310,6 +315,7 @@ class _Zygote:
             mount(f"/dev/{name}", f"{root}/dev/{name}", None, MS_BIND)
             with contextlib.suppress(OSError):  # its mode and times; what is written to it goes to the device
                 read_only(f"{root}/dev/{name}", devices=True)
+        os.symlink("/box/tmp", f"{root}/dev/shm")  # noqa: S108 - for semaphores
         os.makedirs(f"{root}/etc", exist_ok=True)
         for name, text in (
             ("passwd", "root:x:0:0::/:/bin/false\nsandbox:x:1000:1000::/tmp:/bin/false\n"),

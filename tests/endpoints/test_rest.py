@@ -38,6 +38,15 @@ def test_a_tool_is_found_by_its_server_and_action(gateway: GatewayProcess) -> No
     assert gateway.text("beta", {"text": "hi"}, action="echo") == "hi"
 
 
+def test_half_a_surrogate_pair_is_told_as_what_it_is(gateway: GatewayProcess) -> None:
+    for body in ('{"tool_id": "alpha__echo\\ud800"}', '{"tool_id": "alpha__echo", "parameters": {"text": "\\ud800"}}'):
+        response = gateway.http.post("/execute_tool", content=body)
+        assert response.status_code == 400
+        assert "half a surrogate pair" in response.json()["error"]["suggestion"]
+    body = '{"tool_id": "alpha__echo", "parameters": {"text": "\\ud83d\\ude00"}}'
+    assert gateway.http.post("/execute_tool", content=body).json()["data"]["content"][0]["text"] == "😀"
+
+
 def test_a_server_with_one_tool_needs_no_action(gateway: GatewayProcess) -> None:
     entry = {"server_id": "single", "command": sys.executable, "args": ["-m", "toolscore.bench.echo", "stdio", "0"]}
     assert gateway.http.post("/api/v1/servers", json=entry).json()["success"]

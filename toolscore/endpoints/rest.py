@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Annotated, Any
 
@@ -50,6 +51,7 @@ EXECUTE_PATHS = ("/execute_tool", "/api/v1/tools/execute")
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class ExecuteRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -132,9 +134,10 @@ def _parse(body: bytes) -> ExecuteRequest:
             suggestion='expected {"tool_id": str, "action"?: str, "parameters"?: {…}, "timeout_seconds"?: number}',
         ) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise InvalidRequest(
-            f"the body is not JSON: {exc}", suggestion="send a JSON object with content-type application/json"
-        ) from exc
+        suggestion = "send a JSON object with content-type application/json"
+        if SURROGATE.search(body):
+            suggestion = "half a surrogate pair (\\ud800 to \\udfff) is no character: send both halves, or \\ufffd"
+        raise InvalidRequest(f"the body is not JSON: {exc}", suggestion=suggestion) from exc
 
 
 def _with_session(parameters: Raw, session_id: str) -> Raw:

@@ -33,6 +33,7 @@ __all__ = [
     "encode",
     "error_frame",
     "result_frame",
+    "meta_of",
     "with_progress_token",
 ]
 
@@ -173,9 +174,17 @@ def _scrubbed(value: Any) -> Any:
 
 def with_progress_token(params: Params | None, token: RequestId) -> Params:
     """The params of a request whose sender wants to hear of progress under this token (MCP, progress)."""
+    return {**(params or {}), "_meta": {**meta_of(params), "progressToken": token}}
+
+
+def meta_of(params: Params | None) -> dict[str, Any]:
+    """The members of a request's `_meta`; a copy.
+
+    Raises:
+        InvalidRequest: it is not an object.
+    """
     meta = (params or {}).get("_meta")
-    members = decode_object(meta) if isinstance(meta, Raw) else dict(meta or {})
-    return {**(params or {}), "_meta": {**members, "progressToken": token}}
+    return decode_object(meta) if isinstance(meta, Raw) else dict(meta or {})
 
 
 def result_frame(request_id: RequestId, result: Any) -> bytes:

@@ -75,7 +75,7 @@ def serve(
         from mcp_servers.python_executor import serving
 
         async with server:
-            about = server.stats()
+            about = await server.stats()
             print(f"sandbox ready: engine {about['engine']}, tier {about.get('tier')}", file=sys.stderr, flush=True)
             jobs = []
             if stdio:

@@ -133,7 +133,7 @@ async def measure_engines(
                 report[name]["throughput"] = throughput
         await asyncio.sleep(0.3)
         for name, engine in running.items():
-            report[name]["memory_kb"] = engine.figures().get("memory_kb", {})
+            report[name]["memory_kb"] = await engine.memory_kb()
         hogs = await _beside_hogs(running["fork"], tell) if samples and "fork" in running else None
     return {
         "python": next((one["python"] for one in report.values() if one["python"]), platform.python_version()),
@@ -167,11 +167,12 @@ async def _warm_up(name: str, engine: Engine) -> None:
 async def _latency(running: dict[str, Engine], samples: int, tell: Tell) -> dict[str, dict[str, dict[str, float]]]:
     """One call at a time, with a pause before each; the engines take turns."""
     times: dict[str, dict[str, list[float]]] = {name: {} for name in running}
+    jobs = {name: _codes(name) for name in running}
     for at, workload in enumerate(WORKLOADS):
         tell(f"latency of {workload}", 0.05 + 0.35 * at / len(WORKLOADS))
         for number in range(samples):
             for name, engine in running.items():
-                job = _codes(name).get(workload)
+                job = jobs[name].get(workload)
                 if job is None or (name in SLOW_ENGINES and number >= SLOW_SAMPLES):
                     continue
                 await asyncio.sleep(PACE_SECONDS)
@@ -313,7 +314,7 @@ async def _soak(calls: int, tell: Tell, **options: Any) -> dict[str, Any]:
                 {
                     "calls": calls - left,
                     "server_kb": _resident_kb(),
-                    "zygote_kb": figures["memory_kb"]["zygote"],
+                    "zygote_kb": (await engine.memory_kb())["zygote"],
                     "children": figures["children"],
                     "descriptors": len(os.listdir("/proc/self/fd")),
                 }

@@ -31,10 +31,6 @@ class Cgroups:
         """For each slot the descriptors that a child writes itself into; -1 for one that is not there."""
         self._kills: dict[int, int] = {}
 
-    @property
-    def memory_bound(self) -> bool:
-        return self._memory is not None
-
     def make(self, count: int, *, memory_bytes: int, processes: int) -> None:
         """Make a group for each slot.
 

@@ -9,11 +9,11 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from mcp_servers.python_executor.pool import Child, Ending, Pool
-from mcp_servers.python_executor.sandbox.wire import Answer, Mode, Request, encode_request
+from mcp_servers.python_executor.sandbox.wire import CPU_GRACE_SECONDS, Answer, Mode, Request, encode_request
 
 __all__ = ["ENGINES", "Engine", "Exit", "Job", "Outcome", "PoolEngine", "ReusedEngine", "conclude", "request_of"]
 
@@ -35,7 +35,6 @@ CRASHES = {
     signal.SIGSYS: "it made a system call of another machine (SIGSYS)",
     signal.SIGBUS: "it crashed (SIGBUS): a mapped file was cut short",
 }
-CPU_GRACE_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +102,10 @@ class Engine(Protocol):
 
     def figures(self) -> dict[str, Any]: ...
 
+    async def memory_kb(self) -> dict[str, int]:
+        """Proportional memory of its processes, where it can be told; takes milliseconds, not of the event loop."""
+        ...
+
     async def stop(self) -> None: ...
 
 
@@ -145,6 +148,9 @@ class PoolEngine:
     def figures(self) -> dict[str, Any]:
         return self.pool.figures()
 
+    async def memory_kb(self) -> dict[str, int]:
+        return await self.pool.memory_kb()
+
     async def stop(self) -> None:
         await self.pool.stop()
 
@@ -153,7 +159,6 @@ class PoolEngine:
 class _Worker:
     child: Child | None = None
     executions: int = 0
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class ReusedEngine:
@@ -212,6 +217,9 @@ class ReusedEngine:
 
     def figures(self) -> dict[str, Any]:
         return {**self.pool.figures(), "restarts": self.restarts + self.pool.restarts}
+
+    async def memory_kb(self) -> dict[str, int]:
+        return await self.pool.memory_kb()
 
     async def stop(self) -> None:
         await self.pool.stop()

@@ -25,6 +25,8 @@ __all__ = ["Executor"]
 MB = 1024 * 1024
 RECENT_CALLS = 1000
 SPARE_SLOTS = 16
+DEFAULT = "default"
+"""The pool without packages, in figures."""
 MAX_WAITING_FOR_ENGINES = 256
 
 
@@ -186,7 +188,7 @@ class Executor:
         figures = self._figures[name]
         asked = time.perf_counter()
         # What a call waits for without running, it waits for outside: places are for those who run.
-        chosen = self._engines.get((name, package_set)) or await self._engine(name, package_set)
+        chosen = await self._engine(name, package_set)
         if session_id is not None:
             assert isinstance(chosen, PoolEngine)
             async with (
@@ -275,15 +277,27 @@ class Executor:
         engine = self._engines.get((self.engine, None))
         return {"engine": self.engine, **(engine.about() if engine is not None else {})}
 
+    def tier(self, engine: str) -> str | None:
+        """At which tier an engine runs code; `None` before its first call."""
+        return next((one.about().get("tier") for (name, _), one in self._engines.items() if name == engine), None)
+
+    async def stats(self) -> dict[str, Any]:
+        """For `/metrics` and `/api/v1/stats`: the figures, and the memory of each pool."""
+        figures = self.figures()
+        for (name, package_set), engine in [*self._engines.items()]:
+            pools = figures["engines"][name]["pools"]
+            pools[package_set or DEFAULT]["memory_kb"] = await engine.memory_kb()
+        return figures
+
     def figures(self) -> dict[str, Any]:
-        """For `/metrics` and `/api/v1/stats`."""
+        """What costs nothing to tell."""
         engines: dict[str, Any] = {}
         for name in ENGINES:
             own = {package_set: engine for (kind, package_set), engine in self._engines.items() if kind == name}
             if not own and not self._figures[name].executions:
                 continue
             engines[name] = self._figures[name].snapshot()
-            engines[name]["pools"] = {package_set or "default": engine.figures() for package_set, engine in own.items()}
+            engines[name]["pools"] = {package_set or DEFAULT: engine.figures() for package_set, engine in own.items()}
         return {
             **self.about(),
             "running": self.admission.running,

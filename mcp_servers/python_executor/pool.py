@@ -18,17 +18,15 @@ import os
 import select
 import signal
 import socket
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mcp_servers.python_executor import scratch
 from mcp_servers.python_executor.cgroups import Cgroups, open_cgroups
 from mcp_servers.python_executor.interpreter import Interpreter, find_interpreter
 from mcp_servers.python_executor.sandbox.wire import (
@@ -72,9 +70,7 @@ GENERATION_SECONDS = 3600.0
 Landlock behind: it is replaced from time to time."""
 LOOK_SECONDS = 0.25
 """How often the files of a call are added up, where it has no file system of its own that is full at its bound."""
-MAX_FILES_OF_A_CALL = 4096
 MAX_START_FAILURES = 5
-SCRATCH = "toolscore-sandbox-"
 PACKAGE_ROOT = Path(__file__).parents[2]
 SANDBOX = Path(__file__).parent / "sandbox"
 
@@ -108,7 +104,7 @@ class PoolOptions:
         allow_processes: whether the code may start processes of its own.
         children: the most that live at a time.
         fresh: replace each child by a new interpreter.
-        min_tier, tier: refuse below; use no better than (`A` … `E`, see `sandbox/layers.py`).
+        min_tier: refuse below (`A` … `E`, see `sandbox/layers.py`).
         use_helper, huge_pages, use_cgroups: off for tests, and for machines where they do harm.
     """
 
@@ -126,7 +122,6 @@ class PoolOptions:
     children: int = 40
     fresh: bool = False
     min_tier: str = "C"
-    tier: str = "A"
     use_helper: bool = True
     huge_pages: bool = True
     use_cgroups: bool = True
@@ -173,7 +168,6 @@ class Child:
     _future: asyncio.Future[Ending] | None = None
     _received: bytearray = field(default_factory=bytearray)
     _length: int | None = None
-    on_end: Callable[[], None] | None = None
 
     async def call(self, request: bytes, seconds: float) -> Ending:
         """Send a request and wait for the answer or the end. Cancelling this kills the child."""
@@ -284,8 +278,6 @@ class Child:
         if self._future is not None and not self._future.done():
             self.readable()  # what it managed to send
             self._settle(Ending(None, reason, status, cpu_seconds, out_of_memory))
-        if self.on_end is not None:
-            self.on_end()
 
     def close(self) -> None:
         for fd in (self.channel, self.stdout, self.stderr):
@@ -306,7 +298,6 @@ class _Zygote:
         self.forked = 0
         self.born = time.monotonic()
         self.dead = False
-        self.retiring = False
         self._by_channel: dict[int, Child] = {}
         self._busy: set[Child] = set()
         self._epoll = select.epoll()
@@ -329,10 +320,7 @@ class _Zygote:
             SandboxUnavailable: it refuses, or fails.
         """
         options = self._options
-        parent = _scratch_parent()
-        await asyncio.to_thread(_remove_dead, parent)
-        self._scratch = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=parent)
-        os.chmod(self._scratch, 0o755)  # noqa: S103 - a mount point, which the sandbox's root must reach
+        self._scratch = await asyncio.to_thread(scratch.make)
         if options.use_cgroups:
             self._cgroups = await asyncio.to_thread(self._make_cgroups)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -400,7 +388,6 @@ class _Zygote:
             more += [interpreter.command, str(SANDBOX)]
             more += [str(path) for path in (package / "__init__.py", package / "python_executor" / "__init__.py")]
         return {
-            "tier": options.tier,
             "min_tier": options.min_tier,
             "helper": str(interpreter.helper) if options.use_helper and interpreter.helper else None,
             "huge_pages": options.huge_pages,
@@ -435,12 +422,8 @@ class _Zygote:
         await asyncio.shield(asyncio.to_thread(self._clean_up))
 
     def _clean_up(self) -> None:
-        deadline = time.monotonic() + 1
-        while self._cgroups.fds:
-            self._cgroups.close()
-            if time.monotonic() > deadline:
-                break
-        _delete(self._scratch)
+        self._cgroups.close()
+        scratch.delete(self._scratch)
 
     def _die(self, reason: str) -> None:
         """Nothing more comes from it: tell everybody who waits for a child of its."""
@@ -451,11 +434,6 @@ class _Zygote:
             child.has_ended(signal.SIGKILL, 0.0, False, reason)
             self._forget(child)
         self._pool.zygote_died(self)
-
-    def kill_process(self) -> None:
-        """For those who cannot wait."""
-        with contextlib.suppress(OSError):
-            self._process.kill()
 
     @property
     def pid(self) -> int:
@@ -601,7 +579,7 @@ class _Zygote:
         bound = self._options.scratch_bytes
         for child in children:
             folder = f"{self._scratch}/{child.slot}"
-            if await asyncio.to_thread(_holds_more, folder, bound) and not child.ended and not child.released:
+            if await asyncio.to_thread(scratch.holds_more, folder, bound) and not child.ended and not child.released:
                 child.end("disk")
 
     def long_busy(self, now: float) -> int:
@@ -630,88 +608,6 @@ def _start_environment() -> dict[str, str]:
         "LD_BIND_NOW": "1",  # or each child resolves symbols for itself
         "GLIBC_TUNABLES": "glibc.pthread.rseq=0",  # or the kernel writes to a page that all children share
     }
-
-
-def _scratch_parent() -> str:
-    """In memory where we can: without namespaces, calls write there."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()  # noqa: S108
-
-
-def _remove_dead(parent: str) -> None:
-    """Folders that a server of ours left behind when it was killed. Nothing in them may keep us from starting."""
-    for folder in Path(parent).glob(f"{SCRATCH}*-*"):
-        pid = folder.name.removeprefix(SCRATCH).split("-")[0]
-        with contextlib.suppress(OSError):
-            status = folder.lstat()
-            ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-            if ours and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                _delete(str(folder))
-
-
-def _delete(folder: str) -> None:
-    """Delete a folder of ours, whatever code has made in it: as deep as it likes, and closed to others.
-
-    No recursion, no long paths: folders inside are moved up and emptied in their turn.
-    """
-    pending = [folder]
-    moved = 0
-    while pending:
-        at = pending.pop()
-        with contextlib.suppress(OSError), os.scandir(at) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if not entry.is_dir(follow_symlinks=False):
-                        os.unlink(entry.path)
-                        continue
-                    os.chmod(entry.path, 0o700)
-                    moved += 1
-                    up = os.path.join(folder, f".delete-{moved}")
-                    os.rename(entry.path, up)
-                    pending.append(up)
-        if at != folder:
-            with contextlib.suppress(OSError):
-                os.rmdir(at)
-    with contextlib.suppress(OSError):
-        os.rmdir(folder)
-
-
-def _empty(folder: str) -> None:
-    """Delete what calls left in it; nobody can reach it any more."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            with contextlib.suppress(OSError):
-                if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, 0o700)
-                    _delete(entry.path)
-                else:
-                    os.unlink(entry.path)
-
-
-def _holds_more(folder: str, bound: int) -> bool:
-    """Whether there is more in it than a call may have, or something that keeps us from looking.
-
-    Files that were deleted and are still open are not seen.
-    """
-    room, files = bound, MAX_FILES_OF_A_CALL
-    pending = [folder]
-    while pending:
-        at = pending.pop()
-        try:
-            with os.scandir(at) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        status = entry.stat(follow_symlinks=False)
-                        room -= status.st_blocks * 512
-                        files -= 1
-                        if stat.S_ISDIR(status.st_mode) and status.st_mode & (stat.S_IRUSR | stat.S_IWUSR):
-                            pending.append(entry.path)  # else nothing can be in it
-                    if room < 0 or files < 0:
-                        return True
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return True
-    return False
 
 
 def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
@@ -909,7 +805,6 @@ class Pool:
     # --------------------------------------------------------------------------------------------- its zygotes' lives
 
     def _retire(self, zygote: _Zygote) -> None:
-        zygote.retiring = True
         self._retired.add(zygote)
         for child in [*zygote.ready]:
             child.busy_since = time.monotonic()
@@ -964,7 +859,7 @@ class Pool:
     async def _delete(self, folder: str) -> None:
         while self._delete_again:
             self._delete_again = False
-            await asyncio.to_thread(_empty, folder)
+            await asyncio.to_thread(scratch.empty, folder)
 
     def spawn(self, work: Any) -> asyncio.Task[None]:
         """Have something done that nobody waits for, until we stop."""
@@ -1008,9 +903,13 @@ class Pool:
             "modules": self.about.get("modules"),
             "cpu_us_per_child": self.child_cpu_us // self.reaped if self.reaped else None,
             "page_faults_per_child": self.child_faults // self.reaped if self.reaped else None,
-            "memory_kb": _memory(zygote.pid) if zygote is not None and not zygote.dead else {},
             "last_error": self.last_error,
         }
+
+    async def memory_kb(self) -> dict[str, int]:
+        """Proportional memory: `zygote`, `children`, and `private_per_child`; empty while there is none."""
+        zygote = self._zygote
+        return await asyncio.to_thread(_memory, zygote.pid) if zygote is not None and not zygote.dead else {}
 
 
 def _memory(pid: int) -> dict[str, int]:

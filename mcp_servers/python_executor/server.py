@@ -126,9 +126,9 @@ class PythonExecutorServer:
     ) -> None:
         await self._executor.__aexit__(kind, exc, traceback)
 
-    def stats(self) -> dict[str, Any]:
+    async def stats(self) -> dict[str, Any]:
         """Figures of the executor, and how it confines code."""
-        return self._executor.figures()
+        return await self._executor.stats()
 
     def list_tools(self) -> list[dict[str, Any]]:
         executor = self._executor
@@ -248,14 +248,12 @@ class PythonExecutorServer:
         except SandboxUnavailable as exc:
             raise CallRefused(UNAVAILABLE, str(exc)) from exc
         structured = _structured(outcome)
-        about = self._executor.about()
+        engine = options.get("engine", self._executor.engine)
         return {
             "content": _content(outcome, structured),
             "structuredContent": structured,
             "isError": outcome.exit != "ok",
-            "_meta": {
-                "toolscore/sandbox": {"engine": options.get("engine", about["engine"]), "tier": about.get("tier")}
-            },
+            "_meta": {"toolscore/sandbox": {"engine": engine, "tier": self._executor.tier(engine)}},
         }
 
 

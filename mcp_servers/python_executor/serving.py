@@ -77,7 +77,7 @@ def sdk_server(server: PythonExecutorServer, *, trusted: bool) -> Server[Any]:
         return types.CallToolResult.model_validate(result)
 
     async def stats(_ctx: ServerRequestContext[Any], _params: types.RequestParams) -> Stats:
-        return Stats.model_validate(server.stats())
+        return Stats.model_validate(await server.stats())
 
     sdk = Server(server.name, version=server.version, on_list_tools=list_tools, on_call_tool=call_tool)
     sdk.add_request_handler(STATS_METHOD, types.RequestParams, stats)

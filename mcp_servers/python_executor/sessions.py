@@ -111,19 +111,19 @@ class Sessions:
         if child is not None and (child.ended or child.spoiled):
             self.lost += 1
             self._drop(session)
-            return Outcome("killed", error=_error("the session ended between its calls: its variables are gone"))
+            return _gone("the session ended between its calls")
         if child is None:
             child = await session.pool.take()
             if session.dropped:
                 child.release(kill=True)
-                return Outcome("killed", error=_error("the session was reset meanwhile: its variables are gone"))
+                return _gone("the session was reset meanwhile")
             session.child = child
         began = time.perf_counter()
         ending = None
         try:
             ending = await child.call(request_of(job, Mode.SESSION), job.timeout_seconds)
             if session.dropped:
-                return Outcome("killed", error=_error("the session was reset meanwhile: its variables are gone"))
+                return _gone("the session was reset meanwhile")
             outcome = conclude(ending, child, job, (time.perf_counter() - began) * 1000)
             if ending.answer is not None:
                 child.forget_output()
@@ -174,5 +174,5 @@ class Sessions:
             self._drop(session)
 
 
-def _error(message: str) -> dict[str, str]:
-    return {"type": "Killed", "message": message, "traceback": ""}
+def _gone(what: str) -> Outcome:
+    return Outcome("killed", error={"type": "Killed", "message": f"{what}: its variables are gone", "traceback": ""})

@@ -29,7 +29,7 @@ from toolscore.errors import (
     UpstreamUnavailable,
 )
 from toolscore.events import EventLog
-from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, decode
+from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, meta_of
 from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import Principal, Tool, ToolCall, ToolResult
@@ -230,7 +230,7 @@ class CallPipeline:
         if call.extra:
             params = {**call.extra, **params}
         if upstream.spec.identify_callers:
-            params["_meta"] = {**_meta(params), PRINCIPAL: principal.name}
+            params["_meta"] = {**meta_of(params), PRINCIPAL: principal.name}
         attempt = Attempt()
         try:
             with Deadline(limit):
@@ -264,13 +264,6 @@ class CallPipeline:
             if exc.code == INVALID_PARAMS:
                 raise InvalidArguments(refused, upstream_error=exc.error) from exc
             raise UpstreamProtocolError(refused, upstream_error=exc.error) from exc
-
-
-def _meta(params: dict[str, Any]) -> dict[str, Any]:
-    meta = params.get("_meta")
-    if isinstance(meta, Raw):
-        meta = decode(meta)
-    return meta if isinstance(meta, dict) else {}
 
 
 def _retry_after(exc: RemoteError) -> float | None:

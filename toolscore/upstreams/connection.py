@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from toolscore import __version__
 from toolscore.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.jsonrpc import METHOD_NOT_FOUND, Params, Peer, RemoteError, RequestId, decode, decode_object, encode
+from toolscore.jsonrpc import METHOD_NOT_FOUND, Params, Peer, RemoteError, RequestId, decode, encode, meta_of
 
 __all__ = [
     "CLIENT_INFO",
@@ -96,8 +96,7 @@ class Connection(Protocol):
 
 def stateless_envelope(params: Params | None, version: str = LATEST_STATELESS_VERSION) -> Params:
     """The params with the `_meta` that each request of the stateless era carries (revision 2026-07-28, basic)."""
-    meta = (params or {}).get("_meta")
-    members: dict[str, Any] = decode_object(meta) if isinstance(meta, Raw) else dict(meta or {})
+    members = meta_of(params)
     members.setdefault("io.modelcontextprotocol/protocolVersion", version)
     members.setdefault("io.modelcontextprotocol/clientInfo", CLIENT_INFO)
     members.setdefault("io.modelcontextprotocol/clientCapabilities", {})
@@ -106,11 +105,9 @@ def stateless_envelope(params: Params | None, version: str = LATEST_STATELESS_VE
 
 def session_params(params: Params | None) -> Params | None:
     """The params without the stateless era's envelope, which a server of the session era does not know."""
-    meta = params.get("_meta") if params else None
-    if not params or meta is None:
+    if not params or params.get("_meta") is None:
         return params
-    members: dict[str, Any] = decode_object(meta) if isinstance(meta, Raw) else meta
-    kept = {key: value for key, value in members.items() if not key.startswith("io.modelcontextprotocol/")}
+    kept = {key: value for key, value in meta_of(params).items() if not key.startswith("io.modelcontextprotocol/")}
     rest = {key: value for key, value in params.items() if key != "_meta"}
     return {**rest, "_meta": kept} if kept else rest
 

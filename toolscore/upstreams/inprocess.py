@@ -15,7 +15,16 @@ from typing import Any, Protocol
 from msgspec import Raw
 
 from toolscore.errors import InternalError, UpstreamUnavailable
-from toolscore.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, ConnectionLost, Params, RemoteError, decode, encode
+from toolscore.jsonrpc import (
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    ConnectionLost,
+    Params,
+    RemoteError,
+    decode,
+    encode,
+    meta_of,
+)
 from toolscore.models import UpstreamSpec
 from toolscore.upstreams.connection import LATEST_SESSION_VERSION, STATS_METHOD, OnNotification, ServerInfo
 from toolscore.upstreams.process import CommandNotFound
@@ -27,7 +36,7 @@ class InProcessServer(Protocol):
     """What a factory returns: tools and a way to call them, in MCP's own shapes.
 
     If it is an async context manager too, it is entered before the first call and left at the end. If it has a method
-    `stats() -> dict`, its figures are shown beside the gateway's own.
+    `async stats() -> dict`, its figures are shown beside the gateway's own.
     """
 
     name: str
@@ -80,12 +89,13 @@ class InProcessConnection:
             raise ConnectionLost("the server was stopped", sent=False)
         params = params or {}
         if method == "tools/call":
-            arguments = _decoded(params.get("arguments"))
+            arguments = params.get("arguments") or {}
+            if isinstance(arguments, Raw):
+                arguments = decode(arguments) or {}
+            meta = meta_of(params)
             progress = None if on_progress is None else _teller(on_progress)
             try:
-                result = await self._server.call_tool(
-                    params["name"], arguments, meta=_decoded(params.get("_meta")), progress=progress
-                )
+                result = await self._server.call_tool(params["name"], arguments, meta=meta, progress=progress)
             except KeyError as exc:
                 raise RemoteError({"code": INVALID_PARAMS, "message": f"unknown tool: {exc.args[0]}"}) from exc
             except Exception as exc:
@@ -99,7 +109,7 @@ class InProcessConnection:
         if method == "ping":
             return Raw(b"{}")
         if method == STATS_METHOD and hasattr(self._server, "stats"):
-            return Raw(encode(self._server.stats()))
+            return Raw(encode(await self._server.stats()))
         raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"method not found: {method}"})
 
     async def wait_closed(self) -> str:
@@ -109,12 +119,6 @@ class InProcessConnection:
         self._open = False
         if not self._closed.done():
             self._closed.set_result("the server was stopped")
-
-
-def _decoded(value: Any) -> dict[str, Any]:
-    if isinstance(value, Raw):
-        value = decode(value)
-    return value or {}
 
 
 def _teller(on_progress: Callable[[Raw], None]) -> Callable[[float, float | None, str], None]:

@@ -24,6 +24,8 @@ from types import ModuleType
 from typing import Any
 
 from mcp_servers.python_executor.sandbox.wire import (
+    CHANNEL,
+    CPU_GRACE_SECONDS,
     MAX_ANSWER_BYTES,
     MAX_FILES,
     MAX_FILES_BYTES,
@@ -58,10 +60,8 @@ __all__ = [
     "serve",
 ]
 
-CHANNEL = 3
 FIRST_READ_BYTES = 4096
 READ_BYTES = 1 << 18
-CPU_GRACE_SECONDS = 2
 MAX_ENTRIES_LOOKED_AT = 2000
 COLLECT_EVERY = 100
 ONCE, RESTRICTED = Mode.ONCE, Mode.RESTRICTED
@@ -348,7 +348,7 @@ def collect_files(folder: str, before: dict[str, tuple[int, int, int]], answer: 
 
 def collect_images(value: object, answer: Answer) -> None:
     """Open matplotlib figures, and a value that shows itself as PNG, as a notebook shows them."""
-    pyplot = sys.modules.get("matplotlib.pyplot")
+    pyplot = sys.modules.get(PYPLOT)
     images = []
     if pyplot is not None:
         for number in pyplot.get_fignums()[:MAX_IMAGES]:

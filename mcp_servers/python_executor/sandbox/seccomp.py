@@ -16,6 +16,7 @@ from mcp_servers.python_executor.sandbox.syscalls import (
     CLONE_NEWPID,
     MACHINE,
     NUMBERS,
+    PR_SET_PDEATHSIG,
     prctl,
     raw,
 )
@@ -23,7 +24,6 @@ from mcp_servers.python_executor.sandbox.syscalls import (
 __all__ = ["child_filter", "load", "zygote_filter"]
 
 PR_SET_NO_NEW_PRIVS = 38
-PR_SET_PDEATHSIG = 1
 METADATA = "chmod fchmod fchmodat utime utimes"
 SECCOMP_SET_MODE_FILTER = 1
 

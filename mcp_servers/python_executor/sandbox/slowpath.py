@@ -15,27 +15,28 @@ import signal
 import socket
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mcp_servers.python_executor.sandbox.syscalls import (
     CLONE_NEWPID,
     MS_NODEV,
     MS_NOSUID,
     NUMBERS,
+    PR_SET_PDEATHSIG,
     detach,
     libc,
     mount,
     prctl,
     raw,
 )
-from mcp_servers.python_executor.sandbox.wire import COMMAND, REPORT
+from mcp_servers.python_executor.sandbox.wire import CHANNEL, COMMAND, REPORT
 
-__all__ = ["serve"]
+__all__ = ["CHROOT", "DROP_CAPS", "LANDLOCK", "NEW_PID", "OWN_FILTER", "SET_UID", "serve"]
 
 NEW_PID, CHROOT, SET_UID, DROP_CAPS, LANDLOCK, OWN_FILTER = 1, 2, 4, 8, 16, 32
+"""How a child is confined; _forkserver.c has the same."""
 CAPABILITY_VERSION_3 = 0x20080522
-PR_SET_PDEATHSIG = 1
 SIGNALS = {ord("K"): signal.SIGKILL, ord("S"): signal.SIGSTOP, ord("C"): signal.SIGCONT}
-CHANNEL = 3
 MAX_FAILURES = 3
 
 
@@ -71,42 +72,42 @@ def serve(
     ).run()  # fmt: skip
 
 
+@dataclass
 class _Loop:
-    def __init__(
-        self,
-        ctl: socket.socket,
-        outputs: int,
-        flags: int,
-        uid_base: int,
-        landlock_access: int,
-        tmpfs_options: str,
-        trash: str,
-        slots: list[_Slot],
-        filter_: bytes,
-        places: bytes,
-        max_open_files: int,
-        max_processes: int,
-    ) -> None:
-        self._ctl, self._outputs, self._flags, self._uid_base = ctl, outputs, flags, uid_base
-        self._access, self._tmpfs_options, self._trash, self._slots = landlock_access, tmpfs_options, trash, slots
-        self._filter, self._places = filter_, places
-        self._max_open_files, self._max_processes = max_open_files, max_processes
-        self._live = self._target = self._thrown = 0
-        self._next_id = 1
-        self._woken, self._wake = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._wake, False)
+    """What `serve` was given, and how far it is."""
+
+    ctl: socket.socket
+    outputs: int
+    flags: int
+    uid_base: int
+    access: int
+    tmpfs_options: str
+    trash: str
+    slots: list[_Slot]
+    filter: bytes
+    places: bytes
+    max_open_files: int
+    max_processes: int
+    live: int = 0
+    target: int = 0
+    thrown: int = 0
+    next_id: int = 1
+
+    def __post_init__(self) -> None:
+        self.woken, self.wake = os.pipe()
+        os.set_blocking(self.woken, False)
+        os.set_blocking(self.wake, False)
 
     def run(self) -> None:
         """Returns in a child only."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
         poll = select.poll()
-        poll.register(self._ctl.fileno(), select.POLLIN)
-        poll.register(self._woken, select.POLLIN)
+        poll.register(self.ctl.fileno(), select.POLLIN)
+        poll.register(self.woken, select.POLLIN)
         while True:
             for fd, _ in poll.poll():
-                if fd == self._woken:
+                if fd == self.woken:
                     with contextlib.suppress(BlockingIOError):
                         os.read(fd, 4096)
                 else:
@@ -116,19 +117,19 @@ class _Loop:
 
     def _obey(self) -> None:
         try:
-            data = self._ctl.recv(COMMAND.size, socket.MSG_DONTWAIT)
+            data = self.ctl.recv(COMMAND.size, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         if not data:
-            for slot in self._slots:
+            for slot in self.slots:
                 if slot.pid:
                     os.kill(slot.pid, signal.SIGKILL)
             os._exit(0)
         op, number, at, argument = COMMAND.unpack(data)
         if op == ord("T"):
-            self._target = min(argument, len(self._slots))
-        elif at < len(self._slots) and self._slots[at].pid and self._slots[at].id == number:
-            os.kill(self._slots[at].pid, SIGNALS[op])
+            self.target = min(argument, len(self.slots))
+        elif at < len(self.slots) and self.slots[at].pid and self.slots[at].id == number:
+            os.kill(self.slots[at].pid, SIGNALS[op])
 
     def _reap(self) -> bool:
         while True:
@@ -138,14 +139,14 @@ class _Loop:
                 return False
             if not pid:
                 return False
-            number = next((at for at, slot in enumerate(self._slots) if slot.pid == pid), None)
+            number = next((at for at, slot in enumerate(self.slots) if slot.pid == pid), None)
             if number is None:
                 continue
-            slot = self._slots[number]
+            slot = self.slots[number]
             slot.pid = 0
-            self._live -= 1
+            self.live -= 1
             end = (slot.id, status, used)
-            if self._live >= self._target:
+            if self.live >= self.target:
                 if not self._clean(slot):  # nobody may come for long, and it is memory
                     self._empty(slot)
                 self._report(number, end=end)
@@ -154,29 +155,29 @@ class _Loop:
 
     def _grow(self) -> bool:
         failures = 0
-        for number, slot in enumerate(self._slots):
-            if self._live >= self._target or failures >= MAX_FAILURES:
+        for number, slot in enumerate(self.slots):
+            if self.live >= self.target or failures >= MAX_FAILURES:
                 break
             if not slot.pid:
-                before = self._live
+                before = self.live
                 if self._spawn(number, None):
                     return True
-                failures += self._live == before
+                failures += self.live == before
         if failures:  # the pool heard why, and asks again
-            self._target = self._live
+            self.target = self.live
         return False
 
     def _spawn(self, number: int, end: tuple[int, int, resource.struct_rusage] | None) -> bool:
-        slot = self._slots[number]
+        slot = self.slots[number]
         try:
             self._reset(slot)
             with contextlib.ExitStack() as stack:
                 ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
                 flags = os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
-                outputs = [os.open(".", flags, 0o600, dir_fd=self._outputs) for _ in range(2)]
+                outputs = [os.open(".", flags, 0o600, dir_fd=self.outputs) for _ in range(2)]
                 for fd in outputs:
                     stack.callback(os.close, fd)
-                new = CLONE_NEWPID if self._flags & NEW_PID else 0
+                new = CLONE_NEWPID if self.flags & NEW_PID else 0
                 pid = libc.syscall(ctypes.c_long(NUMBERS["clone"]), ctypes.c_long(new | signal.SIGCHLD), 0, 0, 0, 0)
                 if pid == 0:
                     stack.pop_all()
@@ -186,9 +187,9 @@ class _Loop:
                 if pid < 0:
                     error = ctypes.get_errno()
                     raise OSError(error, os.strerror(error))
-                slot.pid, slot.id = pid, self._next_id
-                self._next_id += 1
-                self._live += 1
+                slot.pid, slot.id = pid, self.next_id
+                self.next_id += 1
+                self.live += 1
                 ours.setblocking(False)
                 self._report(number, end=end, new_id=slot.id, fds=[ours.fileno(), *outputs])
         except OSError as exc:
@@ -211,7 +212,7 @@ class _Loop:
             user, system = int(used.ru_utime * 1e6), int(used.ru_stime * 1e6)
         data = REPORT.pack(exit_id, number, new_id, status, error, faults, user, system, resident)
         with contextlib.suppress(BrokenPipeError):  # the end of the pool is seen by `_obey`
-            socket.send_fds(self._ctl, [data], list(fds))
+            socket.send_fds(self.ctl, [data], list(fds))
 
     def _state(self, slot: _Slot) -> object:
         """Changes when anything in the box does; see the helper."""
@@ -220,38 +221,38 @@ class _Loop:
         return (filesystem.f_ffree, filesystem.f_bfree, *folders)
 
     def _clean(self, slot: _Slot) -> bool:
-        return bool(self._flags & CHROOT) and slot.clean is not None and slot.clean == self._state(slot)
+        return bool(self.flags & CHROOT) and slot.clean is not None and slot.clean == self._state(slot)
 
     def _empty(self, slot: _Slot) -> None:
         """What was in a box goes; see the helper."""
         slot.clean = None
-        if self._flags & CHROOT:
+        if self.flags & CHROOT:
             with contextlib.suppress(OSError):
                 detach(slot.box)
             return
         os.chmod(slot.box, 0o700)
         for name in ("work", "tmp"):
-            self._thrown += 1
+            self.thrown += 1
             with contextlib.suppress(OSError):
-                os.rename(f"{slot.box}/{name}", f"{self._trash}/{self._thrown}")
+                os.rename(f"{slot.box}/{name}", f"{self.trash}/{self.thrown}")
 
     def _reset(self, slot: _Slot) -> None:
         if self._clean(slot):
             return
         self._empty(slot)
-        if self._flags & CHROOT:
-            mount("tmpfs", slot.box, "tmpfs", MS_NOSUID | MS_NODEV, self._tmpfs_options)
+        if self.flags & CHROOT:
+            mount("tmpfs", slot.box, "tmpfs", MS_NOSUID | MS_NODEV, self.tmpfs_options)
         os.mkdir(f"{slot.box}/work", 0o777)
         os.mkdir(f"{slot.box}/tmp", 0o1777)  # noqa: S108
-        if not self._flags & CHROOT:
+        if not self.flags & CHROOT:
             os.chmod(slot.box, 0o500)  # only work and tmp in it are its child's to write to
-        if slot.ruleset >= 0 and (self._flags & CHROOT or not slot.allowed):
+        if slot.ruleset >= 0 and (self.flags & CHROOT or not slot.allowed):
             fd = os.open(slot.box, os.O_PATH | os.O_CLOEXEC)
-            rule = struct.pack("=Qi", self._access, fd)
+            rule = struct.pack("=Qi", self.access, fd)
             raw("landlock_add_rule", slot.ruleset, 1, ctypes.create_string_buffer(rule), 0)
             os.close(fd)
             slot.allowed = True
-        if self._flags & CHROOT:
+        if self.flags & CHROOT:
             slot.clean = self._state(slot)
 
     def _confine(self, slot: _Slot, number: int, channel: int, outputs: Sequence[int]) -> None:
@@ -262,26 +263,26 @@ class _Loop:
             for fd in slot.cgroups:
                 if fd >= 0:
                     os.write(fd, b"0")
-            if self._flags & CHROOT:
+            if self.flags & CHROOT:
                 os.chroot(slot.root)
             os.close(0)
             os.open("/dev/null", os.O_RDONLY)  # at 0; one for all would pass its flags on
-            os.chdir("/box/work" if self._flags & CHROOT else f"{slot.box}/work")
-            if self._flags & SET_UID:
-                uid = self._uid_base + number
+            os.chdir("/box/work" if self.flags & CHROOT else f"{slot.box}/work")
+            if self.flags & SET_UID:
+                uid = self.uid_base + number
                 os.setresgid(uid, uid, uid)
                 os.setresuid(uid, uid, uid)
-            if self._flags & DROP_CAPS:
+            if self.flags & DROP_CAPS:
                 header = struct.pack("=II", CAPABILITY_VERSION_3, 0)
                 raw("capset", ctypes.create_string_buffer(header), ctypes.create_string_buffer(24))
-            if self._flags & LANDLOCK:
+            if self.flags & LANDLOCK:
                 raw("landlock_restrict_self", slot.ruleset, 0)
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if self._flags & OWN_FILTER:
+            if self.flags & OWN_FILTER:
                 self._own_filter()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (self._max_open_files, self._max_open_files))
-            if self._max_processes:
-                resource.setrlimit(resource.RLIMIT_NPROC, (self._max_processes, self._max_processes))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.max_open_files, self.max_open_files))
+            if self.max_processes:
+                resource.setrlimit(resource.RLIMIT_NPROC, (self.max_processes, self.max_processes))
             os.umask(0o022)
             os.dup2(outputs[0], 1)
             os.dup2(outputs[1], 2)
@@ -292,8 +293,8 @@ class _Loop:
 
     def _own_filter(self) -> None:
         """The second seccomp filter, with the child's own pid in it."""
-        program = bytearray(self._filter)
-        for place in self._places:
+        program = bytearray(self.filter)
+        for place in self.places:
             struct.pack_into("I", program, place * 8 + 4, os.getpid())
 
         class Program(ctypes.Structure):

@@ -10,14 +10,17 @@ import struct
 from dataclasses import dataclass, field
 
 __all__ = [
+    "CHANNEL",
     "COMMAND",
     "CONFINING_TIERS",
+    "CPU_GRACE_SECONDS",
     "LIMITS",
     "MAX_ANSWER_BYTES",
     "MAX_FILES",
     "MAX_FILES_BYTES",
     "MAX_IMAGES",
     "MAX_IMAGES_BYTES",
+    "MAX_INODES",
     "MAX_MESSAGE_CHARS",
     "MAX_PATH_CHARS",
     "MAX_RESULT_CHARS",
@@ -40,6 +43,12 @@ __all__ = [
 
 CONFINING_TIERS = "ABC"
 """Of the tiers in `layers.py` those at which code is run."""
+MAX_INODES = 4096
+"""Files and folders of a call."""
+CHANNEL = 3
+"""A child's descriptor."""
+CPU_GRACE_SECONDS = 2
+"""CPU time that a call may use beyond its time limit."""
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 MAX_RESULT_CHARS = 100_000
 MAX_TYPE_CHARS = 200

@@ -31,6 +31,14 @@ from types import ModuleType
 from typing import Any
 
 from mcp_servers.python_executor.sandbox import landlock, layers, seccomp, slowpath
+from mcp_servers.python_executor.sandbox.slowpath import (
+    CHROOT,
+    DROP_CAPS,
+    LANDLOCK,
+    NEW_PID,
+    OWN_FILTER,
+    SET_UID,
+)
 from mcp_servers.python_executor.sandbox.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -46,6 +54,7 @@ from mcp_servers.python_executor.sandbox.syscalls import (
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
+    PR_SET_PDEATHSIG,
     bounding_set_drop,
     detach,
     libc,
@@ -56,19 +65,18 @@ from mcp_servers.python_executor.sandbox.syscalls import (
     set_hostname,
     unshare,
 )
+from mcp_servers.python_executor.sandbox.wire import CHANNEL, MAX_INODES
 
 __all__ = ["main"]
 
 MAX_CONFIG_BYTES = 1 << 18
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME = 1, 4, 15
+PR_SET_DUMPABLE, PR_SET_NAME = 4, 15
 SIGKILL = 9
 M_ARENA_MAX = -8
 UID_BASE = 1000
-CHANNEL = 3
 FOLDERS = ("HOME", "TMPDIR", "MPLCONFIGDIR")
 FIRST_FREE_FD = 10
 NAMESPACES = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
-MAX_INODES = 4096
 LANDLOCK_KNOWS_TRUNCATE = 3
 MAX_PENDING_SIGNALS = 64
 """And timers. They are counted for all children of a machine together, and for its root."""
@@ -77,9 +85,6 @@ PAGE = resource.getpagesize()
 MAX_TRAINED_BYTES = 32 * 1024
 MAX_TOUCHED = 150
 """Pages that a spare takes for itself before it is asked: they are its private memory."""
-
-# how a child is confined; _forkserver.c and slowpath.py have the same
-NEW_PID, CHROOT, SET_UID, DROP_CAPS, LANDLOCK, OWN_FILTER = 1, 2, 4, 8, 16, 32
 
 
 def main(ctl: int) -> None:
@@ -122,7 +127,7 @@ class _Zygote:
         with contextlib.suppress(OSError):
             layers.write("/proc/self/oom_score_adj", "1000")  # when memory runs out, a call ends rather than the server
         found = layers.try_layers()
-        tier = max(layers.tier_of(found), config["tier"])
+        tier = layers.tier_of(found)
         if tier > config["min_tier"]:
             self._pool.send(json.dumps({"refused": tier, "layers": found}).encode())
             os._exit(0)
@@ -232,9 +237,6 @@ class _Zygote:
 
             with contextlib.suppress(OSError):  # each new interpreter would compile it again
                 py_compile.compile(config["source"])
-        with open(os.devnull, "r+b") as null:
-            for fd in (0, 1, 2):
-                os.dup2(null.fileno(), fd)
         with open(os.devnull, "r+b") as null:
             for fd in (0, 1, 2):
                 os.dup2(null.fileno(), fd)

@@ -346,7 +346,7 @@ def bench_isolation(
     as_json: AsJson = False,
 ) -> None:
     """Try what passes from one call of the Python executor to the next, and print the matrix."""
-    from toolscore.bench.executor import executor_command
+    from toolscore.gateway import executor_command
 
     command = executor_command("isolation", "--engines", engines, *(["--json"] if as_json else []))
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from toolscore import __version__
+from toolscore.gateway import executor_command
 from toolscore.models import UpstreamSpec
 from toolscore.settings import Settings, load_settings
 from toolscore.stores.database import StoreError, open_database
@@ -103,8 +104,8 @@ async def _running(settings: Settings) -> list[Finding] | None:
 async def _sandbox(settings: Settings) -> list[Finding]:
     """What the Python executor says of this machine: it is a program of its own, and tries each layer."""
     python = settings.python_executor
-    command = [sys.executable, "-m", "mcp_servers.python_executor", "doctor", "--json", "--data-dir"]
-    command += [settings.storage.data_dir, *(["--interpreter", python.interpreter] if python.interpreter else [])]
+    command = executor_command("doctor", "--json", "--data-dir", settings.storage.data_dir)
+    command += ["--interpreter", python.interpreter] if python.interpreter else []
     process = None
     try:
         async with asyncio.timeout(SANDBOX_SECONDS):

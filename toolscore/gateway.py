@@ -30,7 +30,7 @@ from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.connection import STATS_METHOD
 from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
 
-__all__ = ["EXECUTOR_ID", "Gateway", "open_gateway"]
+__all__ = ["EXECUTOR_ID", "Gateway", "executor_command", "open_gateway"]
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +78,9 @@ class Gateway:
         keepers = {
             upstream.server_id: upstream.connections[0]
             for upstream in self.upstreams
-            if upstream.connections and _keeps_stats(upstream.connections[0].info.capabilities)
+            if upstream.spec.identify_callers  # ours: what others say would stand in our metrics unchecked
+            and upstream.connections
+            and _keeps_stats(upstream.connections[0].info.capabilities)
         }
         self.server_stats = {server_id: self.server_stats.get(server_id, {}) for server_id in keepers}
 
@@ -249,6 +251,11 @@ def _keeps_stats(capabilities: dict[str, Any]) -> bool:
     return isinstance(experimental, dict) and STATS_METHOD in experimental
 
 
+def executor_command(*arguments: str) -> list[str]:
+    """What starts our Python executor as a program of its own."""
+    return [sys.executable, "-m", "mcp_servers.python_executor", *arguments]
+
+
 def _executor_spec(settings: Settings) -> UpstreamSpec:
     options = {**settings.python_executor.model_dump(), "data_dir": str(Path(settings.storage.data_dir).absolute())}
     # the executor's own time limit shall strike before ours
@@ -269,13 +276,13 @@ def _executor_spec(settings: Settings) -> UpstreamSpec:
     else:
         host = "127.0.0.1" if router.host in ("0.0.0.0", "") else router.host  # noqa: S104
         url = f"ws://{f'[{host}]' if ':' in host else host}:{router.port}/register"
-    args = ["-m", "mcp_servers.python_executor", "--connect", url, "--server-id", EXECUTOR_ID]
+    command, *args = executor_command("--connect", url, "--server-id", EXECUTOR_ID)
     if service.port is not None:
         args += ["--http", f"{service.host}:{service.port}"]
     args += ["--options", json.dumps(options)]
     return UpstreamSpec(
         dialin=True,
-        command=sys.executable,
+        command=command,
         args=tuple(args),
         call_timeout_seconds=call_timeout,
         start_timeout_seconds=20,

@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from toolscore.bench.process import free_port, measure, serving, settle, wait_for_servers
+from toolscore.gateway import EXECUTOR_ID, executor_command
 
-__all__ = ["executor_command", "run_executor_bench"]
+__all__ = ["run_executor_bench"]
 
-EXECUTOR_ID = "python-executor-mcp-server"
 CONCURRENCY = 16
 ROUNDS = 3
 TARGET = 0.6
-
-
-def executor_command(*arguments: str) -> list[str]:
-    """The executor is a program of its own."""
-    return [sys.executable, "-m", "mcp_servers.python_executor", *arguments]
 
 
 def run_executor_bench(

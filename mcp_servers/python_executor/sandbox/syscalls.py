@@ -28,6 +28,7 @@ __all__ = [
     "MS_REC",
     "MS_REMOUNT",
     "NUMBERS",
+    "PR_SET_PDEATHSIG",
     "bounding_set_drop",
     "detach",
     "libc",

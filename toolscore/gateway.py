@@ -18,6 +18,7 @@ import structlog
 from toolscore.auth import is_loopback
 from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, ToolScoreError, UpstreamUnavailable
 from toolscore.events import EventLog
+from toolscore.features import ChangeFeed, FeatureIndex
 from toolscore.jsonrpc import ConnectionLost, RemoteError, decode
 from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
@@ -26,8 +27,8 @@ from toolscore.pipeline import CallPipeline
 from toolscore.settings import NEEDS_RESTART, Loaded, Settings, SettingsHub, differences, load_settings, watch_files
 from toolscore.stores import Database, open_database
 from toolscore.stores.database import StoreError
-from toolscore.upstreams import UpstreamPool
-from toolscore.upstreams.connection import STATS_METHOD
+from toolscore.upstreams import ServerInfo, UpstreamPool
+from toolscore.upstreams.connection import CAPABILITY_OF, STATS_METHOD
 from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
 
 __all__ = ["EXECUTOR_ID", "Gateway", "executor_command", "open_gateway"]
@@ -35,6 +36,7 @@ __all__ = ["EXECUTOR_ID", "Gateway", "executor_command", "open_gateway"]
 log = structlog.get_logger(__name__)
 
 EXECUTOR_ID = "python-executor-mcp-server"
+LIST_CHANGED = {feature: f"notifications/{feature}/list_changed" for feature in ("tools", "prompts", "resources")}
 SERVER_STATS_SECONDS = 0.5
 SERVER_STATS_TIMEOUT_SECONDS = 1.0
 
@@ -49,6 +51,8 @@ class Gateway:
         database: Database,
         events: EventLog,
         library: UnifiedToolLibrary,
+        features: FeatureIndex,
+        changes: ChangeFeed,
         upstreams: UpstreamPool,
         pipeline: CallPipeline,
         metrics: Metrics,
@@ -60,6 +64,8 @@ class Gateway:
         self.database = database
         self.events = events
         self.library = library
+        self.features = features
+        self.changes = changes
         self.upstreams = upstreams
         self.pipeline = pipeline
         self.metrics = metrics
@@ -93,6 +99,11 @@ class Gateway:
 
         await asyncio.gather(*map(ask, keepers))
         self.metrics.server_stats = self.server_stats
+
+    def forget(self, server_id: str) -> None:
+        """Drop what is known of a server that is gone for good."""
+        self.library.forget(server_id)
+        self.features.forget(server_id)
 
     async def reload(self) -> bool:
         """Read the settings again and put them in force; at any problem the old stay. Returns whether they changed."""
@@ -198,7 +209,7 @@ class Gateway:
 
     async def _drop(self, server_id: str) -> None:
         def forget() -> None:  # before the id is free for another
-            self.library.forget(server_id)
+            self.forget(server_id)
             self.metrics.server_gone(server_id)
 
         await self.upstreams.remove(server_id, forget)
@@ -317,7 +328,14 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
                 on_event=metrics.event,
             )
         )
-        library = await stack.enter_async_context(UnifiedToolLibrary(database, publish=events.publish))
+        changes = ChangeFeed()
+
+        def publish(event: str, **data: Any) -> None:
+            events.publish(event, **data)
+            changes.tell(data["server_id"], "notifications/tools/list_changed")
+
+        library = await stack.enter_async_context(UnifiedToolLibrary(database, publish=publish))
+        features = await stack.enter_async_context(FeatureIndex(database))
 
         metrics.tools.set_function(lambda: len(library))
 
@@ -331,10 +349,22 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
                 events.publish("server_up", server_id=server_id)
             elif state in ("down", "failed", "stopped"):
                 events.publish("server_down", server_id=server_id, state=state, reason=reason)
+            for method in LIST_CHANGED.values():  # what they show as available is another
+                changes.tell(server_id, method)
+
+        def described(server_id: str, info: ServerInfo) -> None:
+            features.describe(server_id, info)
+
+        def listed(server_id: str, kind: str, entries: list[dict[str, Any]]) -> None:
+            if features.update(server_id, kind, entries):
+                changes.tell(server_id, LIST_CHANGED[CAPABILITY_OF[kind]])
 
         upstreams = await stack.enter_async_context(
             UpstreamPool(
                 on_tools=tools_listed,
+                on_info=described,
+                on_list=listed,
+                on_notification=changes.tell,
                 on_state=state_changed,
                 on_restart=metrics.server_restarted,
                 has_tools=lambda server_id: bool(library.of_server(server_id)),
@@ -356,6 +386,8 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             database=database,
             events=events,
             library=library,
+            features=features,
+            changes=changes,
             upstreams=upstreams,
             pipeline=pipeline,
             metrics=metrics,
@@ -366,8 +398,8 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         servers = configured_servers(settings)
         for row in await database.load_servers():
             servers.setdefault(row["server_id"], UpstreamSpec.model_validate_json(row["spec"]))
-        for server_id in library.servers() - servers.keys() - loaded.broken_servers.keys():
-            library.forget(server_id)
+        for server_id in {*library.servers(), *features.servers()} - servers.keys() - loaded.broken_servers.keys():
+            gateway.forget(server_id)
         for server_id, spec in servers.items():
             upstreams.add(server_id, spec)
         for problem in loaded.problems:

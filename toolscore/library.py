@@ -21,6 +21,7 @@ from toolscore.models import ServerState, Tool, UpstreamSpec, definition_hash, n
 from toolscore.names import nearest, tool_id
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError
+from toolscore.upstreams.headers import Mirrored, mirrored_arguments
 
 __all__ = ["UnifiedToolLibrary", "compile_schema", "event_fields"]
 
@@ -117,6 +118,7 @@ class UnifiedToolLibrary:
         self._order: list[str] = []
         self._state: dict[str, ServerState] = {}
         self._validators: dict[str, Any] = {}
+        self._mirrored: dict[str, Mirrored] = {}
         self._writes: asyncio.Queue[tuple[list[dict[str, Any]], list[str]]] = asyncio.Queue(maxsize=10_000)
         self.store_error: str | None = None
         self.generation = 0
@@ -246,6 +248,19 @@ class UnifiedToolLibrary:
                 self._validators.clear()
             self._validators[tool.definition_hash] = validator
             return validator
+
+    def mirrored(self, tool: Tool) -> Mirrored:
+        """The arguments of a tool that clients of the stateless era repeat in HTTP headers."""
+        found = self._mirrored.get(tool.definition_hash)
+        if found is None:
+            try:
+                found = mirrored_arguments(tool.input_schema)
+            except ValueError:
+                found = {}
+            if len(self._mirrored) >= 2 * len(self._tools) + 100:
+                self._mirrored.clear()
+            self._mirrored[tool.definition_hash] = found
+        return found
 
     # Writing
 

@@ -103,6 +103,9 @@ class UpstreamSpec(BaseModel):
     idle_stop_seconds: Annotated[float, Field(gt=0)] | None = Field(
         None, description="stop after this long without a call"
     )
+    client_features: tuple[Literal["elicitation", "sampling", "roots"], ...] = Field(
+        ("elicitation", "sampling", "roots"), description="what the server may ask its clients for"
+    )
     identify_callers: bool = Field(False, description="send the caller's name in `_meta` as `toolscore/principal`")
     start_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")
     call_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")
@@ -211,6 +214,8 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     structured_content: msgspec.Raw | None
     is_error: bool
     duration_ms: float
+    input_required: bool = False
+    """Nothing was done yet: the server asks for input (MCP `InputRequiredResult`)."""
     cache_hit: bool = False
 
 

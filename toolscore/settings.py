@@ -95,6 +95,7 @@ class Limits(_Section):
     calls_per_connection: Annotated[int, Field(ge=1)] = 64
     max_sessions: Annotated[int, Field(ge=1)] = 10_000
     session_idle_seconds: Seconds = 1800
+    input_seconds: Seconds = 300
 
 
 class Servers(_Section):

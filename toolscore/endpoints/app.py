@@ -259,6 +259,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
         finally:
             await gateway.pipeline.close(SHUTDOWN_SECONDS)
             server.should_exit = True
+            gateway.changes.close()
             gateway.events.notifier.close()  # streams end; what is being called may finish
             await asyncio.gather(task, return_exceptions=True)
 

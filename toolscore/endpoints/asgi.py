@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from toolscore.errors import InvalidRequest, PayloadTooLarge, ToolScoreError
 from toolscore.jsonrpc import encode
@@ -138,8 +138,21 @@ def failure(error: ToolScoreError, *, request_id: str, started: float) -> tuple[
     return encode(body), headers
 
 
+class LongResponse(Protocol):
+    """A response that can be resumed."""
+
+    def slow(self) -> None:
+        """The answer takes longer than most."""
+
+    async def gone(self) -> None:
+        """The client hung up. Returns when it will not come back."""
+
+
 class ClientWatch:
     """Cancels the task that enters it when the HTTP client hangs up: a call that nobody waits for must not go on.
+
+    Args:
+        response: told when the answer takes long and when the client hangs up; it may have the call go on.
 
     The body must have been read before, so that the next message can only be the disconnect. Most calls end before
     watching is worth a task; one sweep for all of them finds those that take longer.
@@ -149,10 +162,11 @@ class ClientWatch:
     _sweeping: ClassVar[asyncio.TimerHandle | None] = None
     _loop: ClassVar[asyncio.AbstractEventLoop | None] = None
 
-    __slots__ = ("_receive", "_seen", "_task", "_watcher", "gone")
+    __slots__ = ("_receive", "_response", "_seen", "_task", "_watcher", "gone")
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, response: LongResponse | None = None) -> None:
         self._receive = receive
+        self._response = response
         self._watcher: asyncio.Task[None] | None = None
         self._seen = False
         self.gone = False
@@ -177,6 +191,8 @@ class ClientWatch:
     def _sweep(cls) -> None:
         for watch in cls._watches:
             if watch._seen and watch._watcher is None:
+                if watch._response is not None:
+                    watch._response.slow()
                 watch._watcher = asyncio.get_running_loop().create_task(watch._watch())
             watch._seen = True
         loop = asyncio.get_running_loop()
@@ -185,6 +201,8 @@ class ClientWatch:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        if self._response is not None:
+            await self._response.gone()
         self.gone = True
         if self._task is not None:
             self._task.cancel()

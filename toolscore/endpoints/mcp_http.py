@@ -1,37 +1,58 @@
 """MCP over streamable HTTP at `/mcp` and `/servers/{server_id}/mcp`, both eras on the same address.
 
 The session era (2024-11-05 … 2025-11-25) is known by its `initialize` and its `Mcp-Session-Id`; the stateless one
-(2026-07-28) by the `MCP-Protocol-Version` header of every request. Raw ASGI: this is a hot route.
+(2026-07-28) by the `MCP-Protocol-Version` header of every request. Raw ASGI: this is a hot route. An answer is plain JSON
+until something has to be said before it; then it becomes a stream of events.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
+import contextlib
+import itertools
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import structlog
 from msgspec import Raw
 
 from toolscore.endpoints.asgi import ClientWatch, Receive, Scope, Send, header, new_request_id, read_body, send_json
-from toolscore.endpoints.mcp_server import LISTEN_TYPES, McpServer, Members, progress_frame, progress_token, read_params
-from toolscore.errors import InternalError, InvalidRequest, Overloaded, ToolScoreError
+from toolscore.endpoints.mcp_callers import (
+    ENVELOPE,
+    UNSUPPORTED_PROTOCOL_VERSION,
+    SessionCaller,
+    StatelessCaller,
+    StatelessCalls,
+    envelope_error,
+    log_level_of,
+    may_wait,
+)
+from toolscore.endpoints.mcp_server import Listener, McpServer, Members, open_listener, read_params, watch_resource
+from toolscore.errors import InternalError, InvalidRequest, MethodNotFound, Overloaded, ToolScoreError
 from toolscore.gateway import Gateway
-from toolscore.jsonrpc import Frame, decode, decode_frame, encode, error_frame, result_frame
-from toolscore.upstreams.connection import LATEST_STATELESS_VERSION, SESSION_VERSIONS
+from toolscore.jsonrpc import (
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    Frame,
+    RemoteError,
+    decode,
+    decode_frame,
+    encode,
+    error_frame,
+    result_frame,
+)
+from toolscore.upstreams import Caller
+from toolscore.upstreams.connection import META, SESSION_VERSIONS
+from toolscore.upstreams.headers import NAMED_METHODS, PARAM_PREFIX, header_text, param_mismatch
 
 __all__ = ["McpHttpEndpoint"]
 
 log = structlog.get_logger(__name__)
 
 HEADER_MISMATCH = -32020
-UNSUPPORTED_PROTOCOL_VERSION = -32022
-INVALID_PARAMS = -32602
 
 STATUS_OF = {
     -32700: 400,
@@ -53,19 +74,250 @@ SWEEP_SECONDS = 60
 SSE_COMMENT_SECONDS = 15
 """Proxies cut silent streams; a comment now and then keeps them open."""
 
-NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+RESUMABLE_SINCE = "2025-11-25"
+"""From this revision on a stream begins with an event that has an id and no data, so that it can be resumed (SEP-1699)."""
+
+RETRY_MS = 1000
+RESUME_SECONDS = 30.0
+"""How long a call goes on whose client's stream broke off, waiting for it to resume."""
+RESUME_POLL_SECONDS = 0.25
+REACH_SECONDS = 10.0
+"""How long a question outside of any request waits for a stream to its client."""
+MAX_EVENTS = 1000
+MAX_EVENT_BYTES = 1024 * 1024
+"""What a stream keeps, for a client that reads slowly or comes back; the oldest goes first, the newest always stays."""
+KEPT_STREAMS = 16
+
 ROUTING = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
-ENVELOPE = ("io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientCapabilities")
 
 
-class _Session:
-    """One client of the session era."""
+class _Stream:
+    """The events of one response, kept for as long as its client may come back for them.
 
-    def __init__(self, server_id: str | None) -> None:
+    `read` is the newest event that was sent, `readers` counts the responses that send it just now.
+    """
+
+    def __init__(self, number: int, resumable: bool) -> None:
+        self.number = number
+        self.resumable = resumable
+        self.readers = 0
+        self.read = 0
+        self.ended = False
+        self._events: deque[tuple[int, bytes]] = deque()
+        self._bytes = 0
+        self._count = 0
+        self._arrived = asyncio.Event()
+
+    def put(self, message: bytes) -> None:
+        """Add a message. Never waits."""
+        self._count += 1
+        self._events.append((self._count, message))
+        self._bytes += len(message)
+        while len(self._events) > 1 and (len(self._events) > MAX_EVENTS or self._bytes > MAX_EVENT_BYTES):
+            self._bytes -= len(self._events.popleft()[1])
+        self._arrived.set()
+
+    def put_once(self, message: bytes) -> None:
+        """Add a message unless it waits to be read already."""
+        if all(waiting != message for number, waiting in self._events if number > self.read):
+            self.put(message)
+
+    def end(self) -> None:
+        self.ended = True
+        self._arrived.set()
+
+    async def chunks(self, after: int = 0) -> AsyncGenerator[bytes]:
+        """Bytes to send, from the event behind `after` on, until the stream ends."""
+        self.readers += 1
+        try:
+            if self.resumable:
+                yield b"id: %d-%d\nretry: %d\ndata: \n\n" % (self.number, after, RETRY_MS)
+            else:
+                yield b": open\n\n"
+            while True:
+                self._arrived.clear()
+                for number, message in [event for event in self._events if event[0] > after]:
+                    after = self.read = number
+                    event_id = b"id: %d-%d\n" % (self.number, number) if self.resumable else b""
+                    yield event_id + sse(message)
+                if self.ended:
+                    return
+                if self._arrived.is_set():
+                    continue
+                try:
+                    async with asyncio.timeout(SSE_COMMENT_SECONDS):
+                        await self._arrived.wait()
+                except TimeoutError:
+                    yield b": still here\n\n"
+        finally:
+            self.readers -= 1
+            self._arrived.set()  # whoever waits for a reader looks again
+
+
+class _Session(Caller):
+    """One client of the session era; as a `Caller`, what reaches it outside of its requests."""
+
+    live = True
+
+    def __init__(
+        self, gateway: Gateway, server: McpServer, server_id: str | None, params: Members, version: str
+    ) -> None:
+        declared = decode(params["capabilities"]) if "capabilities" in params else None
+        super().__init__(capabilities=declared if isinstance(declared, dict) else {})
+        self.server = server
         self.server_id = server_id
+        self.resumable = version >= RESUMABLE_SINCE
         self.used = time.monotonic()
         self.calls: dict[Any, asyncio.Task[Any]] = {}
-        self.streams = 0
+        self.asked: dict[str, asyncio.Future[Raw]] = {}
+        self.own = _Stream(0, self.resumable)
+        self.streams: OrderedDict[int, _Stream] = OrderedDict({0: self.own})
+        self.listener = Listener(gateway, server, self, self._tell, self.own.end)
+        self._input_seconds = gateway.settings.current.limits.input_seconds
+        self._numbers = itertools.count(1)
+        self._questions = itertools.count(1)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.calls) or self.own.readers > 0
+
+    def open_stream(self) -> _Stream:
+        """A stream for one response."""
+        stream = _Stream(next(self._numbers), self.resumable)
+        self.streams[stream.number] = stream
+        ended = [number for number, kept in self.streams.items() if kept.ended]
+        for number in ended[: max(0, len(ended) - KEPT_STREAMS)]:
+            del self.streams[number]
+        return stream
+
+    def _tell(self, method: str, params: Any) -> None:
+        message = _notification(method, params)
+        if params is None or method == "notifications/resources/updated":
+            self.own.put_once(message)
+        else:
+            self.own.put(message)
+
+    def notify(self, method: str, params: Raw | None) -> None:
+        if method == "notifications/message" and not (self.log_level and self.hears(log_level_of(params))):
+            return  # what belongs to no request is for those who asked for it
+        self.own.put(_notification(method, params))
+
+    def announce(self, server_id: str, method: str, params: Raw | None) -> None:
+        if method == "notifications/resources/updated":
+            self.listener.resource_updated(server_id, params)
+        elif not method.endswith("/list_changed"):
+            self.notify(method, params)
+
+    async def ask(self, method: str, params: Raw | None) -> Any:
+        """Over the session's own stream, or the response of a request that is under way."""
+        deadline = time.monotonic() + REACH_SECONDS
+        while True:
+            if self.own.readers:
+                return await self.question(self.own, method, params)
+            for stream in self.streams.values():
+                if stream.readers and not stream.ended:
+                    return await self.question(stream, method, params)
+            if time.monotonic() > deadline:
+                raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"the client keeps no stream open: {method}"})
+            await asyncio.sleep(0.05)
+
+    async def question(self, stream: _Stream, method: str, params: Raw | None) -> Any:
+        """Put a request to the client on one of its streams, and wait for its answer."""
+        number = f"toolscore-{next(self._questions)}"
+        message: dict[str, Any] = {"jsonrpc": "2.0", "id": number, "method": method}
+        if params is not None:
+            message["params"] = params
+        answer = self.asked[number] = asyncio.get_running_loop().create_future()
+        stream.put(encode(message))
+        try:
+            async with asyncio.timeout(self._input_seconds):
+                return await answer
+        except TimeoutError:
+            stream.put(_notification("notifications/cancelled", {"requestId": number, "reason": "it took too long"}))
+            raise RemoteError({"code": -32603, "message": f"the client did not answer {method} in time"}) from None
+        except asyncio.CancelledError:
+            stream.put(_notification("notifications/cancelled", {"requestId": number}))
+            raise
+        finally:
+            self.asked.pop(number, None)
+
+    def answered(self, frame: Frame) -> None:
+        """Take the client's answer to a question. One that nobody waits for is dropped."""
+        answer = self.asked.get(str(frame.id))
+        if answer is None or answer.done():
+            return
+        if isinstance(frame.error, Raw):
+            error = decode(frame.error)
+            answer.set_exception(RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)}))
+        elif isinstance(frame.result, Raw):
+            answer.set_result(frame.result)
+
+
+class _Response:
+    """One POST's response: JSON, or a stream of events once something is to be said before the answer."""
+
+    def __init__(self, scope: Scope, send: Send, session: _Session | None) -> None:
+        self._send = send
+        self._session = session
+        self._may_stream = "text/event-stream" in (header(scope, b"accept") or "")
+        self._writer: asyncio.Task[None] | None = None
+        self.stream: _Stream | None = None
+
+    def open(self) -> _Stream | None:
+        """Become a stream, if the client reads such."""
+        if self.stream is None and self._may_stream:
+            self.stream = self._session.open_stream() if self._session is not None else _Stream(0, False)
+            self._writer = asyncio.create_task(self._write(self.stream))
+        return self.stream
+
+    def tell(self, method: str, params: Any) -> None:
+        """Say something before the answer; a client that takes no stream misses it."""
+        stream = self.open()
+        if stream is not None:
+            stream.put(_notification(method, params))
+
+    async def ask(self, method: str, params: Raw | None) -> Any:
+        assert self._session is not None
+        stream = self.open()
+        if stream is None:
+            return await self._session.ask(method, params)
+        return await self._session.question(stream, method, params)
+
+    def slow(self) -> None:
+        """The answer takes its time: a stream can be resumed where a plain response would be lost."""
+        self.open()
+
+    async def gone(self) -> None:
+        """The client hung up: wait for it to come back to the stream, until it has been away for too long."""
+        if self.stream is None or self._writer is None:
+            return
+        self._writer.cancel()
+        away_since = time.monotonic()
+        while time.monotonic() < away_since + RESUME_SECONDS:
+            await asyncio.sleep(RESUME_POLL_SECONDS)
+            if self.stream.readers:
+                away_since = time.monotonic()
+
+    async def end(self, status: int, message: bytes | None) -> None:
+        """Give the answer; `None` for a request that gets none."""
+        if self.stream is None and message is None:
+            self._may_stream = True  # an empty stream is how a request ends without an answer
+            self.open()
+        if self.stream is None:
+            await send_json(self._send, status, message or b"")
+            return
+        if message is not None:
+            self.stream.put(message)
+        self.stream.end()
+        if self._writer is not None:
+            await asyncio.gather(self._writer, return_exceptions=True)
+
+    async def _write(self, stream: _Stream) -> None:
+        await self._send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+        async with contextlib.aclosing(stream.chunks()) as chunks:
+            async for chunk in chunks:
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b""})
 
 
 class McpHttpEndpoint:
@@ -76,6 +328,7 @@ class McpHttpEndpoint:
         self._all = McpServer(gateway)
         self._single: dict[str, McpServer] = {}
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._suspended: StatelessCalls | None = None
         self._swept = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, server_id: str | None = None) -> None:
@@ -94,10 +347,10 @@ class McpHttpEndpoint:
             await self._get(server_id, scope, receive, send)
         elif scope["method"] == "DELETE":
             session_id = header(scope, b"mcp-session-id")
-            known = session_id is not None and self._session(session_id, server_id) is not None
-            if known and session_id is not None:
-                del self._sessions[session_id]
-            await send_json(send, 200 if known else 404, b"{}")
+            session = self._session(session_id, server_id) if session_id is not None else None
+            if session is not None and session_id is not None:
+                await self._end_session(session_id)
+            await send_json(send, 200 if session is not None else 404, b"{}")
         else:
             await send_json(send, 405, _refusal(-32600, "use POST, GET or DELETE"), [(b"allow", b"POST, GET, DELETE")])
 
@@ -121,7 +374,17 @@ class McpHttpEndpoint:
             return
         version = header(scope, b"mcp-protocol-version")
         stateless = version is not None and version not in SESSION_VERSIONS
+        session: _Session | None = None
+        session_id = None if stateless else header(scope, b"mcp-session-id")
+        if session_id is not None and frame.method != "initialize":
+            session = self._session(session_id, server_id)
+            if session is None:
+                gone = {"code": -32600, "message": "Session not found"}
+                await send_json(send, 404, error_frame(frame.id if isinstance(frame.id, int | str) else None, gone))
+                return
         if not isinstance(frame.method, str):
+            if session is not None:
+                session.answered(frame)
             known = isinstance(frame.id, int | str) and not stateless
             await send_json(send, *((202, b"") if known else (400, _refusal(-32600, "expected a request"))))
             return
@@ -129,7 +392,8 @@ class McpHttpEndpoint:
             await send_json(send, 400, _refusal(-32600, "a request's id must be a string or a number, not null"))
             return
         if not isinstance(frame.id, int | str):
-            self._notified(scope, server_id, frame)
+            if session is not None:
+                self._notified(session, frame)
             await send_json(send, 202, b"")
             return
         try:
@@ -139,26 +403,40 @@ class McpHttpEndpoint:
             await send_json(send, 400, error_frame(frame.id, refusal))
             return
         if stateless:
-            envelope_error = _check_envelope(scope, frame.method, params, version)
-            if envelope_error is not None:
-                await send_json(send, STATUS_OF[envelope_error["code"]], error_frame(frame.id, envelope_error))
-                return
-            if frame.method == "subscriptions/listen":
-                await self._listen(frame.id, frame.params or None, receive, send)
-                return
-            await self._answer(server, frame, params, None, True, scope, receive, send)
+            refused = _check_envelope(scope, frame.method, params, version)
+            if refused is None and frame.method == "tools/call":
+                refused = self._check_params(scope, server_id, params)
+            if refused is not None:
+                await send_json(send, STATUS_OF[refused["code"]], error_frame(frame.id, refused))
+            elif frame.method == "subscriptions/listen":
+                await self._listen(server, frame.id, params, receive, send)
+            else:
+                await self._answer(server, frame, params, None, True, scope, receive, send)
             return
         if frame.method == "initialize":
-            await self._initialize(server, server_id, frame, send)
-            return
-        session = None
-        session_id = header(scope, b"mcp-session-id")
-        if session_id is not None:
-            session = self._session(session_id, server_id)
-            if session is None:
-                await send_json(send, 404, error_frame(frame.id, {"code": -32600, "message": "Session not found"}))
-                return
-        await self._answer(server, frame, params, session, False, scope, receive, send)
+            await self._initialize(server, server_id, frame, params, send)
+        elif session is not None and frame.method in ("resources/subscribe", "resources/unsubscribe"):
+            await self._watch(session, frame, params, send)
+        else:
+            await self._answer(server, frame, params, session, False, scope, receive, send)
+
+    def _check_params(self, scope: Scope, server_id: str | None, params: Members) -> dict[str, Any] | None:
+        """The rule for headers that repeat arguments of a tool. The error, or `None`."""
+        library = self._gateway.library
+        try:
+            tool = library.resolve(decode(params["name"]), None, server_id)
+            mirrored = library.mirrored(tool)
+            arguments = decode(params.get("arguments", Raw(b"{}"))) if mirrored else None
+        except (ToolScoreError, KeyError, TypeError):
+            return None  # said better by the call itself
+        if not mirrored:
+            return None
+        given: dict[str, list[str]] = {}
+        for key, value in scope["headers"]:
+            if key.startswith(PARAM_PREFIX.lower().encode()):
+                given.setdefault(key.decode("latin-1"), []).append(value.decode("latin-1").strip())
+        wrong = param_mismatch(mirrored, arguments, given)
+        return {"code": HEADER_MISMATCH, "message": wrong} if wrong else None
 
     async def _answer(
         self,
@@ -174,20 +452,25 @@ class McpHttpEndpoint:
         assert isinstance(frame.method, str)
         assert isinstance(frame.id, int | str)
         request_id = new_request_id(header(scope, b"x-request-id"))
-        stream = _ProgressStream(send, progress_token(params), header(scope, b"accept"))
-        if session is not None and (task := asyncio.current_task()) is not None:
-            session.calls[frame.id] = task
+        response = _Response(scope, send, session)
+        caller: Caller
+        if stateless:
+            caller = StatelessCaller(params, response.tell)
+        elif session is not None:
+            token = (params.get("_meta") or {}).get("progressToken")
+            caller = SessionCaller(session, response.tell, response.ask, token)
+            if (task := asyncio.current_task()) is not None:
+                session.calls[frame.id] = task
+        else:
+            caller = Caller()
         status = 200
+        message: bytes | None
         try:
-            with ClientWatch(receive) as watch:
-                work = server.handle(
-                    frame.method,
-                    params,
-                    request_id=request_id,
-                    stateless=stateless,
-                    on_progress=stream.progress if stream.wanted else None,
-                )
-                result = await (stream.during(work) if stream.wanted else work)
+            with ClientWatch(receive, response if session is not None and session.resumable else None) as watch:
+                if isinstance(caller, StatelessCaller) and may_wait(frame.method, params, caller):
+                    result = await self._carry_out(server, frame.method, params, caller, request_id)
+                else:
+                    result = await server.handle(frame.method, params, caller, request_id=request_id)
             message = result_frame(frame.id, result)
         except ToolScoreError as exc:
             error = exc.rpc_error()
@@ -200,45 +483,66 @@ class McpHttpEndpoint:
             if session is None or (task := asyncio.current_task()) is None or session.calls.get(frame.id) is not task:
                 raise
             task.uncancel()  # `notifications/cancelled`: the request gets no answer, its response ends
-            await stream.end(None)
-            return
+            message = None
         except Exception:  # a request's outermost line
             log.exception("serving an MCP request failed", method=frame.method, request_id=request_id)
             message = error_frame(frame.id, InternalError(f"{frame.method} failed inside the gateway").rpc_error())
         finally:
             if session is not None:
                 session.calls.pop(frame.id, None)
-        if stream.started:
-            await stream.end(message)
-        else:
-            await send_json(send, status, message)
+        await response.end(status, message)
 
-    async def _initialize(self, server: McpServer, server_id: str | None, frame: Frame, send: Send) -> None:
+    async def _carry_out(
+        self, server: McpServer, method: str, params: Members, caller: StatelessCaller, request_id: str
+    ) -> Any:
+        if self._suspended is None:
+            self._suspended = StatelessCalls(self._gateway.settings.current.limits.input_seconds)
+        if StatelessCalls.is_ours(params):
+            return await self._suspended.resume(caller, params, method)
+        about = dict(params)  # the server takes the params apart
+        return await self._suspended.start(
+            caller, about, lambda: server.handle(method, params, caller, request_id=request_id), method
+        )
+
+    async def _initialize(
+        self, server: McpServer, server_id: str | None, frame: Frame, params: Members, send: Send
+    ) -> None:
         assert isinstance(frame.id, int | str)
         limits = self._gateway.settings.current.limits
         try:
-            result = server.initialize(frame.params if isinstance(frame.params, Raw) else None)
-            self._make_room(limits.max_sessions, limits.session_idle_seconds)
-        except (ToolScoreError, AttributeError) as exc:
-            error = exc if isinstance(exc, ToolScoreError) else InvalidRequest("initialize needs `params`, an object")
-            await send_json(send, error.status, error_frame(frame.id, error.rpc_error()))
+            result = await server.initialize(params)
+            await self._make_room(limits.max_sessions, limits.session_idle_seconds)
+        except ToolScoreError as exc:
+            await send_json(send, exc.status, error_frame(frame.id, exc.rpc_error()))
             return
         session_id = secrets.token_urlsafe(24)
-        self._sessions[session_id] = _Session(server_id)
+        self._sessions[session_id] = _Session(self._gateway, server, server_id, params, result["protocolVersion"])
         await send_json(send, 200, result_frame(frame.id, result), [(b"mcp-session-id", session_id.encode())])
 
-    def _make_room(self, bound: int, idle_seconds: float) -> None:
+    async def _make_room(self, bound: int, idle_seconds: float) -> None:
         oldest_use = time.monotonic() - idle_seconds
         if len(self._sessions) >= bound or time.monotonic() > self._swept + SWEEP_SECONDS:
             self._swept = time.monotonic()
-            quiet = [key for key, session in self._sessions.items() if not (session.streams or session.calls)]
+            quiet = [key for key, session in self._sessions.items() if not session.busy]
             for key in quiet:
                 if self._sessions[key].used < oldest_use:
-                    del self._sessions[key]
+                    await self._end_session(key)
             if len(self._sessions) >= bound and quiet and quiet[0] in self._sessions:
-                del self._sessions[quiet[0]]  # the idlest makes room; its client opens another
+                await self._end_session(quiet[0])  # the idlest makes room; its client opens another
         if len(self._sessions) >= bound:
             raise Overloaded(f"{bound} sessions are open: end one with DELETE, or wait", retry_after_seconds=60)
+
+    async def _end_session(self, session_id: str) -> None:
+        session = self._sessions.pop(session_id)
+        for task in session.calls.values():
+            task.cancel()
+        for stream in session.streams.values():
+            stream.end()
+        for answer in session.asked.values():
+            if not answer.done():
+                answer.set_exception(RemoteError({"code": -32600, "message": "the client has ended its session"}))
+        self._gateway.upstreams.client_gone(session)
+        await session.listener.close()
 
     def _session(self, session_id: str, server_id: str | None) -> _Session | None:
         session = self._sessions.get(session_id)
@@ -248,19 +552,31 @@ class McpHttpEndpoint:
         self._sessions.move_to_end(session_id)
         return session
 
-    def _notified(self, scope: Scope, server_id: str | None, frame: Frame) -> None:
-        """Take a notification. Only a session's own calls can be cancelled; the stateless era closes the response."""
-        session_id = header(scope, b"mcp-session-id")
-        session = self._session(session_id, server_id) if session_id else None
-        if session is None or frame.method != "notifications/cancelled" or not isinstance(frame.params, Raw):
+    def _notified(self, session: _Session, frame: Frame) -> None:
+        """Take a notification of a session's client. The stateless era has none: there a response is closed instead."""
+        if frame.method == "notifications/roots/list_changed":
+            self._gateway.upstreams.roots_changed(session)
+        if frame.method != "notifications/cancelled" or not isinstance(frame.params, Raw):
             return
         target = decode(frame.params)
-        task = session.calls.get(target.get("requestId")) if isinstance(target, dict) else None
+        given = target.get("requestId") if isinstance(target, dict) else None
+        task = session.calls.get(given) if isinstance(given, int | str) else None
         if task is not None:
             task.cancel()
 
+    async def _watch(self, session: _Session, frame: Frame, params: Members, send: Send) -> None:
+        assert isinstance(frame.id, int | str)
+        try:
+            if "resources" not in session.server.capabilities:
+                raise MethodNotFound(f"method not found: {frame.method}: no server here has resources")
+            await watch_resource(session.listener, str(frame.method), params)
+            message = result_frame(frame.id, {})
+        except ToolScoreError as exc:
+            message = error_frame(frame.id, exc.rpc_error())
+        await send_json(send, 200, message)
+
     async def _get(self, server_id: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        """The stream on which a session hears that the list has changed."""
+        """The stream on which a session hears what belongs to no request; or one that broke off, from there on."""
         session_id = header(scope, b"mcp-session-id")
         session = self._session(session_id, server_id) if session_id else None
         if session is None:
@@ -269,91 +585,39 @@ class McpHttpEndpoint:
             )
             await send_json(send, known[0], _refusal(-32600, known[1]))
             return
-        session.streams += 1
+        stream, after = session.own, session.own.read
+        last = header(scope, b"last-event-id") or ""
+        number, _, seen = last.partition("-")
+        if number.isdigit() and seen.isdigit():
+            found = session.streams.get(int(number[:9]))
+            if found is None:
+                await send_json(send, 404, _refusal(-32600, f"the stream of event {last[:40]!r} is not kept any more"))
+                return
+            stream, after = found, int(seen[:9])
         try:
-            await _stream(self._changes(None), receive, send)
+            await _stream(stream.chunks(after), receive, send)
         finally:
-            session.streams -= 1
             session.used = time.monotonic()
 
-    async def _listen(self, request_id: int | str, params: Raw | None, receive: Receive, send: Send) -> None:
+    async def _listen(
+        self, server: McpServer, request_id: int | str, params: Members, receive: Receive, send: Send
+    ) -> None:
         """`subscriptions/listen`: the response is the stream (2026-07-28, subscriptions)."""
-        wanted = decode(params).get("notifications") if params is not None else None
-        honored = {"toolsListChanged": True} if isinstance(wanted, dict) and wanted.get("toolsListChanged") else {}
-        meta = {"io.modelcontextprotocol/subscriptionId": request_id}
+        stream = _Stream(0, False)
+        meta = {f"{META}subscriptionId": request_id}
 
-        async def messages() -> AsyncIterator[bytes | None]:
-            acknowledged = {"notifications": honored, "_meta": meta}
-            yield _notification("notifications/subscriptions/acknowledged", acknowledged)
-            if honored:
-                async for message in self._changes(meta):
-                    yield message
-            else:
-                while True:
-                    await asyncio.sleep(SSE_COMMENT_SECONDS)
-                    yield None
+        def tell(method: str, told: dict[str, Any]) -> None:
+            stream.put_once(_notification(method, told))
 
-        await _stream(messages(), receive, send, result_frame(request_id, {"resultType": "complete", "_meta": meta}))
+        def farewell() -> None:
+            stream.put(result_frame(request_id, {"resultType": "complete", "_meta": meta}))
+            stream.end()
 
-    async def _changes(self, meta: dict[str, Any] | None) -> AsyncIterator[bytes | None]:
-        params = {"_meta": meta} if meta else None
-        changed = _notification("notifications/tools/list_changed", params)
-        async with self._gateway.events.subscribe({*LISTEN_TYPES, "lagged"}) as events:
-            reading = asyncio.ensure_future(anext(events, None))
-            try:
-                while True:
-                    done, _ = await asyncio.wait({reading}, timeout=SSE_COMMENT_SECONDS)
-                    if not done:
-                        yield None
-                        continue
-                    if reading.result() is None:
-                        return
-                    yield changed
-                    reading = asyncio.ensure_future(anext(events, None))
-            finally:
-                reading.cancel()
-
-
-class _ProgressStream:
-    """Turns the answer into an event stream at the first progress of a call whose client asked for it."""
-
-    def __init__(self, send: Send, token: Raw | None, accept: str | None) -> None:
-        self._send = send
-        self._token = token
-        self.wanted = token is not None and "text/event-stream" in (accept or "")
-        self.started = False
-        if self.wanted:
-            self._queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
-
-    def progress(self, params: Raw) -> None:
-        if self._token is not None and not self._queue.full():  # progress may be dropped, answers never
-            self._queue.put_nowait(progress_frame(self._token, params))
-
-    async def during(self, work: Any) -> Any:
-        """Await the work, sending what progress there is meanwhile."""
-        task = asyncio.ensure_future(work)
+        listener = await open_listener(self._gateway, server, params, meta, tell, farewell)
         try:
-            while not task.done() or not self._queue.empty():
-                getting = asyncio.ensure_future(self._queue.get())
-                await asyncio.wait({task, getting}, return_when=asyncio.FIRST_COMPLETED)
-                if not getting.done():
-                    getting.cancel()
-                    continue
-                if not self.started:
-                    self.started = True
-                    await self._send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-                await self._send({"type": "http.response.body", "body": sse(getting.result()), "more_body": True})
-            return await task
+            await _stream(stream.chunks(), receive, send)
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    async def end(self, message: bytes | None) -> None:
-        """Close the stream, with the answer as its last event."""
-        if not self.started:
-            await self._send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-        await self._send({"type": "http.response.body", "body": sse(message) if message else b""})
+            await listener.close()
 
 
 def sse(message: bytes) -> bytes:
@@ -361,18 +625,15 @@ def sse(message: bytes) -> bytes:
     return b"event: message\ndata: " + message.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n\n"
 
 
-async def _stream(
-    messages: AsyncIterator[bytes | None], receive: Receive, send: Send, farewell: bytes | None = None
-) -> None:
-    """Send events until the client goes or they end; `None` becomes a comment that keeps the connection open."""
+async def _stream(chunks: AsyncGenerator[bytes], receive: Receive, send: Send) -> None:
+    """Send a stream until the client goes or it ends."""
 
     async def write() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-        await send({"type": "http.response.body", "body": b": open\n\n", "more_body": True})
-        async for message in messages:
-            body = sse(message) if message is not None else b": still here\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": sse(farewell) if farewell else b""})
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -387,7 +648,7 @@ async def _stream(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _notification(method: str, params: dict[str, Any] | None) -> bytes:
+def _notification(method: str, params: Any) -> bytes:
     message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
     if params is not None:
         message["params"] = params
@@ -406,10 +667,10 @@ def _check_envelope(scope: Scope, method: str, params: Members, version: str | N
             if key in routing:
                 return {"code": HEADER_MISMATCH, "message": f"the {key.decode()} header appears more than once"}
             routing[key] = value
-    meta = params.get("_meta") or {}
-    missing = [key for key in ENVELOPE if key not in meta]
-    if missing:
-        return {"code": INVALID_PARAMS, "message": f"params._meta needs {' and '.join(missing)}"}
+    wrong = envelope_error(params)
+    if wrong is not None and wrong["code"] == INVALID_PARAMS:
+        return wrong
+    meta = params["_meta"]
     if decode(meta[ENVELOPE[0]]) != version:
         return {
             "code": HEADER_MISMATCH,
@@ -417,26 +678,13 @@ def _check_envelope(scope: Scope, method: str, params: Members, version: str | N
         }
     if routing.get(b"mcp-method", b"").decode("latin-1") != method:
         return {"code": HEADER_MISMATCH, "message": "the Mcp-Method header does not match the body's method"}
-    named = NAMED.get(method)
+    named = NAMED_METHODS.get(method)
     if named is not None and named in params:
         value = decode(params[named])
-        if isinstance(value, str) and _header_text(routing.get(b"mcp-name")) != value:
+        if isinstance(value, str) and header_text(_latin(routing.get(b"mcp-name"))) != value:
             return {"code": HEADER_MISMATCH, "message": f"the Mcp-Name header does not match the body's {named!r}"}
-    if version != LATEST_STATELESS_VERSION:
-        return {
-            "code": UNSUPPORTED_PROTOCOL_VERSION,
-            "message": "Unsupported protocol version",
-            "data": {"supported": [LATEST_STATELESS_VERSION, *reversed(SESSION_VERSIONS)], "requested": version},
-        }
-    return None
+    return wrong
 
 
-def _header_text(value: bytes | None) -> str | None:
-    """What a header says, undoing the base64 sentinel; `None` where it cannot be undone."""
-    text = value.decode("latin-1") if value is not None else None
-    if text is None or not (text.startswith("=?base64?") and text.endswith("?=")):
-        return text
-    try:
-        return base64.b64decode(text[9:-2], validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        return None
+def _latin(value: bytes | None) -> str | None:
+    return value.decode("latin-1") if value is not None else None

@@ -12,6 +12,7 @@ import os
 import socket as socketlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,21 @@ from websockets.typing import Subprotocol
 
 from toolscore.auth import check_origin
 from toolscore.endpoints.asgi import new_request_id
-from toolscore.endpoints.mcp_server import LISTEN_TYPES, McpServer, progress_token, read_params
+from toolscore.endpoints.mcp_callers import (
+    SessionCaller,
+    StatelessCaller,
+    StatelessCalls,
+    envelope_error,
+    log_level_of,
+    may_wait,
+)
+from toolscore.endpoints.mcp_server import Listener, McpServer, Members, open_listener, read_params, watch_resource
 from toolscore.errors import (
     Conflict,
     Forbidden,
     InvalidArguments,
     InvalidRequest,
+    MethodNotFound,
     Overloaded,
     PayloadTooLarge,
     ServerNotFound,
@@ -51,7 +61,8 @@ from toolscore.jsonrpc import (
 )
 from toolscore.models import LOCAL, Tool, ToolCall, UpstreamSpec, timestamp
 from toolscore.transports import WebSocketChannel
-from toolscore.upstreams.connection import PeerConnection, answer_server
+from toolscore.upstreams import Caller
+from toolscore.upstreams.connection import META, PeerConnection
 from toolscore.upstreams.websocket import TypedConnection, tool_from_capability
 
 __all__ = ["serve_router"]
@@ -136,6 +147,13 @@ def _choose(_connection: ServerConnection, offered: Any) -> Subprotocol | None:
     return MCP if MCP in offered else TYPED if TYPED in offered else None
 
 
+def _single_server(path: str) -> str | None:
+    """The server of `/servers/{server_id}/mcp`."""
+    if path.startswith("/servers/") and path.endswith("/mcp"):
+        return path[len("/servers/") : -len("/mcp")] or None
+    return None
+
+
 class _Router:
     """Hands each connection to its dialect."""
 
@@ -146,10 +164,11 @@ class _Router:
     def check(self, connection: ServerConnection, request: Request) -> Response | None:
         """Refuse foreign web pages and unknown paths before the handshake."""
         path = request.path.partition("?")[0]
-        if path not in (self._endpoint, REGISTER_PATH):
+        if path not in (self._endpoint, REGISTER_PATH) and _single_server(path) is None:
             return connection.respond(
                 http.HTTPStatus.NOT_FOUND,
-                f"nothing at {path}: clients connect to {self._endpoint}, servers that dial in to {REGISTER_PATH}\n",
+                f"nothing at {path}: clients connect to {self._endpoint} or /servers/{{server_id}}/mcp, "
+                f"servers that dial in to {REGISTER_PATH}\n",
             )
         try:
             check_origin(
@@ -170,26 +189,38 @@ class _Router:
             elif path == REGISTER_PATH:
                 await _serve_registered(self._gateway, channel)
             else:
-                await _McpClient(self._gateway, channel).run()
+                server_id = _single_server(path)
+                if server_id is not None:
+                    self._gateway.upstreams.get(server_id)
+                await _McpClient(self._gateway, channel, server_id).run()
+        except ServerNotFound as exc:
+            await channel.close(1008, f"{exc.message}; {exc.suggestion}"[:120])
         except Exception:  # a connection's outermost line
             log.exception("serving a WebSocket failed", path=path)
             await channel.close(1011, "the gateway failed")
 
 
-class _McpClient:
-    """A client of the `mcp` dialect. Its first request fixes the era."""
+class _McpClient(Caller):
+    """A client of the `mcp` dialect. Its first request fixes the era. As a `Caller`, what reaches it outside of requests."""
 
-    def __init__(self, gateway: Gateway, channel: WebSocketChannel) -> None:
+    live = True
+
+    def __init__(self, gateway: Gateway, channel: WebSocketChannel, server_id: str | None) -> None:
+        super().__init__()
         self._gateway = gateway
         self._channel = channel
-        self._server = McpServer(gateway)
-        self._stateless: bool | None = None
+        self._server = McpServer(gateway, server_id)
+        self._stateless_era: bool | None = None
         self._side: set[asyncio.Task[None]] = set()
+        self._listener: Listener | None = None
+        limits = gateway.settings.current.limits
+        self._input_seconds = limits.input_seconds
+        self._suspended: StatelessCalls | None = None
         self._peer = Peer(
             channel.send,
             on_request=self._request,
             on_notification=self._notified,
-            max_in_flight=gateway.settings.current.limits.calls_per_connection,
+            max_in_flight=limits.calls_per_connection,
         )
 
     async def run(self) -> None:
@@ -205,64 +236,104 @@ class _McpClient:
             self._peer.close(self._channel.closed_reason)
             for task in self._side:
                 task.cancel()
+            if self._suspended is not None:
+                self._suspended.close()
+            self._gateway.upstreams.client_gone(self)
+            if self._listener is not None:
+                await self._listener.close()
 
     async def _request(self, method: str, params: Raw | None, request_id: RequestId) -> Any:
-        if self._stateless is None:
-            self._stateless = method != "initialize" and _has_envelope(params)
-        if method == "initialize":
-            self._stateless = False
-            return self._server.initialize(params)
-        if method == "subscriptions/listen" and self._stateless:
-            return await self._listen(params, request_id)
         members = read_params(params)
-        token = progress_token(members)
-
-        def progress(update: Raw) -> None:
-            self._tell("notifications/progress", {**decode_object(update), "progressToken": token})
-
+        if self._stateless_era is None:
+            self._stateless_era = method != "initialize" and f"{META}protocolVersion" in (members.get("_meta") or {})
+        if method == "initialize" and not self._stateless_era:
+            return await self._initialize(members)
+        if method == "subscriptions/listen" and self._stateless_era:
+            return await self._listen(members, request_id)
+        ours = new_request_id(None)
+        if self._stateless_era:
+            return await self._answer_stateless(method, members, ours)
+        if method in ("resources/subscribe", "resources/unsubscribe"):
+            return await self._watch(method, members)
+        token = (members.get("_meta") or {}).get("progressToken")
         return await self._server.handle(
-            method,
-            members,
-            request_id=new_request_id(None),
-            stateless=self._stateless,
-            on_progress=progress if token is not None else None,
+            method, members, SessionCaller(self, self._tell, self.ask, token), request_id=ours
         )
 
+    async def _initialize(self, members: Members) -> Any:
+        declared = decode(members["capabilities"]) if "capabilities" in members else None
+        self.capabilities = declared if isinstance(declared, dict) else {}
+        return await self._server.initialize(members)
+
+    async def _answer_stateless(self, method: str, members: Members, request_id: str) -> Any:
+        wrong = envelope_error(members)
+        if wrong is not None:
+            raise RemoteError(wrong)
+        caller = StatelessCaller(members, self._tell)
+        if not may_wait(method, members, caller):
+            return await self._server.handle(method, members, caller, request_id=request_id)
+        if self._suspended is None:
+            self._suspended = StatelessCalls(self._input_seconds)
+        if StatelessCalls.is_ours(members):
+            return await self._suspended.resume(caller, members, method)
+        about = dict(members)  # the server takes the params apart
+        return await self._suspended.start(
+            caller, about, lambda: self._server.handle(method, members, caller, request_id=request_id), method
+        )
+
+    async def _watch(self, method: str, members: Members) -> Any:
+        if self._listener is None or "resources" not in self._server.capabilities:
+            raise MethodNotFound(f"method not found: {method}: no server here has resources")
+        await watch_resource(self._listener, method, members)
+        return {}
+
     def _notified(self, method: str, _params: Raw | None) -> None:
-        if method == "notifications/initialized" and not self._side:
-            task = asyncio.create_task(self._tell_changes())
-            self._side.add(task)
+        if method == "notifications/initialized" and self._listener is None:
+            self._listener = Listener(self._gateway, self._server, self, self._tell, lambda: None)
+        elif method == "notifications/roots/list_changed":
+            self._gateway.upstreams.roots_changed(self)
 
-    async def _tell_changes(self) -> None:
-        async with self._gateway.events.subscribe(LISTEN_TYPES) as events:
-            async for _ in events:
-                await self._peer.notify("notifications/tools/list_changed")
+    def notify(self, method: str, params: Raw | None) -> None:
+        if method == "notifications/message" and not (self.log_level and self.hears(log_level_of(params))):
+            return
+        self._tell(method, params)
 
-    async def _listen(self, params: Raw | None, request_id: RequestId) -> Any:
-        wanted = decode(params).get("notifications") if params is not None else None
-        honored = {"toolsListChanged": True} if isinstance(wanted, dict) and wanted.get("toolsListChanged") else {}
-        meta = {"io.modelcontextprotocol/subscriptionId": request_id}
-        async with self._gateway.events.subscribe(LISTEN_TYPES if honored else ()) as events:
-            await self._peer.notify(
-                "notifications/subscriptions/acknowledged", {"notifications": honored, "_meta": meta}
-            )
-            async for _ in events:
-                await self._peer.notify("notifications/tools/list_changed", {"_meta": meta})
+    def announce(self, server_id: str, method: str, params: Raw | None) -> None:
+        if method == "notifications/resources/updated" and self._listener is not None:
+            self._listener.resource_updated(server_id, params)
+        elif not method.endswith("/list_changed"):
+            self.notify(method, params)
+
+    async def ask(self, method: str, params: Raw | None) -> Any:
+        try:
+            async with asyncio.timeout(self._input_seconds):
+                return await self._peer.request(method, decode_object(params) if params is not None else None)
+        except TimeoutError:
+            raise RemoteError({"code": -32603, "message": f"the client did not answer {method} in time"}) from None
+        except ConnectionLost as exc:
+            raise RemoteError({"code": -32603, "message": f"the client has gone: {exc.reason}"}) from exc
+
+    async def _listen(self, members: Members, request_id: RequestId) -> Any:
+        wrong = envelope_error(members)
+        if wrong is not None:
+            raise RemoteError(wrong)
+        meta = {f"{META}subscriptionId": request_id}
+        ending = asyncio.Event()
+        listener = await open_listener(self._gateway, self._server, members, meta, self._tell, ending.set)
+        try:
+            await ending.wait()
+        finally:
+            await listener.close()
         return {"resultType": "complete", "_meta": meta}
 
-    def _tell(self, method: str, params: dict[str, Any]) -> None:
-        if len(self._side) < 1000:  # progress may be dropped, answers never
+    def _tell(self, method: str, params: Any) -> None:
+        if len(self._side) < MAX_UNSENT:  # notifications may be dropped, answers never
             task = asyncio.create_task(self._peer.notify(method, params))
             self._side.add(task)
             task.add_done_callback(self._side.discard)
 
 
-def _has_envelope(params: Raw | None) -> bool:
-    try:
-        members = decode_object(params) if params is not None else {}
-        return "io.modelcontextprotocol/protocolVersion" in decode_object(members.get("_meta", Raw(b"{}")))
-    except InvalidRequest:
-        return False
+MAX_UNSENT = 1000
 
 
 async def _serve_registered(gateway: Gateway, channel: WebSocketChannel) -> None:
@@ -300,12 +371,13 @@ async def _serve_registered(gateway: Gateway, channel: WebSocketChannel) -> None
         return
     heartbeat = gateway.settings.current.servers.heartbeat_seconds
     await _try_send(channel, result_frame(request_id, {"server_id": server_id, "heartbeat_seconds": heartbeat}))
-    peer = Peer(channel.send, on_request=answer_server, on_notification=upstream.notified, on_junk=lambda _: None)
-    connection = PeerConnection(peer)
+    connection = PeerConnection(
+        partial(Peer, channel.send, on_junk=lambda _: None), upstream.notified, upstream.spec.client_features
+    )
 
     async def read() -> None:
         async for message in messages:
-            peer.receive(message)
+            connection.peer.receive(message)
         connection.closed(channel.closed_reason)
 
     reader = asyncio.create_task(read())

@@ -11,7 +11,6 @@ import asyncio
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from toolscore.errors import (
     InvalidArguments,
+    InvalidRequest,
     OutcomeUnknown,
     Overloaded,
     ToolNotFound,
@@ -35,7 +35,7 @@ from toolscore.metrics import Metrics
 from toolscore.models import Principal, Tool, ToolCall, ToolResult
 from toolscore.pipeline.deadline import Deadline
 from toolscore.pipeline.validation import check_arguments
-from toolscore.upstreams import Attempt, UpstreamPool
+from toolscore.upstreams import Attempt, Caller, UpstreamPool
 
 __all__ = ["CallPipeline", "CallStats"]
 
@@ -52,6 +52,7 @@ class _CallResult(msgspec.Struct, rename="camel"):
     content: Raw = Raw(b"[]")
     structured_content: Raw | UnsetType = UNSET
     is_error: bool = False
+    result_type: str = "complete"
 
 
 _results = msgspec.json.Decoder(_CallResult)
@@ -119,13 +120,11 @@ class CallPipeline:
         self._closing = False
         metrics.in_flight.set_function(lambda: self.stats.in_flight)
 
-    async def call(
-        self, call: ToolCall, principal: Principal, *, on_progress: Callable[[Raw], None] | None = None
-    ) -> ToolResult:
+    async def call(self, call: ToolCall, principal: Principal, *, caller: Caller | None = None) -> ToolResult:
         """Run a tool. Cancelling this cancels the server's work.
 
         Args:
-            on_progress: gets the params of each `notifications/progress` of this call.
+            caller: the client, as far as the server may reach it while it works.
 
         Raises:
             ToolNotFound, InvalidArguments, UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError.
@@ -140,7 +139,7 @@ class CallPipeline:
             if self._closing:
                 raise Overloaded("the gateway is shutting down: call again when it is back", retry_after_seconds=5)
             tool = await self._resolve(call)
-            result = await self._steps(tool, call, principal, started, on_progress)
+            result = await self._steps(tool, call, principal, started, caller)
             outcome = "tool_error" if result.is_error else "ok"
             return result
         except ToolScoreError as exc:
@@ -213,50 +212,85 @@ class CallPipeline:
         call: ToolCall,
         principal: Principal,
         started: float,
-        on_progress: Callable[[Raw], None] | None,
+        caller: Caller | None,
     ) -> ToolResult:
         check_arguments(tool, self._library.validator(tool), call.arguments)
-        raw = await self._ask(tool, call, principal, on_progress)
-        return _result(tool, raw, (time.perf_counter() - started) * 1000)
+        raw = await self._ask(tool, call, principal, caller)
+        result = _result(tool, raw, (time.perf_counter() - started) * 1000)
+        if result.input_required and (caller is None or not caller.stateless):
+            raise InvalidRequest(
+                f"{tool.tool_id} needs input of its user before it can go on: call it over MCP, with a client that can ask"
+            )
+        return result
 
-    async def _ask(
-        self, tool: Tool, call: ToolCall, principal: Principal, on_progress: Callable[[Raw], None] | None
-    ) -> Raw:
-        upstream = self._upstreams.find(tool.server_id)
-        if upstream is None:
-            raise UpstreamUnavailable(f"server {tool.server_id!r} is not connected")
-        limit = call.timeout_seconds or upstream.spec.call_timeout_seconds or self.call_timeout_seconds
+    async def _ask(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> Raw:
         params: dict[str, Any] = {"name": tool.name, "arguments": call.arguments}
         if call.extra:
             params = {**call.extra, **params}
+        return await self.relay(
+            tool.server_id,
+            "tools/call",
+            params,
+            what=tool.tool_id,
+            principal=principal,
+            caller=caller,
+            timeout_seconds=call.timeout_seconds,
+            safe_to_repeat=tool.safe_to_repeat,
+        )
+
+    async def relay(
+        self,
+        server_id: str,
+        method: str,
+        params: dict[str, Any] | None,
+        *,
+        what: str,
+        principal: Principal,
+        caller: Caller | None = None,
+        timeout_seconds: float | None = None,
+        safe_to_repeat: bool = True,
+    ) -> Raw:
+        """Put one request to a server, as it is. Errors say what became of it.
+
+        Args:
+            what: the name of what is asked for, for messages.
+            safe_to_repeat: whether asking twice does no more than asking once.
+
+        Raises:
+            UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError, InvalidArguments, Overloaded.
+        """
+        upstream = self._upstreams.find(server_id)
+        if upstream is None:
+            raise UpstreamUnavailable(f"server {server_id!r} is not connected")
+        limit = timeout_seconds or upstream.spec.call_timeout_seconds or self.call_timeout_seconds
         if upstream.spec.identify_callers:
-            params["_meta"] = {**meta_of(params), PRINCIPAL: principal.name}
+            params = {**(params or {}), "_meta": {**meta_of(params), PRINCIPAL: principal.name}}
         attempt = Attempt()
         try:
-            with Deadline(limit):
-                return await self._upstreams.request(
-                    tool.server_id, "tools/call", params, on_progress=on_progress, attempt=attempt
-                )
+            with Deadline(limit) as deadline:
+                if caller is not None:
+                    caller.pause = deadline.paused
+                return await self._upstreams.request(server_id, method, params, caller=caller, attempt=attempt)
         except TimeoutError as exc:
-            waited = f"{tool.tool_id} gave no answer within {limit:g} s"
+            waited = f"{what} gave no answer within {limit:g} s"
             if not attempt.asked:
                 raise UpstreamUnavailable(f"{waited}: its server is {upstream.state}") from exc
-            if tool.safe_to_repeat:
+            if safe_to_repeat:
                 raise UpstreamTimeout(f"{waited}: it may be called again, or with a larger `timeout_seconds`") from exc
             raise OutcomeUnknown(f"{waited}, and it may have done its work: find out before you call it again") from exc
         except ConnectionLost as exc:
             if not exc.sent:
-                raise UpstreamUnavailable(f"{tool.server_id} cannot be reached: {exc.reason}") from exc
-            if tool.safe_to_repeat:
+                raise UpstreamUnavailable(f"{server_id} cannot be reached: {exc.reason}") from exc
+            if safe_to_repeat:
                 raise UpstreamUnavailable(
-                    f"{tool.server_id} went away during the call ({exc.reason}); {tool.name} may safely be called again"
+                    f"{server_id} went away during the call ({exc.reason}); {what} may safely be called again"
                 ) from exc
             raise OutcomeUnknown(
-                f"{tool.server_id} went away during the call ({exc.reason}), and {tool.name} may have done its work: "
+                f"{server_id} went away during the call ({exc.reason}), and {what} may have done its work: "
                 "find out before you call it again"
             ) from exc
         except RemoteError as exc:
-            refused = f"{tool.server_id} refused the call of {tool.name}: {exc}"
+            refused = f"{server_id} refused the call of {what}: {exc}"
             if exc.code == Overloaded.rpc_code and (wait := _retry_after(exc)) is not None:
                 raise Overloaded(exc.message, retry_after_seconds=wait) from exc
             if exc.code == UpstreamUnavailable.rpc_code:
@@ -284,5 +318,6 @@ def _result(tool: Tool, raw: Raw, duration_ms: float) -> ToolResult:
         content=parsed.content,
         structured_content=parsed.structured_content or None,
         is_error=parsed.is_error,
+        input_required=parsed.result_type == "input_required",
         duration_ms=duration_ms,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import ClassVar
 
@@ -20,11 +22,24 @@ class Deadline:
     _timer: ClassVar[asyncio.TimerHandle | None] = None
     _loop: ClassVar[asyncio.AbstractEventLoop | None] = None
 
-    __slots__ = ("_at", "_cancelling", "_expired", "_task")
+    __slots__ = ("_at", "_cancelling", "_expired", "_paused", "_task")
 
     def __init__(self, seconds: float) -> None:
         self._at = time.monotonic() + seconds
         self._expired = False
+        self._paused = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The clock stands still while the body runs, as while a person is asked."""
+        began = time.monotonic()
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+            if not self._paused:
+                self._at += time.monotonic() - began
 
     def __enter__(self) -> Deadline:
         task = asyncio.current_task()
@@ -49,7 +64,7 @@ class Deadline:
     def _sweep(cls) -> None:
         now = time.monotonic()
         for deadline in cls._running:
-            if now >= deadline._at and not deadline._expired:
+            if now >= deadline._at and not (deadline._expired or deadline._paused):
                 deadline._expired = True
                 deadline._task.cancel()
         loop = asyncio.get_running_loop()

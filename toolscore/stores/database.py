@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,14 @@ servers = Table(
     Column("server_id", String(128), primary_key=True),
     Column("spec", Text, nullable=False),
     Column("attached_at", String(32), nullable=False),
+)
+
+features = Table(
+    "features",
+    metadata,
+    Column("server_id", String(128), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("content", Text, nullable=False),
 )
 
 events = Table(
@@ -88,6 +96,20 @@ class Database:
                 await connection.execute(delete(tools).where(tools.c.tool_id.in_(gone[start : start + 500])))
             if upserts:
                 await connection.execute(insert(tools), list(upserts))
+
+    async def load_features(self) -> list[dict[str, Any]]:
+        """What servers offer beside tools: JSON of each kind of each server."""
+        return await self._read(select(features).order_by(features.c.server_id, features.c.kind))
+
+    async def save_features(self, contents: Mapping[tuple[str, str], str | None]) -> None:
+        """Write the JSON of `(server_id, kind)`; `None` removes it."""
+        async with self._transaction() as connection:
+            for (server_id, kind), content in contents.items():
+                row = (features.c.server_id == server_id) & (features.c.kind == kind)
+                await connection.execute(delete(features).where(row))
+                if content is not None:
+                    values = {"server_id": server_id, "kind": kind, "content": content}
+                    await connection.execute(insert(features).values(**values))
 
     async def load_servers(self) -> list[dict[str, Any]]:
         """The servers that were attached at run time."""

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -16,25 +17,44 @@ from msgspec import Raw
 
 from toolscore import __version__
 from toolscore.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.jsonrpc import METHOD_NOT_FOUND, Params, Peer, RemoteError, RequestId, decode, encode, meta_of
+from toolscore.jsonrpc import (
+    ConnectionLost,
+    Params,
+    Peer,
+    RemoteError,
+    RequestId,
+    decode,
+    decode_object,
+    encode,
+    meta_of,
+)
+from toolscore.upstreams.caller import CLIENT_FEATURES, LOG_LEVELS, Caller, InFlight
 
 __all__ = [
+    "BROADCAST",
+    "CAPABILITY_OF",
     "CLIENT_INFO",
+    "INPUT_METHODS",
     "LATEST_SESSION_VERSION",
     "LATEST_STATELESS_VERSION",
+    "LISTS",
+    "META",
     "SESSION_VERSIONS",
     "STATS_METHOD",
     "Connection",
     "OnNotification",
     "PeerConnection",
     "ServerInfo",
-    "answer_server",
+    "client_capabilities",
+    "ensure_log_level",
     "info_from_discover",
     "info_from_initialize",
     "initialize_params",
-    "list_tools",
+    "input_required",
+    "read_list",
     "session_params",
     "stateless_envelope",
+    "with_input",
 ]
 
 log = structlog.get_logger(__name__)
@@ -50,21 +70,52 @@ UNSUPPORTED_PROTOCOL_VERSION = -32022
 
 CLIENT_INFO = {"name": "toolscore", "version": __version__}
 
-MAX_TOOL_PAGES = 200
-MAX_TOOLS = 20_000
+MAX_PAGES = 200
+MAX_ENTRIES = 20_000
 """Bounds on what one server may list: a broken paginator ends instead of filling the memory."""
 
 OnNotification = Callable[[str, Raw | None], None]
 
+META = "io.modelcontextprotocol/"
+
+LISTS = {
+    "tools": ("tools/list", "tools", "name"),
+    "prompts": ("prompts/list", "prompts", "name"),
+    "resources": ("resources/list", "resources", "uri"),
+    "templates": ("resources/templates/list", "resourceTemplates", "uriTemplate"),
+}
+"""What a server lists: the method, the member of its answer, and the member of an entry that tells it from others."""
+
+CAPABILITY_OF = {"tools": "tools", "prompts": "prompts", "resources": "resources", "templates": "resources"}
+
+PROBE_SECONDS = 3.0
+"""How long a server on a pipe may leave `server/discover` unanswered before `initialize` is sent behind it."""
+
+INPUT_METHODS = frozenset({"tools/call", "prompts/get", "resources/read"})
+"""Requests that a server of the stateless era may answer with `input_required` (revision 2026-07-28, MRTR)."""
+
+MAX_INPUT_ROUNDS = 10
+STATE_ONLY_SECONDS = 0.1
+
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server said of itself when the connection was made."""
+    """What a server said of itself when the connection was made.
+
+    `implementation` is its `Implementation` object (name, version, icons, …), `capabilities` its `ServerCapabilities`.
+    """
 
     protocol_version: str
-    name: str = ""
-    version: str = ""
+    implementation: dict[str, Any] = {}
     instructions: str | None = None
     capabilities: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return str(self.implementation.get("name", ""))
+
+    @property
+    def version(self) -> str:
+        return str(self.implementation.get("version", ""))
 
     @property
     def stateless(self) -> bool:
@@ -76,11 +127,13 @@ class Connection(Protocol):
 
     info: ServerInfo
     in_flight: int
+    log_level: str | None
 
-    async def request(
-        self, method: str, params: Params | None = None, *, on_progress: Callable[[Raw], None] | None = None
-    ) -> Raw:
+    async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
         """Ask and wait.
+
+        Args:
+            caller: on whose behalf; it hears of progress and log messages, and may be asked by the server.
 
         Raises:
             RemoteError: the server answered with an error.
@@ -89,17 +142,40 @@ class Connection(Protocol):
         """
         ...
 
+    async def notify(self, method: str, params: Params | None = None) -> None:
+        """Tell the server something. Never raises."""
+        ...
+
     async def wait_closed(self) -> str:
         """Wait for the end and say why."""
         ...
 
 
-def stateless_envelope(params: Params | None, version: str = LATEST_STATELESS_VERSION) -> Params:
-    """The params with the `_meta` that each request of the stateless era carries (revision 2026-07-28, basic)."""
+def stateless_envelope(
+    params: Params | None,
+    version: str = LATEST_STATELESS_VERSION,
+    caller: Caller | None = None,
+    features: Collection[str] = tuple(CLIENT_FEATURES),
+) -> Params:
+    """The params with the `_meta` that each request of the stateless era carries (revision 2026-07-28, basic).
+
+    A caller of the same era brings its own; for one of the session era we say what it declared when it came.
+
+    Args:
+        features: what the server may ask clients for.
+    """
     members = meta_of(params)
-    members.setdefault("io.modelcontextprotocol/protocolVersion", version)
-    members.setdefault("io.modelcontextprotocol/clientInfo", CLIENT_INFO)
-    members.setdefault("io.modelcontextprotocol/clientCapabilities", {})
+    members[f"{META}protocolVersion"] = version
+    members.setdefault(f"{META}clientInfo", CLIENT_INFO)
+    members.setdefault(f"{META}clientCapabilities", caller.capabilities if caller is not None else {})
+    if len(features) < len(CLIENT_FEATURES):
+        offered = members[f"{META}clientCapabilities"]
+        offered = decode(offered) if isinstance(offered, Raw) else offered
+        if isinstance(offered, Mapping):
+            kept = {name: value for name, value in offered.items() if name not in CLIENT_FEATURES or name in features}
+            members[f"{META}clientCapabilities"] = kept
+    if caller is not None and caller.live:
+        members.setdefault(f"{META}logLevel", caller.log_level or "info")
     return {**(params or {}), "_meta": members}
 
 
@@ -112,40 +188,152 @@ def session_params(params: Params | None) -> Params | None:
     return {**rest, "_meta": kept} if kept else rest
 
 
-class PeerConnection:
-    """MCP over one duplex channel. Call `negotiate` once before anything else."""
+def input_required(result: Raw) -> dict[str, Raw] | None:
+    """The members of an `InputRequiredResult`, `None` if the result is none."""
+    if _kinds.decode(result).result_type != "input_required":
+        return None
+    return decode_object(result)
 
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
+
+class _Kind(msgspec.Struct, rename="camel"):
+    result_type: Any = "complete"
+
+
+_kinds = msgspec.json.Decoder(_Kind)
+
+
+async def with_input(
+    request: Callable[[Params], Awaitable[Raw]], params: Params, caller: Caller, in_flight: InFlight
+) -> Raw:
+    """Make a request of a stateless server for a client that can be asked live: as often as it requires input, ask.
+
+    Raises:
+        RemoteError: the client refused, or the server goes on asking.
+    """
+    result = await request(params)
+    for _ in range(MAX_INPUT_ROUNDS):
+        members = input_required(result)
+        if members is None:
+            return result
+        wanted = decode_object(members["inputRequests"]) if "inputRequests" in members else {}
+        retry = {key: value for key, value in params.items() if key not in ("inputResponses", "requestState")}
+        if "requestState" in members:
+            retry["requestState"] = members["requestState"]
+        if wanted:
+            requests = [decode_object(request) for request in wanted.values()]
+            answers = await asyncio.gather(
+                *(in_flight.answer(decode(asked["method"]), asked.get("params"), caller) for asked in requests)
+            )
+            retry["inputResponses"] = dict(zip(wanted, answers, strict=True))
+        else:
+            await asyncio.sleep(STATE_ONLY_SECONDS)
+        result = await request(retry)
+    raise RemoteError({"code": -32603, "message": f"the server asked for input {MAX_INPUT_ROUNDS} times over"})
+
+
+class PeerConnection:
+    """MCP over one duplex channel. Call `negotiate` once before anything else.
+
+    Args:
+        make_peer: makes the conversation, given what serves the server's requests and takes its notifications.
+        features: what the server may ask clients for (keys of `CLIENT_FEATURES`).
+        owner: the client whose own this connection is.
+    """
+
+    def __init__(
+        self,
+        make_peer: Callable[..., Peer],
+        on_notification: OnNotification,
+        features: Collection[str],
+        owner: Caller | None = None,
+    ) -> None:
+        self.peer = make_peer(on_request=self._asked, on_notification=self._notified)
         self.info = ServerInfo(protocol_version=LATEST_SESSION_VERSION)
+        self.requests = InFlight(features, owner)
         self.in_flight = 0
+        self.log_level: str | None = None
+        self._on_notification = on_notification
+        self._features = features
+        self._declared = client_capabilities(features, owner)
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def negotiate(self) -> None:
-        """Settle the protocol: `initialize` first, which nearly all servers know, else `server/discover`.
+    async def negotiate(self, *, probe: bool = True) -> None:
+        """Settle the protocol: the stateless era where the server has it, else a session.
+
+        Args:
+            probe: ask for the stateless era at all; there are servers that leave when the first message is not
+                `initialize`.
 
         Raises:
             UpstreamProtocolError: no revision in common, or an answer that is not MCP.
         """
-        try:
-            answer = await self.peer.request("initialize", initialize_params())
-        except RemoteError as refusal:
-            if refusal.code not in (METHOD_NOT_FOUND, UNSUPPORTED_PROTOCOL_VERSION):
-                raise
-            discovered = await self.peer.request("server/discover", stateless_envelope({}))
-            self.info = info_from_discover(discovered)
+        if probe and await self._discover():
             return
-        self.info = info_from_initialize(answer)
+        self.info = info_from_initialize(await self.peer.request("initialize", initialize_params(self._declared)))
         await self.peer.notify("notifications/initialized")
 
-    async def request(
-        self, method: str, params: Params | None = None, *, on_progress: Callable[[Raw], None] | None = None
-    ) -> Raw:
+    async def _discover(self) -> bool:
+        asking = asyncio.ensure_future(self.peer.request("server/discover", stateless_envelope({})))
+        opening: asyncio.Future[Raw] | None = None
+        try:
+            await asyncio.wait({asking}, timeout=PROBE_SECONDS)
+            if not asking.done():
+                # Slow to start, or deaf to what it does not know: whichever it answers settles it.
+                opening = asyncio.ensure_future(self.peer.request("initialize", initialize_params(self._declared)))
+                await asyncio.wait({asking, opening}, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                try:
+                    self.info = info_from_discover(asking.result())
+                    return True
+                except (RemoteError, UpstreamProtocolError):
+                    if opening is None:
+                        return False
+            assert opening is not None
+            self.info = info_from_initialize(await opening)
+            await self.peer.notify("notifications/initialized")
+            return True
+        finally:
+            for future in (asking, opening):
+                if future is not None:
+                    future.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, RemoteError, ConnectionLost):
+                        await future
+
+    async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
+        if self.info.stateless and caller is not None and caller.live and method in INPUT_METHODS:
+            return await with_input(
+                lambda again: self._send(method, again, caller), params or {}, caller, self.requests
+            )
+        return await self._send(method, params, caller)
+
+    async def _send(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
         if self.info.stateless:
-            params = stateless_envelope(params, self.info.protocol_version)
+            params = stateless_envelope(params, self.info.protocol_version, caller, self._features)
         else:
             params = session_params(params)
-        return await self.peer.request(method, params, on_progress=on_progress)
+        key = object()
+        if method != "subscriptions/listen":  # which is nobody's request in particular
+            self.requests.enter(key, caller)
+        progress = None
+        if caller is not None and caller.wants_progress:
+
+            def progress(update: Raw) -> None:
+                caller.notify("notifications/progress", update)
+
+        try:
+            return await self.peer.request(method, params, on_progress=progress)
+        finally:
+            self.requests.leave(key)
+
+    async def notify(self, method: str, params: Params | None = None) -> None:
+        await self.peer.notify(method, params)
+
+    async def _asked(self, method: str, params: Raw | None, _request_id: RequestId) -> Any:
+        return await self.requests.answer(method, params)
+
+    def _notified(self, method: str, params: Raw | None) -> None:
+        if method in BROADCAST or not self.requests.tell(method, params):
+            self._on_notification(method, params)
 
     async def wait_closed(self) -> str:
         return await asyncio.shield(self._closed)
@@ -157,15 +345,37 @@ class PeerConnection:
             self._closed.set_result(reason)
 
 
-async def answer_server(method: str, _params: Raw | None, _request_id: RequestId) -> Any:
-    """Serve what a server may ask of any client. We declare no client capability, so nothing else may come."""
-    if method == "ping":
-        return {}
-    raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"method not found: {method}"})
+BROADCAST = frozenset(
+    {
+        "notifications/tools/list_changed",
+        "notifications/prompts/list_changed",
+        "notifications/resources/list_changed",
+        "notifications/resources/updated",
+    }
+)
+"""Notifications that are about the server, and not about a request."""
 
 
-def initialize_params() -> Params:
-    return {"protocolVersion": LATEST_SESSION_VERSION, "capabilities": {}, "clientInfo": CLIENT_INFO}
+def initialize_params(capabilities: Mapping[str, Any]) -> Params:
+    return {"protocolVersion": LATEST_SESSION_VERSION, "capabilities": capabilities, "clientInfo": CLIENT_INFO}
+
+
+def client_capabilities(features: Collection[str], owner: Caller | None) -> dict[str, Any]:
+    """What we declare to a server: in the name of one client what that declared, of all of them whatever there is."""
+    offered = CLIENT_FEATURES if owner is None else owner.capabilities
+    return {name: offered[name] for name in features if name in offered}
+
+
+async def ensure_log_level(connection: Connection, level: str) -> None:
+    """Have a server of the session era send log messages from this level on; what is too much for others is left out."""
+    now = connection.log_level
+    if level not in LOG_LEVELS or (now is not None and LOG_LEVELS.index(now) <= LOG_LEVELS.index(level)):
+        return
+    connection.log_level = level
+    try:
+        await connection.request("logging/setLevel", {"level": level})
+    except RemoteError as exc:
+        log.info("a server does not set its log level", level=level, error=str(exc))
 
 
 def info_from_initialize(answer: Raw) -> ServerInfo:
@@ -203,8 +413,7 @@ def _info(body: dict[str, Any], version: str, implementation: Any) -> ServerInfo
     instructions = body.get("instructions")
     return ServerInfo(
         protocol_version=version,
-        name=str(implementation.get("name", "")),
-        version=str(implementation.get("version", "")),
+        implementation=implementation,
         instructions=instructions if isinstance(instructions, str) else None,
         capabilities=capabilities if isinstance(capabilities, dict) else {},
     )
@@ -220,28 +429,34 @@ def _object(answer: Raw, method: str) -> dict[str, Any]:
     return body
 
 
-async def list_tools(connection: Connection) -> list[dict[str, Any]]:
-    """All tools of a server, page after page. Entries that are no tools are left out, with a log line.
+async def read_list(connection: Connection, kind: str) -> list[dict[str, Any]]:
+    """All entries of one list of a server, page after page. Entries without a name are left out, with a log line.
+
+    Args:
+        kind: a key of `LISTS`.
 
     Raises:
-        UpstreamProtocolError: the answer is not a list of tools.
+        RemoteError, ConnectionLost.
+        UpstreamProtocolError: the answer is not such a list.
     """
-    if "tools" not in connection.info.capabilities:
+    if CAPABILITY_OF[kind] not in connection.info.capabilities:
         return []
+    method, member, name = LISTS[kind]
     found: dict[str, dict[str, Any]] = {}
     params: Params = {}
-    for _ in range(MAX_TOOL_PAGES):
-        body = _object(await connection.request("tools/list", params), "tools/list")
-        page = body.get("tools")
+    for _ in range(MAX_PAGES):
+        body = _object(await connection.request(method, params), method)
+        page = body.get(member)
         if not isinstance(page, list):
-            raise UpstreamProtocolError("the answer to tools/list has no list of tools")
-        for tool in page:
-            if not (isinstance(tool, dict) and isinstance(tool.get("name"), str) and tool["name"]):
-                log.warning("a tool without a name was left out", tool=encode(tool)[:200].decode(errors="replace"))
-            elif len(found) < MAX_TOOLS:
-                found.setdefault(tool["name"], tool)
+            raise UpstreamProtocolError(f"the answer to {method} has no list of {member}")
+        for entry in page:
+            if not (isinstance(entry, dict) and isinstance(entry.get(name), str) and entry[name]):
+                shown = encode(entry)[:200].decode(errors="replace")
+                log.warning("an entry was left out of a list", method=method, without=name, entry=shown)
+            elif len(found) < MAX_ENTRIES:
+                found.setdefault(entry[name], entry)
         cursor = body.get("nextCursor")
-        if not isinstance(cursor, str) or cursor == params.get("cursor") or len(found) >= MAX_TOOLS:
+        if not isinstance(cursor, str) or cursor == params.get("cursor") or len(found) >= MAX_ENTRIES:
             break
         params = {"cursor": cursor}
     return list(found.values())

@@ -26,6 +26,7 @@ from toolscore.jsonrpc import (
     meta_of,
 )
 from toolscore.models import UpstreamSpec
+from toolscore.upstreams.caller import Caller
 from toolscore.upstreams.connection import LATEST_SESSION_VERSION, STATS_METHOD, OnNotification, ServerInfo
 from toolscore.upstreams.process import CommandNotFound
 
@@ -76,15 +77,13 @@ class InProcessConnection:
         self._open = True
         self.info = ServerInfo(
             protocol_version=LATEST_SESSION_VERSION,
-            name=server.name,
-            version=server.version,
+            implementation={"name": server.name, "version": server.version},
             capabilities={"tools": {}, "experimental": {STATS_METHOD: {}} if hasattr(server, "stats") else {}},
         )
         self.in_flight = 0
+        self.log_level: str | None = None
 
-    async def request(
-        self, method: str, params: Params | None = None, *, on_progress: Callable[[Raw], None] | None = None
-    ) -> Raw:
+    async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
         if not self._open:
             raise ConnectionLost("the server was stopped", sent=False)
         params = params or {}
@@ -93,7 +92,7 @@ class InProcessConnection:
             if isinstance(arguments, Raw):
                 arguments = decode(arguments) or {}
             meta = meta_of(params)
-            progress = None if on_progress is None else _teller(on_progress)
+            progress = _teller(caller) if caller is not None and caller.wants_progress else None
             try:
                 result = await self._server.call_tool(params["name"], arguments, meta=meta, progress=progress)
             except KeyError as exc:
@@ -112,6 +111,9 @@ class InProcessConnection:
             return Raw(encode(await self._server.stats()))
         raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"method not found: {method}"})
 
+    async def notify(self, method: str, params: Params | None = None) -> None:
+        """Such a server listens to nothing but calls."""
+
     async def wait_closed(self) -> str:
         return await asyncio.shield(self._closed)
 
@@ -121,9 +123,10 @@ class InProcessConnection:
             self._closed.set_result("the server was stopped")
 
 
-def _teller(on_progress: Callable[[Raw], None]) -> Callable[[float, float | None, str], None]:
+def _teller(caller: Caller) -> Callable[[float, float | None, str], None]:
     def tell(progress: float, total: float | None, message: str) -> None:
-        on_progress(Raw(encode({"progress": progress, "total": total, "message": message})))
+        update = {"progress": progress, "total": total, "message": message}
+        caller.notify("notifications/progress", Raw(encode(update)))
 
     return tell
 

@@ -6,14 +6,16 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import structlog
 
 from toolscore.errors import UpstreamProtocolError
 from toolscore.jsonrpc import Peer
 from toolscore.models import UpstreamSpec
-from toolscore.upstreams.connection import OnNotification, PeerConnection, answer_server
+from toolscore.upstreams.caller import Caller
+from toolscore.upstreams.connection import OnNotification, PeerConnection
 from toolscore.upstreams.process import ChildProtocol, spawn, stop
 
 __all__ = ["StdioConnection", "open_stdio"]
@@ -83,8 +85,8 @@ class _Lines(ChildProtocol):
 class StdioConnection(PeerConnection):
     """A connection that also knows its process."""
 
-    def __init__(self, peer: Peer, lines: _Lines) -> None:
-        super().__init__(peer)
+    def __init__(self, lines: _Lines, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.pid = lines.pid
         self.stderr = lines.stderr
 
@@ -96,12 +98,16 @@ async def open_stdio(
     on_notification: OnNotification,
     max_message_bytes: int,
     stderr_into: Callable[[object], None],
+    probe: bool = True,
+    owner: Caller | None = None,
 ) -> AsyncIterator[StdioConnection]:
     """Start a server and negotiate with it; leaving ends it and all it started.
 
     Args:
         max_message_bytes: bound on one message from the server.
         stderr_into: gets the (live) deque of the last stderr lines as soon as the process runs.
+        probe: ask for the stateless era first.
+        owner: the client whose own this server is; `None`: all share it.
 
     Raises:
         CommandNotFound, UpstreamProtocolError, ConnectionLost, RemoteError.
@@ -123,7 +129,9 @@ async def open_stdio(
         if line.strip():
             lines.note(b"[stdout, not JSON-RPC] " + line)
 
-    peer = Peer(send, on_request=answer_server, on_notification=on_notification, on_junk=junk)
+    make_peer = partial(Peer, send, on_junk=junk)
+    connection = StdioConnection(lines, make_peer, on_notification, spec.client_features, owner)
+    peer = connection.peer
     lines.on_line = peer.receive
 
     def oversize(head: bytes, tail: bytes, size: int) -> None:
@@ -137,12 +145,11 @@ async def open_stdio(
             log.warning("an oversized message from a server answers no call", bytes=size)
 
     lines.on_oversize = oversize
-    connection = StdioConnection(peer, lines)
     watcher = asyncio.create_task(_watch(lines, connection))
     try:
         await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
         connection.pid = lines.pid
-        await connection.negotiate()
+        await connection.negotiate(probe=probe)
         yield connection
     finally:
         watcher.cancel()

@@ -7,10 +7,8 @@ routing headers. A POST is answered with JSON or with an event stream; either wa
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import re
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,17 +32,22 @@ from toolscore.jsonrpc import (
     with_progress_token,
 )
 from toolscore.models import UpstreamSpec, shown_url
+from toolscore.upstreams.caller import Caller, InFlight
 from toolscore.upstreams.connection import (
+    BROADCAST,
+    INPUT_METHODS,
     LATEST_STATELESS_VERSION,
     OnNotification,
     ServerInfo,
-    answer_server,
+    client_capabilities,
     info_from_discover,
     info_from_initialize,
     initialize_params,
     session_params,
     stateless_envelope,
+    with_input,
 )
+from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
 
 __all__ = ["http_session", "open_streamable_http"]
 
@@ -58,15 +61,14 @@ LISTEN_RETRY_SECONDS = 5
 KEEPALIVE_SECONDS = 4
 """Below uvicorn's 5 s and Node's 5 s: we let go of an idle connection before the server closes it under a request."""
 
-NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
-"""Methods of the stateless era whose `Mcp-Name` header repeats a member of the params."""
-
 MAX_ROUTINGS = 10_000
 MAX_SIDE_TASKS = 16
 MAX_IGNORED_BYTES = 64 * 1024
 """What is read of an answer that says nothing; the rest closes the connection."""
 
-HEADER_SAFE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+RESUME_TRIES = 5
+MAX_EVENT_ID = 1024
+MAX_RETRY_SECONDS = 30.0
 
 
 @asynccontextmanager
@@ -92,6 +94,7 @@ class HttpConnection:
         session: aiohttp.ClientSession,
         on_notification: OnNotification,
         max_message_bytes: int,
+        owner: Caller | None = None,
     ) -> None:
         assert spec.url is not None
         self._url = URL(spec.url)
@@ -104,13 +107,20 @@ class HttpConnection:
             "Content-Type": "application/json",
             "Accept": "application/json, text/event-stream",
         }
+        self._features = spec.client_features
+        self._declared = client_capabilities(spec.client_features, owner)
         self._routings: dict[tuple[str, str], CIMultiDict[str]] = {}
+        self._mirrored: dict[str, dict[tuple[str, ...], tuple[str, str]]] = {}
+        self.requests = InFlight(spec.client_features, owner)
         self._next_id = 0
         self._renewing = asyncio.Lock()
         self._side_tasks: set[asyncio.Task[None]] = set()
+        self._last_event = ""
+        self._retry_seconds: float | None = None
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.info = ServerInfo(protocol_version=LATEST_STATELESS_VERSION)
         self.in_flight = 0
+        self.log_level: str | None = None
 
     async def negotiate(self) -> None:
         """Ask for the stateless era, which costs a server of the other one nothing, else open a session."""
@@ -133,23 +143,68 @@ class HttpConnection:
         except (RemoteError, UpstreamProtocolError):
             await self._initialize()
 
-    async def request(
-        self, method: str, params: Params | None = None, *, on_progress: Callable[[Raw], None] | None = None
-    ) -> Raw:
+    async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
+        if self.info.stateless and caller is not None and caller.live and method in INPUT_METHODS:
+            return await with_input(
+                lambda again: self._request(method, again, caller), params or {}, caller, self.requests
+            )
+        return await self._request(method, params, caller)
+
+    async def _request(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
         if self.info.stateless:
-            params = stateless_envelope(params, self.info.protocol_version)
-            named = NAMED_METHODS.get(method)
-            return await self._post(method, params, self._routing(method, params[named] if named else ""), on_progress)
+            params = stateless_envelope(params, self.info.protocol_version, caller, self._features)
+            return await self._post(method, params, self._stateless_headers(method, params), caller)
         params = session_params(params)
         session_id = self._headers.get("Mcp-Session-Id")
+        key = object()
+        self.requests.enter(key, caller)
         try:
-            return await self._post(method, params, self._headers, on_progress)
+            return await self._post(method, params, self._headers, caller)
         except _SessionGone:
             # The server refused before it did anything: a new session, and once more.
             async with self._renewing:
                 if self._headers.get("Mcp-Session-Id") == session_id:
                     await self._initialize()
-            return await self._post(method, params, self._headers, on_progress)
+            return await self._post(method, params, self._headers, caller)
+        finally:
+            self.requests.leave(key)
+
+    async def notify(self, method: str, params: Params | None = None) -> None:
+        message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
+        if params is not None:
+            message["params"] = params
+        if not self.info.stateless:
+            await self._send_aside(encode(message))
+
+    def learn_tools(self, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Note which arguments a stateless server wants in headers. Returns the tools that may be used."""
+        if not self.info.stateless:
+            return tools
+        usable, self._mirrored = [], {}
+        for tool in tools:
+            try:
+                mirrored = mirrored_arguments(tool.get("inputSchema"))
+            except ValueError as exc:
+                log.warning("a tool is left out", url=self._shown, tool=tool["name"], error=str(exc))
+                continue
+            if mirrored:
+                self._mirrored[tool["name"]] = mirrored
+            usable.append(tool)
+        return usable
+
+    def _stateless_headers(self, method: str, params: Params) -> MutableMapping[str, str]:
+        member = NAMED_METHODS.get(method)
+        name = params.get(member, "") if member else ""
+        if isinstance(name, Raw):
+            name = decode(name)
+        headers = self._routing(method, name if isinstance(name, str) else "")
+        mirrored = self._mirrored.get(name) if method == "tools/call" and self._mirrored else None
+        if not mirrored:
+            return headers
+        arguments = params.get("arguments")
+        return CIMultiDict(
+            {**headers, **param_headers(mirrored, decode(arguments) if isinstance(arguments, Raw) else arguments)}
+        )
 
     def _routing(self, method: str, name: str) -> CIMultiDict[str]:
         """The headers of a request of the stateless era; made once for each tool."""
@@ -157,7 +212,7 @@ class HttpConnection:
         if headers is None:
             headers = CIMultiDict({**self._headers, "Mcp-Method": method})
             if name:
-                headers["Mcp-Name"] = _header_value(name)
+                headers["Mcp-Name"] = header_value(name)
             if len(self._routings) > MAX_ROUTINGS:
                 self._routings.clear()
             self._routings[method, name] = headers
@@ -192,6 +247,9 @@ class HttpConnection:
                     streams = await self._listen_once()
                 except (aiohttp.ClientError, OSError, InvalidRequest, UpstreamProtocolError) as exc:
                     log.debug("the stream for changes broke off", url=self._shown, error=str(exc))
+            if streams and self._retry_seconds is not None:
+                await asyncio.sleep(self._retry_seconds)
+                continue
             await asyncio.sleep(LISTEN_RETRY_SECONDS if streams else PING_SECONDS)
             try:
                 async with asyncio.timeout(PING_SECONDS):
@@ -205,29 +263,23 @@ class HttpConnection:
                 return
 
     async def _listen_once(self) -> bool:
-        """Read one stream to its end. False where the server offers none."""
+        """Read a session's own stream to its end. False where the server offers none."""
         if self.info.stateless:
-            tools = self.info.capabilities.get("tools")
-            if not (isinstance(tools, dict) and tools.get("listChanged")):
-                return False
-            params = stateless_envelope({"notifications": {"toolsListChanged": True}}, self.info.protocol_version)
-            body = encode({"jsonrpc": "2.0", "id": "listen", "method": "subscriptions/listen", "params": params})
-            opened = self._session.post(
-                self._url,
-                data=body,
-                headers={**self._headers, "Mcp-Method": "subscriptions/listen"},
-                allow_redirects=False,
-            )
-        else:
-            headers = {**self._headers, "Accept": "text/event-stream"}
-            opened = self._session.get(self._url, headers=headers, allow_redirects=False)
-        async with opened as response:
+            return False  # `subscriptions/listen` is a request like others
+        headers = {**self._headers, "Accept": "text/event-stream"}
+        if self._last_event:
+            headers["Last-Event-ID"] = self._last_event
+        async with self._session.get(self._url, headers=headers, allow_redirects=False) as response:
             if response.status != 200 or response.content_type != "text/event-stream":
+                self._last_event = ""
                 return False
-            async for message in _sse(response.content, self._max):
+            stream = _EventStream(response.content, self._max)
+            async for message in stream.messages():
                 frame = decode_frame(message)
                 if isinstance(frame.method, str):
-                    self._take(frame.method, frame.params or None, frame.id)
+                    self._take(frame.method, frame.params or None, frame.id, None)
+                self._last_event = stream.last_id
+            self._retry_seconds = stream.retry_seconds
         return True
 
     async def _initialize(self) -> None:
@@ -237,24 +289,25 @@ class HttpConnection:
             for name, value in self._headers.items()
             if name not in ("Mcp-Session-Id", "MCP-Protocol-Version")
         }
-        self.info = info_from_initialize(await self._post("initialize", initialize_params(), fresh, None))
+        self.info = info_from_initialize(await self._post("initialize", initialize_params(self._declared), fresh, None))
         fresh["MCP-Protocol-Version"] = self.info.protocol_version
         body = encode({"jsonrpc": "2.0", "method": "notifications/initialized"})
         async with self._session.post(self._url, data=body, headers=fresh, allow_redirects=False) as response:
             await response.content.read(MAX_IGNORED_BYTES)
         self._headers = fresh
+        self.log_level = None
 
     async def _post(
         self,
         method: str,
         params: Params | None,
         headers: MutableMapping[str, str],
-        on_progress: Callable[[Raw], None] | None,
+        caller: Caller | None,
     ) -> Raw:
         self._next_id += 1
         request_id = self._next_id
         message: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": method}
-        if on_progress is not None:
+        if caller is not None and caller.wants_progress:
             params = with_progress_token(params, request_id)
         if params is not None:
             message["params"] = params
@@ -266,7 +319,7 @@ class HttpConnection:
                 if method == "initialize" and "Mcp-Session-Id" in response.headers:
                     headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
                 if response.headers.get("Content-Type", "").startswith("text/event-stream"):
-                    return await self._read_stream(response, request_id, on_progress)
+                    return await self._read_stream(response, request_id, headers, caller)
                 body = await self._read_body(response)
                 return self._answer(response, body, "Mcp-Session-Id" in headers)
         except aiohttp.ClientConnectorError as exc:
@@ -281,14 +334,10 @@ class HttpConnection:
         except asyncio.CancelledError:
             if not self.info.stateless and method != "initialize":  # stateless: closing the stream says it
                 cancelled = {"requestId": request_id, "reason": "the caller went away or its time ran out"}
-                task = asyncio.create_task(self._notify("notifications/cancelled", cancelled))
+                task = asyncio.create_task(self.notify("notifications/cancelled", cancelled))
                 self._side_tasks.add(task)
                 task.add_done_callback(self._side_tasks.discard)
             raise
-
-    async def _notify(self, method: str, params: Params) -> None:
-        body = encode({"jsonrpc": "2.0", "method": method, "params": params})
-        await self._send_aside(body)
 
     async def _send_aside(self, body: bytes) -> None:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
@@ -345,39 +394,73 @@ class HttpConnection:
         raise UpstreamProtocolError(f"{self._shown} answered {said}")
 
     async def _read_stream(
-        self, response: aiohttp.ClientResponse, request_id: int, on_progress: Callable[[Raw], None] | None
+        self,
+        response: aiohttp.ClientResponse,
+        request_id: int,
+        headers: MutableMapping[str, str],
+        caller: Caller | None,
     ) -> Raw:
-        async for message in _sse(response.content, self._max):
+        """The answer out of a stream of events; a server may end the stream and have us come back for the rest."""
+        stream = _EventStream(response.content, self._max)
+        for _ in range(RESUME_TRIES):
+            try:
+                answer = await self._answer_in(stream, request_id, caller)
+            except (aiohttp.ClientError, ConnectionError):
+                if self.info.stateless or not stream.last_id:
+                    raise
+                answer = None
+            if answer is not None:
+                return answer
+            if self.info.stateless or not stream.last_id:
+                break
+            await asyncio.sleep(min(stream.retry_seconds or 1.0, MAX_RETRY_SECONDS))
+            resume = CIMultiDict({**headers, "Accept": "text/event-stream", "Last-Event-ID": stream.last_id})
+            async with self._session.get(self._url, headers=resume, allow_redirects=False) as resumed:
+                if resumed.status != 200 or resumed.content_type != "text/event-stream":
+                    break
+                stream = _EventStream(resumed.content, self._max, stream)
+                answer = await self._answer_in(stream, request_id, caller)
+                if answer is not None:
+                    return answer
+        raise ConnectionLost(f"{self._shown} ended its stream without an answer", sent=True)
+
+    async def _answer_in(self, stream: _EventStream, request_id: int, caller: Caller | None) -> Raw | None:
+        async for message in stream.messages():
             try:
                 frame = decode_frame(message)
             except InvalidRequest as exc:
                 raise UpstreamProtocolError(f"{self._shown} sent an event that is {exc}") from exc
             if isinstance(frame.method, str):
-                if frame.method == "notifications/progress" and on_progress is not None and frame.params:
-                    on_progress(frame.params)
-                else:
-                    self._take(frame.method, frame.params or None, frame.id)
+                self._take(frame.method, frame.params or None, frame.id, caller)
             elif frame.id == request_id:
                 if isinstance(frame.result, Raw):
                     return frame.result
                 error = decode(frame.error) if isinstance(frame.error, Raw) else None
                 raise RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)})
-        raise ConnectionLost(f"{self._shown} ended its stream without an answer", sent=True)
+        return None
 
-    def _take(self, method: str, params: Raw | None, request_id: Any) -> None:
-        """A notification or a request of the server's; of too many at once the last are left unanswered."""
+    def _take(self, method: str, params: Raw | None, request_id: Any, caller: Caller | None) -> None:
+        """A notification or a request of the server's; of too many at once the last are left unanswered.
+
+        Args:
+            caller: whose request's stream it came on.
+        """
         if isinstance(request_id, int | str):
             if len(self._side_tasks) >= MAX_SIDE_TASKS:
                 return
-            task = asyncio.create_task(self._serve(method, request_id))
+            task = asyncio.create_task(self._serve(method, params, request_id, caller))
             self._side_tasks.add(task)
             task.add_done_callback(self._side_tasks.discard)
-        else:
+        elif method in BROADCAST:
+            self._on_notification(method, params)
+        elif caller is not None:
+            caller.notify(method, params)
+        elif not self.requests.tell(method, params):
             self._on_notification(method, params)
 
-    async def _serve(self, method: str, request_id: int | str) -> None:
+    async def _serve(self, method: str, params: Raw | None, request_id: int | str, caller: Caller | None) -> None:
         try:
-            body = result_frame(request_id, await answer_server(method, None, request_id))
+            body = result_frame(request_id, await self.requests.answer(method, params, caller))
         except RemoteError as exc:
             body = error_frame(request_id, exc.error)
         await self._send_aside(body)
@@ -400,14 +483,22 @@ class _SessionGone(RemoteError):
 
 @asynccontextmanager
 async def open_streamable_http(
-    spec: UpstreamSpec, session: aiohttp.ClientSession, *, on_notification: OnNotification, max_message_bytes: int
+    spec: UpstreamSpec,
+    session: aiohttp.ClientSession,
+    *,
+    on_notification: OnNotification,
+    max_message_bytes: int,
+    owner: Caller | None = None,
 ) -> AsyncIterator[HttpConnection]:
     """Negotiate with a server and listen for its changes while open.
+
+    Args:
+        owner: the client whose own session this is; `None`: all share it.
 
     Raises:
         ConnectionLost, RemoteError, UpstreamProtocolError.
     """
-    connection = HttpConnection(spec, session, on_notification, max_message_bytes)
+    connection = HttpConnection(spec, session, on_notification, max_message_bytes, owner)
     await connection.negotiate()
     listener = asyncio.create_task(connection.listen())
     try:
@@ -419,32 +510,45 @@ async def open_streamable_http(
         await connection.end_session()
 
 
-async def _sse(content: aiohttp.StreamReader, max_bytes: int) -> AsyncIterator[bytes]:
-    """The `data` of each event of a stream (HTML standard, server-sent events)."""
-    buffer = bytearray()
-    data: list[bytes] = []
-    size = 0
-    async for chunk in content.iter_any():
-        buffer += chunk
-        if len(buffer) > max_bytes:
-            raise UpstreamProtocolError(f"the server sent an event over the bound of {max_bytes:,} bytes")
-        while (end := buffer.find(b"\n")) >= 0:
-            line = bytes(buffer[:end]).rstrip(b"\r")
-            del buffer[: end + 1]
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-                size += len(line)
-                if size > max_bytes:
-                    raise UpstreamProtocolError(f"the server sent an event over the bound of {max_bytes:,} bytes")
-            elif not line:
-                if any(data):
-                    yield b"\n".join(data)
-                data.clear()
-                size = 0
+class _EventStream:
+    """Server-sent events (HTML standard), with what is needed to come back to where a stream broke off.
 
+    Args:
+        before: the stream that this one goes on with.
+    """
 
-def _header_value(value: str) -> str:
-    """A value as the stateless era writes it into a header: plain where it can be, else base64 in a sentinel."""
-    if HEADER_SAFE.fullmatch(value) and not value.startswith("=?base64?"):
-        return value
-    return f"=?base64?{base64.b64encode(value.encode()).decode()}?="
+    def __init__(self, content: aiohttp.StreamReader, max_bytes: int, before: _EventStream | None = None) -> None:
+        self._content = content
+        self._max = max_bytes
+        self.last_id: str = before.last_id if before is not None else ""
+        self.retry_seconds: float | None = before.retry_seconds if before is not None else None
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """The `data` of each event that has any."""
+        buffer = bytearray()
+        data: list[bytes] = []
+        size = 0
+        async for chunk in self._content.iter_any():
+            buffer += chunk
+            if len(buffer) > self._max:
+                raise self._too_large()
+            while (end := buffer.find(b"\n")) >= 0:
+                line = bytes(buffer[:end]).rstrip(b"\r")
+                del buffer[: end + 1]
+                if line.startswith(b"data:"):
+                    data.append(line[5:].removeprefix(b" "))
+                    size += len(line)
+                    if size > self._max:
+                        raise self._too_large()
+                elif line.startswith(b"id:"):
+                    self.last_id = line[3:].strip().decode("latin-1")[:MAX_EVENT_ID]
+                elif line.startswith(b"retry:") and line[6:].strip().isdigit():
+                    self.retry_seconds = min(int(line[6:].strip()[:9]) / 1000, MAX_RETRY_SECONDS)
+                elif not line:
+                    if any(data):
+                        yield b"\n".join(data)
+                    data.clear()
+                    size = 0
+
+    def _too_large(self) -> UpstreamProtocolError:
+        return UpstreamProtocolError(f"the server sent an event over the bound of {self._max:,} bytes")

@@ -10,23 +10,34 @@ import asyncio
 import contextlib
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
 from msgspec import Raw
 
 from toolscore.errors import Conflict, ServerNotFound, ToolScoreError, UpstreamUnavailable
-from toolscore.jsonrpc import ConnectionLost, Params, RemoteError
+from toolscore.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, RemoteError
 from toolscore.models import ServerState, UpstreamSpec, timestamp
-from toolscore.upstreams.connection import Connection, list_tools
+from toolscore.upstreams.caller import Caller
+from toolscore.upstreams.connection import (
+    CAPABILITY_OF,
+    LISTS,
+    Connection,
+    PeerConnection,
+    ServerInfo,
+    ensure_log_level,
+    read_list,
+)
 from toolscore.upstreams.inprocess import open_inprocess
+from toolscore.upstreams.lanes import Lanes
 from toolscore.upstreams.process import ChildProtocol, CommandNotFound, spawn, stop
 from toolscore.upstreams.references import resolved
 from toolscore.upstreams.stdio import StdioConnection, open_stdio
-from toolscore.upstreams.streamable_http import http_session, open_streamable_http
+from toolscore.upstreams.streamable_http import HttpConnection, http_session, open_streamable_http
 from toolscore.upstreams.websocket import open_endpoint
 
 __all__ = ["Attempt", "Upstream", "UpstreamPool"]
@@ -45,6 +56,17 @@ RETRY_ON_CALL_SECONDS = 1.0
 REFRESH_REST_SECONDS = 1.0
 REFRESH_SECONDS = 0.1
 """Changes of a server's list within this time are read once."""
+FOLLOW_RETRY_SECONDS = 5.0
+"""The rest before a stateless server is asked again to tell what changes."""
+READ_AGAIN_SECONDS = 1.0
+"""A server that does not tell when a list changes is asked for it no more often than this."""
+
+OTHER_LISTS = ("prompts", "resources", "templates")
+CHANGED = {
+    "notifications/tools/list_changed": ("tools",),
+    "notifications/prompts/list_changed": ("prompts",),
+    "notifications/resources/list_changed": ("resources", "templates"),
+}
 
 
 def backoff_seconds(failures: int, jitter: float) -> float:
@@ -84,6 +106,16 @@ class Upstream:
         self._restart = asyncio.Event()
         self._stop = asyncio.Event()
         self._refresh = asyncio.Event()
+        self._stale: set[str] = set()
+        self._announced: set[str] = set()
+        self._reads: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
+        self._watched: Counter[str] = Counter()
+        self._rewatch = asyncio.Event()
+        self._followers: dict[int, asyncio.Task[None]] = {}
+        self._probe = True
+        self.asks = False
+        self.lanes = Lanes(self._open_lane)
+        self.info: ServerInfo | None = None
         self.task: asyncio.Task[None] | None = None
 
     async def request(
@@ -91,10 +123,10 @@ class Upstream:
         method: str,
         params: Params | None = None,
         *,
-        on_progress: Callable[[Raw], None] | None = None,
+        caller: Caller | None = None,
         attempt: Attempt | None = None,
     ) -> Raw:
-        """Ask the least busy connection; wait for one while the server starts.
+        """Ask the least busy connection, or the caller's own; wait for one while the server starts.
 
         Raises:
             UpstreamUnavailable: it is down or given up: the call did not happen.
@@ -109,7 +141,12 @@ class Upstream:
                 try:
                     if attempt is not None:
                         attempt.asked = True
-                    return await connection.request(method, params, on_progress=on_progress)
+                    if caller is not None:
+                        if self._has_lane(caller):
+                            return await self._request_in_lane(method, params, caller)
+                        if caller.log_level and "logging" in connection.info.capabilities:
+                            await self._hear(connection, caller.log_level)
+                    return await connection.request(method, params, caller=caller)
                 except ConnectionLost as exc:
                     if attempt is not None:
                         attempt.asked = exc.sent
@@ -123,6 +160,70 @@ class Upstream:
         finally:
             self.in_flight -= 1
             self._last_call = time.monotonic()
+
+    def _has_lane(self, caller: Caller) -> bool:
+        """Whether a caller's requests go over a connection that is its client's own."""
+        own = self.asks and caller.can_be_asked and (self.spec.command or self.spec.url)
+        return bool(own) and not (self.spec.dialin or (self.info is not None and self.info.stateless))
+
+    async def _request_in_lane(self, method: str, params: Params | None, caller: Caller) -> Raw:
+        try:
+            async with self.lanes.use(caller) as connection:
+                if caller.log_level and "logging" in connection.info.capabilities:
+                    await self._hear(connection, caller.log_level)
+                return await connection.request(method, params, caller=caller)
+        except CommandNotFound as exc:
+            raise UpstreamUnavailable(f"server {self.server_id!r} cannot be started for this client: {exc}") from exc
+
+    async def hear(self, level: str) -> None:
+        """Have the server log from this level on, if it runs."""
+        connection = self._pick()
+        if connection is not None and "logging" in connection.info.capabilities:
+            await self._hear(connection, level)
+
+    async def _hear(self, connection: Connection, level: str) -> None:
+        if not connection.info.stateless:
+            await ensure_log_level(connection, level)
+
+    async def watch(self, uri: str, caller: Caller) -> None:
+        """Have the server tell of changes of a resource. Each call needs an `unwatch`.
+
+        Raises:
+            RemoteError, ConnectionLost, UpstreamUnavailable, UpstreamProtocolError: it does not.
+        """
+        if self._has_lane(caller):
+            await self._request_in_lane("resources/subscribe", {"uri": uri}, caller)
+            return
+        self._watched[uri] += 1
+        try:
+            connection = self._pick() or await self._wait_for_connection()
+            if not connection.info.stateless and self._watched[uri] == 1:
+                await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
+        except BaseException:
+            self._forget_watch(uri)
+            raise
+        self._rewatch.set()
+
+    async def unwatch(self, uri: str, caller: Caller) -> None:
+        """One who was told of a resource's changes is so no more. Never raises."""
+        with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError):
+            if self._has_lane(caller):
+                await self._request_in_lane("resources/unsubscribe", {"uri": uri}, caller)
+                return
+            if not self._forget_watch(uri):
+                return
+            self._rewatch.set()
+            connection = self._pick()
+            if connection is not None and not connection.info.stateless:
+                await connection.request("resources/unsubscribe", {"uri": uri}, caller=caller)
+
+    def _forget_watch(self, uri: str) -> bool:
+        """Whether nobody watches it any more."""
+        self._watched[uri] -= 1
+        if self._watched[uri] > 0:
+            return False
+        del self._watched[uri]
+        return True
 
     def _pick(self) -> Connection | None:
         connections = self.connections
@@ -208,7 +309,7 @@ class Upstream:
                 async with AsyncExitStack() as stack:
                     async with asyncio.timeout(spec.start_timeout_seconds or self._pool.start_timeout_seconds):
                         connection = await stack.enter_async_context(self._open())
-                        tools = await list_tools(connection)
+                        tools = await self._read_tools(connection)
                     was_up_at = time.monotonic()
                     start_failures, was_ever_up = 0, True
                     self._came_up(connection, tools)
@@ -227,6 +328,10 @@ class Upstream:
                 error = f"it refused to start: {exc}"
             except (ConnectionLost, ToolScoreError) as exc:
                 error = str(exc)
+                # There are servers that leave when the first message is not `initialize`.
+                if was_up_at is None and self._probe and isinstance(exc, ConnectionLost) and spec.command:
+                    self._probe = False
+                    continue
             except Exception as exc:  # a task's outermost line: one broken server must not end the gateway
                 log.exception("supervising a server failed", server=self.server_id)
                 error = f"{type(exc).__name__}: {exc}"
@@ -264,23 +369,37 @@ class Upstream:
         said = [line for line in self.stderr if not line.startswith((" ", "Traceback", "["))]
         return f"; its last line: {said[-1]}" if said else ""
 
-    def _open(self) -> contextlib.AbstractAsyncContextManager[Any]:
+    def _open(self, owner: Caller | None = None) -> contextlib.AbstractAsyncContextManager[Any]:
         spec, pool = resolved(self.spec), self._pool
+        notified = self._notified if owner is None else partial(owner.announce, self.server_id)
         if spec.command:
 
             def keep(stderr: Any) -> None:
-                self.stderr = stderr
+                if owner is None:
+                    self.stderr = stderr
 
             return open_stdio(
-                spec, on_notification=self._notified, max_message_bytes=pool.max_message_bytes, stderr_into=keep
+                spec,
+                on_notification=notified,
+                max_message_bytes=pool.max_message_bytes,
+                stderr_into=keep,
+                probe=self._probe and owner is None,
+                owner=owner,
             )
         if spec.url:
             return open_streamable_http(
-                spec, pool.http, on_notification=self._notified, max_message_bytes=pool.max_message_bytes
+                spec, pool.http, on_notification=notified, max_message_bytes=pool.max_message_bytes, owner=owner
             )
         if spec.endpoint:
             return open_endpoint(self.server_id, spec, max_message_bytes=pool.max_message_bytes)
         return open_inprocess(spec, on_notification=self._notified)
+
+    @asynccontextmanager
+    async def _open_lane(self, owner: Caller) -> AsyncIterator[Connection]:
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(self.spec.start_timeout_seconds or self._pool.start_timeout_seconds):
+                connection = await stack.enter_async_context(self._open(owner))
+            yield connection
 
     def _came_up(self, connection: Connection, tools: list[dict[str, Any]]) -> None:
         if isinstance(connection, StdioConnection):
@@ -289,7 +408,72 @@ class Upstream:
         self._listed = {id(connection): tools}
         self._last_call = time.monotonic()
         self._pool.server_up(self, tools)
+        self._adopt(connection)
         self._set_state("up")
+
+    def _adopt(self, connection: Connection) -> None:
+        """Note what a new connection's server offers, and listen to it."""
+        self.info = connection.info
+        if isinstance(connection, PeerConnection | HttpConnection):
+            connection.requests.on_asked = self._asked
+        self._stale.update(OTHER_LISTS)
+        self._refresh.set()
+        self._pool.described(self, connection.info)
+        follow = self._follow(connection) if connection.info.stateless else self._watch_again(connection)
+        self._followers[id(connection)] = asyncio.create_task(follow)
+
+    def _leave(self, connection: Connection) -> None:
+        follower = self._followers.pop(id(connection), None)
+        if follower is not None:
+            follower.cancel()
+
+    def _asked(self) -> None:
+        self.asks = True
+
+    async def _watch_again(self, connection: Connection) -> None:
+        """A new session knows nothing of what the last one was asked to tell."""
+        for uri in list(self._watched):
+            with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError):
+                await connection.request("resources/subscribe", {"uri": uri})
+
+    async def _follow(self, connection: Connection) -> None:
+        """Have a stateless server tell what changes (`subscriptions/listen`), for as long as its connection lasts."""
+        listening: asyncio.Future[Raw] | None = None
+        try:
+            while True:
+                self._rewatch.clear()
+                wanted: dict[str, Any] = {
+                    f"{kind}ListChanged": True
+                    for kind in ("tools", "prompts", "resources")
+                    if _flag(connection.info.capabilities, kind, "listChanged")
+                }
+                if self._watched:
+                    wanted["resourceSubscriptions"] = list(self._watched)
+                before, listening = listening, None
+                if wanted:
+                    params = {"notifications": wanted}
+                    listening = asyncio.ensure_future(connection.request("subscriptions/listen", params))
+                if before is not None:
+                    await asyncio.sleep(REFRESH_SECONDS)  # the new stream stands before the old one ends
+                    before.cancel()
+                rewatch = asyncio.create_task(self._rewatch.wait())
+                try:
+                    await asyncio.wait({rewatch, *([listening] if listening else [])}, return_when="FIRST_COMPLETED")
+                finally:
+                    rewatch.cancel()
+                if listening is not None and listening.done():
+                    try:
+                        listening.result()
+                    except RemoteError as exc:
+                        if exc.code == METHOD_NOT_FOUND:
+                            return
+                    except (ConnectionLost, ToolScoreError):
+                        pass
+                    listening = None
+                    await asyncio.sleep(FOLLOW_RETRY_SECONDS)
+        finally:
+            if listening is not None:
+                listening.cancel()
 
     async def _serve(self, connection: Connection) -> str | None:
         """Wait until the connection ends (the reason), or it shall end (`None`)."""
@@ -311,7 +495,7 @@ class Upstream:
                     await self._drain(connection)
                     return None
                 if refresh in done:
-                    refresh = asyncio.create_task(self._read_tools_again(connection))
+                    refresh = asyncio.create_task(self._read_again(connection))
                 idle = time.monotonic() - self._last_call
                 if self.spec.idle_stop_seconds and not self.in_flight and idle >= self.spec.idle_stop_seconds:
                     self._called.clear()
@@ -321,22 +505,56 @@ class Upstream:
         finally:
             for task in (closed, stop, restart, refresh):
                 task.cancel()
+            self._leave(connection)
 
-    async def _read_tools_again(self, connection: Connection) -> None:
-        """Read the list once more, and wait for the next change. Those that come close together count once."""
-        await asyncio.sleep(REFRESH_SECONDS)
+    async def _read_again(self, connection: Connection) -> None:
+        """Read the lists that changed, and wait for the next change. Changes that come close together count once."""
+        if self._announced:
+            await asyncio.sleep(REFRESH_SECONDS)
         self._refresh.clear()
-        await self._read_tools(connection)
-        await asyncio.sleep(REFRESH_REST_SECONDS)  # a server that changes all the time is not followed all the time
+        stale, self._stale = self._stale, set()
+        announced, self._announced = self._announced, set()
+        for kind in LISTS:
+            if kind in stale:
+                await self._read(connection, kind)
+        for method in announced:
+            self._pool.announced(self, method, None)
+        if announced:
+            await asyncio.sleep(REFRESH_REST_SECONDS)  # a server that changes all the time is not followed all the time
         await self._refresh.wait()
 
-    async def _read_tools(self, connection: Connection) -> None:
+    async def _read(self, connection: Connection, kind: str) -> None:
         try:
             async with asyncio.timeout(self._pool.start_timeout_seconds):
-                self._listed[id(connection)] = await list_tools(connection)
-            self._pool.tools_changed(self, self._union())
+                if kind == "tools":
+                    self._listed[id(connection)] = await self._read_tools(connection)
+                    self._pool.tools_changed(self, self._union())
+                else:
+                    self._pool.listed(self, kind, await read_list(connection, kind))
         except (RemoteError, ConnectionLost, ToolScoreError, TimeoutError) as exc:
-            log.warning("cannot read a server's tools again", server=self.server_id, error=str(exc))
+            log.warning("cannot read a server's list", server=self.server_id, list=kind, error=str(exc))
+        self._reads[kind] = (time.monotonic(), None)
+
+    async def _read_tools(self, connection: Connection) -> list[dict[str, Any]]:
+        tools = await read_list(connection, "tools")
+        return connection.learn_tools(tools) if isinstance(connection, HttpConnection) else tools
+
+    async def read_anew(self, kind: str) -> None:
+        """Read a list again if the server is there and would not tell of its changes, or has not been read yet.
+
+        Cancelling this lets the reading go on, for whoever asks next.
+        """
+        connection = self._pick()
+        if connection is None or CAPABILITY_OF[kind] not in connection.info.capabilities:
+            return
+        read_at, reading = self._reads.get(kind, (0.0, None))
+        tells = _flag(connection.info.capabilities, CAPABILITY_OF[kind], "listChanged")
+        if read_at and (tells or time.monotonic() - read_at < READ_AGAIN_SECONDS) and reading is None:
+            return
+        if reading is None:
+            reading = asyncio.create_task(self._read(connection, kind))
+            self._reads[kind] = (read_at, reading)
+        await asyncio.shield(reading)
 
     def _union(self) -> list[dict[str, Any]]:
         """The tools of all instances; where two have one of the same name, the first one's."""
@@ -353,9 +571,14 @@ class Upstream:
         while connection.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
-    def _notified(self, method: str, _params: Raw | None) -> None:
-        if method == "notifications/tools/list_changed":
-            self._refresh.set()
+    def _notified(self, method: str, params: Raw | None) -> None:
+        kinds = CHANGED.get(method)
+        if kinds is None:
+            self._pool.announced(self, method, params)
+            return
+        self._stale.update(kinds)
+        self._announced.add(method)
+        self._refresh.set()
 
     async def _first_of(self, *events: asyncio.Event) -> None:
         tasks = [asyncio.create_task(event.wait()) for event in (*events, self._stop)]
@@ -430,7 +653,7 @@ class Upstream:
             RemoteError, ConnectionLost, ToolScoreError: it does not list its tools.
         """
         async with asyncio.timeout(self._pool.start_timeout_seconds):
-            tools = await list_tools(connection)
+            tools = await read_list(connection, "tools")
         if self._stop.is_set():
             raise UpstreamUnavailable(f"server {self.server_id!r} was detached meanwhile")
         self.connections.append(connection)
@@ -439,12 +662,14 @@ class Upstream:
             self._pool.server_up(self, tools)
         else:
             self._pool.tools_changed(self, self._union())
+        self._adopt(connection)
         self._set_state("up")
         refresher = asyncio.create_task(self._refresh_instance(connection))
         try:
             yield
         finally:
             refresher.cancel()
+            self._leave(connection)
             self._listed.pop(id(connection), None)
             if connection in self.connections:
                 self.connections.remove(connection)
@@ -457,7 +682,7 @@ class Upstream:
     async def _refresh_instance(self, connection: Connection) -> None:
         await self._refresh.wait()
         while True:
-            await self._read_tools_again(connection)
+            await self._read_again(connection)
 
     def notified(self, method: str, params: Raw | None) -> None:
         """A notification of an instance that dialled in."""
@@ -484,6 +709,12 @@ class Upstream:
             if self.state == "starting":
                 self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
+        await self.lanes.close()
+
+
+def _flag(capabilities: dict[str, Any], feature: str, flag: str) -> bool:
+    declared = capabilities.get(feature)
+    return isinstance(declared, dict) and declared.get(flag) is True
 
 
 class UpstreamPool:
@@ -491,6 +722,9 @@ class UpstreamPool:
 
     Args:
         on_tools: `(server_id, spec, tools)`: what a server lists, now that it is up or has changed.
+        on_info: `(server_id, info)`: what a server said of itself.
+        on_list: `(server_id, kind, entries)`: the prompts, resources or templates that a server lists now.
+        on_notification: `(server_id, method, params)`: what a server tells all who listen to it.
         on_state: `(server_id, state, reason)` for each change that callers notice.
         has_tools: whether the tools of a server are known already, so that a lazy one need not start to tell them.
     """
@@ -499,6 +733,9 @@ class UpstreamPool:
         self,
         *,
         on_tools: Callable[[str, UpstreamSpec, list[dict[str, Any]]], None] = lambda *_: None,
+        on_info: Callable[[str, ServerInfo], None] = lambda *_: None,
+        on_list: Callable[[str, str, list[dict[str, Any]]], None] = lambda *_: None,
+        on_notification: Callable[[str, str, Raw | None], None] = lambda *_: None,
         on_state: Callable[[str, ServerState, str | None], None] = lambda *_: None,
         on_restart: Callable[[str], None] = lambda _: None,
         has_tools: Callable[[str], bool] = lambda _: False,
@@ -509,6 +746,9 @@ class UpstreamPool:
         reconnect_seconds: float = 3,
     ) -> None:
         self._on_tools = on_tools
+        self._on_info = on_info
+        self._on_list = on_list
+        self._on_notification = on_notification
         self._on_state = on_state
         self._on_restart = on_restart
         self.has_tools = has_tools
@@ -556,14 +796,14 @@ class UpstreamPool:
         method: str,
         params: Params | None = None,
         *,
-        on_progress: Callable[[Raw], None] | None = None,
+        caller: Caller | None = None,
         attempt: Attempt | None = None,
     ) -> Raw:
         """Ask a server, whichever form of it runs at the moment. Raises as `Upstream.request`."""
         while True:
             upstream = self.get(server_id)
             try:
-                return await upstream.request(method, params, on_progress=on_progress, attempt=attempt)
+                return await upstream.request(method, params, caller=caller, attempt=attempt)
             except (UpstreamUnavailable, ConnectionLost) as exc:
                 # Not sent, and replaced meanwhile: the new form takes the call.
                 if getattr(exc, "sent", False) or self._upstreams.get(server_id) in (None, upstream):
@@ -664,6 +904,28 @@ class UpstreamPool:
     def tools_changed(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
         if self._is_current(upstream):
             self._on_tools(upstream.server_id, upstream.spec, tools)
+
+    def described(self, upstream: Upstream, info: ServerInfo) -> None:
+        if self._is_current(upstream):
+            self._on_info(upstream.server_id, info)
+
+    def listed(self, upstream: Upstream, kind: str, entries: list[dict[str, Any]]) -> None:
+        if self._is_current(upstream):
+            self._on_list(upstream.server_id, kind, entries)
+
+    def announced(self, upstream: Upstream, method: str, params: Raw | None) -> None:
+        if self._is_current(upstream):
+            self._on_notification(upstream.server_id, method, params)
+
+    def client_gone(self, client: object) -> None:
+        """A client has left: what was kept for it alone ends."""
+        for upstream in (*self._upstreams.values(), *self._replacements.values()):
+            upstream.lanes.drop(client)
+
+    def roots_changed(self, client: object) -> None:
+        """A client has other roots now: those servers hear of it that are its own."""
+        for upstream in self._upstreams.values():
+            upstream.lanes.tell(client, "notifications/roots/list_changed")
 
     def server_down(self, upstream: Upstream, reason: str) -> None:
         if self._upstreams.get(upstream.server_id) is upstream and not upstream.ending:

@@ -17,6 +17,7 @@ from toolscore.errors import InvalidRequest, UpstreamProtocolError
 from toolscore.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, RemoteError, decode, encode
 from toolscore.models import UpstreamSpec
 from toolscore.transports import dial
+from toolscore.upstreams.caller import Caller
 from toolscore.upstreams.connection import LATEST_SESSION_VERSION, ServerInfo
 
 __all__ = ["TypedConnection", "open_endpoint", "tool_from_capability"]
@@ -75,12 +76,13 @@ class TypedConnection:
         self._ids = itertools.count(1)
         self._waiting: dict[str, asyncio.Future[Raw]] = {}
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.info = ServerInfo(protocol_version=LATEST_SESSION_VERSION, name=tool_id, capabilities={"tools": {}})
+        self.info = ServerInfo(
+            protocol_version=LATEST_SESSION_VERSION, implementation={"name": tool_id}, capabilities={"tools": {}}
+        )
         self.in_flight = 0
+        self.log_level: str | None = None
 
-    async def request(
-        self, method: str, params: Params | None = None, *, on_progress: Callable[[Raw], None] | None = None
-    ) -> Raw:
+    async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
         if method == "tools/list":
             return Raw(encode({"tools": self._tools}))
         if method != "tools/call":
@@ -120,6 +122,9 @@ class TypedConnection:
             )
             return
         answer.set_result(Raw(encode(_call_result(result))))
+
+    async def notify(self, method: str, params: Params | None = None) -> None:
+        """This dialect has no notifications."""
 
     async def wait_closed(self) -> str:
         return await asyncio.shield(self._closed)

@@ -1,0 +1,201 @@
+"""The client behind a request, as a server may reach it through us; and whose a server's own request is.
+
+Servers of the session era ask their clients (`elicitation/create`, `sampling/createMessage`, `roots/list`) and log to
+them. Over HTTP such a message comes on the stream of the call that it belongs to. On a pipe it says nothing of the kind:
+there it belongs to the only client whose requests are under way, and where there are several, to none. Nothing is guessed:
+a question that reached another's user would be worse than one that is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from msgspec import Raw
+
+from toolscore.errors import InvalidRequest
+from toolscore.jsonrpc import METHOD_NOT_FOUND, RemoteError, decode
+
+__all__ = ["CLIENT_FEATURES", "LOG_LEVELS", "Caller", "InFlight", "declared", "required_capability"]
+
+LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+"""RFC 5424, least severe first (MCP, logging)."""
+
+CLIENT_FEATURES: dict[str, dict[str, Any]] = {
+    "elicitation": {"form": {}, "url": {}},
+    "sampling": {"tools": {}},
+    "roots": {"listChanged": True},
+}
+"""What clients may offer to servers, as we declare it in the name of those who will."""
+
+HOLD_SECONDS = 2.0
+"""How long a server's question waits until the requests of all clients but one have ended."""
+
+
+class Caller:
+    """One request's client. This base class cannot be reached: the caller over REST, or none at all.
+
+    Attributes:
+        client: the same object for all requests of one client; asks of a server go to no other.
+        capabilities: what the client declared (MCP `ClientCapabilities`).
+        log_level: the least severe level it wants to hear of.
+        live: whether `ask` reaches the client while its request is under way (session era).
+        stateless: a client of the stateless era: it is asked by an `input_required` result instead.
+        pause: makes the request's own clock stand still while its client is asked.
+        refused: told of the `ClientCapabilities` that a server needed and the client did not declare.
+    """
+
+    live = False
+    stateless = False
+    wants_progress = False
+    log_level: str | None = None
+
+    def __init__(self, client: object | None = None, capabilities: Mapping[str, Any] | None = None) -> None:
+        self.client: object = client if client is not None else self
+        self.capabilities: Mapping[str, Any] = capabilities if capabilities is not None else {}
+        self.pause: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.refused: Callable[[dict[str, Any]], None] = lambda required: None
+
+    @property
+    def home(self) -> Caller:
+        """The client outside of this request, where there is a way to it."""
+        return self
+
+    @property
+    def can_be_asked(self) -> bool:
+        return any(feature in self.capabilities for feature in CLIENT_FEATURES)
+
+    def notify(self, method: str, params: Raw | None) -> None:
+        """Tell the client something that belongs to its request. Never waits."""
+
+    def announce(self, server_id: str, method: str, params: Raw | None) -> None:
+        """Pass on what a server says on the client's own connection, and not about a request. Never waits."""
+
+    async def ask(self, method: str, params: Raw | None) -> Any:
+        """Put a server's question to the client.
+
+        Raises:
+            RemoteError: the client's refusal, or ours.
+        """
+        raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"this call's client cannot be asked: {method}"})
+
+    def hears(self, level: object) -> bool:
+        """Whether the client wants log messages of this level."""
+        if self.log_level is None:
+            return not self.stateless
+        if level not in LOG_LEVELS or self.log_level not in LOG_LEVELS:
+            return True
+        return LOG_LEVELS.index(str(level)) >= LOG_LEVELS.index(self.log_level)
+
+
+def required_capability(method: str, params: Raw | None) -> dict[str, Any]:
+    """The `ClientCapabilities` that a server's request needs; empty for one that needs none."""
+    if method == "sampling/createMessage":
+        return {"sampling": {}}
+    if method == "roots/list":
+        return {"roots": {}}
+    if method == "elicitation/create":
+        try:
+            body = decode(params) if params is not None else {}
+        except InvalidRequest:
+            body = {}
+        return {"elicitation": {"url": {}} if isinstance(body, dict) and body.get("mode") == "url" else {}}
+    return {}
+
+
+def declared(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bool:
+    """Whether a client has what is required. `elicitation: {}` means forms (MCP, elicitation: capabilities)."""
+    for feature, modes in required.items():
+        offered = capabilities.get(feature)
+        if offered is None:
+            return False
+        if feature == "elicitation" and isinstance(offered, Mapping):
+            if "url" in modes and "url" not in offered:
+                return False
+            if "url" not in modes and offered and "form" not in offered:
+                return False
+    return True
+
+
+class InFlight:
+    """The requests under way on one connection.
+
+    Args:
+        features: what the server may ask its clients for (keys of `CLIENT_FEATURES`).
+        owner: the client whose own this connection is; `None` for one that all share.
+    """
+
+    def __init__(self, features: Iterable[str], owner: Caller | None = None) -> None:
+        self.owner = owner
+        self.on_asked: Callable[[], None] = lambda: None
+        self._features = frozenset(features)
+        self._requests: dict[object, Caller | None] = {}
+        self._fewer = asyncio.Event()
+
+    def enter(self, key: object, caller: Caller | None) -> None:
+        self._requests[key] = caller
+
+    def leave(self, key: object) -> None:
+        self._requests.pop(key, None)
+        self._fewer.set()
+
+    def only(self) -> Caller | None:
+        """A caller of the only client that has requests under way here."""
+        found: Caller | None = None
+        for caller in self._requests.values():
+            if caller is None or (found is not None and found.client is not caller.client):
+                return None
+            found = caller
+        return found or self.owner
+
+    async def whose(self) -> Caller | None:
+        """Whose question it is that came just now; `None` where that cannot be said."""
+        deadline = asyncio.get_running_loop().time() + HOLD_SECONDS
+        while (caller := self.only()) is None and any(self._requests.values()):
+            self._fewer.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._fewer.wait()
+            except TimeoutError:
+                return None
+        return caller
+
+    async def answer(self, method: str, params: Raw | None, caller: Caller | None = None) -> Any:
+        """Answer a server's request.
+
+        Args:
+            caller: whose it is, where the transport says so.
+
+        Raises:
+            RemoteError: what the server is told instead.
+        """
+        if method == "ping":
+            return {}
+        required = required_capability(method, params)
+        if not self._features.issuperset(required):
+            raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"the gateway was told not to pass on {method}"})
+        if caller is None:
+            self.on_asked()
+            caller = await self.whose()
+        if caller is None:
+            if method == "roots/list":
+                return {"roots": []}  # asked on behalf of nobody, as servers do when they start
+            why = "several clients are calling at the moment" if self._requests else "no client is waiting"
+            raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"{method} can be put to nobody: {why}"})
+        if not declared(caller.capabilities, required):
+            caller.refused(required)
+            feature = next(iter(required))
+            raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"the client does not support {feature}: {method}"})
+        with caller.pause():
+            return await caller.ask(method, params)
+
+    def tell(self, method: str, params: Raw | None) -> bool:
+        """Hand a notification to the client that it belongs to. False where it belongs to no request."""
+        if not self._requests:
+            return False
+        caller = self.only()
+        if caller is not None:
+            caller.notify(method, params)
+        return True

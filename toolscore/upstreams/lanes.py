@@ -1,0 +1,125 @@
+"""Connections of their own for the clients of a server that asks its clients.
+
+On a pipe a server's question does not say on whose behalf it is put, and some servers keep what a client answered (its
+roots) for all later calls. So once a server has asked, each client that can be asked gets a connection of its own, with its
+own capabilities: as a session of MCP is meant. Servers that never ask, which is most of them, are shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from toolscore.errors import Overloaded
+from toolscore.jsonrpc import ConnectionLost
+from toolscore.upstreams.caller import Caller
+from toolscore.upstreams.connection import Connection
+
+__all__ = ["Lanes"]
+
+MAX_LANES = 32
+
+
+class _Lane:
+    def __init__(self, client: object) -> None:
+        self.client = client
+        self.ready: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self.stop = asyncio.Event()
+        self.users = 0
+        self.used = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Lanes:
+    """The own connections of one server's clients.
+
+    Args:
+        open_connection: opens one for a client; entered and left in one task.
+    """
+
+    def __init__(self, open_connection: Callable[[Caller], AbstractAsyncContextManager[Connection]]) -> None:
+        self._open = open_connection
+        self._lanes: dict[int, _Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    @asynccontextmanager
+    async def use(self, caller: Caller) -> AsyncIterator[Connection]:
+        """The connection of a caller's client, opened at its first call. That of a stateless client ends with the call.
+
+        Raises:
+            Overloaded: all are in use.
+            ConnectionLost, RemoteError, ToolScoreError, CommandNotFound: it cannot be opened.
+        """
+        lane = self._lanes.get(id(caller.client)) or self._start(caller)
+        lane.users += 1
+        try:
+            yield await asyncio.shield(lane.ready)
+        finally:
+            lane.users -= 1
+            lane.used = time.monotonic()
+            if caller.stateless and not lane.users:
+                self._end(lane)
+
+    def drop(self, client: object) -> None:
+        """A client has gone."""
+        lane = self._lanes.get(id(client))
+        if lane is not None:
+            self._end(lane)
+
+    def tell(self, client: object, method: str) -> None:
+        """Pass a client's notification on to its own connection, if it has one."""
+        lane = self._lanes.get(id(client))
+        if lane is not None and lane.ready.done() and lane.ready.exception() is None:
+            task = asyncio.create_task(lane.ready.result().notify(method))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End all of them."""
+        for lane in list(self._lanes.values()):
+            self._end(lane)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, caller: Caller) -> _Lane:
+        if len(self._lanes) >= MAX_LANES:
+            idle = [lane for lane in self._lanes.values() if not lane.users]
+            if not idle:
+                raise Overloaded(f"{MAX_LANES} clients have a connection of their own to this server",
+                                 retry_after_seconds=5)  # fmt: skip
+            self._end(min(idle, key=lambda lane: lane.used))
+        lane = self._lanes[id(caller.client)] = _Lane(caller.client)
+        lane.task = asyncio.create_task(self._run(lane, caller.home))
+        self._tasks.add(lane.task)
+        lane.task.add_done_callback(self._tasks.discard)
+        return lane
+
+    def _end(self, lane: _Lane) -> None:
+        lane.stop.set()
+        if self._lanes.get(id(lane.client)) is lane:
+            del self._lanes[id(lane.client)]
+
+    async def _run(self, lane: _Lane, owner: Caller) -> None:
+        """One connection's life, in one task."""
+        try:
+            async with self._open(owner) as connection:
+                lane.ready.set_result(connection)
+                ends = {asyncio.create_task(lane.stop.wait()), asyncio.ensure_future(connection.wait_closed())}
+                try:
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for end in ends:
+                        end.cancel()
+        except Exception as exc:  # whoever waits for the connection is told
+            if not lane.ready.done():
+                lane.ready.set_exception(exc)
+                lane.ready.exception()  # seen, whether or not anybody waits
+        finally:
+            self._end(lane)
+            if not lane.ready.done():
+                lane.ready.set_exception(ConnectionLost("the server was stopped", sent=False))
+                lane.ready.exception()

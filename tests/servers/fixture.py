@@ -105,12 +105,13 @@ async def ask(
         if any(key not in given for key in requests):
             raise InputRequired(requests, state)
         return {key: given[key] for key in requests}
-    answers = {}
-    for key, request in requests.items():
+    related = ServerMessageMetadata(related_request_id=ctx.request_id)
+
+    async def live(request: dict[str, Any]) -> dict[str, Any]:
         kind, result = SHAPES[request["method"]]
-        related = ServerMessageMetadata(related_request_id=ctx.request_id)
-        answers[key] = dump(await ctx.session.send_request(kind.model_validate(request), result, metadata=related))
-    return answers
+        return dump(await ctx.session.send_request(kind.model_validate(request), result, metadata=related))
+
+    return dict(zip(requests, await asyncio.gather(*map(live, requests.values())), strict=True))
 
 
 def dump(value: Any) -> dict[str, Any]:

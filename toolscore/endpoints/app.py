@@ -257,9 +257,9 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
                 await asyncio.sleep(0.005)
             yield
         finally:
+            gateway.changes.close()  # calls that wait for their clients wait no longer
             await gateway.pipeline.close(SHUTDOWN_SECONDS)
             server.should_exit = True
-            gateway.changes.close()
             gateway.events.notifier.close()  # streams end; what is being called may finish
             await asyncio.gather(task, return_exceptions=True)
 

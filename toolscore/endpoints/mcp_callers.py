@@ -7,6 +7,7 @@ suspended, the client gets an `input_required` result with a sealed `requestStat
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import secrets
@@ -305,6 +306,8 @@ class StatelessCalls:
 
         try:
             sealed = str(state).encode()[len(STATE_PREFIX) - 1 :]
+            if base64.urlsafe_b64encode(base64.urlsafe_b64decode(sealed)) != sealed:
+                raise ValueError  # something that decoding would have overlooked
             key, name, subject = json.loads(self._fernet.decrypt(sealed, ttl=int(self._input_seconds) + 1))
         except (InvalidToken, ValueError, TypeError):
             raise _bad_state("it was changed, or has expired") from None

@@ -497,6 +497,7 @@ class McpHttpEndpoint:
     ) -> Any:
         if self._suspended is None:
             self._suspended = StatelessCalls(self._gateway.settings.current.limits.input_seconds)
+            self._gateway.changes.listen(lambda *_: None, self._suspended.close)
         if StatelessCalls.is_ours(params):
             return await self._suspended.resume(caller, params, method)
         about = dict(params)  # the server takes the params apart
@@ -666,7 +667,7 @@ def _check_envelope(scope: Scope, method: str, params: Members, version: str | N
         if key in ROUTING:
             if key in routing:
                 return {"code": HEADER_MISMATCH, "message": f"the {key.decode()} header appears more than once"}
-            routing[key] = value
+            routing[key] = value.strip()  # RFC 9110 5.5
     wrong = envelope_error(params)
     if wrong is not None and wrong["code"] == INVALID_PARAMS:
         return wrong

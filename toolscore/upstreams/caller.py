@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Raw
@@ -18,7 +19,16 @@ from msgspec import Raw
 from toolscore.errors import InvalidRequest
 from toolscore.jsonrpc import METHOD_NOT_FOUND, RemoteError, decode
 
-__all__ = ["CLIENT_FEATURES", "LOG_LEVELS", "Caller", "InFlight", "declared", "required_capability"]
+__all__ = [
+    "CLIENT_FEATURES",
+    "EVERYBODY",
+    "LOG_LEVELS",
+    "Caller",
+    "ClientSide",
+    "InFlight",
+    "declared",
+    "required_capability",
+]
 
 LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 """RFC 5424, least severe first (MCP, logging)."""
@@ -29,6 +39,21 @@ CLIENT_FEATURES: dict[str, dict[str, Any]] = {
     "roots": {"listChanged": True},
 }
 """What clients may offer to servers, as we declare it in the name of those who will."""
+
+@dataclass(frozen=True)
+class ClientSide:
+    """For whom a connection to a server is made.
+
+    Attributes:
+        offered: the `ClientCapabilities` to declare.
+        owner: the only client that uses it, reached outside of its requests too; `None`: several share it.
+    """
+
+    offered: Mapping[str, Any]
+    owner: Caller | None = None
+
+
+EVERYBODY = ClientSide(CLIENT_FEATURES)
 
 HOLD_SECONDS = 2.0
 """How long a server's question waits until the requests of all clients but one have ended."""
@@ -129,7 +154,7 @@ class InFlight:
 
     def __init__(self, features: Iterable[str], owner: Caller | None = None) -> None:
         self.owner = owner
-        self.on_asked: Callable[[], None] = lambda: None
+        self.on_asked: Callable[[bool], None] = lambda unasked: None
         self._features = frozenset(features)
         self._requests: dict[object, Caller | None] = {}
         self._fewer = asyncio.Event()
@@ -140,6 +165,10 @@ class InFlight:
     def leave(self, key: object) -> None:
         self._requests.pop(key, None)
         self._fewer.set()
+
+    def free_for(self, caller: Caller) -> bool:
+        """Whether nobody else's request is under way, so that a question could only be this caller's."""
+        return all(other is not None and other.client is caller.client for other in self._requests.values())
 
     def only(self) -> Caller | None:
         """A caller of the only client that has requests under way here."""
@@ -176,8 +205,8 @@ class InFlight:
         required = required_capability(method, params)
         if not self._features.issuperset(required):
             raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"the gateway was told not to pass on {method}"})
+        self.on_asked(caller is None and not self._requests)
         if caller is None:
-            self.on_asked()
             caller = await self.whose()
         if caller is None:
             if method == "roots/list":

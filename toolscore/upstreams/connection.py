@@ -18,6 +18,7 @@ from msgspec import Raw
 from toolscore import __version__
 from toolscore.errors import InvalidRequest, UpstreamProtocolError
 from toolscore.jsonrpc import (
+    INVALID_PARAMS,
     ConnectionLost,
     Params,
     Peer,
@@ -28,7 +29,7 @@ from toolscore.jsonrpc import (
     encode,
     meta_of,
 )
-from toolscore.upstreams.caller import CLIENT_FEATURES, LOG_LEVELS, Caller, InFlight
+from toolscore.upstreams.caller import CLIENT_FEATURES, EVERYBODY, LOG_LEVELS, Caller, ClientSide, InFlight
 
 __all__ = [
     "BROADCAST",
@@ -180,8 +181,18 @@ def stateless_envelope(
 
 
 def session_params(params: Params | None) -> Params | None:
-    """The params without the stateless era's envelope, which a server of the session era does not know."""
-    if not params or params.get("_meta") is None:
+    """The params without the stateless era's envelope, which a server of the session era does not know.
+
+    Raises:
+        RemoteError: they go on with a request that such a server cannot have begun.
+    """
+    if not params:
+        return params
+    if "requestState" in params:
+        raise RemoteError({"code": INVALID_PARAMS, "message": "requestState is not valid: make the request anew"})
+    if "inputResponses" in params:
+        params = {key: value for key, value in params.items() if key != "inputResponses"}
+    if params.get("_meta") is None:
         return params
     kept = {key: value for key, value in meta_of(params).items() if not key.startswith("io.modelcontextprotocol/")}
     rest = {key: value for key, value in params.items() if key != "_meta"}
@@ -237,7 +248,7 @@ class PeerConnection:
     Args:
         make_peer: makes the conversation, given what serves the server's requests and takes its notifications.
         features: what the server may ask clients for (keys of `CLIENT_FEATURES`).
-        owner: the client whose own this connection is.
+        side: for whom this connection is.
     """
 
     def __init__(
@@ -245,16 +256,16 @@ class PeerConnection:
         make_peer: Callable[..., Peer],
         on_notification: OnNotification,
         features: Collection[str],
-        owner: Caller | None = None,
+        side: ClientSide = EVERYBODY,
     ) -> None:
         self.peer = make_peer(on_request=self._asked, on_notification=self._notified)
         self.info = ServerInfo(protocol_version=LATEST_SESSION_VERSION)
-        self.requests = InFlight(features, owner)
+        self.requests = InFlight(features, side.owner)
         self.in_flight = 0
         self.log_level: str | None = None
         self._on_notification = on_notification
         self._features = features
-        self._declared = client_capabilities(features, owner)
+        self._declared = client_capabilities(features, side)
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def negotiate(self, *, probe: bool = True) -> None:
@@ -360,10 +371,9 @@ def initialize_params(capabilities: Mapping[str, Any]) -> Params:
     return {"protocolVersion": LATEST_SESSION_VERSION, "capabilities": capabilities, "clientInfo": CLIENT_INFO}
 
 
-def client_capabilities(features: Collection[str], owner: Caller | None) -> dict[str, Any]:
-    """What we declare to a server: in the name of one client what that declared, of all of them whatever there is."""
-    offered = CLIENT_FEATURES if owner is None else owner.capabilities
-    return {name: offered[name] for name in features if name in offered}
+def client_capabilities(features: Collection[str], side: ClientSide) -> dict[str, Any]:
+    """What we declare to a server: that part of what its clients offer which it may ask for."""
+    return {name: side.offered[name] for name in features if name in side.offered}
 
 
 async def ensure_log_level(connection: Connection, level: str) -> None:

@@ -1,20 +1,21 @@
-"""Connections of their own for the clients of a server that asks its clients.
+"""Further connections to a server that asks its clients, for clients that cannot share the first.
 
-On a pipe a server's question does not say on whose behalf it is put, and some servers keep what a client answered (its
-roots) for all later calls. So once a server has asked, each client that can be asked gets a connection of its own, with its
-own capabilities: as a session of MCP is meant. Servers that never ask, which is most of them, are shared.
+On a pipe a server's question does not say on whose behalf it is put; some servers keep what a client answered (its roots)
+for all later calls; some offer other tools to clients of other capabilities. So once a server has asked, its clients are
+told apart, as MCP's sessions are meant to. Servers that never ask, which is most of them, are shared by all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from toolscore.errors import Overloaded
 from toolscore.jsonrpc import ConnectionLost
-from toolscore.upstreams.caller import Caller
+from toolscore.upstreams.caller import Caller, ClientSide
 from toolscore.upstreams.connection import Connection
 
 __all__ = ["Lanes"]
@@ -23,8 +24,8 @@ MAX_LANES = 32
 
 
 class _Lane:
-    def __init__(self, client: object) -> None:
-        self.client = client
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
         self.ready: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self.stop = asyncio.Event()
         self.users = 0
@@ -33,47 +34,55 @@ class _Lane:
 
 
 class Lanes:
-    """The own connections of one server's clients.
+    """The further connections of one server.
 
     Args:
-        open_connection: opens one for a client; entered and left in one task.
+        open_connection: opens one; entered and left in one task.
     """
 
-    def __init__(self, open_connection: Callable[[Caller], AbstractAsyncContextManager[Connection]]) -> None:
+    def __init__(self, open_connection: Callable[[ClientSide], AbstractAsyncContextManager[Connection]]) -> None:
         self._open = open_connection
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[Hashable, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._lanes)
 
+    def free(self, key: Hashable, caller: Caller | None) -> bool:
+        """Whether a caller would have that connection to itself."""
+        lane = self._lanes.get(key)
+        if lane is None or not lane.ready.done() or lane.ready.exception() is not None:
+            return lane is None
+        connection: Any = lane.ready.result()
+        return caller is None or bool(connection.requests.free_for(caller))
+
     @asynccontextmanager
-    async def use(self, caller: Caller) -> AsyncIterator[Connection]:
-        """The connection of a caller's client, opened at its first call. That of a stateless client ends with the call.
+    async def use(self, key: Hashable, side: ClientSide) -> AsyncIterator[Connection]:
+        """The connection of that key, opened at its first use. That of a stateless client ends with its call.
 
         Raises:
             Overloaded: all are in use.
             ConnectionLost, RemoteError, ToolScoreError, CommandNotFound: it cannot be opened.
         """
-        lane = self._lanes.get(id(caller.client)) or self._start(caller)
+        lane = self._lanes.get(key) or self._start(key, side)
         lane.users += 1
         try:
             yield await asyncio.shield(lane.ready)
         finally:
             lane.users -= 1
             lane.used = time.monotonic()
-            if caller.stateless and not lane.users:
+            if side.owner is not None and side.owner.stateless and not lane.users:
                 self._end(lane)
 
     def drop(self, client: object) -> None:
         """A client has gone."""
-        lane = self._lanes.get(id(client))
+        lane = self._lanes.get(client)
         if lane is not None:
             self._end(lane)
 
     def tell(self, client: object, method: str) -> None:
         """Pass a client's notification on to its own connection, if it has one."""
-        lane = self._lanes.get(id(client))
+        lane = self._lanes.get(client)
         if lane is not None and lane.ready.done() and lane.ready.exception() is None:
             task = asyncio.create_task(lane.ready.result().notify(method))
             self._tasks.add(task)
@@ -85,28 +94,28 @@ class Lanes:
             self._end(lane)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, caller: Caller) -> _Lane:
+    def _start(self, key: Hashable, side: ClientSide) -> _Lane:
         if len(self._lanes) >= MAX_LANES:
             idle = [lane for lane in self._lanes.values() if not lane.users]
             if not idle:
                 raise Overloaded(f"{MAX_LANES} clients have a connection of their own to this server",
                                  retry_after_seconds=5)  # fmt: skip
             self._end(min(idle, key=lambda lane: lane.used))
-        lane = self._lanes[id(caller.client)] = _Lane(caller.client)
-        lane.task = asyncio.create_task(self._run(lane, caller.home))
+        lane = self._lanes[key] = _Lane(key)
+        lane.task = asyncio.create_task(self._run(lane, side))
         self._tasks.add(lane.task)
         lane.task.add_done_callback(self._tasks.discard)
         return lane
 
     def _end(self, lane: _Lane) -> None:
         lane.stop.set()
-        if self._lanes.get(id(lane.client)) is lane:
-            del self._lanes[id(lane.client)]
+        if self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
 
-    async def _run(self, lane: _Lane, owner: Caller) -> None:
+    async def _run(self, lane: _Lane, side: ClientSide) -> None:
         """One connection's life, in one task."""
         try:
-            async with self._open(owner) as connection:
+            async with self._open(side) as connection:
                 lane.ready.set_result(connection)
                 ends = {asyncio.create_task(lane.stop.wait()), asyncio.ensure_future(connection.wait_closed())}
                 try:

@@ -14,7 +14,7 @@ import structlog
 from toolscore.errors import UpstreamProtocolError
 from toolscore.jsonrpc import Peer
 from toolscore.models import UpstreamSpec
-from toolscore.upstreams.caller import Caller
+from toolscore.upstreams.caller import EVERYBODY, ClientSide
 from toolscore.upstreams.connection import OnNotification, PeerConnection
 from toolscore.upstreams.process import ChildProtocol, spawn, stop
 
@@ -99,7 +99,7 @@ async def open_stdio(
     max_message_bytes: int,
     stderr_into: Callable[[object], None],
     probe: bool = True,
-    owner: Caller | None = None,
+    side: ClientSide = EVERYBODY,
 ) -> AsyncIterator[StdioConnection]:
     """Start a server and negotiate with it; leaving ends it and all it started.
 
@@ -107,7 +107,7 @@ async def open_stdio(
         max_message_bytes: bound on one message from the server.
         stderr_into: gets the (live) deque of the last stderr lines as soon as the process runs.
         probe: ask for the stateless era first.
-        owner: the client whose own this server is; `None`: all share it.
+        side: for whom the server is started.
 
     Raises:
         CommandNotFound, UpstreamProtocolError, ConnectionLost, RemoteError.
@@ -130,7 +130,7 @@ async def open_stdio(
             lines.note(b"[stdout, not JSON-RPC] " + line)
 
     make_peer = partial(Peer, send, on_junk=junk)
-    connection = StdioConnection(lines, make_peer, on_notification, spec.client_features, owner)
+    connection = StdioConnection(lines, make_peer, on_notification, spec.client_features, side)
     peer = connection.peer
     lines.on_line = peer.receive
 

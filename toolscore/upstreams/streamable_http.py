@@ -32,7 +32,7 @@ from toolscore.jsonrpc import (
     with_progress_token,
 )
 from toolscore.models import UpstreamSpec, shown_url
-from toolscore.upstreams.caller import Caller, InFlight
+from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, InFlight
 from toolscore.upstreams.connection import (
     BROADCAST,
     INPUT_METHODS,
@@ -94,7 +94,7 @@ class HttpConnection:
         session: aiohttp.ClientSession,
         on_notification: OnNotification,
         max_message_bytes: int,
-        owner: Caller | None = None,
+        side: ClientSide = EVERYBODY,
     ) -> None:
         assert spec.url is not None
         self._url = URL(spec.url)
@@ -108,10 +108,10 @@ class HttpConnection:
             "Accept": "application/json, text/event-stream",
         }
         self._features = spec.client_features
-        self._declared = client_capabilities(spec.client_features, owner)
+        self._declared = client_capabilities(spec.client_features, side)
         self._routings: dict[tuple[str, str], CIMultiDict[str]] = {}
         self._mirrored: dict[str, dict[tuple[str, ...], tuple[str, str]]] = {}
-        self.requests = InFlight(spec.client_features, owner)
+        self.requests = InFlight(spec.client_features, side.owner)
         self._next_id = 0
         self._renewing = asyncio.Lock()
         self._side_tasks: set[asyncio.Task[None]] = set()
@@ -488,17 +488,17 @@ async def open_streamable_http(
     *,
     on_notification: OnNotification,
     max_message_bytes: int,
-    owner: Caller | None = None,
+    side: ClientSide = EVERYBODY,
 ) -> AsyncIterator[HttpConnection]:
     """Negotiate with a server and listen for its changes while open.
 
     Args:
-        owner: the client whose own session this is; `None`: all share it.
+        side: for whom the session is opened.
 
     Raises:
         ConnectionLost, RemoteError, UpstreamProtocolError.
     """
-    connection = HttpConnection(spec, session, on_notification, max_message_bytes, owner)
+    connection = HttpConnection(spec, session, on_notification, max_message_bytes, side)
     await connection.negotiate()
     listener = asyncio.create_task(connection.listen())
     try:

@@ -11,7 +11,7 @@ import contextlib
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from msgspec import Raw
 from toolscore.errors import Conflict, ServerNotFound, ToolScoreError, UpstreamUnavailable
 from toolscore.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, RemoteError
 from toolscore.models import ServerState, UpstreamSpec, timestamp
-from toolscore.upstreams.caller import Caller
+from toolscore.upstreams.caller import CLIENT_FEATURES, EVERYBODY, Caller, ClientSide
 from toolscore.upstreams.connection import (
     CAPABILITY_OF,
     LISTS,
@@ -113,7 +113,7 @@ class Upstream:
         self._rewatch = asyncio.Event()
         self._followers: dict[int, asyncio.Task[None]] = {}
         self._probe = True
-        self.asks = False
+        self.asks = self._keeps_roots = False
         self.lanes = Lanes(self._open_lane)
         self.info: ServerInfo | None = None
         self.task: asyncio.Task[None] | None = None
@@ -136,16 +136,16 @@ class Upstream:
         self.in_flight += 1
         try:
             for trial in range(3):
-                connection = self._pick() or await self._wait_for_connection()
+                connection = self._pick(caller) or await self._wait_for_connection()
                 connection.in_flight += 1
                 try:
                     if attempt is not None:
                         attempt.asked = True
-                    if caller is not None:
-                        if self._has_lane(caller):
-                            return await self._request_in_lane(method, params, caller)
-                        if caller.log_level and "logging" in connection.info.capabilities:
-                            await self._hear(connection, caller.log_level)
+                    lane = self._lane(connection, caller)
+                    if lane is not None:
+                        return await self._request_in_lane(method, params, lane, caller)
+                    if caller is not None and caller.log_level and "logging" in connection.info.capabilities:
+                        await self._hear(connection, caller.log_level)
                     return await connection.request(method, params, caller=caller)
                 except ConnectionLost as exc:
                     if attempt is not None:
@@ -161,15 +161,31 @@ class Upstream:
             self.in_flight -= 1
             self._last_call = time.monotonic()
 
-    def _has_lane(self, caller: Caller) -> bool:
-        """Whether a caller's requests go over a connection that is its client's own."""
-        own = self.asks and caller.can_be_asked and (self.spec.command or self.spec.url)
-        return bool(own) and not (self.spec.dialin or (self.info is not None and self.info.stateless))
+    def _lane(self, connection: Connection, caller: Caller | None) -> tuple[Hashable, ClientSide] | None:
+        """The further connection that a caller's request goes over; `None`: the one that all share.
 
-    async def _request_in_lane(self, method: str, params: Params | None, caller: Caller) -> Raw:
+        A server that asks while it works is shared by clients of the same capabilities, one at a time; one that asked
+        for roots beforehand, and keeps them, serves each client that has some over a connection of its own.
+        """
+        if not self.asks or self.spec.dialin or not isinstance(connection, PeerConnection | HttpConnection):
+            return None
+        features = frozenset(self.spec.client_features).intersection(caller.capabilities if caller is not None else ())
+        if caller is not None and features:
+            if not self._watches_alone(caller):
+                if features.issuperset(self.spec.client_features):
+                    if connection.requests.free_for(caller):
+                        return None
+                elif self.lanes.free(features, caller):
+                    return features, ClientSide({name: CLIENT_FEATURES[name] for name in features})
+            return caller.client, ClientSide(caller.capabilities, caller.home)
+        return features, ClientSide({})
+
+    async def _request_in_lane(
+        self, method: str, params: Params | None, lane: tuple[Hashable, ClientSide], caller: Caller | None
+    ) -> Raw:
         try:
-            async with self.lanes.use(caller) as connection:
-                if caller.log_level and "logging" in connection.info.capabilities:
+            async with self.lanes.use(*lane) as connection:
+                if caller is not None and caller.log_level and "logging" in connection.info.capabilities:
                     await self._hear(connection, caller.log_level)
                 return await connection.request(method, params, caller=caller)
         except CommandNotFound as exc:
@@ -191,12 +207,13 @@ class Upstream:
         Raises:
             RemoteError, ConnectionLost, UpstreamUnavailable, UpstreamProtocolError: it does not.
         """
-        if self._has_lane(caller):
-            await self._request_in_lane("resources/subscribe", {"uri": uri}, caller)
+        connection = self._pick() or await self._wait_for_connection()
+        if self._watches_alone(caller):
+            lane = (caller.client, ClientSide(caller.capabilities, caller.home))
+            await self._request_in_lane("resources/subscribe", {"uri": uri}, lane, caller)
             return
         self._watched[uri] += 1
         try:
-            connection = self._pick() or await self._wait_for_connection()
             if not connection.info.stateless and self._watched[uri] == 1:
                 await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
         except BaseException:
@@ -207,8 +224,9 @@ class Upstream:
     async def unwatch(self, uri: str, caller: Caller) -> None:
         """One who was told of a resource's changes is so no more. Never raises."""
         with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError):
-            if self._has_lane(caller):
-                await self._request_in_lane("resources/unsubscribe", {"uri": uri}, caller)
+            if self._watches_alone(caller):
+                lane = (caller.client, ClientSide(caller.capabilities, caller.home))
+                await self._request_in_lane("resources/unsubscribe", {"uri": uri}, lane, caller)
                 return
             if not self._forget_watch(uri):
                 return
@@ -216,6 +234,10 @@ class Upstream:
             connection = self._pick()
             if connection is not None and not connection.info.stateless:
                 await connection.request("resources/unsubscribe", {"uri": uri}, caller=caller)
+
+    def _watches_alone(self, caller: Caller) -> bool:
+        """Whether a client's session with the server is always its own."""
+        return self._keeps_roots and "roots" in caller.capabilities and not self.spec.dialin
 
     def _forget_watch(self, uri: str) -> bool:
         """Whether nobody watches it any more."""
@@ -225,10 +247,14 @@ class Upstream:
         del self._watched[uri]
         return True
 
-    def _pick(self) -> Connection | None:
+    def _pick(self, caller: Caller | None = None) -> Connection | None:
         connections = self.connections
         if len(connections) == 1:
             return connections[0]
+        if self.asks and caller is not None and caller.can_be_asked:  # an instance to itself, where there is one
+            own = (PeerConnection, HttpConnection)
+            free = [one for one in connections if isinstance(one, own) and one.requests.free_for(caller)]
+            connections = [*free] or connections
         return min(connections, key=lambda connection: connection.in_flight) if connections else None
 
     async def _wait_for_connection(self) -> Connection:
@@ -369,13 +395,15 @@ class Upstream:
         said = [line for line in self.stderr if not line.startswith((" ", "Traceback", "["))]
         return f"; its last line: {said[-1]}" if said else ""
 
-    def _open(self, owner: Caller | None = None) -> contextlib.AbstractAsyncContextManager[Any]:
+    def _open(self, side: ClientSide = EVERYBODY) -> contextlib.AbstractAsyncContextManager[Any]:
         spec, pool = resolved(self.spec), self._pool
-        notified = self._notified if owner is None else partial(owner.announce, self.server_id)
+        notified = self._notified
+        if side is not EVERYBODY:
+            notified = partial(side.owner.announce, self.server_id) if side.owner is not None else lambda *_: None
         if spec.command:
 
             def keep(stderr: Any) -> None:
-                if owner is None:
+                if side is EVERYBODY:
                     self.stderr = stderr
 
             return open_stdio(
@@ -383,22 +411,22 @@ class Upstream:
                 on_notification=notified,
                 max_message_bytes=pool.max_message_bytes,
                 stderr_into=keep,
-                probe=self._probe and owner is None,
-                owner=owner,
+                probe=self._probe and side is EVERYBODY,
+                side=side,
             )
         if spec.url:
             return open_streamable_http(
-                spec, pool.http, on_notification=notified, max_message_bytes=pool.max_message_bytes, owner=owner
+                spec, pool.http, on_notification=notified, max_message_bytes=pool.max_message_bytes, side=side
             )
         if spec.endpoint:
             return open_endpoint(self.server_id, spec, max_message_bytes=pool.max_message_bytes)
         return open_inprocess(spec, on_notification=self._notified)
 
     @asynccontextmanager
-    async def _open_lane(self, owner: Caller) -> AsyncIterator[Connection]:
+    async def _open_lane(self, side: ClientSide) -> AsyncIterator[Connection]:
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self.spec.start_timeout_seconds or self._pool.start_timeout_seconds):
-                connection = await stack.enter_async_context(self._open(owner))
+                connection = await stack.enter_async_context(self._open(side))
             yield connection
 
     def _came_up(self, connection: Connection, tools: list[dict[str, Any]]) -> None:
@@ -427,8 +455,9 @@ class Upstream:
         if follower is not None:
             follower.cancel()
 
-    def _asked(self) -> None:
+    def _asked(self, unasked: bool) -> None:
         self.asks = True
+        self._keeps_roots |= unasked
 
     async def _watch_again(self, connection: Connection) -> None:
         """A new session knows nothing of what the last one was asked to tell."""

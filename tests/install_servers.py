@@ -1,4 +1,4 @@
-"""Installs the real MCP servers that the tests talk to, once, below `.cache/servers`.
+"""Installs the real MCP servers, clients and judges that the tests meet, once, below `.cache/servers`.
 
     python tests/install_servers.py PYTHON
 
@@ -18,8 +18,15 @@ TARGET = ROOT / ".cache" / "servers"
 PYPI = {
     "current": ["mcp-server-time==2026.10.19", "mcp-server-git==2026.10.19"],
     "sdk1": ["mcp-server-sqlite==2025.4.25", "mcp[ws]<2"],
+    "fastmcp": ["fastmcp==4.1.2"],
 }
-NPM = ["@modelcontextprotocol/server-everything@2026.8.31", "@modelcontextprotocol/server-filesystem@2026.8.31"]
+NPM = [
+    "@modelcontextprotocol/server-everything@2026.8.31",
+    "@modelcontextprotocol/server-filesystem@2026.8.31",
+    "@modelcontextprotocol/server-memory@2026.8.31",
+    "@modelcontextprotocol/conformance@0.2.0-alpha.12",
+    "@modelcontextprotocol/inspector@2.12.0",
+]
 
 
 def main() -> None:

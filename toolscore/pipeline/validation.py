@@ -34,7 +34,7 @@ def check_arguments(tool: Tool, validator: Any, arguments: Raw) -> None:
         raise InvalidArguments(
             f"the arguments of {tool.tool_id} must be an object, found {_shown(value)}", suggestion=_hint(tool)
         )
-    if validator is None or validator.is_valid(value):
+    if validator is None or validator.is_valid(value) or validator.is_valid(_without_nulls(tool, value)):
         return
     problems = [_problem(error) for error in itertools.islice(validator.iter_errors(value), MAX_PROBLEMS)]
     raise InvalidArguments(
@@ -42,6 +42,13 @@ def check_arguments(tool: Tool, validator: Any, arguments: Raw) -> None:
         suggestion=_hint(tool),
         data={"problems": problems},
     )
+
+
+def _without_nulls(tool: Tool, value: dict[str, Any]) -> dict[str, Any]:
+    """Models write null for an argument that they leave out: where it is optional, the server may have it so."""
+    required = tool.input_schema.get("required") if isinstance(tool.input_schema, dict) else None
+    kept = required if isinstance(required, list) else []
+    return {name: given for name, given in value.items() if given is not None or name in kept}
 
 
 def _problem(error: Any) -> str:

@@ -54,6 +54,7 @@ __all__ = [
     "input_required",
     "read_list",
     "session_params",
+    "speaks_stateless",
     "stateless_envelope",
     "with_input",
 ]
@@ -415,6 +416,17 @@ def info_from_discover(answer: Raw) -> ServerInfo:
     meta = body.get("_meta")
     implementation = meta.get("io.modelcontextprotocol/serverInfo") if isinstance(meta, dict) else None
     return _info(body, LATEST_STATELESS_VERSION, implementation)
+
+
+def speaks_stateless(refusal: RemoteError) -> bool:
+    """Whether a server that refused our revision names it among those that it speaks, so that it may be asked again."""
+    data = refusal.error.get("data")
+    supported = data.get("supported") if isinstance(data, dict) else None
+    return (
+        refusal.code == UNSUPPORTED_PROTOCOL_VERSION
+        and isinstance(supported, list)
+        and LATEST_STATELESS_VERSION in supported
+    )
 
 
 def _info(body: dict[str, Any], version: str, implementation: Any) -> ServerInfo:

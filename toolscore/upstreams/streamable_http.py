@@ -44,6 +44,7 @@ from toolscore.upstreams.connection import (
     info_from_initialize,
     initialize_params,
     session_params,
+    speaks_stateless,
     stateless_envelope,
     with_input,
 )
@@ -131,7 +132,7 @@ class HttpConnection:
             self._shown = shown_url(str(moved.target))
             await self._negotiate()
 
-    async def _negotiate(self) -> None:
+    async def _negotiate(self, *, again: bool = True) -> None:
         params = stateless_envelope({})
         headers = {**self._headers, "MCP-Protocol-Version": LATEST_STATELESS_VERSION, "Mcp-Method": "server/discover"}
         try:
@@ -140,8 +141,11 @@ class HttpConnection:
             self._routings.clear()
         except _Moved:
             raise
-        except (RemoteError, UpstreamProtocolError):
-            await self._initialize()
+        except (RemoteError, UpstreamProtocolError) as exc:
+            if again and isinstance(exc, RemoteError) and speaks_stateless(exc):
+                await self._negotiate(again=False)
+            else:
+                await self._initialize()
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
         if self.info.stateless and caller is not None and caller.live and method in INPUT_METHODS:

@@ -442,7 +442,7 @@ class Upstream:
     def _adopt(self, connection: Connection) -> None:
         """Note what a new connection's server offers, and listen to it."""
         self.info = connection.info
-        if isinstance(connection, PeerConnection | HttpConnection):
+        if isinstance(connection, PeerConnection | HttpConnection) and not connection.info.stateless:
             connection.requests.on_asked = self._asked
         self._stale.update(OTHER_LISTS)
         self._refresh.set()

@@ -31,7 +31,7 @@ from toolscore.upstreams import ServerInfo, UpstreamPool
 from toolscore.upstreams.connection import CAPABILITY_OF, STATS_METHOD
 from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
 
-__all__ = ["EXECUTOR_ID", "Gateway", "executor_command", "open_gateway"]
+__all__ = ["EXECUTOR_ID", "LIST_CHANGED", "Gateway", "executor_command", "open_gateway"]
 
 log = structlog.get_logger(__name__)
 

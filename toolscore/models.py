@@ -79,7 +79,11 @@ class UpstreamSpec(BaseModel):
     env: dict[str, str] = Field(default_factory=dict, description="added to the allow-listed environment")
     cwd: str | None = None
 
-    url: str | None = Field(None, pattern=r"^(https?://|\$\{)", description="address of a streamable HTTP server")
+    url: str | None = Field(
+        None,
+        pattern=r"^(https?://|wss?://|ws\+unix://|\$\{)",
+        description="address of a server that speaks MCP over streamable HTTP, or over a WebSocket",
+    )
     headers: dict[str, str] = Field(default_factory=dict)
 
     inprocess: str | None = Field(
@@ -130,13 +134,15 @@ class UpstreamSpec(BaseModel):
         ways = [way for way in ("command", "url", "inprocess", "endpoint") if getattr(self, way)]
         if len(ways) != 1:
             found = " and ".join(f"`{way}`" for way in ways) if ways else "none of them"
-            raise ValueError(f"give exactly one of `command` (stdio) and `url` (streamable HTTP), found {found}")
+            raise ValueError(
+                f"give exactly one of `command` (stdio) and `url` (streamable HTTP or WebSocket), found {found}"
+            )
         return self
 
     @cached_property
     def kind(self) -> Literal["stdio", "streamable_http", "inprocess", "websocket"]:
         """The way the calls go."""
-        if self.dialin or self.endpoint:
+        if self.dialin or self.endpoint or (self.url or "").startswith("ws"):
             return "websocket"
         if self.command:
             return "stdio"

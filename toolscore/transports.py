@@ -6,7 +6,7 @@ Knows bytes and frames, not what is in them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -68,6 +68,7 @@ async def dial(
     url: str,
     *,
     subprotocol: str | None,
+    headers: Mapping[str, str] | None = None,
     max_frame_bytes: int = MAX_FRAME_BYTES,
     ping_seconds: float = 20,
     dead_seconds: float = 60,
@@ -83,6 +84,7 @@ async def dial(
     subprotocols = [Subprotocol(subprotocol)] if subprotocol else None
     common: dict[str, Any] = {
         "subprotocols": subprotocols,
+        "additional_headers": headers,
         "max_size": max_frame_bytes,
         "compression": None,  # costs more than it saves between machines that stand side by side
         "ping_interval": ping_seconds,

@@ -1,6 +1,6 @@
 """The gateway as the conformance suite's client: a gateway in front of the suite's server, driven by an MCP client.
 
-    conformance_client.py URL      (the suite says in the environment which scenario, and what to call)
+conformance_client.py URL      (the suite says in the environment which scenario, and what to call)
 """
 
 from __future__ import annotations

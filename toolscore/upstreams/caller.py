@@ -40,6 +40,7 @@ CLIENT_FEATURES: dict[str, dict[str, Any]] = {
 }
 """What clients may offer to servers, as we declare it in the name of those who will."""
 
+
 @dataclass(frozen=True)
 class ClientSide:
     """For whom a connection to a server is made.

@@ -50,7 +50,7 @@ from toolscore.upstreams.connection import (
 )
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
 
-__all__ = ["http_session", "open_streamable_http"]
+__all__ = ["HttpConnection", "http_session", "open_streamable_http"]
 
 log = structlog.get_logger(__name__)
 
@@ -123,14 +123,19 @@ class HttpConnection:
         self.in_flight = 0
         self.log_level: str | None = None
 
-    async def negotiate(self) -> None:
-        """Ask for the stateless era, which costs a server of the other one nothing, else open a session."""
+    async def negotiate(self, *, probe: bool = True) -> None:
+        """Ask for the stateless era, which costs a server of the other one nothing, else open a session.
+
+        Args:
+            probe: ask for the stateless era at all.
+        """
+        settle = self._negotiate if probe else self._initialize
         try:
-            await self._negotiate()
+            await settle()
         except _Moved as moved:  # our headers go nowhere but to the host that they are for
             self._url = moved.target
             self._shown = shown_url(str(moved.target))
-            await self._negotiate()
+            await settle()
 
     async def _negotiate(self, *, again: bool = True) -> None:
         params = stateless_envelope({})
@@ -293,7 +298,12 @@ class HttpConnection:
             for name, value in self._headers.items()
             if name not in ("Mcp-Session-Id", "MCP-Protocol-Version")
         }
-        self.info = info_from_initialize(await self._post("initialize", initialize_params(self._declared), fresh, None))
+        opening = {**fresh, "Mcp-Method": "initialize"}  # as a server of both eras may route by it
+        self.info = info_from_initialize(
+            await self._post("initialize", initialize_params(self._declared), opening, None)
+        )
+        if "Mcp-Session-Id" in opening:
+            fresh["Mcp-Session-Id"] = opening["Mcp-Session-Id"]
         fresh["MCP-Protocol-Version"] = self.info.protocol_version
         body = encode({"jsonrpc": "2.0", "method": "notifications/initialized"})
         async with self._session.post(self._url, data=body, headers=fresh, allow_redirects=False) as response:
@@ -492,18 +502,20 @@ async def open_streamable_http(
     *,
     on_notification: OnNotification,
     max_message_bytes: int,
+    probe: bool = True,
     side: ClientSide = EVERYBODY,
 ) -> AsyncIterator[HttpConnection]:
     """Negotiate with a server and listen for its changes while open.
 
     Args:
+        probe: ask for the stateless era first.
         side: for whom the session is opened.
 
     Raises:
         ConnectionLost, RemoteError, UpstreamProtocolError.
     """
     connection = HttpConnection(spec, session, on_notification, max_message_bytes, side)
-    await connection.negotiate()
+    await connection.negotiate(probe=probe)
     listener = asyncio.create_task(connection.listen())
     try:
         yield connection

@@ -11,7 +11,7 @@ import contextlib
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Container, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ from toolscore.upstreams.process import ChildProtocol, CommandNotFound, spawn, s
 from toolscore.upstreams.references import resolved
 from toolscore.upstreams.stdio import StdioConnection, open_stdio
 from toolscore.upstreams.streamable_http import HttpConnection, http_session, open_streamable_http
-from toolscore.upstreams.websocket import open_endpoint
+from toolscore.upstreams.websocket import open_endpoint, open_websocket
 
 __all__ = ["Attempt", "Upstream", "UpstreamPool"]
 
@@ -112,7 +112,7 @@ class Upstream:
         self._watched: Counter[str] = Counter()
         self._rewatch = asyncio.Event()
         self._followers: dict[int, asyncio.Task[None]] = {}
-        self._probe = True
+        self._probe = self._has_sessions = True
         self.asks = self._keeps_roots = False
         self.lanes = Lanes(self._open_lane)
         self.info: ServerInfo | None = None
@@ -164,21 +164,28 @@ class Upstream:
     def _lane(self, connection: Connection, caller: Caller | None) -> tuple[Hashable, ClientSide] | None:
         """The further connection that a caller's request goes over; `None`: the one that all share.
 
-        A server that asks while it works is shared by clients of the same capabilities, one at a time; one that asked
-        for roots beforehand, and keeps them, serves each client that has some over a connection of its own.
+        A server of both eras is spoken to in its client's. One that asks while it works is shared by clients of the same
+        capabilities, one at a time; one that asked for roots beforehand, and keeps them, serves each client that has
+        some over a connection of its own.
         """
-        if not self.asks or self.spec.dialin or not isinstance(connection, PeerConnection | HttpConnection):
+        if self.spec.dialin or not isinstance(connection, PeerConnection | HttpConnection):
             return None
-        features = frozenset(self.spec.client_features).intersection(caller.capabilities if caller is not None else ())
-        if caller is not None and features:
-            if not self._watches_alone(caller):
-                if features.issuperset(self.spec.client_features):
-                    if connection.requests.free_for(caller):
-                        return None
-                elif self.lanes.free(features, caller):
-                    return features, ClientSide({name: CLIENT_FEATURES[name] for name in features})
-            return caller.client, ClientSide(caller.capabilities, caller.home)
-        return features, ClientSide({})
+        info = connection.info
+        offered: Container[str] = caller.capabilities if caller is not None else ()
+        features = frozenset(name for name in self.spec.client_features if name in offered)
+        if info.stateless and not (self._has_sessions and caller is not None and caller.live and features):
+            return None
+        if not info.stateless and not self.asks:
+            return None
+        if caller is None or not features:
+            return features, ClientSide({})
+        if not self._watches_alone(caller) and not (info.stateless and self.spec.url and "roots" in features):
+            if not info.stateless and features.issuperset(self.spec.client_features):
+                if connection.requests.free_for(caller):
+                    return None
+            elif not self.asks or self.lanes.free(features, caller):
+                return features, ClientSide({name: CLIENT_FEATURES[name] for name in features})
+        return caller.client, ClientSide(caller.capabilities, caller.home)
 
     async def _request_in_lane(
         self, method: str, params: Params | None, lane: tuple[Hashable, ClientSide], caller: Caller | None
@@ -414,9 +421,22 @@ class Upstream:
                 probe=self._probe and side is EVERYBODY,
                 side=side,
             )
+        if spec.url and spec.url.startswith("ws"):
+            return open_websocket(
+                spec,
+                on_notification=notified,
+                max_message_bytes=pool.max_message_bytes,
+                probe=self._probe and side is EVERYBODY,
+                side=side,
+            )
         if spec.url:
             return open_streamable_http(
-                spec, pool.http, on_notification=notified, max_message_bytes=pool.max_message_bytes, side=side
+                spec,
+                pool.http,
+                on_notification=notified,
+                max_message_bytes=pool.max_message_bytes,
+                probe=side is EVERYBODY,
+                side=side,
             )
         if spec.endpoint:
             return open_endpoint(self.server_id, spec, max_message_bytes=pool.max_message_bytes)
@@ -426,7 +446,15 @@ class Upstream:
     async def _open_lane(self, side: ClientSide) -> AsyncIterator[Connection]:
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self.spec.start_timeout_seconds or self._pool.start_timeout_seconds):
-                connection = await stack.enter_async_context(self._open(side))
+                try:
+                    connection = await stack.enter_async_context(self._open(side))
+                except (RemoteError, ToolScoreError) as exc:
+                    if self.info is None or not self.info.stateless:
+                        raise
+                    self._has_sessions = False  # it has the stateless era alone, which few servers say
+                    raise ConnectionLost(f"it opens no session: {exc}", sent=False) from exc
+            if isinstance(connection, PeerConnection | HttpConnection):
+                connection.requests.on_asked = self._asked
             yield connection
 
     def _came_up(self, connection: Connection, tools: list[dict[str, Any]]) -> None:

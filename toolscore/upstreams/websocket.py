@@ -9,18 +9,19 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from msgspec import Raw
 
 from toolscore.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, RemoteError, decode, encode
+from toolscore.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, Peer, RemoteError, decode, encode
 from toolscore.models import UpstreamSpec
 from toolscore.transports import dial
-from toolscore.upstreams.caller import Caller
-from toolscore.upstreams.connection import LATEST_SESSION_VERSION, ServerInfo
+from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide
+from toolscore.upstreams.connection import LATEST_SESSION_VERSION, OnNotification, PeerConnection, ServerInfo
 
-__all__ = ["TypedConnection", "open_endpoint", "tool_from_capability"]
+__all__ = ["TypedConnection", "open_endpoint", "open_websocket", "tool_from_capability"]
 
 
 def tool_from_capability(capability: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +153,48 @@ def _call_result(result: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict):
         answer["structuredContent"] = data
     return answer
+
+
+@asynccontextmanager
+async def open_websocket(
+    spec: UpstreamSpec,
+    *,
+    on_notification: OnNotification,
+    max_message_bytes: int,
+    probe: bool = True,
+    side: ClientSide = EVERYBODY,
+) -> AsyncIterator[PeerConnection]:
+    """Dial a server that speaks MCP over a WebSocket, as the official SDK 1.x offers it, and negotiate with it.
+
+    Args:
+        probe: ask for the stateless era first.
+        side: for whom the connection is made.
+
+    Raises:
+        ConnectionLost: nobody there, or it left. RemoteError, UpstreamProtocolError.
+    """
+    assert spec.url is not None
+    try:
+        async with dial(
+            spec.url, subprotocol="mcp", max_frame_bytes=max_message_bytes, headers=spec.headers
+        ) as channel:
+            make_peer = partial(Peer, channel.send, on_junk=lambda _: None)
+            connection = PeerConnection(make_peer, on_notification, spec.client_features, side)
+
+            async def read() -> None:
+                async for message in channel.messages():
+                    connection.peer.receive(message)
+                connection.closed(channel.closed_reason)
+
+            reader = asyncio.create_task(read())
+            try:
+                await connection.negotiate(probe=probe)
+                yield connection
+            finally:
+                reader.cancel()
+                connection.closed("the server was detached")
+    except ConnectionError as exc:
+        raise ConnectionLost(str(exc), sent=False) from exc
 
 
 @asynccontextmanager

@@ -301,7 +301,7 @@ class _McpClient(Caller):
     def announce(self, server_id: str, method: str, params: Raw | None) -> None:
         if method == "notifications/resources/updated" and self._listener is not None:
             self._listener.resource_updated(server_id, params)
-        elif not method.endswith("/list_changed"):
+        else:
             self.notify(method, params)
 
     async def ask(self, method: str, params: Raw | None) -> Any:

@@ -24,6 +24,7 @@ from toolscore.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, RemoteEr
 from toolscore.models import ServerState, UpstreamSpec, timestamp
 from toolscore.upstreams.caller import CLIENT_FEATURES, EVERYBODY, Caller, ClientSide
 from toolscore.upstreams.connection import (
+    BROADCAST,
     CAPABILITY_OF,
     LISTS,
     Connection,
@@ -404,9 +405,7 @@ class Upstream:
 
     def _open(self, side: ClientSide = EVERYBODY) -> contextlib.AbstractAsyncContextManager[Any]:
         spec, pool = resolved(self.spec), self._pool
-        notified = self._notified
-        if side is not EVERYBODY:
-            notified = partial(side.owner.announce, self.server_id) if side.owner is not None else lambda *_: None
+        notified = self._notified if side is EVERYBODY else partial(self._notified_in_lane, side)
         if spec.command:
 
             def keep(stderr: Any) -> None:
@@ -636,6 +635,12 @@ class Upstream:
         self._stale.update(kinds)
         self._announced.add(method)
         self._refresh.set()
+
+    def _notified_in_lane(self, side: ClientSide, method: str, params: Raw | None) -> None:
+        if method in CHANGED or (side.owner is None and method in BROADCAST):
+            self._notified(method, params)
+        elif side.owner is not None:
+            side.owner.announce(self.server_id, method, params)
 
     async def _first_of(self, *events: asyncio.Event) -> None:
         tasks = [asyncio.create_task(event.wait()) for event in (*events, self._stop)]

@@ -114,6 +114,55 @@ def test_a_server_of_the_session_era_serves_clients_of_both(way: str) -> None:
         assert failed == set(NOT_CARRIED), output[-30000:]
 
 
+def test_the_tasks_extension_passes_through() -> None:
+    port = free_port()
+    server = subprocess.Popen([sys.executable, str(FIXTURE.with_name("tasks_http.py")), str(port)])
+    try:
+        with running_gateway({"tasks": {"url": f"http://127.0.0.1:{port}/mcp"}}) as gateway:
+            gateway.wait_for_state("tasks", "up")
+            url = f"{gateway.url}/servers/tasks/mcp"
+            for scenario in TASKS:
+                code, output = run_suite("server", "--url", url, "--scenario", scenario)
+                assert code == 0, output[-30000:]
+            begin = {"name": "tasks__slow_compute", "arguments": {"seconds": 0.1}}
+            task = ask_with_tasks(gateway, "tools/call", begin)
+            assert task["resultType"] == "task"
+            shown = ask_with_tasks(gateway, "tasks/get", {"taskId": task["taskId"]})
+            assert shown["taskId"] == task["taskId"]
+            finished = wait_for(lambda: ask_with_tasks(gateway, "tasks/get", {"taskId": task["taskId"]}).get("result"))
+            assert finished["content"][0]["text"] == "computed"
+    finally:
+        server.kill()
+        server.wait()
+
+
+TASKS = [
+    "tasks-lifecycle",
+    "tasks-capability-negotiation",
+    "tasks-wire-fields",
+    "tasks-request-state-removal",
+    "tasks-mrtr-input",
+    "tasks-request-headers",
+    "tasks-dispatch-and-envelope",
+    "tasks-status-notifications",
+    "tasks-required-task-error",
+    "tasks-mrtr-composition",
+]
+
+
+def ask_with_tasks(gateway: GatewayProcess, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """One stateless request at the common address, by a client that knows tasks."""
+    meta = "io.modelcontextprotocol/"
+    envelope = {
+        f"{meta}protocolVersion": STATELESS,
+        f"{meta}clientCapabilities": {"extensions": {f"{meta}tasks": {}}},
+    }
+    headers = {"mcp-protocol-version": STATELESS, "mcp-method": method}
+    headers["mcp-name"] = params.get("taskId") or params["name"]
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": envelope}}
+    return dict(gateway.http.post("/mcp", json=body, headers=headers).json()["result"])
+
+
 @pytest.mark.parametrize(
     "scenario",
     [

@@ -47,6 +47,7 @@ class FeatureIndex:
         self._owners: dict[str, str] = {}
         self._templates: dict[str, list[Any]] = {}
         self._links: OrderedDict[str, str] = OrderedDict()
+        self._tasks: OrderedDict[str, str] = OrderedDict()
         self._dirty: dict[tuple[str, str], str | None] = {}
         self._wake = asyncio.Event()
 
@@ -112,6 +113,16 @@ class FeatureIndex:
                 self._links.popitem(last=False)
         return self.shown_uri(server_id, uri)
 
+    def note_task(self, server_id: str, task_id: str) -> None:
+        """A server has begun a task: what is asked about it later goes there."""
+        self._tasks[task_id] = server_id
+        if len(self._tasks) > MAX_LINKS:
+            self._tasks.popitem(last=False)
+
+    def find_task(self, task_id: str) -> str | None:
+        """The server of a task."""
+        return self._tasks.get(task_id)
+
     def find_resource(self, uri: str) -> tuple[str, str] | None:
         """Server and own URI of a resource (or of a template, spelled as it is listed)."""
         for server_id in self._info:
@@ -155,6 +166,8 @@ class FeatureIndex:
         kinds = self._entries.pop(server_id, {})
         for uri in [uri for uri, owner in self._links.items() if owner == server_id]:
             del self._links[uri]
+        for task_id in [task_id for task_id, owner in self._tasks.items() if owner == server_id]:
+            del self._tasks[task_id]
         self._index()
         for kind in ("info", *kinds):
             self._keep(server_id, kind, None)

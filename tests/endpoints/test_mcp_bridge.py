@@ -408,7 +408,9 @@ def test_an_unknown_server_on_the_router_is_named(gateway: GatewayProcess) -> No
 def test_nothing_is_left_of_clients_that_went(gateway: GatewayProcess) -> None:
     async def run() -> None:
         for _ in range(3):
-            async with Client(f"{gateway.url}/servers/sessions/mcp", mode="legacy", elicitation_callback=accept) as client:
+            async with Client(
+                f"{gateway.url}/servers/sessions/mcp", mode="legacy", elicitation_callback=accept
+            ) as client:
                 await client.call_tool("test_elicitation", {"message": "who?"})
 
     async def accept(_context: Any, _params: Any) -> types.ElicitResult:

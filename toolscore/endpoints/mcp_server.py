@@ -53,6 +53,9 @@ CACHEABLE = frozenset(
 )
 """Methods whose results say for how long they hold (revision 2026-07-28, caching)."""
 
+TASKS = "io.modelcontextprotocol/tasks"
+TASK_METHODS = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+
 KIND_OF = {method: kind for kind, (method, _, _) in LISTS.items()}
 RESOURCE_NOT_FOUND = -32002
 MISSING_CLIENT_CAPABILITY = -32021
@@ -105,6 +108,8 @@ class McpServer:
             for feature in ("completions", "logging"):
                 if feature in offered:
                     found[feature] = {}
+            if TASKS in (offered.get("extensions") or {}):
+                found["extensions"] = {TASKS: {}}
         return found
 
     async def initialize(self, params: Members) -> dict[str, Any]:
@@ -202,6 +207,12 @@ class McpServer:
             return await self._read_resource(params, caller)
         if method == "completion/complete":
             return await self._complete(params, caller)
+        if method in TASK_METHODS and TASKS in self.capabilities.get("extensions", {}):
+            task_id = _text(params, "taskId", method)
+            server_id = self._gateway.features.find_task(task_id)
+            if server_id is None:
+                raise InvalidArguments(f"no task {task_id!r} was begun here")
+            return await self._relay(server_id, method, params, caller)
         raise MethodNotFound(f"method not found: {method}")
 
     def _need(self, feature: str, method: str) -> None:
@@ -285,9 +296,19 @@ class McpServer:
                 raise
             text = f"{exc.message}. {exc.suggestion[:1].upper()}{exc.suggestion[1:]}" if exc.suggestion else exc.message
             return Raw(encode({"content": [{"type": "text", "text": text}], "isError": True}))
-        if self._server_id is None and b'"resource' in memoryview(result.content).tobytes():
-            return self._links_shown(result.tool.server_id, result.raw)
+        if self._server_id is None:
+            content = memoryview(result.content).tobytes()
+            if content == b"[]":
+                self._note_task(result.tool.server_id, result.raw)
+            elif b'"resource' in content:
+                return self._links_shown(result.tool.server_id, result.raw)
         return result.raw
+
+    def _note_task(self, server_id: str, raw: Raw) -> None:
+        """A result without content may be a task that was begun (`CreateTaskResult`)."""
+        members = decode_object(raw)
+        if "taskId" in members:
+            self._gateway.features.note_task(server_id, str(decode(members["taskId"])))
 
     def _links_shown(self, server_id: str, raw: Raw) -> Raw:
         """A result with the URIs of its resources as they are shown here."""

@@ -15,8 +15,15 @@ from typing import Any
 __all__ = ["Mirrored", "NAMED_METHODS", "PARAM_PREFIX", "header_text", "header_value", "mirrored_arguments", "param_headers",
            "param_mismatch"]  # fmt: skip
 
-NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
-"""Methods whose `Mcp-Name` header repeats a member of the params."""
+NAMED_METHODS = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    "tasks/get": "taskId",
+    "tasks/update": "taskId",
+    "tasks/cancel": "taskId",
+}
+"""Methods whose `Mcp-Name` header repeats a member of the params (the last three: the tasks extension)."""
 
 PARAM_PREFIX = "Mcp-Param-"
 

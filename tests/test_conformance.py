@@ -1,7 +1,7 @@
 """The official conformance suite, against the gateway as a server and as a client.
 
-Its fixture stands behind the gateway in each way that servers have: over HTTP, as a child, dialled in over the WebSocket;
-and restricted to the session era, so that the bridge between the eras does all the work.
+Its fixture stands behind the gateway in each way that servers have: over HTTP, as a child, dialled in over the
+WebSocket; and restricted to the session era, so that the bridge between the eras does all the work.
 """
 
 from __future__ import annotations

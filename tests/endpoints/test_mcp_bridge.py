@@ -278,7 +278,7 @@ def test_a_session_hears_the_levels_that_it_asked_for(gateway: GatewayProcess) -
                 assert "notifications/message" not in heard.methods
                 await client.session.set_logging_level("debug")
                 await client.call_tool("test_tool_with_logging", {})
-                await until(lambda: heard.methods.count("notifications/message") == 3)
+                await until(lambda heard=heard: heard.methods.count("notifications/message") == 3)
 
     asyncio.run(run())
 

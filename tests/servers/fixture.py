@@ -1,4 +1,4 @@
-"""The server that the official conformance suite expects, on the official SDK; its contract is what the scenarios print.
+"""The server that the official conformance suite expects, on the official SDK; the scenarios print its contract.
 
     fixture.py stdio | http PORT | dial URL SERVER_ID  [--session-only]
 

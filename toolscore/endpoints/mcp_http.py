@@ -1,8 +1,8 @@
 """MCP over streamable HTTP at `/mcp` and `/servers/{server_id}/mcp`, both eras on the same address.
 
 The session era (2024-11-05 … 2025-11-25) is known by its `initialize` and its `Mcp-Session-Id`; the stateless one
-(2026-07-28) by the `MCP-Protocol-Version` header of every request. Raw ASGI: this is a hot route. An answer is plain JSON
-until something has to be said before it; then it becomes a stream of events.
+(2026-07-28) by the `MCP-Protocol-Version` header of every request. Raw ASGI: this is a hot route. An answer is plain
+JSON until something has to be said before it; then it becomes a stream of events.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ SSE_COMMENT_SECONDS = 15
 """Proxies cut silent streams; a comment now and then keeps them open."""
 
 RESUMABLE_SINCE = "2025-11-25"
-"""From this revision on a stream begins with an event that has an id and no data, so that it can be resumed (SEP-1699)."""
+"""From this revision on a stream begins with an event that has an id and no data: it can be resumed (SEP-1699)."""
 
 RETRY_MS = 1000
 RESUME_SECONDS = 30.0

@@ -201,7 +201,7 @@ class _Router:
 
 
 class _McpClient(Caller):
-    """A client of the `mcp` dialect. Its first request fixes the era. As a `Caller`, what reaches it outside of requests."""
+    """A client of the `mcp` dialect; its first request fixes the era. As a `Caller`, itself between requests."""
 
     live = True
 

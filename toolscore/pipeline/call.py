@@ -219,7 +219,7 @@ class CallPipeline:
         result = _result(tool, raw, (time.perf_counter() - started) * 1000)
         if result.input_required and (caller is None or not caller.stateless):
             raise InvalidRequest(
-                f"{tool.tool_id} needs input of its user before it can go on: call it over MCP, with a client that can ask"
+                f"{tool.tool_id} needs input of its user before it can go on: call it over MCP, with a client that asks"
             )
         return result
 

@@ -1,9 +1,9 @@
 """The client behind a request, as a server may reach it through us; and whose a server's own request is.
 
 Servers of the session era ask their clients (`elicitation/create`, `sampling/createMessage`, `roots/list`) and log to
-them. Over HTTP such a message comes on the stream of the call that it belongs to. On a pipe it says nothing of the kind:
-there it belongs to the only client whose requests are under way, and where there are several, to none. Nothing is guessed:
-a question that reached another's user would be worse than one that is refused.
+them. Over HTTP such a message comes on the stream of the call that it belongs to. On a pipe it says nothing of the
+kind: there it belongs to the only client whose requests are under way, and where there are several, to none. Nothing
+is guessed: a question that reached another's user would be worse than one that is refused.
 """
 
 from __future__ import annotations

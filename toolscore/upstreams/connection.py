@@ -378,7 +378,7 @@ def client_capabilities(features: Collection[str], side: ClientSide) -> dict[str
 
 
 async def ensure_log_level(connection: Connection, level: str) -> None:
-    """Have a server of the session era send log messages from this level on; what is too much for others is left out."""
+    """Have a server of the session era log from this level on; who wants less is spared the rest."""
     now = connection.log_level
     if level not in LOG_LEVELS or (now is not None and LOG_LEVELS.index(now) <= LOG_LEVELS.index(level)):
         return

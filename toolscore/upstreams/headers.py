@@ -12,8 +12,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["Mirrored", "NAMED_METHODS", "PARAM_PREFIX", "header_text", "header_value", "mirrored_arguments", "param_headers",
-           "param_mismatch"]  # fmt: skip
+__all__ = [
+    "NAMED_METHODS",
+    "PARAM_PREFIX",
+    "Mirrored",
+    "header_text",
+    "header_value",
+    "mirrored_arguments",
+    "param_headers",
+    "param_mismatch",
+]
 
 NAMED_METHODS = {
     "tools/call": "name",
@@ -87,7 +95,7 @@ def mirrored_arguments(schema: Any) -> Mirrored:
 
 
 def _parts(root: Any) -> Iterator[tuple[Path | None, dict[str, Any]]]:
-    """Each schema within a schema, with the chain of `properties` that leads there, `None` where something else does."""
+    """Each schema within one, with the chain of `properties` that leads there, `None` where something else does."""
     stack: list[tuple[Path | None, Any]] = [((), root)]
     while stack:
         path, part = stack.pop()

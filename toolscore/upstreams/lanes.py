@@ -1,8 +1,8 @@
 """Further connections to a server that asks its clients, for clients that cannot share the first.
 
-On a pipe a server's question does not say on whose behalf it is put; some servers keep what a client answered (its roots)
-for all later calls; some offer other tools to clients of other capabilities. So once a server has asked, its clients are
-told apart, as MCP's sessions are meant to. Servers that never ask, which is most of them, are shared by all.
+On a pipe a server's question does not say on whose behalf it is put; some servers keep what a client answered (its
+roots) for all later calls; some offer other tools to clients of other capabilities. So once a server has asked, its
+clients are told apart, as MCP's sessions are meant to. Servers that never ask, which is most, are shared by all.
 """
 
 from __future__ import annotations

@@ -165,9 +165,9 @@ class Upstream:
     def _lane(self, connection: Connection, caller: Caller | None) -> tuple[Hashable, ClientSide] | None:
         """The further connection that a caller's request goes over; `None`: the one that all share.
 
-        A server of both eras is spoken to in its client's. One that asks while it works is shared by clients of the same
-        capabilities, one at a time; one that asked for roots beforehand, and keeps them, serves each client that has
-        some over a connection of its own.
+        A server of both eras is spoken to in its client's. One that asks while it works is shared by clients of the
+        same capabilities, one at a time; one that asked for roots beforehand, and keeps them, serves each client that
+        has some over a connection of its own.
         """
         if self.spec.dialin or not isinstance(connection, PeerConnection | HttpConnection):
             return None

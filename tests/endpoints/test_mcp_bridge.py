@@ -396,6 +396,23 @@ def test_a_stateless_client_on_the_router(gateway: GatewayProcess, server_id: st
     asyncio.run(run())
 
 
+def test_a_question_that_is_taken_back_is_so_for_the_client(gateway: GatewayProcess) -> None:
+    async def run() -> None:
+        async with dialled(gateway, "/servers/sessions/mcp") as socket:
+            hello = {"protocolVersion": "2025-11-25", "capabilities": {"elicitation": {}}}
+            await ask(socket, {"id": 0, "method": "initialize", "params": hello})
+            called = {"name": "ask_and_give_up", "arguments": {}}
+            question = await ask(socket, {"id": 1, "method": "tools/call", "params": called})
+            assert question["method"] == "elicitation/create"
+            told = json.loads(await asyncio.wait_for(socket.recv(), 10))
+            assert told["method"] == "notifications/cancelled"
+            assert told["params"]["requestId"] == question["id"]
+            answer = json.loads(await asyncio.wait_for(socket.recv(), 10))
+            assert answer["result"]["content"][0]["text"] == "gave up"
+
+    asyncio.run(run())
+
+
 def test_an_unknown_server_on_the_router_is_named(gateway: GatewayProcess) -> None:
     async def run() -> None:
         async with dialled(gateway, "/servers/nobody/mcp") as socket:

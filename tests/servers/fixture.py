@@ -387,6 +387,13 @@ async def touch_resource(ctx: Context, params: Any) -> Any:
 
 
 @tool()
+async def ask_and_give_up(ctx: Context, params: Any) -> Any:
+    with anyio.move_on_after(0.5):
+        await ask(ctx, params, {"user_name": elicit("Be quick", **NAME)})
+    return text("gave up")
+
+
+@tool()
 async def test_reconnection(ctx: Context, params: Any) -> Any:
     if ctx.close_sse_stream is not None:
         await ctx.close_sse_stream()

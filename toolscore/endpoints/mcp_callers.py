@@ -152,6 +152,8 @@ def _addressed(caller: Caller, method: str, params: Raw | None, token: Raw | Non
         if token is None or params is None:
             return None
         return {**decode_object(params), "progressToken": token}
+    if method == "notifications/cancelled":
+        return None  # of a question that was never put to this client
     if method == "notifications/message" and not caller.hears(log_level_of(params)):
         return None
     return params if params is not None else {}

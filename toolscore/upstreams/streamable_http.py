@@ -462,15 +462,25 @@ class HttpConnection:
         if isinstance(request_id, int | str):
             if len(self._side_tasks) >= MAX_SIDE_TASKS:
                 return
-            task = asyncio.create_task(self._serve(method, params, request_id, caller))
+            task = asyncio.create_task(self._serve(method, params, request_id, caller), name=f"asked {request_id!r}")
             self._side_tasks.add(task)
             task.add_done_callback(self._side_tasks.discard)
+        elif method == "notifications/cancelled":
+            self._taken_back(params)
         elif method in BROADCAST:
             self._on_notification(method, params)
         elif caller is not None:
             caller.notify(method, params)
         elif not self.requests.tell(method, params):
             self._on_notification(method, params)
+
+    def _taken_back(self, params: Raw | None) -> None:
+        """The server wants no answer any more to something that it asked."""
+        given = decode(params) if params is not None else None
+        name = f"asked {given.get('requestId')!r}" if isinstance(given, dict) else ""
+        for task in self._side_tasks:
+            if task.get_name() == name:
+                task.cancel()
 
     async def _serve(self, method: str, params: Raw | None, request_id: int | str, caller: Caller | None) -> None:
         try:

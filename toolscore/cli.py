@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +36,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure, as ratios against a floor in the same run.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+keys = typer.Typer(help="Who may come in from elsewhere: API keys, kept as hashes.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 Url = Annotated[str, typer.Option(envvar="TOOLSCORE_URL", help="Where the gateway answers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -307,6 +309,81 @@ def doctor(config: ConfigDir = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is: a name for the log and the rules.")],
+    scope: Annotated[list[str] | None, typer.Option(help="What its owner may do; `admin` changes the gateway.")] = None,
+    days: Annotated[float | None, typer.Option(min=0.01, help="Good for so many days; for ever if not given.")] = None,
+    config: ConfigDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, once. A gateway that runs knows it within seconds."""
+    from datetime import timedelta
+
+    from toolscore.models import now, timestamp
+
+    expires_at = timestamp(now() + timedelta(days=days)) if days is not None else None
+    key_id, key = _with_keys(config, lambda ring: ring.create(name, scope or [], expires_at))
+    if as_json:
+        _print_json({"key_id": key_id, "key": key, "name": name, "scopes": scope or [], "expires_at": expires_at})
+    else:
+        print(key)
+        until = f"until {expires_at}" if expires_at else "without end"
+        _say(f"key {key_id} of {name}, {until}. It is not shown again.")
+        _say("Send it as `Authorization: Bearer …`; this command line takes it from TOOLSCORE_API_KEY.")
+
+
+@keys.command("list")
+def list_keys(config: ConfigDir = None, as_json: AsJson = False) -> None:
+    """List the keys, revoked ones too."""
+    found = _with_keys(config, lambda ring: ring.list())
+    if as_json:
+        _print_json(found)
+        return
+    rows = [
+        (
+            row["key_id"],
+            row["name"],
+            row["scopes"],
+            row["created_at"][:10],
+            f"revoked {row['revoked_at'][:10]}" if row["revoked_at"] else (row["expires_at"] or "good")[:10],
+        )
+        for row in found
+    ]
+    _print_table(("key", "name", "scopes", "made", "state"), rows, empty="no keys: toolscore keys create NAME")
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(help="As `list` shows it.")], config: ConfigDir = None) -> None:
+    """Make a key worthless. A gateway that runs knows it within seconds."""
+    _with_keys(config, lambda ring: ring.revoke(key_id))
+    _say(f"key {key_id} is revoked")
+
+
+def _with_keys(config: Path | None, work: Callable[[Any], Any]) -> Any:
+    """Do something with the keys in the database of the settings."""
+    import asyncio
+
+    from toolscore.auth import KeyRing
+    from toolscore.errors import ToolScoreError
+    from toolscore.settings import database_url, load_settings
+    from toolscore.stores import open_database
+    from toolscore.stores.database import StoreError
+
+    async def run() -> Any:
+        async with open_database(database_url(load_settings(_config_dir(config)).settings)) as database:
+            return await work(KeyRing(database))
+
+    try:
+        return asyncio.run(run())
+    except StoreError as exc:
+        _say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
+        raise typer.Exit(NO_DATABASE) from None
+    except ToolScoreError as exc:
+        _say(f"toolscore: {exc.message}")
+        raise typer.Exit(1) from None
+
+
 @bench.command("gateway")
 def bench_gateway(
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each of some 30 measurements takes.")] = 2.0,
@@ -360,7 +437,9 @@ def _gateway(url: str, timeout: float | None = 30) -> Iterator[Any]:
     import httpx
 
     try:
-        with httpx.Client(base_url=url, timeout=timeout) as client:
+        key = os.environ.get("TOOLSCORE_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        with httpx.Client(base_url=url, timeout=timeout, headers=headers) as client:
             yield client
     except httpx.TransportError as exc:
         _say(f"no gateway answers at {url} ({exc}): start it with `toolscore serve`, or give --url")

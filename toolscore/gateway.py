@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from toolscore.auth import is_loopback
+from toolscore.auth import OUR_KEY, Authenticator, KeyRing, TokenRules, is_loopback
 from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, ToolScoreError, UpstreamUnavailable
 from toolscore.events import EventLog
 from toolscore.features import ChangeFeed, FeatureIndex
@@ -24,14 +24,23 @@ from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import ServerState, UpstreamSpec, timestamp
 from toolscore.pipeline import CallPipeline
-from toolscore.settings import NEEDS_RESTART, Loaded, Settings, SettingsHub, differences, load_settings, watch_files
+from toolscore.settings import (
+    NEEDS_RESTART,
+    Loaded,
+    Settings,
+    SettingsHub,
+    database_url,
+    differences,
+    load_settings,
+    watch_files,
+)
 from toolscore.stores import Database, open_database
 from toolscore.stores.database import StoreError
 from toolscore.upstreams import ServerInfo, UpstreamPool
 from toolscore.upstreams.connection import CAPABILITY_OF, STATS_METHOD
 from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
 
-__all__ = ["EXECUTOR_ID", "LIST_CHANGED", "Gateway", "executor_command", "open_gateway"]
+__all__ = ["EXECUTOR_ID", "LIST_CHANGED", "Gateway", "executor_command", "open_gateway", "token_rules"]
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +62,7 @@ class Gateway:
         library: UnifiedToolLibrary,
         features: FeatureIndex,
         changes: ChangeFeed,
+        auth: Authenticator,
         upstreams: UpstreamPool,
         pipeline: CallPipeline,
         metrics: Metrics,
@@ -66,6 +76,8 @@ class Gateway:
         self.library = library
         self.features = features
         self.changes = changes
+        self.auth = auth
+        self.keys = KeyRing(database)
         self.upstreams = upstreams
         self.pipeline = pipeline
         self.metrics = metrics
@@ -295,11 +307,18 @@ def _executor_spec(settings: Settings) -> UpstreamSpec:
         dialin=True,
         command=command,
         args=tuple(args),
+        env={"TOOLSCORE_API_KEY": OUR_KEY},
         call_timeout_seconds=call_timeout,
         start_timeout_seconds=20,
         identify_callers=True,
         tags=("python",),
     )
+
+
+def token_rules(settings: Settings) -> TokenRules | None:
+    """Which tokens of an authorization server count."""
+    tokens = settings.access.tokens
+    return TokenRules(**tokens.model_dump()) if tokens is not None else None
 
 
 @asynccontextmanager
@@ -315,11 +334,8 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
     """
     settings = loaded.settings
     metrics = Metrics()
-    url = settings.storage.database_url
-    if url is None:
-        url = f"sqlite+aiosqlite:///{Path(settings.storage.data_dir).absolute() / 'toolscore.db'}"
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_database(url))
+        database = await stack.enter_async_context(open_database(database_url(settings)))
         events = await stack.enter_async_context(
             EventLog(
                 database,
@@ -388,6 +404,12 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             library=library,
             features=features,
             changes=changes,
+            auth=Authenticator(
+                database,
+                tokens=token_rules(settings),
+                fetch=upstreams.fetch_json,
+                local_without_key=settings.access.local_without_key,
+            ),
             upstreams=upstreams,
             pipeline=pipeline,
             metrics=metrics,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "LOCAL",
+    "NOBODY",
     "Event",
     "Principal",
     "ServerState",
@@ -187,8 +188,12 @@ class Principal(msgspec.Struct, frozen=True):
     scopes: tuple[str, ...] = ()
 
 
-LOCAL = Principal("local")
+LOCAL = Principal("local", ("admin",))
 """Whoever reaches the gateway over loopback, where no keys are asked for."""
+
+
+NOBODY = Principal("nobody")
+"""Whoever asks for what is everybody's to see."""
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):

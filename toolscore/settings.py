@@ -30,6 +30,7 @@ __all__ = [
     "Loaded",
     "Settings",
     "SettingsHub",
+    "database_url",
     "differences",
     "load_settings",
     "watch_files",
@@ -82,9 +83,20 @@ class OwnServers(_Section):
     python_executor: PythonExecutorService = PythonExecutorService()
 
 
+class Tokens(_Section):
+    issuer: str
+    audience: str
+    jwks_url: str = Field(pattern=r"^https?://")
+    algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
+    scopes: tuple[str, ...] = ()
+    admins: tuple[str, ...] = ()
+
+
 class Access(_Section):
     allowed_hosts: tuple[str, ...] = ()
     allow_unauthenticated: bool = False
+    local_without_key: bool = True
+    tokens: Tokens | None = None
 
 
 class Limits(_Section):
@@ -255,6 +267,13 @@ class _File:
                 return self._lines[path]
             path = path[:-1]
         return None
+
+
+def database_url(settings: Settings) -> str:
+    """Where state is kept, in SQLAlchemy's form: a file in the data folder unless the settings say otherwise."""
+    return settings.storage.database_url or (
+        f"sqlite+aiosqlite:///{Path(settings.storage.data_dir).absolute() / 'toolscore.db'}"
+    )
 
 
 def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.environ) -> Loaded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import random
 import sys
 from collections.abc import AsyncIterator
@@ -146,6 +147,8 @@ async def _dial(url: str) -> AsyncIterator[ClientConnection]:
         "open_timeout": 5,
         "close_timeout": 2,
     }
+    if key := os.environ.get("TOOLSCORE_API_KEY"):
+        options["additional_headers"] = {"Authorization": f"Bearer {key}"}
     if url.startswith("ws+unix://"):
         path, _, resource = unquote(urlsplit(url).path).partition(":")
         async with unix_connect(path, f"ws://localhost{resource or '/'}", **options) as socket:

@@ -14,7 +14,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from runtimes.client.rest import ToolScoreClientError
+from runtimes.client.rest import ToolScoreClientError, authorization
 
 __all__ = ["RealTimeToolClient"]
 
@@ -34,15 +34,22 @@ class RealTimeToolClient:
     Args:
         url: of the events socket.
         events: only these types; `None`: all but those that must be asked for.
+        api_key: from `toolscore keys create`; `None`: that of `TOOLSCORE_API_KEY`, if there is one.
         heartbeat_seconds: a ping this often; without an answer for as long again the connection is given up.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, events: Collection[str] | None = None, heartbeat_seconds: float = 20
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        events: Collection[str] | None = None,
+        api_key: str | None = None,
+        heartbeat_seconds: float = 20,
     ) -> None:
         if not url.startswith(("ws://", "wss://")):
             raise ValueError(f"the events are at a ws:// address such as {DEFAULT_URL}, found {url!r}")
         self._url = url
+        self._headers = authorization(api_key)
         self._types = list(events) if events is not None else None
         self._heartbeat = heartbeat_seconds
         self.tools: dict[str, dict[str, Any]] = {}
@@ -115,6 +122,7 @@ class RealTimeToolClient:
             try:
                 async with connect(
                     self._url,
+                    additional_headers=self._headers,
                     ping_interval=self._heartbeat,
                     ping_timeout=self._heartbeat,
                     max_size=64 * 1024 * 1024,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["ToolResult", "ToolScoreClient", "ToolScoreClientError"]
+__all__ = ["ToolResult", "ToolScoreClient", "ToolScoreClientError", "authorization"]
 
 DEFAULT_URL = "http://127.0.0.1:8082"
 
@@ -60,21 +61,33 @@ class ToolResult:
         return "\n".join(str(block.get("text", "")) for block in self.content if block.get("type") == "text")
 
 
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The header that says who calls."""
+    key = api_key or os.environ.get("TOOLSCORE_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 class ToolScoreClient:
     """Calls tools of a gateway. Use as `async with ToolScoreClient() as client`.
 
     Args:
         url: where the gateway answers.
         timeout_seconds: for everything but tool calls, whose time limit is the gateway's.
+        api_key: from `toolscore keys create`; `None`: that of `TOOLSCORE_API_KEY`, if there is one.
         headers: sent with each request.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout_seconds: float = 30, headers: dict[str, str] | None = None
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_seconds: float = 30,
+        api_key: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self._url = url
         self._timeout = timeout_seconds
-        self._headers = headers
+        self._headers = {**authorization(api_key), **(headers or {})}
         self._opened: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> ToolScoreClient:

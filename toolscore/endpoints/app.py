@@ -15,12 +15,12 @@ from typing import Any
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from toolscore import __version__
-from toolscore.auth import check_origin, is_loopback
+from toolscore.auth import Authenticator, check_origin, is_loopback
 from toolscore.endpoints.asgi import (
     Message,
     Receive,
@@ -36,9 +36,11 @@ from toolscore.endpoints.live import add_live
 from toolscore.endpoints.mcp_http import McpHttpEndpoint
 from toolscore.endpoints.mcp_router import serve_router
 from toolscore.endpoints.rest import EXECUTE_PATHS, ExecuteEndpoint, add_rest
-from toolscore.errors import InternalError, ToolScoreError
-from toolscore.gateway import Gateway, open_gateway
-from toolscore.settings import Loaded, Settings
+from toolscore.errors import InternalError, MethodNotFound, ToolScoreError, Unauthenticated
+from toolscore.gateway import Gateway, open_gateway, token_rules
+from toolscore.models import NOBODY
+from toolscore.settings import Loaded, Settings, database_url
+from toolscore.stores import open_database
 
 __all__ = ["AddressInUse", "create_app", "serve"]
 
@@ -52,6 +54,11 @@ class AddressInUse(Exception):
     """A port is taken, or may not be listened on."""
 
 
+PUBLIC = frozenset({"/", "/livez", "/readyz", "/openapi.json"})
+PUBLIC_BELOW = ("/docs", "/.well-known/")
+"""What says nothing of anybody's: signs of life, the description of the API, and how to get a token."""
+
+
 class _Front:
     """What stands before FastAPI: who may come in, request ids, the body's bound, and the hot routes."""
 
@@ -60,6 +67,8 @@ class _Front:
         self._app = app
         self._execute = ExecuteEndpoint(gateway)
         self._mcp = McpHttpEndpoint(gateway)
+        settings = gateway.settings.current
+        self._local = is_loopback(settings.core_services.toolscore_http.host) or settings.access.allow_unauthenticated
         self._hosts_seen: set[tuple[str | None, str | None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +79,13 @@ class _Front:
         try:
             self._check(scope)
             path = scope["path"]
+            if path in PUBLIC or path.startswith(PUBLIC_BELOW):
+                scope["toolscore.principal"] = NOBODY
+            else:
+                authorization, api_key = header(scope, b"authorization"), header(scope, b"x-api-key")
+                scope["toolscore.principal"] = await self._gateway.auth.authenticate(
+                    authorization, api_key, local=self._local
+                )
             if scope["type"] == "http":
                 if path in EXECUTE_PATHS and scope["method"] == "POST":
                     await self._execute(scope, receive, send)
@@ -140,7 +156,20 @@ async def _refuse(
     body, headers = failure(
         error, request_id=request_id or new_request_id(header(scope, b"x-request-id")), started=started
     )
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", _challenge(scope).encode("latin-1", "replace")))
     await send_json(send, error.status, body, headers)
+
+
+def _challenge(scope: Scope) -> str:
+    """What a client does to be let in (RFC 6750, RFC 9728)."""
+    where = resource_url(scope, "/.well-known/oauth-protected-resource" + scope["path"].rstrip("/"))
+    return f'Bearer resource_metadata="{where}"'
+
+
+def resource_url(scope: Scope, path: str) -> str:
+    """An address of ours as the client knows us."""
+    return f"{scope.get('scheme', 'http')}://{header(scope, b'host') or 'localhost'}{path}"
 
 
 def create_app(gateway: Gateway) -> Callable[..., Any]:
@@ -157,6 +186,23 @@ def create_app(gateway: Gateway) -> Callable[..., Any]:
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
+
+    @app.get("/.well-known/oauth-protected-resource", include_in_schema=False)
+    @app.get("/.well-known/oauth-protected-resource/{path:path}", include_in_schema=False)
+    async def protected_resource(request: Request, path: str = "mcp") -> JSONResponse:
+        """Which authorization server gives tokens for us (RFC 9728)."""
+        tokens = gateway.settings.current.access.tokens
+        if tokens is None:
+            raise MethodNotFound("this gateway takes API keys, and no tokens of an authorization server")
+        return JSONResponse(
+            {
+                "resource": resource_url(request.scope, f"/{path}"),
+                "authorization_servers": [tokens.issuer],
+                "bearer_methods_supported": ["header"],
+                "scopes_supported": list(tokens.scopes),
+                "resource_name": "ToolScore",
+            }
+        )
 
     add_rest(app, gateway)
     add_live(app, gateway)
@@ -197,12 +243,6 @@ def bind_services(settings: Settings) -> tuple[Settings, socket.socket, socket.s
         AddressInUse: a port is taken, or reaches beyond this machine without leave.
     """
     services = settings.core_services
-    for name, service in (("toolscore_http", services.toolscore_http), ("toolscore_mcp", services.toolscore_mcp)):
-        if not is_loopback(service.host) and not settings.access.allow_unauthenticated:
-            raise AddressInUse(
-                f"core_services.{name}.host is {service.host!r}: whoever reaches that address could run any tool. "
-                "Use 127.0.0.1 behind a proxy that authenticates, or set access.allow_unauthenticated: true"
-            )
     sockets = []
     for name, service in (("toolscore_http", services.toolscore_http), ("toolscore_mcp", services.toolscore_mcp)):
         try:
@@ -227,6 +267,32 @@ def bind_services(settings: Settings) -> tuple[Settings, socket.socket, socket.s
         }
     )
     return settings, sockets[0], sockets[1]
+
+
+async def _check_guarded(settings: Settings) -> None:
+    """Refuse to listen beyond this machine where nobody would be asked for anything.
+
+    Raises:
+        AddressInUse: with what to do.
+    """
+    services = settings.core_services
+    open_to = [
+        (name, service.host)
+        for name, service in (("toolscore_http", services.toolscore_http), ("toolscore_mcp", services.toolscore_mcp))
+        if not is_loopback(service.host)
+    ]
+    if settings.access.allow_unauthenticated and open_to:
+        log.warning("whoever reaches this address may run any tool", hosts=[host for _, host in open_to])
+    elif open_to:
+        async with open_database(database_url(settings)) as database:
+            if not await Authenticator(database, tokens=token_rules(settings)).any_keys():
+                name, host = open_to[0]
+                raise AddressInUse(
+                    f"core_services.{name}.host is {host!r}, and nobody has a key yet. Make one with `toolscore keys "
+                    "create NAME`, or set access.tokens for those of an authorization server"
+                )
+    elif settings.access.local_without_key:
+        log.info("open to this machine only, and without a key")
 
 
 @asynccontextmanager
@@ -283,6 +349,7 @@ async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gatewa
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked)
+    await _check_guarded(loaded.settings)
     settings, http_socket, router_socket = bind_services(loaded.settings)
     with http_socket, router_socket:
         loaded = Loaded(settings, loaded.problems, loaded.broken_servers)

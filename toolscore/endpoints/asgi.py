@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 from toolscore.errors import InvalidRequest, PayloadTooLarge, ToolScoreError
 from toolscore.jsonrpc import encode
-from toolscore.models import timestamp
+from toolscore.models import Principal, timestamp
 
 __all__ = [
     "ClientWatch",
@@ -28,6 +28,7 @@ __all__ = [
     "failure",
     "header",
     "new_request_id",
+    "principal_of",
     "read_body",
     "send_json",
 ]
@@ -53,6 +54,12 @@ def header(scope: Scope, name: bytes) -> str | None:
         headers = scope["toolscore.headers"] = dict(scope["headers"])
     value = headers.get(name)
     return value.decode("latin-1") if value is not None else None
+
+
+def principal_of(scope: Scope) -> Principal:
+    """Who makes a request, as the front door found out."""
+    principal: Principal = scope["toolscore.principal"]
+    return principal
 
 
 def new_request_id(given: str | None) -> str:

@@ -12,12 +12,13 @@ from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from msgspec import Raw
 
-from toolscore.endpoints.asgi import new_request_id
+from toolscore.auth import ADMIN
+from toolscore.endpoints.asgi import new_request_id, principal_of
 from toolscore.endpoints.rest import stats_fields, tool_fields
 from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
 from toolscore.gateway import Gateway
 from toolscore.jsonrpc import decode, encode
-from toolscore.models import LOCAL, Tool, ToolCall, timestamp
+from toolscore.models import Event, Principal, Tool, ToolCall, timestamp
 
 __all__ = ["COMMANDS", "add_live", "command"]
 
@@ -28,7 +29,7 @@ SSE_COMMENT_SECONDS = 15.0
 MAX_COMMANDS = 64
 """Commands of one socket under way at a time."""
 
-Command = Callable[[Gateway, dict[str, Any]], Awaitable[Any]]
+Command = Callable[[Gateway, dict[str, Any], Principal], Awaitable[Any]]
 COMMANDS: dict[str, Command] = {}
 
 
@@ -39,13 +40,13 @@ def command(function: Command) -> Command:
 
 
 @command
-async def get_stats(gateway: Gateway, params: dict[str, Any]) -> Any:
+async def get_stats(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
     await gateway.refresh_server_stats()
     return stats_fields(gateway)
 
 
 @command
-async def list_tools(gateway: Gateway, params: dict[str, Any]) -> Any:
+async def list_tools(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
     limit = params.get("limit", 100)
     if not isinstance(limit, int) or not 1 <= limit <= 1000:
         raise InvalidArguments(f"`limit` must be a number from 1 to 1000, found {limit!r:.80}")
@@ -60,12 +61,12 @@ async def list_tools(gateway: Gateway, params: dict[str, Any]) -> Any:
 
 
 @command
-async def get_tool(gateway: Gateway, params: dict[str, Any]) -> Any:
+async def get_tool(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
     return tool_fields(gateway, gateway.library.resolve(_text(params, "tool_id"), params.get("action")), full=True)
 
 
 @command
-async def execute_tool(gateway: Gateway, params: dict[str, Any]) -> Any:
+async def execute_tool(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
     timeout = params.get("timeout_seconds")
     if timeout is not None and (not isinstance(timeout, int | float) or timeout <= 0):
         raise InvalidArguments(f"`timeout_seconds` must be a number above 0, found {timeout!r:.80}")
@@ -78,7 +79,7 @@ async def execute_tool(gateway: Gateway, params: dict[str, Any]) -> Any:
             timeout_seconds=timeout,
             request_id=request_id,
         ),
-        LOCAL,
+        principal,
     )
     return {
         "call_id": request_id,
@@ -115,7 +116,7 @@ def add_live(app: FastAPI, gateway: Gateway) -> None:
             since = int(last)
         types = _types(events.split(",")) if events else None
         return StreamingResponse(
-            _sse(gateway, types, since, stats_teller),
+            _sse(gateway, types, since, stats_teller, principal_of(request.scope)),
             media_type="text/event-stream",
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
@@ -127,8 +128,13 @@ def _types(names: list[Any]) -> set[str]:
     return {name.strip() for name in names}
 
 
+def concerns(event: Event, principal: Principal) -> bool:
+    """Whether an event is for this principal's eyes: the calls of others are not."""
+    return event.type != "call_finished" or event.data.get("principal") == principal.name or ADMIN in principal.scopes
+
+
 async def _sse(
-    gateway: Gateway, types: set[str] | None, since: int | None, stats_teller: _StatsTeller
+    gateway: Gateway, types: set[str] | None, since: int | None, stats_teller: _StatsTeller, principal: Principal
 ) -> AsyncIterator[bytes]:
     yield b": welcome\n\n"
     async with gateway.events.subscribe(types, since=since) as events, stats_teller.wanted(types):
@@ -142,6 +148,9 @@ async def _sse(
                 event = reading.result()
                 if event is None:
                     return
+                if not concerns(event, principal):
+                    reading = asyncio.ensure_future(anext(events, None))
+                    continue
                 head = f"id: {event.seq}\n" if event.seq is not None else ""
                 yield f"{head}event: {event.type}\ndata: ".encode() + encode(event.body()) + b"\n\n"
                 reading = asyncio.ensure_future(anext(events, None))
@@ -187,6 +196,7 @@ class _EventsSocket:
     def __init__(self, gateway: Gateway, socket: WebSocket, stats_teller: _StatsTeller) -> None:
         self._gateway = gateway
         self._socket = socket
+        self._principal = principal_of(socket.scope)
         self._stats_teller = stats_teller
         self._pump: asyncio.Task[None] | None = None
         self._commands: set[asyncio.Task[None]] = set()
@@ -267,7 +277,7 @@ class _EventsSocket:
             function = COMMANDS.get(method) if isinstance(method, str) else None
             if function is None:
                 raise MethodNotFound(f"no method {method!r:.80}: there are {', '.join(COMMANDS)}")
-            result = await function(self._gateway, params)
+            result = await function(self._gateway, params, self._principal)
             reply = {"type": "result", "id": call_id, "result": result}
         except ToolScoreError as exc:
             reply = {"type": "error", "id": call_id, "error": exc.body()}
@@ -287,7 +297,8 @@ class _EventsSocket:
                 await go.wait()
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 async for event in events:
-                    await self._send(event.body())
+                    if concerns(event, self._principal):
+                        await self._send(event.body())
                 await self._socket.close(1001)  # the gateway shuts down
 
     async def _send(self, message: dict[str, Any]) -> None:

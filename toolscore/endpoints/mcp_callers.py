@@ -18,7 +18,7 @@ from msgspec import Raw
 
 from toolscore.errors import InvalidArguments, InvalidRequest, Overloaded
 from toolscore.jsonrpc import INVALID_PARAMS, decode, decode_object
-from toolscore.models import LOCAL, Principal
+from toolscore.models import Principal
 from toolscore.upstreams import Caller
 from toolscore.upstreams.connection import INPUT_METHODS, LATEST_STATELESS_VERSION, META, SESSION_VERSIONS
 
@@ -95,6 +95,7 @@ class SessionCaller(Caller):
 
     def __init__(self, home: Caller, tell: Tell, ask: Ask, token: Raw | None) -> None:
         super().__init__(home.client, home.capabilities)
+        self.principal = home.principal
         self.log_level = home.log_level
         self._home = home
         self._tell = tell
@@ -121,12 +122,14 @@ class StatelessCaller(Caller):
     Args:
         params: from `read_params`.
         tell: takes a method and its params, on the response of this request.
+        principal: who makes it.
     """
 
     stateless = True
 
-    def __init__(self, params: Mapping[str, Any], tell: Tell) -> None:
+    def __init__(self, params: Mapping[str, Any], tell: Tell, principal: Principal) -> None:
         super().__init__(capabilities=declared_capabilities(params))
+        self.principal = principal
         meta = params.get("_meta") or {}
         level = decode(meta[f"{META}logLevel"]) if f"{META}logLevel" in meta else None
         self.log_level = level if isinstance(level, str) else None
@@ -253,7 +256,7 @@ class StatelessCalls:
             work: makes the call.
         """
         about = _about(method, params)
-        return await self._outcome(_Call(caller, work()), about, LOCAL)
+        return await self._outcome(_Call(caller, work()), about)
 
     async def resume(self, caller: StatelessCaller, params: Mapping[str, Any], method: str) -> Any:
         """Go on with a suspended call, with what the client answered.
@@ -262,16 +265,16 @@ class StatelessCalls:
             InvalidArguments: a state that is not this client's, was changed, has expired or was used already.
         """
         about = _about(method, params)
-        key, call = self._take(decode(params["requestState"]), about, LOCAL)
+        key, call = self._take(decode(params["requestState"]), about, caller.principal)
         call.caller.tell, call.caller.token = caller.tell, caller.token
         try:
             call.answered(decode_object(params["inputResponses"]) if "inputResponses" in params else {})
         except InvalidRequest as exc:
             self._suspend(call, key)  # until it expires, the client may do better
             raise InvalidArguments(f"inputResponses: {exc.message}") from exc
-        return await self._outcome(call, about, LOCAL)
+        return await self._outcome(call, about)
 
-    async def _outcome(self, call: _Call, about: str, principal: Principal) -> Any:
+    async def _outcome(self, call: _Call, about: str) -> Any:
         try:
             outcome = await call.outcome()
         except asyncio.CancelledError:
@@ -286,7 +289,7 @@ class StatelessCalls:
         call.caller.tell = lambda method, params: None  # nobody listens until the client comes back
         key = secrets.token_urlsafe(16)
         self._suspend(call, key)
-        sealed = self._fernet.encrypt(json.dumps([key, principal.name, about]).encode())
+        sealed = self._fernet.encrypt(json.dumps([key, call.caller.principal.name, about]).encode())
         return {
             "resultType": "input_required",
             "inputRequests": outcome,

@@ -19,7 +19,17 @@ from typing import Any
 import structlog
 from msgspec import Raw
 
-from toolscore.endpoints.asgi import ClientWatch, Receive, Scope, Send, header, new_request_id, read_body, send_json
+from toolscore.endpoints.asgi import (
+    ClientWatch,
+    Receive,
+    Scope,
+    Send,
+    header,
+    new_request_id,
+    principal_of,
+    read_body,
+    send_json,
+)
 from toolscore.endpoints.mcp_callers import (
     ENVELOPE,
     UNSUPPORTED_PROTOCOL_VERSION,
@@ -44,6 +54,7 @@ from toolscore.jsonrpc import (
     error_frame,
     result_frame,
 )
+from toolscore.models import Principal
 from toolscore.upstreams import Caller
 from toolscore.upstreams.connection import META, SESSION_VERSIONS
 from toolscore.upstreams.headers import NAMED_METHODS, PARAM_PREFIX, header_text, param_mismatch
@@ -160,10 +171,17 @@ class _Session(Caller):
     live = True
 
     def __init__(
-        self, gateway: Gateway, server: McpServer, server_id: str | None, params: Members, version: str
+        self,
+        gateway: Gateway,
+        server: McpServer,
+        server_id: str | None,
+        params: Members,
+        version: str,
+        principal: Principal,
     ) -> None:
         declared = decode(params["capabilities"]) if "capabilities" in params else None
         super().__init__(capabilities=declared if isinstance(declared, dict) else {})
+        self.principal = principal
         self.server = server
         self.server_id = server_id
         self.resumable = version >= RESUMABLE_SINCE
@@ -347,7 +365,7 @@ class McpHttpEndpoint:
             await self._get(server_id, scope, receive, send)
         elif scope["method"] == "DELETE":
             session_id = header(scope, b"mcp-session-id")
-            session = self._session(session_id, server_id) if session_id is not None else None
+            session = self._session(session_id, server_id, scope) if session_id is not None else None
             if session is not None and session_id is not None:
                 await self._end_session(session_id)
             await send_json(send, 200 if session is not None else 404, b"{}")
@@ -377,7 +395,7 @@ class McpHttpEndpoint:
         session: _Session | None = None
         session_id = None if stateless else header(scope, b"mcp-session-id")
         if session_id is not None and frame.method != "initialize":
-            session = self._session(session_id, server_id)
+            session = self._session(session_id, server_id, scope)
             if session is None:
                 gone = {"code": -32600, "message": "Session not found"}
                 await send_json(send, 404, error_frame(frame.id if isinstance(frame.id, int | str) else None, gone))
@@ -414,7 +432,7 @@ class McpHttpEndpoint:
                 await self._answer(server, frame, params, None, True, scope, receive, send)
             return
         if frame.method == "initialize":
-            await self._initialize(server, server_id, frame, params, send)
+            await self._initialize(server, server_id, frame, params, scope, send)
         elif session is not None and frame.method in ("resources/subscribe", "resources/unsubscribe"):
             await self._watch(session, frame, params, send)
         else:
@@ -455,7 +473,7 @@ class McpHttpEndpoint:
         response = _Response(scope, send, session)
         caller: Caller
         if stateless:
-            caller = StatelessCaller(params, response.tell)
+            caller = StatelessCaller(params, response.tell, principal_of(scope))
         elif session is not None:
             token = (params.get("_meta") or {}).get("progressToken")
             caller = SessionCaller(session, response.tell, response.ask, token)
@@ -463,6 +481,7 @@ class McpHttpEndpoint:
                 session.calls[frame.id] = task
         else:
             caller = Caller()
+            caller.principal = principal_of(scope)
         status = 200
         message: bytes | None
         try:
@@ -506,7 +525,7 @@ class McpHttpEndpoint:
         )
 
     async def _initialize(
-        self, server: McpServer, server_id: str | None, frame: Frame, params: Members, send: Send
+        self, server: McpServer, server_id: str | None, frame: Frame, params: Members, scope: Scope, send: Send
     ) -> None:
         assert isinstance(frame.id, int | str)
         limits = self._gateway.settings.current.limits
@@ -517,7 +536,9 @@ class McpHttpEndpoint:
             await send_json(send, exc.status, error_frame(frame.id, exc.rpc_error()))
             return
         session_id = secrets.token_urlsafe(24)
-        self._sessions[session_id] = _Session(self._gateway, server, server_id, params, result["protocolVersion"])
+        self._sessions[session_id] = _Session(
+            self._gateway, server, server_id, params, result["protocolVersion"], principal_of(scope)
+        )
         await send_json(send, 200, result_frame(frame.id, result), [(b"mcp-session-id", session_id.encode())])
 
     async def _make_room(self, bound: int, idle_seconds: float) -> None:
@@ -545,9 +566,10 @@ class McpHttpEndpoint:
         self._gateway.upstreams.client_gone(session)
         await session.listener.close()
 
-    def _session(self, session_id: str, server_id: str | None) -> _Session | None:
+    def _session(self, session_id: str, server_id: str | None, scope: Scope) -> _Session | None:
+        """The session, if it is this caller's."""
         session = self._sessions.get(session_id)
-        if session is None or session.server_id != server_id:
+        if session is None or session.server_id != server_id or session.principal.name != principal_of(scope).name:
             return None
         session.used = time.monotonic()
         self._sessions.move_to_end(session_id)
@@ -579,7 +601,7 @@ class McpHttpEndpoint:
     async def _get(self, server_id: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         """The stream on which a session hears what belongs to no request; or one that broke off, from there on."""
         session_id = header(scope, b"mcp-session-id")
-        session = self._session(session_id, server_id) if session_id else None
+        session = self._session(session_id, server_id, scope) if session_id else None
         if session is None:
             known = (
                 (404, "Session not found") if session_id else (400, "GET opens a session's stream: initialize first")

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 import structlog
@@ -24,7 +25,7 @@ from websockets.asyncio.server import ServerConnection, serve, unix_serve
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from toolscore.auth import check_origin
+from toolscore.auth import ADMIN, check_origin, is_loopback, need_scope
 from toolscore.endpoints.asgi import new_request_id
 from toolscore.endpoints.mcp_callers import (
     SessionCaller,
@@ -45,6 +46,7 @@ from toolscore.errors import (
     PayloadTooLarge,
     ServerNotFound,
     ToolScoreError,
+    Unauthenticated,
 )
 from toolscore.gateway import Gateway
 from toolscore.jsonrpc import (
@@ -59,7 +61,7 @@ from toolscore.jsonrpc import (
     error_frame,
     result_frame,
 )
-from toolscore.models import LOCAL, Tool, ToolCall, UpstreamSpec, timestamp
+from toolscore.models import Principal, Tool, ToolCall, UpstreamSpec, timestamp
 from toolscore.transports import WebSocketChannel
 from toolscore.upstreams import Caller
 from toolscore.upstreams.connection import META, PeerConnection
@@ -160,9 +162,10 @@ class _Router:
     def __init__(self, gateway: Gateway, endpoint: str) -> None:
         self._gateway = gateway
         self._endpoint = endpoint
+        self._principals: WeakKeyDictionary[ServerConnection, Principal] = WeakKeyDictionary()
 
-    def check(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Refuse foreign web pages and unknown paths before the handshake."""
+    async def check(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Refuse foreign web pages, unknown paths and unknown callers before the handshake."""
         path = request.path.partition("?")[0]
         if path not in (self._endpoint, REGISTER_PATH) and _single_server(path) is None:
             return connection.respond(
@@ -176,23 +179,38 @@ class _Router:
                 request.headers.get("Origin"),
                 self._gateway.settings.current.access.allowed_hosts,
             )
+            authorization, api_key = request.headers.get("Authorization"), request.headers.get("X-API-Key")
+            principal = await self._gateway.auth.authenticate(authorization, api_key, local=self._local(connection))
+            if path == REGISTER_PATH:
+                need_scope(principal, ADMIN)
         except Forbidden as exc:
             return connection.respond(http.HTTPStatus.FORBIDDEN, f"{exc.message}\n")
+        except Unauthenticated as exc:
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, f"{exc.message}\n")
+        self._principals[connection] = principal
         return None
+
+    def _local(self, connection: ServerConnection) -> bool:
+        """Whether a caller is on this machine: over the Unix socket, or a port that is open to loopback only."""
+        settings = self._gateway.settings.current
+        over_unix = isinstance(connection.local_address, str | bytes | None)
+        host = settings.core_services.toolscore_mcp.host
+        return over_unix or settings.access.allow_unauthenticated or is_loopback(host)
 
     async def serve(self, socket: ServerConnection) -> None:
         channel = WebSocketChannel(socket)
         path = socket.request.path.partition("?")[0] if socket.request else self._endpoint
+        principal = self._principals[socket]
         try:
             if socket.subprotocol != MCP:
-                await _TypedClient(self._gateway, channel).run()
+                await _TypedClient(self._gateway, channel, principal).run()
             elif path == REGISTER_PATH:
                 await _serve_registered(self._gateway, channel)
             else:
                 server_id = _single_server(path)
                 if server_id is not None:
                     self._gateway.upstreams.get(server_id)
-                await _McpClient(self._gateway, channel, server_id).run()
+                await _McpClient(self._gateway, channel, server_id, principal).run()
         except ServerNotFound as exc:
             await channel.close(1008, f"{exc.message}; {exc.suggestion}"[:120])
         except Exception:  # a connection's outermost line
@@ -205,8 +223,11 @@ class _McpClient(Caller):
 
     live = True
 
-    def __init__(self, gateway: Gateway, channel: WebSocketChannel, server_id: str | None) -> None:
+    def __init__(
+        self, gateway: Gateway, channel: WebSocketChannel, server_id: str | None, principal: Principal
+    ) -> None:
         super().__init__()
+        self.principal = principal
         self._gateway = gateway
         self._channel = channel
         self._server = McpServer(gateway, server_id)
@@ -269,7 +290,7 @@ class _McpClient(Caller):
         wrong = envelope_error(members)
         if wrong is not None:
             raise RemoteError(wrong)
-        caller = StatelessCaller(members, self._tell)
+        caller = StatelessCaller(members, self._tell, self.principal)
         if not may_wait(method, members, caller):
             return await self._server.handle(method, members, caller, request_id=request_id)
         if self._suspended is None:
@@ -408,9 +429,10 @@ async def _try_send(channel: WebSocketChannel, message: bytes) -> None:
 class _TypedClient:
     """A peer of the typed dialect: it may call, register tools, and be called, all over one socket."""
 
-    def __init__(self, gateway: Gateway, channel: WebSocketChannel) -> None:
+    def __init__(self, gateway: Gateway, channel: WebSocketChannel, principal: Principal) -> None:
         self._gateway = gateway
         self._channel = channel
+        self._principal = principal
         self._bound = gateway.settings.current.limits.calls_per_connection
         self._max_frame_bytes = gateway.settings.current.limits.max_frame_bytes
         self._calls: set[asyncio.Task[None]] = set()
@@ -494,7 +516,7 @@ class _TypedClient:
                     timeout_seconds=frame.timeout_seconds,
                     request_id=new_request_id(None),
                 ),
-                LOCAL,
+                self._principal,
             )
         except ToolScoreError as exc:
             await self._reply_failed(frame, exc)

@@ -18,7 +18,7 @@ from toolscore import __version__
 from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolNotFound, ToolScoreError
 from toolscore.gateway import LIST_CHANGED, Gateway
 from toolscore.jsonrpc import ConnectionLost, RemoteError, decode, decode_object, encode
-from toolscore.models import LOCAL, Tool, ToolCall
+from toolscore.models import Tool, ToolCall
 from toolscore.names import nearest
 from toolscore.pipeline.deadline import Deadline
 from toolscore.upstreams import Caller, Upstream
@@ -243,7 +243,7 @@ class McpServer:
             method,
             params or None,
             what=what or method,
-            principal=LOCAL,
+            principal=caller.principal,
             caller=caller,
             safe_to_repeat=method in ("prompts/get", "resources/read", "completion/complete"),
         )
@@ -287,7 +287,7 @@ class McpServer:
             server_id=self._server_id,
         )
         try:
-            result = await self._gateway.pipeline.call(call, LOCAL, caller=caller)
+            result = await self._gateway.pipeline.call(call, caller.principal, caller=caller)
         except ToolNotFound as exc:
             exc.message = f"{exc.message}; {exc.suggestion}" if exc.suggestion else exc.message
             raise

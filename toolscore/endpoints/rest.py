@@ -16,6 +16,7 @@ from fastapi.responses import PlainTextResponse, Response
 from msgspec import Raw
 from starlette.exceptions import HTTPException
 
+from toolscore.auth import ADMIN, need_scope
 from toolscore.endpoints.asgi import (
     ClientWatch,
     Receive,
@@ -25,6 +26,7 @@ from toolscore.endpoints.asgi import (
     failure,
     header,
     new_request_id,
+    principal_of,
     read_body,
     send_json,
 )
@@ -40,7 +42,7 @@ from toolscore.errors import (
 from toolscore.gateway import EXECUTOR_ID, Gateway
 from toolscore.jsonrpc import encode
 from toolscore.metrics import CONTENT_TYPE
-from toolscore.models import LOCAL, Tool, ToolCall, UpstreamSpec, shown_url
+from toolscore.models import Principal, Tool, ToolCall, UpstreamSpec, shown_url
 from toolscore.upstreams import Upstream
 
 __all__ = ["EXECUTE_PATHS", "ExecuteEndpoint", "add_rest", "stats_fields", "tool_fields"]
@@ -80,7 +82,7 @@ class ExecuteEndpoint:
         try:
             body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
             with ClientWatch(receive) as watch:
-                answer = await self._execute(_parse(body), request_id, started)
+                answer = await self._execute(_parse(body), principal_of(scope), request_id, started)
             status = 200
         except ToolScoreError as exc:
             status = exc.status
@@ -96,7 +98,7 @@ class ExecuteEndpoint:
             answer, headers = failure(error, request_id=request_id, started=started)
         await send_json(send, status, answer, headers)
 
-    async def _execute(self, request: ExecuteRequest, request_id: str, started: float) -> bytes:
+    async def _execute(self, request: ExecuteRequest, principal: Principal, request_id: str, started: float) -> bytes:
         parameters = request.parameters
         if request.session_id is not None:
             parameters = _with_session(parameters, request.session_id)
@@ -108,7 +110,7 @@ class ExecuteEndpoint:
                 timeout_seconds=request.timeout_seconds,
                 request_id=request_id,
             ),
-            LOCAL,
+            principal,
         )
         data = {
             "call_id": request_id,
@@ -295,6 +297,7 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
             Body(examples=[{"server_id": "time", "command": "uvx", "args": ["mcp-server-time"]}]),
         ],
     ) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
         server_id = body.pop("server_id", None)
         if not isinstance(server_id, str):
             raise InvalidArguments("`server_id` is missing", suggestion='{"server_id": "time", "command": "uvx", …}')
@@ -315,11 +318,13 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
 
     @router.delete("/api/v1/servers/{server_id}", summary="Detach a server", tags=["servers"])
     async def detach_server(request: Request, server_id: str) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
         await gateway.detach(server_id)
         return answer(request, {"server_id": server_id}, f"server {server_id!r} is detached, its tools are gone")
 
     @router.post("/api/v1/servers/{server_id}/restart", summary="Restart a server", tags=["servers"])
     async def restart_server(request: Request, server_id: str) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
         upstream = gateway.upstreams.get(server_id)
         upstream.restart()
         return answer(request, server_fields(gateway, upstream), f"server {server_id!r} is being restarted")

@@ -12,7 +12,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Index, Integer, MetaData, String, Table, Text, delete, event, func, insert, select
+from sqlalchemy import (
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -45,6 +59,18 @@ servers = Table(
     Column("server_id", String(128), primary_key=True),
     Column("spec", Text, nullable=False),
     Column("attached_at", String(32), nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("key_id", String(12), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("expires_at", String(32)),
+    Column("revoked_at", String(32)),
 )
 
 features = Table(
@@ -96,6 +122,21 @@ class Database:
                 await connection.execute(delete(tools).where(tools.c.tool_id.in_(gone[start : start + 500])))
             if upserts:
                 await connection.execute(insert(tools), list(upserts))
+
+    async def load_keys(self) -> list[dict[str, Any]]:
+        """All API keys, revoked ones too, the oldest first."""
+        return await self._read(select(keys).order_by(keys.c.created_at, keys.c.key_id))
+
+    async def save_key(self, row: Mapping[str, Any]) -> None:
+        """Keep a new API key: its hash, never itself."""
+        async with self._transaction() as connection:
+            await connection.execute(insert(keys).values(**row))
+
+    async def revoke_key(self, key_id: str, moment: str) -> bool:
+        """Mark a key as revoked. Whether there was one."""
+        statement = update(keys).where((keys.c.key_id == key_id) & keys.c.revoked_at.is_(None))
+        async with self._transaction() as connection:
+            return bool((await connection.execute(statement.values(revoked_at=moment))).rowcount)
 
     async def load_features(self) -> list[dict[str, Any]]:
         """What servers offer beside tools: JSON of each kind of each server."""

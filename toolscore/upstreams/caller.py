@@ -18,6 +18,7 @@ from msgspec import Raw
 
 from toolscore.errors import InvalidRequest
 from toolscore.jsonrpc import METHOD_NOT_FOUND, RemoteError, decode
+from toolscore.models import LOCAL, Principal
 
 __all__ = [
     "CLIENT_FEATURES",
@@ -64,6 +65,7 @@ class Caller:
     """One request's client. This base class cannot be reached: the caller over REST, or none at all.
 
     Attributes:
+        principal: on whose behalf it calls.
         client: the same object for all requests of one client; asks of a server go to no other.
         capabilities: what the client declared (MCP `ClientCapabilities`).
         log_level: the least severe level it wants to hear of.
@@ -77,6 +79,7 @@ class Caller:
     stateless = False
     wants_progress = False
     log_level: str | None = None
+    principal: Principal = LOCAL
 
     def __init__(self, client: object | None = None, capabilities: Mapping[str, Any] | None = None) -> None:
         self.client: object = client if client is not None else self

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import time
 from collections import Counter, deque
@@ -16,6 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
+import aiohttp
 import structlog
 from msgspec import Raw
 
@@ -61,6 +63,9 @@ FOLLOW_RETRY_SECONDS = 5.0
 """The rest before a stateless server is asked again to tell what changes."""
 READ_AGAIN_SECONDS = 1.0
 """A server that does not tell when a list changes is asked for it no more often than this."""
+
+FETCH_SECONDS = 10.0
+MAX_FETCHED_BYTES = 1024 * 1024
 
 OTHER_LISTS = ("prompts", "resources", "templates")
 CHANGED = {
@@ -833,6 +838,22 @@ class UpstreamPool:
         await asyncio.gather(*(upstream.stop() for upstream in self._upstreams.values()))
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await self._stack.aclose()
+
+    async def fetch_json(self, url: str) -> Any:
+        """The JSON at an address that the operator named.
+
+        Raises:
+            OSError, TimeoutError: it cannot be fetched. ValueError: not JSON, or too much of it.
+        """
+        try:
+            async with asyncio.timeout(FETCH_SECONDS), self.http.get(url, allow_redirects=False) as response:
+                response.raise_for_status()
+                body = await response.content.read(MAX_FETCHED_BYTES + 1)
+        except aiohttp.ClientError as exc:
+            raise OSError(str(exc)) from exc
+        if len(body) > MAX_FETCHED_BYTES:
+            raise ValueError(f"{url} answered more than {MAX_FETCHED_BYTES:,} bytes")
+        return json.loads(body)
 
     def __iter__(self) -> Any:
         return iter(list(self._upstreams.values()))

@@ -56,7 +56,8 @@ class Jwks(BaseHTTPRequestHandler):
 def gateway() -> Iterator[GatewayProcess]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Jwks)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    tokens = f"{{issuer: {ISSUER}, audience: {AUDIENCE}, jwks_url: 'http://127.0.0.1:{server.server_port}/', admins: [root]}}"
+    jwks = f"http://127.0.0.1:{server.server_port}/"
+    tokens = f"{{issuer: {ISSUER}, audience: {AUDIENCE}, jwks_url: '{jwks}', admins: [root]}}"
     settings = f"access: {{local_without_key: false, tokens: {tokens}}}\n"
     with running_gateway({"echo": odd("good")}, settings=settings) as process:
         process.admin = cli(process, "keys", "create", "root", "--scope", "admin")  # type: ignore[attr-defined]

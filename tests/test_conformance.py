@@ -129,6 +129,7 @@ def test_the_tasks_extension_passes_through() -> None:
             assert task["resultType"] == "task"
             shown = ask_with_tasks(gateway, "tasks/get", {"taskId": task["taskId"]})
             assert shown["taskId"] == task["taskId"]
+            assert task["taskId"].startswith("tasks/"), "ids of two servers are told apart"
             finished = wait_for(lambda: ask_with_tasks(gateway, "tasks/get", {"taskId": task["taskId"]}).get("result"))
             assert finished["content"][0]["text"] == "computed"
     finally:

@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
@@ -29,6 +30,7 @@ log = structlog.get_logger(__name__)
 KINDS = ("prompts", "resources", "templates")
 MAX_LINKS = 10_000
 MAX_URI = 8192
+MAX_TEMPLATE = 1024
 
 Entry = dict[str, Any]
 
@@ -47,7 +49,6 @@ class FeatureIndex:
         self._owners: dict[str, str] = {}
         self._templates: dict[str, list[Any]] = {}
         self._links: OrderedDict[str, str] = OrderedDict()
-        self._tasks: OrderedDict[str, str] = OrderedDict()
         self._dirty: dict[tuple[str, str], str | None] = {}
         self._wake = asyncio.Event()
 
@@ -113,16 +114,6 @@ class FeatureIndex:
                 self._links.popitem(last=False)
         return self.shown_uri(server_id, uri)
 
-    def note_task(self, server_id: str, task_id: str) -> None:
-        """A server has begun a task: what is asked about it later goes there."""
-        self._tasks[task_id] = server_id
-        if len(self._tasks) > MAX_LINKS:
-            self._tasks.popitem(last=False)
-
-    def find_task(self, task_id: str) -> str | None:
-        """The server of a task."""
-        return self._tasks.get(task_id)
-
     def find_resource(self, uri: str) -> tuple[str, str] | None:
         """Server and own URI of a resource (or of a template, spelled as it is listed)."""
         for server_id in self._info:
@@ -166,8 +157,6 @@ class FeatureIndex:
         kinds = self._entries.pop(server_id, {})
         for uri in [uri for uri, owner in self._links.items() if owner == server_id]:
             del self._links[uri]
-        for task_id in [task_id for task_id, owner in self._tasks.items() if owner == server_id]:
-            del self._tasks[task_id]
         self._index()
         for kind in ("info", *kinds):
             self._keep(server_id, kind, None)
@@ -228,8 +217,11 @@ _PART = {"": "[^/?#]+", "+": ".+", "#": "(#.*)?", ".": "(\\.[^/?#]*)?", "/": "(/
          "?": "(\\?.*)?", "&": "(&.*)?"}  # fmt: skip
 
 
+@lru_cache(maxsize=20_000)
 def _template_matcher(template: str) -> Any:
     """What says in linear time whether a URI is one of a template (RFC 6570); `None` for a template that is none."""
+    if len(template) > MAX_TEMPLATE:
+        return None
     pattern, end = "^", 0
     for expression in _EXPRESSION.finditer(template):
         pattern += re.escape(template[end : expression.start()]) + _PART[expression[1]]
@@ -268,7 +260,10 @@ class ChangeFeed:
 
     def tell(self, server_id: str, method: str, params: msgspec.Raw | None = None) -> None:
         for listener, _ in list(self._listeners.values()):
-            listener(server_id, method, params)
+            try:
+                listener(server_id, method, params)
+            except Exception:  # one listener's trouble is no server's, and no other listener's
+                log.exception("telling a change failed", server=server_id, method=method)
 
     def close(self) -> None:
         for _, on_close in list(self._listeners.values()):

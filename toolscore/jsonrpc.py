@@ -51,6 +51,10 @@ MAX_IN_FLIGHT = 64
 """Requests of the other side that one conversation serves at a time; one more is answered `overloaded`."""
 
 
+MAX_LATE = 1000
+"""Cancelled requests whose late answers are still told from others."""
+
+
 class RemoteError(Exception):
     """The other side answered with a JSON-RPC error object."""
 
@@ -221,6 +225,7 @@ class Peer:
         self._next_id = 0
         self._waiting: dict[RequestId, asyncio.Future[Raw]] = {}
         self._progress: dict[RequestId, Callable[[Raw], None]] = {}
+        self._late: dict[RequestId, Callable[[], None]] = {}
         self._serving: dict[RequestId, asyncio.Task[None]] = {}
         self._side_tasks: set[asyncio.Task[None]] = set()
         self.closed: str | None = None
@@ -231,12 +236,18 @@ class Peer:
         return len(self._waiting)
 
     async def request(
-        self, method: str, params: Params | None = None, *, on_progress: Callable[[Raw], None] | None = None
+        self,
+        method: str,
+        params: Params | None = None,
+        *,
+        on_progress: Callable[[Raw], None] | None = None,
+        on_late: Callable[[], None] | None = None,
     ) -> Raw:
         """Ask, and wait for the answer. Cancelling the wait tells the other side.
 
         Args:
             on_progress: gets the params of each `notifications/progress` for this request.
+            on_late: called if the answer comes after the wait was cancelled.
 
         Raises:
             RemoteError: the other side refused.
@@ -260,6 +271,10 @@ class Peer:
             sent = True
             return await answer
         except asyncio.CancelledError:
+            if sent and on_late is not None:
+                self._late[request_id] = on_late
+                if len(self._late) > MAX_LATE:
+                    del self._late[next(iter(self._late))]
             if sent and self.closed is None and method != "initialize":
                 cancelled = {"requestId": request_id, "reason": "the caller went away or its time ran out"}
                 self._spawn(self.notify("notifications/cancelled", cancelled))
@@ -337,6 +352,9 @@ class Peer:
             request_id = int(request_id)  # some servers turn an id into a string
         answer = self._waiting.get(request_id)
         if answer is None or answer.done():
+            late = self._late.pop(request_id, None)
+            if late is not None:
+                late()
             return
         if isinstance(frame.error, Raw):
             try:

@@ -150,7 +150,11 @@ class StatelessCaller(Caller):
 
 
 def _addressed(caller: Caller, method: str, params: Raw | None, token: Raw | None) -> Any:
-    """The params of a notification as the client is to get them; `None` for one that it is not to get."""
+    """The params of a notification as the client is to get them; `None` for one that it is not to get.
+
+    Raises:
+        InvalidRequest: params that are no object.
+    """
     if method == "notifications/progress":
         if token is None or params is None:
             return None
@@ -202,6 +206,7 @@ class _Call:
             await asyncio.wait({self.task}, timeout=GATHER_SECONDS)
             if not self.task.done() and self.questions:
                 self._asked.clear()
+                self.caller.suspended = True
                 return {key: question.request for key, question in self.questions.items()}
             self._asked.clear()
 
@@ -216,6 +221,7 @@ class _Call:
             if value is not None and not question.answer.done():
                 decode_object(value)
                 question.answer.set_result(value)
+        self.caller.suspended = False
         self._asked.set()
 
 
@@ -324,8 +330,8 @@ class StatelessCalls:
         return key, suspended[0]
 
 
-STATE_PREFIX = b'"toolscore.'
-"""How a state of ours begins, as JSON."""
+STATE_PREFIX = f'"toolscore.{secrets.token_hex(4)}.'.encode()
+"""How a state of ours begins, as JSON; another gateway's is for the server that it came from."""
 
 
 def _bad_state(why: str) -> InvalidArguments:

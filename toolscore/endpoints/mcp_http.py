@@ -98,6 +98,8 @@ MAX_EVENTS = 1000
 MAX_EVENT_BYTES = 1024 * 1024
 """What a stream keeps, for a client that reads slowly or comes back; the oldest goes first, the newest always stays."""
 KEPT_STREAMS = 16
+KEPT_BYTES = 1024 * 1024
+"""What a session keeps of streams that have ended; larger answers cannot be fetched again once they were sent."""
 
 ROUTING = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
 
@@ -118,6 +120,7 @@ class _Stream:
         self._bytes = 0
         self._count = 0
         self._arrived = asyncio.Event()
+        self._reader: object = None
 
     def put(self, message: bytes) -> None:
         """Add a message. Never waits."""
@@ -127,6 +130,11 @@ class _Stream:
         while len(self._events) > 1 and (len(self._events) > MAX_EVENTS or self._bytes > MAX_EVENT_BYTES):
             self._bytes -= len(self._events.popleft()[1])
         self._arrived.set()
+
+    @property
+    def size(self) -> int:
+        """Bytes kept."""
+        return self._bytes
 
     def put_once(self, message: bytes) -> None:
         """Add a message unless it waits to be read already."""
@@ -138,16 +146,20 @@ class _Stream:
         self._arrived.set()
 
     async def chunks(self, after: int = 0) -> AsyncGenerator[bytes]:
-        """Bytes to send, from the event behind `after` on, until the stream ends."""
+        """Bytes to send, from the event behind `after` on, until the stream ends, or another reader takes it over."""
         self.readers += 1
+        self._reader = reader = object()
+        self._arrived.set()  # whoever read so far stops: no message goes out twice
         try:
             if self.resumable:
                 yield b"id: %d-%d\nretry: %d\ndata: \n\n" % (self.number, after, RETRY_MS)
             else:
                 yield b": open\n\n"
-            while True:
+            while self._reader is reader:
                 self._arrived.clear()
                 for number, message in [event for event in self._events if event[0] > after]:
+                    if self._reader is not reader:
+                        return
                     after = self.read = number
                     event_id = b"id: %d-%d\n" % (self.number, number) if self.resumable else b""
                     yield event_id + sse(message)
@@ -203,10 +215,17 @@ class _Session(Caller):
         """A stream for one response."""
         stream = _Stream(next(self._numbers), self.resumable)
         self.streams[stream.number] = stream
-        ended = [number for number, kept in self.streams.items() if kept.ended]
-        for number in ended[: max(0, len(ended) - KEPT_STREAMS)]:
-            del self.streams[number]
+        self.tidy()
         return stream
+
+    def tidy(self) -> None:
+        """Keep few of the streams that have ended, for clients that come back to them, and none for others."""
+        ended = [stream for stream in self.streams.values() if stream.ended and not stream.readers]
+        size = sum(stream.size for stream in ended)
+        while ended and (len(ended) > KEPT_STREAMS or size > KEPT_BYTES or not self.resumable):
+            oldest = ended.pop(0)
+            size -= oldest.size
+            del self.streams[oldest.number]
 
     def _tell(self, method: str, params: Any) -> None:
         message = _notification(method, params)
@@ -316,6 +335,13 @@ class _Response:
             if self.stream.readers:
                 away_since = time.monotonic()
 
+    def abort(self) -> None:
+        """The client is gone for good."""
+        if self.stream is not None:
+            self.stream.end()
+        if self._writer is not None:
+            self._writer.cancel()
+
     async def end(self, status: int, message: bytes | None) -> None:
         """Give the answer; `None` for a request that gets none."""
         if self.stream is None and message is None:
@@ -329,6 +355,8 @@ class _Response:
         self.stream.end()
         if self._writer is not None:
             await asyncio.gather(self._writer, return_exceptions=True)
+        if self._session is not None:
+            self._session.tidy()
 
     async def _write(self, stream: _Stream) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
@@ -367,7 +395,7 @@ class McpHttpEndpoint:
             session_id = header(scope, b"mcp-session-id")
             session = self._session(session_id, server_id, scope) if session_id is not None else None
             if session is not None and session_id is not None:
-                await self._end_session(session_id)
+                self._end_session(session_id)
             await send_json(send, 200 if session is not None else 404, b"{}")
         else:
             await send_json(send, 405, _refusal(-32600, "use POST, GET or DELETE"), [(b"allow", b"POST, GET, DELETE")])
@@ -498,6 +526,7 @@ class McpHttpEndpoint:
             message = error_frame(frame.id, error)
         except asyncio.CancelledError:
             if watch.gone:
+                response.abort()
                 return  # nobody is there to hear the answer
             if session is None or (task := asyncio.current_task()) is None or session.calls.get(frame.id) is not task:
                 raise
@@ -531,7 +560,7 @@ class McpHttpEndpoint:
         limits = self._gateway.settings.current.limits
         try:
             result = await server.initialize(params)
-            await self._make_room(limits.max_sessions, limits.session_idle_seconds)
+            self._make_room(limits.max_sessions, limits.session_idle_seconds)
         except ToolScoreError as exc:
             await send_json(send, exc.status, error_frame(frame.id, exc.rpc_error()))
             return
@@ -541,20 +570,20 @@ class McpHttpEndpoint:
         )
         await send_json(send, 200, result_frame(frame.id, result), [(b"mcp-session-id", session_id.encode())])
 
-    async def _make_room(self, bound: int, idle_seconds: float) -> None:
+    def _make_room(self, bound: int, idle_seconds: float) -> None:
         oldest_use = time.monotonic() - idle_seconds
         if len(self._sessions) >= bound or time.monotonic() > self._swept + SWEEP_SECONDS:
             self._swept = time.monotonic()
             quiet = [key for key, session in self._sessions.items() if not session.busy]
             for key in quiet:
                 if self._sessions[key].used < oldest_use:
-                    await self._end_session(key)
+                    self._end_session(key)
             if len(self._sessions) >= bound and quiet and quiet[0] in self._sessions:
-                await self._end_session(quiet[0])  # the idlest makes room; its client opens another
+                self._end_session(quiet[0])  # the idlest makes room; its client opens another
         if len(self._sessions) >= bound:
             raise Overloaded(f"{bound} sessions are open: end one with DELETE, or wait", retry_after_seconds=60)
 
-    async def _end_session(self, session_id: str) -> None:
+    def _end_session(self, session_id: str) -> None:
         session = self._sessions.pop(session_id)
         for task in session.calls.values():
             task.cancel()
@@ -563,8 +592,8 @@ class McpHttpEndpoint:
         for answer in session.asked.values():
             if not answer.done():
                 answer.set_exception(RemoteError({"code": -32600, "message": "the client has ended its session"}))
+        session.listener.close()
         self._gateway.upstreams.client_gone(session)
-        await session.listener.close()
 
     def _session(self, session_id: str, server_id: str | None, scope: Scope) -> _Session | None:
         """The session, if it is this caller's."""
@@ -611,7 +640,7 @@ class McpHttpEndpoint:
         stream, after = session.own, session.own.read
         last = header(scope, b"last-event-id") or ""
         number, _, seen = last.partition("-")
-        if number.isdigit() and seen.isdigit():
+        if last.isascii() and number.isdigit() and seen.isdigit():
             found = session.streams.get(int(number[:9]))
             if found is None:
                 await send_json(send, 404, _refusal(-32600, f"the stream of event {last[:40]!r} is not kept any more"))
@@ -640,7 +669,7 @@ class McpHttpEndpoint:
         try:
             await _stream(stream.chunks(), receive, send)
         finally:
-            await listener.close()
+            listener.close()
 
 
 def sse(message: bytes) -> bytes:

@@ -259,9 +259,9 @@ class _McpClient(Caller):
                 task.cancel()
             if self._suspended is not None:
                 self._suspended.close()
-            self._gateway.upstreams.client_gone(self)
             if self._listener is not None:
-                await self._listener.close()
+                self._listener.close()
+            self._gateway.upstreams.client_gone(self)
 
     async def _request(self, method: str, params: Raw | None, request_id: RequestId) -> Any:
         members = read_params(params)
@@ -344,7 +344,7 @@ class _McpClient(Caller):
         try:
             await ending.wait()
         finally:
-            await listener.close()
+            listener.close()
         return {"resultType": "complete", "_meta": meta}
 
     def _tell(self, method: str, params: Any) -> None:
@@ -393,7 +393,10 @@ async def _serve_registered(gateway: Gateway, channel: WebSocketChannel) -> None
     heartbeat = gateway.settings.current.servers.heartbeat_seconds
     await _try_send(channel, result_frame(request_id, {"server_id": server_id, "heartbeat_seconds": heartbeat}))
     connection = PeerConnection(
-        partial(Peer, channel.send, on_junk=lambda _: None), upstream.notified, upstream.spec.client_features
+        partial(Peer, channel.send, on_junk=lambda _: None),
+        upstream.notified,
+        upstream.spec.client_features,
+        on_asked=upstream.asked,
     )
 
     async def read() -> None:
@@ -405,7 +408,7 @@ async def _serve_registered(gateway: Gateway, channel: WebSocketChannel) -> None
     stopping = asyncio.create_task(upstream.wait_drained())
     try:
         async with asyncio.timeout(gateway.upstreams.start_timeout_seconds):
-            await connection.negotiate()
+            await upstream.negotiate(connection)
         async with upstream.instance(connection):
             await asyncio.wait({reader, stopping}, return_when=asyncio.FIRST_COMPLETED)
     except (RemoteError, ConnectionLost, ToolScoreError, TimeoutError) as exc:

@@ -46,6 +46,7 @@ START_SECONDS = 15.0
 """How long a client of one server waits for that server to come up, so that it can be told what there is."""
 
 SESSION_ONLY = frozenset({"initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
+WATCHING = frozenset({"resources/subscribe", "resources/unsubscribe"})
 STATELESS_ONLY = frozenset({"server/discover", "subscriptions/listen"})
 
 CACHEABLE = frozenset(
@@ -57,6 +58,7 @@ TASKS = "io.modelcontextprotocol/tasks"
 TASK_METHODS = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
 
 KIND_OF = {method: kind for kind, (method, _, _) in LISTS.items()}
+MAX_METHOD = 200
 RESOURCE_NOT_FOUND = -32002
 MISSING_CLIENT_CAPABILITY = -32021
 
@@ -108,7 +110,8 @@ class McpServer:
             for feature in ("completions", "logging"):
                 if feature in offered:
                     found[feature] = {}
-            if TASKS in (offered.get("extensions") or {}):
+            extensions = offered.get("extensions")
+            if isinstance(extensions, dict) and TASKS in extensions:
                 found["extensions"] = {TASKS: {}}
         return found
 
@@ -189,11 +192,15 @@ class McpServer:
             return await self._discover()
         if method == "ping":
             return {}
+        if not (method.isascii() and method.isprintable() and len(method) <= MAX_METHOD):
+            raise MethodNotFound(f"method not found: {method[:80]!r}")
         await self._known()
         kind = KIND_OF.get(method)
         if kind is not None:
             self._need(CAPABILITY_OF[kind], method)
             return await self._list(kind, params)
+        if method in WATCHING:
+            raise InvalidRequest(f"{method} needs a session: initialize first")
         if method == "logging/setLevel":
             self._need("logging", method)
             return await self._set_level(params, caller)
@@ -208,11 +215,10 @@ class McpServer:
         if method == "completion/complete":
             return await self._complete(params, caller)
         if method in TASK_METHODS and TASKS in self.capabilities.get("extensions", {}):
-            task_id = _text(params, "taskId", method)
-            server_id = self._gateway.features.find_task(task_id)
-            if server_id is None:
-                raise InvalidArguments(f"no task {task_id!r} was begun here")
-            return await self._relay(server_id, method, params, caller)
+            server_id, _, task_id = _text(params, "taskId", method).partition("/")
+            if TASKS not in (self._gateway.features.capabilities(server_id).get("extensions") or {}):
+                raise InvalidArguments(f"no task {server_id!r} was begun here: its id is server/task")
+            return _task_shown(server_id, await self._relay(server_id, method, {**params, "taskId": task_id}, caller))
         raise MethodNotFound(f"method not found: {method}")
 
     def _need(self, feature: str, method: str) -> None:
@@ -299,16 +305,10 @@ class McpServer:
         if self._server_id is None:
             content = memoryview(result.content).tobytes()
             if content == b"[]":
-                self._note_task(result.tool.server_id, result.raw)
-            elif b'"resource' in content:
+                return _task_shown(result.tool.server_id, result.raw)
+            if b'"resource' in content:
                 return self._links_shown(result.tool.server_id, result.raw)
         return result.raw
-
-    def _note_task(self, server_id: str, raw: Raw) -> None:
-        """A result without content may be a task that was begun (`CreateTaskResult`)."""
-        members = decode_object(raw)
-        if "taskId" in members:
-            self._gateway.features.note_task(server_id, str(decode(members["taskId"])))
 
     def _links_shown(self, server_id: str, raw: Raw) -> Raw:
         """A result with the URIs of its resources as they are shown here."""
@@ -449,7 +449,8 @@ class Listener:
         self._tell = tell
         self._wanted = frozenset(wanted if wanted is not None else LIST_CHANGED)
         self._messages = messages
-        self._watched: dict[str, tuple[Upstream, str]] = {}
+        self._upstreams = gateway.upstreams
+        self._watched: dict[str, tuple[str, str]] = {}
         self._stop = gateway.changes.listen(self._changed, on_close)
 
     async def watch(self, uri: str) -> None:
@@ -469,19 +470,25 @@ class Listener:
             raise InvalidArguments(f"{upstream.server_id} does not watch {uri}", upstream_error=exc.error) from exc
         except ConnectionLost as exc:
             raise InvalidArguments(f"{upstream.server_id} cannot be reached: {exc.reason}") from exc
-        self._watched[uri] = (upstream, own)
+        self._watched[uri] = (upstream.server_id, own)
 
     async def unwatch(self, uri: str) -> None:
         """Hear of it no more."""
         watched = self._watched.pop(uri, None)
-        if watched is not None:
-            await watched[0].unwatch(watched[1], self._caller)
+        upstream = self._upstreams.find(watched[0]) if watched is not None else None
+        if watched is not None and upstream is not None:
+            await upstream.unwatch(watched[1], self._caller)
 
-    async def close(self) -> None:
-        """Hear of nothing. Idempotent."""
+    def close(self) -> None:
+        """Hear of nothing. Idempotent. Servers are told in the background: the client need not wait for them."""
         self._stop()
-        for uri in list(self._watched):
-            await self.unwatch(uri)
+        for server_id, own in self._watched.values():
+            upstream = self._upstreams.find(server_id)
+            if upstream is not None:
+                task = asyncio.create_task(upstream.unwatch(own, self._caller))
+                _closing.add(task)
+                task.add_done_callback(_closing.discard)
+        self._watched.clear()
 
     def _changed(self, server_id: str, method: str, params: Raw | None) -> None:
         if not self._server.covers(server_id):
@@ -501,11 +508,14 @@ class Listener:
         uri = decode(members["uri"]) if "uri" in members else None
         if not isinstance(uri, str):
             return
-        for upstream, own in self._watched.values():
-            if upstream.server_id == server_id and (uri == own or uri.startswith(f"{own.rstrip('/')}/")):
+        for holder, own in self._watched.values():
+            if holder == server_id and (uri == own or uri.startswith(f"{own.rstrip('/')}/")):
                 self._tell("notifications/resources/updated",
                            {**members, "uri": self._server.shown_uri(server_id, uri)})  # fmt: skip
                 return
+
+
+_closing: set[asyncio.Task[None]] = set()
 
 
 async def watch_resource(listener: Listener, method: str, params: Members) -> None:
@@ -554,15 +564,27 @@ async def open_listener(
 
     listener = Listener(gateway, server, Caller(), told, on_close, wanted=features, messages=False)
     uris = wanted.get("resourceSubscriptions")
-    for uri in uris if isinstance(uris, list) else ():
-        with contextlib.suppress(ToolScoreError):
-            await listener.watch(str(uri))
-            honored.setdefault("resourceSubscriptions", []).append(uri)
+    try:
+        for uri in uris[:MAX_WATCHED] if isinstance(uris, list) else ():
+            with contextlib.suppress(ToolScoreError):
+                await listener.watch(str(uri))
+                honored.setdefault("resourceSubscriptions", []).append(uri)
+    except BaseException:  # the client left meanwhile
+        listener.close()
+        raise
     tell("notifications/subscriptions/acknowledged", {"notifications": honored, "_meta": meta})
     acknowledged = True
     for method in early:
         told(method, None)
     return listener
+
+
+def _task_shown(server_id: str, raw: Raw) -> Raw:
+    """A result that is a task (or is none), with the task's id as it is shown where all servers are: `server/task`."""
+    members = decode_object(raw)
+    if "taskId" not in members:
+        return raw
+    return Raw(encode({**members, "taskId": f"{server_id}/{decode(members['taskId'])}"}))
 
 
 def _unavailable(entry: dict[str, Any]) -> dict[str, Any]:

@@ -22,24 +22,26 @@ class Deadline:
     _timer: ClassVar[asyncio.TimerHandle | None] = None
     _loop: ClassVar[asyncio.AbstractEventLoop | None] = None
 
-    __slots__ = ("_at", "_cancelling", "_expired", "_paused", "_task")
+    __slots__ = ("_at", "_cancelling", "_expired", "_paused", "_paused_at", "_task")
 
     def __init__(self, seconds: float) -> None:
         self._at = time.monotonic() + seconds
         self._expired = False
         self._paused = 0
+        self._paused_at = 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The clock stands still while the body runs, as while a person is asked."""
-        began = time.monotonic()
+        if not self._paused:
+            self._paused_at = time.monotonic()
         self._paused += 1
         try:
             yield
         finally:
             self._paused -= 1
             if not self._paused:
-                self._at += time.monotonic() - began
+                self._at += time.monotonic() - self._paused_at
 
     def __enter__(self) -> Deadline:
         task = asyncio.current_task()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "Caller",
     "ClientSide",
     "InFlight",
+    "OnAsked",
     "declared",
     "required_capability",
 ]
@@ -57,6 +58,11 @@ class ClientSide:
 
 EVERYBODY = ClientSide(CLIENT_FEATURES)
 
+OnAsked = Callable[[bool], None]
+
+ABANDONED_SECONDS = 60.0
+"""How long a server may still ask on behalf of a request that was cancelled, before we take it that it has stopped."""
+
 HOLD_SECONDS = 2.0
 """How long a server's question waits until the requests of all clients but one have ended."""
 
@@ -71,12 +77,14 @@ class Caller:
         log_level: the least severe level it wants to hear of.
         live: whether `ask` reaches the client while its request is under way (session era).
         stateless: a client of the stateless era: it is asked by an `input_required` result instead.
+        suspended: the request waits until such a client comes back.
         pause: makes the request's own clock stand still while its client is asked.
         refused: told of the `ClientCapabilities` that a server needed and the client did not declare.
     """
 
     live = False
     stateless = False
+    suspended = False
     wants_progress = False
     log_level: str | None = None
     principal: Principal = LOCAL
@@ -154,28 +162,47 @@ class InFlight:
     Args:
         features: what the server may ask its clients for (keys of `CLIENT_FEATURES`).
         owner: the client whose own this connection is; `None` for one that all share.
+        on_asked: told when the server asks something of its clients, and whether while no client waited for it.
     """
 
-    def __init__(self, features: Iterable[str], owner: Caller | None = None) -> None:
+    def __init__(
+        self, features: Iterable[str], owner: Caller | None = None, on_asked: OnAsked = lambda unasked: None
+    ) -> None:
         self.owner = owner
-        self.on_asked: Callable[[bool], None] = lambda unasked: None
+        self._on_asked = on_asked
         self._features = frozenset(features)
+        self._abandoned: dict[object, float] = {}
         self._requests: dict[object, Caller | None] = {}
         self._fewer = asyncio.Event()
 
     def enter(self, key: object, caller: Caller | None) -> None:
         self._requests[key] = caller
 
-    def leave(self, key: object) -> None:
-        self._requests.pop(key, None)
-        self._fewer.set()
+    def leave(self, key: object, *, answered: bool = True) -> None:
+        """A request has ended; one that was abandoned only when its answer has come."""
+        if answered or key not in self._abandoned:
+            self._requests.pop(key, None)
+            self._abandoned.pop(key, None)
+            self._fewer.set()
+
+    def abandon(self, key: object) -> None:
+        """Nobody waits for a request any more, but its server may still be at it, and ask: it counts for a while."""
+        if key in self._requests:
+            self._abandoned[key] = asyncio.get_running_loop().time() + ABANDONED_SECONDS
+
+    def _tidy(self) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._abandoned and next(iter(self._abandoned.values())) < now:
+            self.leave(next(iter(self._abandoned)))
 
     def free_for(self, caller: Caller) -> bool:
         """Whether nobody else's request is under way, so that a question could only be this caller's."""
+        self._tidy()
         return all(other is not None and other.client is caller.client for other in self._requests.values())
 
     def only(self) -> Caller | None:
         """A caller of the only client that has requests under way here."""
+        self._tidy()
         found: Caller | None = None
         for caller in self._requests.values():
             if caller is None or (found is not None and found.client is not caller.client):
@@ -209,7 +236,7 @@ class InFlight:
         required = required_capability(method, params)
         if not self._features.issuperset(required):
             raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"the gateway was told not to pass on {method}"})
-        self.on_asked(caller is None and not self._requests)
+        self._on_asked(caller is None and not any(self._requests.values()))
         if caller is None:
             caller = await self.whose()
         if caller is None:
@@ -226,9 +253,11 @@ class InFlight:
 
     def tell(self, method: str, params: Raw | None) -> bool:
         """Hand a notification to the client that it belongs to. False where it belongs to no request."""
+        self._tidy()
         if not self._requests:
             return False
         caller = self.only()
         if caller is not None:
-            caller.notify(method, params)
+            with suppress(InvalidRequest):  # params that are no object
+                caller.notify(method, params)
         return True

@@ -29,7 +29,7 @@ from toolscore.jsonrpc import (
     encode,
     meta_of,
 )
-from toolscore.upstreams.caller import CLIENT_FEATURES, EVERYBODY, LOG_LEVELS, Caller, ClientSide, InFlight
+from toolscore.upstreams.caller import CLIENT_FEATURES, EVERYBODY, LOG_LEVELS, Caller, ClientSide, InFlight, OnAsked
 
 __all__ = [
     "BROADCAST",
@@ -90,7 +90,7 @@ LISTS = {
 
 CAPABILITY_OF = {"tools": "tools", "prompts": "prompts", "resources": "resources", "templates": "resources"}
 
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 0.5
 """How long a server on a pipe may leave `server/discover` unanswered before `initialize` is sent behind it."""
 
 INPUT_METHODS = frozenset({"tools/call", "prompts/get", "resources/read"})
@@ -202,9 +202,12 @@ def session_params(params: Params | None) -> Params | None:
 
 def input_required(result: Raw) -> dict[str, Raw] | None:
     """The members of an `InputRequiredResult`, `None` if the result is none."""
-    if _kinds.decode(result).result_type != "input_required":
-        return None
-    return decode_object(result)
+    try:
+        if _kinds.decode(result).result_type != "input_required":
+            return None
+        return decode_object(result)
+    except (msgspec.MsgspecError, UnicodeDecodeError, InvalidRequest) as exc:
+        raise UpstreamProtocolError(f"the server answered nonsense: {exc}") from exc
 
 
 class _Kind(msgspec.Struct, rename="camel"):
@@ -212,6 +215,16 @@ class _Kind(msgspec.Struct, rename="camel"):
 
 
 _kinds = msgspec.json.Decoder(_Kind)
+
+
+def _questions(members: dict[str, Raw]) -> dict[str, tuple[str, Raw | None]]:
+    """What a server asks: method and params, by its own keys."""
+    try:
+        asked = decode_object(members["inputRequests"]) if "inputRequests" in members else {}
+        requests = {key: decode_object(request) for key, request in asked.items()}
+        return {key: (str(decode(request["method"])), request.get("params")) for key, request in requests.items()}
+    except (InvalidRequest, KeyError) as exc:
+        raise UpstreamProtocolError(f"the server asks for input in a way that is no MCP: {exc}") from exc
 
 
 async def with_input(
@@ -227,16 +240,19 @@ async def with_input(
         members = input_required(result)
         if members is None:
             return result
-        wanted = decode_object(members["inputRequests"]) if "inputRequests" in members else {}
+        wanted = _questions(members)
         retry = {key: value for key, value in params.items() if key not in ("inputResponses", "requestState")}
         if "requestState" in members:
             retry["requestState"] = members["requestState"]
         if wanted:
-            requests = [decode_object(request) for request in wanted.values()]
-            answers = await asyncio.gather(
-                *(in_flight.answer(decode(asked["method"]), asked.get("params"), caller) for asked in requests)
-            )
-            retry["inputResponses"] = dict(zip(wanted, answers, strict=True))
+            asking = [
+                asyncio.ensure_future(in_flight.answer(method, params, caller)) for method, params in wanted.values()
+            ]
+            try:
+                retry["inputResponses"] = dict(zip(wanted, await asyncio.gather(*asking), strict=True))
+            finally:
+                for question in asking:
+                    question.cancel()  # after one refusal the others are pointless
         else:
             await asyncio.sleep(STATE_ONLY_SECONDS)
         result = await request(retry)
@@ -250,6 +266,7 @@ class PeerConnection:
         make_peer: makes the conversation, given what serves the server's requests and takes its notifications.
         features: what the server may ask clients for (keys of `CLIENT_FEATURES`).
         side: for whom this connection is.
+        on_asked: told when the server asks something of its clients.
     """
 
     def __init__(
@@ -258,10 +275,11 @@ class PeerConnection:
         on_notification: OnNotification,
         features: Collection[str],
         side: ClientSide = EVERYBODY,
+        on_asked: OnAsked = lambda unasked: None,
     ) -> None:
         self.peer = make_peer(on_request=self._asked, on_notification=self._notified)
         self.info = ServerInfo(protocol_version=LATEST_SESSION_VERSION)
-        self.requests = InFlight(features, side.owner)
+        self.requests = InFlight(features, side.owner, on_asked)
         self.in_flight = 0
         self.log_level: str | None = None
         self._on_notification = on_notification
@@ -330,12 +348,18 @@ class PeerConnection:
         if caller is not None and caller.wants_progress:
 
             def progress(update: Raw) -> None:
-                caller.notify("notifications/progress", update)
+                with contextlib.suppress(InvalidRequest):
+                    caller.notify("notifications/progress", update)
 
         try:
-            return await self.peer.request(method, params, on_progress=progress)
+            return await self.peer.request(
+                method, params, on_progress=progress, on_late=lambda: self.requests.leave(key)
+            )
+        except asyncio.CancelledError:
+            self.requests.abandon(key)
+            raise
         finally:
-            self.requests.leave(key)
+            self.requests.leave(key, answered=False)
 
     async def notify(self, method: str, params: Params | None = None) -> None:
         await self.peer.notify(method, params)
@@ -437,7 +461,11 @@ def _info(body: dict[str, Any], version: str, implementation: Any) -> ServerInfo
         protocol_version=version,
         implementation=implementation,
         instructions=instructions if isinstance(instructions, str) else None,
-        capabilities=capabilities if isinstance(capabilities, dict) else {},
+        capabilities={
+            name: member
+            for name, member in (capabilities.items() if isinstance(capabilities, dict) else ())
+            if isinstance(member, dict)  # each is an object; some servers say true
+        },
     )
 
 

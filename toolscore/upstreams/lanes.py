@@ -24,13 +24,18 @@ MAX_LANES = 32
 
 
 class _Lane:
-    def __init__(self, key: Hashable) -> None:
+    def __init__(self, key: Hashable, side: ClientSide) -> None:
         self.key = key
+        self.side = side
         self.ready: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self.stop = asyncio.Event()
         self.users = 0
         self.used = time.monotonic()
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def waits_for_its_client(self) -> bool:
+        return self.side.owner is not None and self.side.owner.suspended
 
 
 class Lanes:
@@ -44,9 +49,13 @@ class Lanes:
         self._open = open_connection
         self._lanes: dict[Hashable, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._lanes)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._lanes
 
     def free(self, key: Hashable, caller: Caller | None) -> bool:
         """Whether a caller would have that connection to itself."""
@@ -64,6 +73,8 @@ class Lanes:
             Overloaded: all are in use.
             ConnectionLost, RemoteError, ToolScoreError, CommandNotFound: it cannot be opened.
         """
+        if self._closed:
+            raise ConnectionLost("the server was stopped", sent=False)
         lane = self._lanes.get(key) or self._start(key, side)
         lane.users += 1
         try:
@@ -88,20 +99,26 @@ class Lanes:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def close(self) -> None:
-        """End all of them."""
+    async def end_all(self) -> None:
+        """End all of them; whoever calls next opens others."""
         for lane in list(self._lanes.values()):
             self._end(lane)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def close(self) -> None:
+        """End all of them, for good."""
+        self._closed = True
+        await self.end_all()
+
     def _start(self, key: Hashable, side: ClientSide) -> _Lane:
         if len(self._lanes) >= MAX_LANES:
-            idle = [lane for lane in self._lanes.values() if not lane.users]
+            # One that serves nobody just now; else one whose client went off without an answer.
+            idle = [lane for lane in self._lanes.values() if not lane.users or lane.waits_for_its_client]
             if not idle:
                 raise Overloaded(f"{MAX_LANES} clients have a connection of their own to this server",
                                  retry_after_seconds=5)  # fmt: skip
             self._end(min(idle, key=lambda lane: lane.used))
-        lane = self._lanes[key] = _Lane(key)
+        lane = self._lanes[key] = _Lane(key, side)
         lane.task = asyncio.create_task(self._run(lane, side))
         self._tasks.add(lane.task)
         lane.task.add_done_callback(self._tasks.discard)
@@ -109,6 +126,8 @@ class Lanes:
 
     def _end(self, lane: _Lane) -> None:
         lane.stop.set()
+        if not lane.ready.done() and lane.task is not None:
+            lane.task.cancel()  # it is still being opened
         if self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
 

@@ -14,7 +14,7 @@ import structlog
 from toolscore.errors import UpstreamProtocolError
 from toolscore.jsonrpc import Peer
 from toolscore.models import UpstreamSpec
-from toolscore.upstreams.caller import EVERYBODY, ClientSide
+from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification, PeerConnection
 from toolscore.upstreams.process import ChildProtocol, spawn, stop
 
@@ -100,6 +100,7 @@ async def open_stdio(
     stderr_into: Callable[[object], None],
     probe: bool = True,
     side: ClientSide = EVERYBODY,
+    on_asked: OnAsked = lambda unasked: None,
 ) -> AsyncIterator[StdioConnection]:
     """Start a server and negotiate with it; leaving ends it and all it started.
 
@@ -108,6 +109,7 @@ async def open_stdio(
         stderr_into: gets the (live) deque of the last stderr lines as soon as the process runs.
         probe: ask for the stateless era first.
         side: for whom the server is started.
+        on_asked: told when the server asks something of its clients.
 
     Raises:
         CommandNotFound, UpstreamProtocolError, ConnectionLost, RemoteError.
@@ -130,7 +132,7 @@ async def open_stdio(
             lines.note(b"[stdout, not JSON-RPC] " + line)
 
     make_peer = partial(Peer, send, on_junk=junk)
-    connection = StdioConnection(lines, make_peer, on_notification, spec.client_features, side)
+    connection = StdioConnection(lines, make_peer, on_notification, spec.client_features, side, on_asked)
     peer = connection.peer
     lines.on_line = peer.receive
 

@@ -32,7 +32,7 @@ from toolscore.jsonrpc import (
     with_progress_token,
 )
 from toolscore.models import UpstreamSpec, shown_url
-from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, InFlight
+from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, InFlight, OnAsked
 from toolscore.upstreams.connection import (
     BROADCAST,
     INPUT_METHODS,
@@ -63,11 +63,14 @@ KEEPALIVE_SECONDS = 4
 """Below uvicorn's 5 s and Node's 5 s: we let go of an idle connection before the server closes it under a request."""
 
 MAX_ROUTINGS = 10_000
-MAX_SIDE_TASKS = 16
+MAX_ROUTED_NAME = 256
+MAX_QUESTIONS = 64
+"""Questions of one server that wait for its clients' answers at a time."""
 MAX_IGNORED_BYTES = 64 * 1024
 """What is read of an answer that says nothing; the rest closes the connection."""
 
 RESUME_TRIES = 5
+"""How often in a row we come back to a stream that has nothing new."""
 MAX_EVENT_ID = 1024
 MAX_RETRY_SECONDS = 30.0
 
@@ -96,6 +99,7 @@ class HttpConnection:
         on_notification: OnNotification,
         max_message_bytes: int,
         side: ClientSide = EVERYBODY,
+        on_asked: OnAsked = lambda unasked: None,
     ) -> None:
         assert spec.url is not None
         self._url = URL(spec.url)
@@ -112,10 +116,11 @@ class HttpConnection:
         self._declared = client_capabilities(spec.client_features, side)
         self._routings: dict[tuple[str, str], CIMultiDict[str]] = {}
         self._mirrored: dict[str, dict[tuple[str, ...], tuple[str, str]]] = {}
-        self.requests = InFlight(spec.client_features, side.owner)
+        self.requests = InFlight(spec.client_features, side.owner, on_asked)
         self._next_id = 0
         self._renewing = asyncio.Lock()
         self._side_tasks: set[asyncio.Task[None]] = set()
+        self._questions: dict[int, list[asyncio.Task[None]]] = {}
         self._last_event = ""
         self._retry_seconds: float | None = None
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -175,8 +180,11 @@ class HttpConnection:
                 if self._headers.get("Mcp-Session-Id") == session_id:
                     await self._initialize()
             return await self._post(method, params, self._headers, caller)
+        except asyncio.CancelledError:
+            self.requests.abandon(key)
+            raise
         finally:
-            self.requests.leave(key)
+            self.requests.leave(key, answered=False)
 
     async def notify(self, method: str, params: Params | None = None) -> None:
         message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
@@ -222,9 +230,10 @@ class HttpConnection:
             headers = CIMultiDict({**self._headers, "Mcp-Method": method})
             if name:
                 headers["Mcp-Name"] = header_value(name)
-            if len(self._routings) > MAX_ROUTINGS:
-                self._routings.clear()
-            self._routings[method, name] = headers
+            if method == "tools/call" and len(name) <= MAX_ROUTED_NAME:  # other names are the clients' to invent
+                if len(self._routings) > MAX_ROUTINGS:
+                    self._routings.clear()
+                self._routings[method, name] = headers
         return headers
 
     async def wait_closed(self) -> str:
@@ -352,6 +361,10 @@ class HttpConnection:
                 self._side_tasks.add(task)
                 task.add_done_callback(self._side_tasks.discard)
             raise
+        finally:
+            if self._questions and caller is not None:
+                for question in self._questions.pop(id(caller), ()):
+                    question.cancel()  # it was put for this request alone
 
     async def _send_aside(self, body: bytes) -> None:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
@@ -416,7 +429,8 @@ class HttpConnection:
     ) -> Raw:
         """The answer out of a stream of events; a server may end the stream and have us come back for the rest."""
         stream = _EventStream(response.content, self._max)
-        for _ in range(RESUME_TRIES):
+        tries, seen = 0, ""
+        while tries < RESUME_TRIES:
             try:
                 answer = await self._answer_in(stream, request_id, caller)
             except (aiohttp.ClientError, ConnectionError):
@@ -427,6 +441,8 @@ class HttpConnection:
                 return answer
             if self.info.stateless or not stream.last_id:
                 break
+            tries = tries + 1 if stream.last_id == seen else 0  # it may have us come back as long as it gets on
+            seen = stream.last_id
             await asyncio.sleep(min(stream.retry_seconds or 1.0, MAX_RETRY_SECONDS))
             resume = CIMultiDict({**headers, "Accept": "text/event-stream", "Last-Event-ID": stream.last_id})
             async with self._session.get(self._url, headers=resume, allow_redirects=False) as resumed:
@@ -460,17 +476,23 @@ class HttpConnection:
             caller: whose request's stream it came on.
         """
         if isinstance(request_id, int | str):
-            if len(self._side_tasks) >= MAX_SIDE_TASKS:
+            if len(self._side_tasks) >= 2 * MAX_QUESTIONS:
                 return
-            task = asyncio.create_task(self._serve(method, params, request_id, caller), name=f"asked {request_id!r}")
+            full = sum(task.get_name().startswith("asked") for task in self._side_tasks) >= MAX_QUESTIONS
+            task = asyncio.create_task(
+                self._serve(method, params, request_id, caller, full), name=f"asked {request_id!r}"
+            )
             self._side_tasks.add(task)
             task.add_done_callback(self._side_tasks.discard)
+            if caller is not None:
+                self._questions.setdefault(id(caller), []).append(task)
         elif method == "notifications/cancelled":
             self._taken_back(params)
         elif method in BROADCAST:
             self._on_notification(method, params)
         elif caller is not None:
-            caller.notify(method, params)
+            with contextlib.suppress(InvalidRequest):  # params that are no object
+                caller.notify(method, params)
         elif not self.requests.tell(method, params):
             self._on_notification(method, params)
 
@@ -482,8 +504,12 @@ class HttpConnection:
             if task.get_name() == name:
                 task.cancel()
 
-    async def _serve(self, method: str, params: Raw | None, request_id: int | str, caller: Caller | None) -> None:
+    async def _serve(
+        self, method: str, params: Raw | None, request_id: int | str, caller: Caller | None, full: bool
+    ) -> None:
         try:
+            if full:
+                raise RemoteError({"code": -32000, "message": f"{MAX_QUESTIONS} questions wait for answers already"})
             body = result_frame(request_id, await self.requests.answer(method, params, caller))
         except RemoteError as exc:
             body = error_frame(request_id, exc.error)
@@ -514,17 +540,19 @@ async def open_streamable_http(
     max_message_bytes: int,
     probe: bool = True,
     side: ClientSide = EVERYBODY,
+    on_asked: OnAsked = lambda unasked: None,
 ) -> AsyncIterator[HttpConnection]:
     """Negotiate with a server and listen for its changes while open.
 
     Args:
         probe: ask for the stateless era first.
         side: for whom the session is opened.
+        on_asked: told when the server asks something of its clients.
 
     Raises:
         ConnectionLost, RemoteError, UpstreamProtocolError.
     """
-    connection = HttpConnection(spec, session, on_notification, max_message_bytes, side)
+    connection = HttpConnection(spec, session, on_notification, max_message_bytes, side, on_asked)
     await connection.negotiate(probe=probe)
     listener = asyncio.create_task(connection.listen())
     try:
@@ -567,7 +595,9 @@ class _EventStream:
                     if size > self._max:
                         raise self._too_large()
                 elif line.startswith(b"id:"):
-                    self.last_id = line[3:].strip().decode("latin-1")[:MAX_EVENT_ID]
+                    given = line[3:].strip().decode("latin-1")
+                    if len(given) <= MAX_EVENT_ID and given.isprintable():  # it comes back in a header
+                        self.last_id = given
                 elif line.startswith(b"retry:") and line[6:].strip().isdigit():
                     self.retry_seconds = min(int(line[6:].strip()[:9]) / 1000, MAX_RETRY_SECONDS)
                 elif not line:

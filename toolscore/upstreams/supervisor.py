@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Container, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import structlog
@@ -59,6 +59,9 @@ RETRY_ON_CALL_SECONDS = 1.0
 REFRESH_REST_SECONDS = 1.0
 REFRESH_SECONDS = 0.1
 """Changes of a server's list within this time are read once."""
+SESSION_SECONDS = 5.0
+"""How long a server that speaks without sessions may take to open one."""
+WATCH_SECONDS = 10.0
 FOLLOW_RETRY_SECONDS = 5.0
 """The rest before a stateless server is asked again to tell what changes."""
 READ_AGAIN_SECONDS = 1.0
@@ -116,6 +119,7 @@ class Upstream:
         self._announced: set[str] = set()
         self._reads: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
         self._watched: Counter[str] = Counter()
+        self._watching = asyncio.Lock()
         self._rewatch = asyncio.Event()
         self._followers: dict[int, asyncio.Task[None]] = {}
         self._probe = self._has_sessions = True
@@ -145,11 +149,11 @@ class Upstream:
                 connection = self._pick(caller) or await self._wait_for_connection()
                 connection.in_flight += 1
                 try:
-                    if attempt is not None:
-                        attempt.asked = True
                     lane = self._lane(connection, caller)
                     if lane is not None:
-                        return await self._request_in_lane(method, params, lane, caller)
+                        return await self._request_in_lane(method, params, lane, caller, attempt)
+                    if attempt is not None:
+                        attempt.asked = True
                     if caller is not None and caller.log_level and "logging" in connection.info.capabilities:
                         await self._hear(connection, caller.log_level)
                     return await connection.request(method, params, caller=caller)
@@ -194,10 +198,17 @@ class Upstream:
         return caller.client, ClientSide(caller.capabilities, caller.home)
 
     async def _request_in_lane(
-        self, method: str, params: Params | None, lane: tuple[Hashable, ClientSide], caller: Caller | None
+        self,
+        method: str,
+        params: Params | None,
+        lane: tuple[Hashable, ClientSide],
+        caller: Caller | None,
+        attempt: Attempt | None = None,
     ) -> Raw:
         try:
             async with self.lanes.use(*lane) as connection:
+                if attempt is not None:
+                    attempt.asked = True
                 if caller is not None and caller.log_level and "logging" in connection.info.capabilities:
                     await self._hear(connection, caller.log_level)
                 return await connection.request(method, params, caller=caller)
@@ -220,45 +231,57 @@ class Upstream:
         Raises:
             RemoteError, ConnectionLost, UpstreamUnavailable, UpstreamProtocolError: it does not.
         """
+        try:
+            async with asyncio.timeout(WATCH_SECONDS), self._watching:
+                await self._watch(uri, caller)
+        except TimeoutError:
+            raise UpstreamUnavailable(f"{self.server_id} did not answer within {WATCH_SECONDS:g} s") from None
+
+    async def _watch(self, uri: str, caller: Caller) -> None:
         connection = self._pick() or await self._wait_for_connection()
         if self._watches_alone(caller):
             lane = (caller.client, ClientSide(caller.capabilities, caller.home))
             await self._request_in_lane("resources/subscribe", {"uri": uri}, lane, caller)
             return
+        if not connection.info.stateless and not self._watched[uri]:
+            await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
         self._watched[uri] += 1
-        try:
-            if not connection.info.stateless and self._watched[uri] == 1:
-                await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
-        except BaseException:
-            self._forget_watch(uri)
-            raise
         self._rewatch.set()
 
     async def unwatch(self, uri: str, caller: Caller) -> None:
         """One who was told of a resource's changes is so no more. Never raises."""
-        with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError):
-            if self._watches_alone(caller):
+        with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError, TimeoutError):
+            async with asyncio.timeout(WATCH_SECONDS):
+                await self._unwatch(uri, caller)
+
+    async def _unwatch(self, uri: str, caller: Caller) -> None:
+        if self._watches_alone(caller):
+            if caller.client in self.lanes:
                 lane = (caller.client, ClientSide(caller.capabilities, caller.home))
                 await self._request_in_lane("resources/unsubscribe", {"uri": uri}, lane, caller)
-                return
-            if not self._forget_watch(uri):
-                return
-            self._rewatch.set()
-            connection = self._pick()
-            if connection is not None and not connection.info.stateless:
-                await connection.request("resources/unsubscribe", {"uri": uri}, caller=caller)
+            return
+        self._watched[uri] -= 1
+        if self._watched[uri] > 0:
+            return
+        del self._watched[uri]
+        self._rewatch.set()
+        connection = self._pick()
+        if connection is not None and not connection.info.stateless:
+            await connection.request("resources/unsubscribe", {"uri": uri}, caller=caller)
+
+    def take_over(self, old: Upstream) -> None:
+        """What was watched on the form of the server before this one is watched here."""
+        self._watched = old._watched
+        self._rewatch.set()
+        for connection in self.connections:
+            if not connection.info.stateless:
+                task = asyncio.create_task(self._watch_again(connection))
+                self._followers[id(task)] = task
+                task.add_done_callback(lambda done: self._followers.pop(id(done), None))
 
     def _watches_alone(self, caller: Caller) -> bool:
         """Whether a client's session with the server is always its own."""
         return self._keeps_roots and "roots" in caller.capabilities and not self.spec.dialin
-
-    def _forget_watch(self, uri: str) -> bool:
-        """Whether nobody watches it any more."""
-        self._watched[uri] -= 1
-        if self._watched[uri] > 0:
-            return False
-        del self._watched[uri]
-        return True
 
     def _pick(self, caller: Caller | None = None) -> Connection | None:
         connections = self.connections
@@ -368,7 +391,8 @@ class Upstream:
             except (ConnectionLost, ToolScoreError) as exc:
                 error = str(exc)
                 # There are servers that leave when the first message is not `initialize`.
-                if was_up_at is None and self._probe and isinstance(exc, ConnectionLost) and spec.command:
+                may_leave = spec.command or (spec.url or "").startswith("ws")
+                if was_up_at is None and self._probe and isinstance(exc, ConnectionLost) and exc.sent and may_leave:
                     self._probe = False
                     continue
             except Exception as exc:  # a task's outermost line: one broken server must not end the gateway
@@ -377,6 +401,8 @@ class Upstream:
             self.pid = None
             if self._stop.is_set():
                 return
+            if not self.connections:
+                await self.lanes.end_all()
             if error is None:  # idle, or restarted on request
                 self.restarts += not self._slept
                 continue
@@ -424,6 +450,7 @@ class Upstream:
                 stderr_into=keep,
                 probe=self._probe and side is EVERYBODY,
                 side=side,
+                on_asked=self.asked,
             )
         if spec.url and spec.url.startswith("ws"):
             return open_websocket(
@@ -432,6 +459,7 @@ class Upstream:
                 max_message_bytes=pool.max_message_bytes,
                 probe=self._probe and side is EVERYBODY,
                 side=side,
+                on_asked=self.asked,
             )
         if spec.url:
             return open_streamable_http(
@@ -441,6 +469,7 @@ class Upstream:
                 max_message_bytes=pool.max_message_bytes,
                 probe=side is EVERYBODY,
                 side=side,
+                on_asked=self.asked,
             )
         if spec.endpoint:
             return open_endpoint(self.server_id, spec, max_message_bytes=pool.max_message_bytes)
@@ -450,16 +479,18 @@ class Upstream:
     async def _open_lane(self, side: ClientSide) -> AsyncIterator[Connection]:
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self.spec.start_timeout_seconds or self._pool.start_timeout_seconds):
-                try:
-                    connection = await stack.enter_async_context(self._open(side))
-                except (RemoteError, ToolScoreError) as exc:
-                    if self.info is None or not self.info.stateless:
-                        raise
-                    self._has_sessions = False  # it has the stateless era alone, which few servers say
-                    raise ConnectionLost(f"it opens no session: {exc}", sent=False) from exc
-            if isinstance(connection, PeerConnection | HttpConnection):
-                connection.requests.on_asked = self._asked
+                connection = await self._enter_lane(stack, side)
             yield connection
+
+    async def _enter_lane(self, stack: AsyncExitStack, side: ClientSide) -> Connection:
+        if self.info is None or not self.info.stateless:
+            return cast(Connection, await stack.enter_async_context(self._open(side)))
+        try:
+            async with asyncio.timeout(SESSION_SECONDS):
+                return cast(Connection, await stack.enter_async_context(self._open(side)))
+        except (RemoteError, ToolScoreError, ConnectionLost, TimeoutError) as exc:
+            self._has_sessions = False  # it has the stateless era alone, which few servers say
+            raise ConnectionLost(f"it opens no session: {exc or 'time-out'}", sent=False) from exc
 
     def _came_up(self, connection: Connection, tools: list[dict[str, Any]]) -> None:
         if isinstance(connection, StdioConnection):
@@ -474,8 +505,7 @@ class Upstream:
     def _adopt(self, connection: Connection) -> None:
         """Note what a new connection's server offers, and listen to it."""
         self.info = connection.info
-        if isinstance(connection, PeerConnection | HttpConnection) and not connection.info.stateless:
-            connection.requests.on_asked = self._asked
+        self._probe = connection.info.stateless  # the next start need not ask again
         self._stale.update(OTHER_LISTS)
         self._refresh.set()
         self._pool.described(self, connection.info)
@@ -487,9 +517,11 @@ class Upstream:
         if follower is not None:
             follower.cancel()
 
-    def _asked(self, unasked: bool) -> None:
-        self.asks = True
-        self._keeps_roots |= unasked
+    def asked(self, unasked: bool) -> None:
+        """The server asks something of its clients. One without sessions asks in its results: nothing to tell apart."""
+        if self.info is None or not self.info.stateless or len(self.lanes):
+            self.asks = True
+            self._keeps_roots |= unasked
 
     async def _watch_again(self, connection: Connection) -> None:
         """A new session knows nothing of what the last one was asked to tell."""
@@ -755,6 +787,18 @@ class Upstream:
         """A notification of an instance that dialled in."""
         self._notified(method, params)
 
+    async def negotiate(self, connection: PeerConnection) -> None:
+        """Settle the protocol with an instance that dialled in.
+
+        Raises:
+            ConnectionLost, RemoteError, UpstreamProtocolError.
+        """
+        try:
+            await connection.negotiate(probe=self._probe)
+        except ConnectionLost as exc:
+            self._probe &= not exc.sent  # there are servers that leave when the first message is not `initialize`
+            raise
+
     @property
     def ending(self) -> bool:
         """Whether it was told to stop."""
@@ -962,6 +1006,7 @@ class UpstreamPool:
             raise
         del self._replacements[server_id]
         self._upstreams[server_id] = new
+        new.take_over(old)
         task = asyncio.create_task(old.stop())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)

@@ -18,7 +18,7 @@ from toolscore.errors import InvalidRequest, UpstreamProtocolError
 from toolscore.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, Peer, RemoteError, decode, encode
 from toolscore.models import UpstreamSpec
 from toolscore.transports import dial
-from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide
+from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
 from toolscore.upstreams.connection import LATEST_SESSION_VERSION, OnNotification, PeerConnection, ServerInfo
 
 __all__ = ["TypedConnection", "open_endpoint", "open_websocket", "tool_from_capability"]
@@ -163,12 +163,14 @@ async def open_websocket(
     max_message_bytes: int,
     probe: bool = True,
     side: ClientSide = EVERYBODY,
+    on_asked: OnAsked = lambda unasked: None,
 ) -> AsyncIterator[PeerConnection]:
     """Dial a server that speaks MCP over a WebSocket, as the official SDK 1.x offers it, and negotiate with it.
 
     Args:
         probe: ask for the stateless era first.
         side: for whom the connection is made.
+        on_asked: told when the server asks something of its clients.
 
     Raises:
         ConnectionLost: nobody there, or it left. RemoteError, UpstreamProtocolError.
@@ -179,7 +181,7 @@ async def open_websocket(
             spec.url, subprotocol="mcp", max_frame_bytes=max_message_bytes, headers=spec.headers
         ) as channel:
             make_peer = partial(Peer, channel.send, on_junk=lambda _: None)
-            connection = PeerConnection(make_peer, on_notification, spec.client_features, side)
+            connection = PeerConnection(make_peer, on_notification, spec.client_features, side, on_asked)
 
             async def read() -> None:
                 async for message in channel.messages():

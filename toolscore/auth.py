@@ -42,6 +42,8 @@ OUR_KEY = f"ts_{'0' * 12}_{secrets.token_urlsafe(32)}"
 
 READ_AGAIN_SECONDS = 2.0
 """How soon a key that was made or revoked elsewhere counts."""
+READ_REST_SECONDS = 0.1
+"""A key that we do not know has them read no more often than this."""
 JWKS_SECONDS = 300.0
 """How long the keys of an authorization server are used before they are fetched again."""
 JWKS_REST_SECONDS = 10.0
@@ -225,7 +227,8 @@ class Authenticator:
         if hmac.compare_digest(key, OUR_KEY):
             return OURS
         key_id = key[3:15]
-        if time.monotonic() - self._read_at > READ_AGAIN_SECONDS:
+        age = time.monotonic() - self._read_at
+        if age > READ_AGAIN_SECONDS or (key_id not in self._keys and age > READ_REST_SECONDS):
             await self._read_keys()
         row = self._keys.get(key_id)
         # The comparison takes as long for an id that there is not.
@@ -241,7 +244,7 @@ class Authenticator:
 
     async def _read_keys(self) -> None:
         async with self._reading:
-            if time.monotonic() - self._read_at <= READ_AGAIN_SECONDS / 2:
+            if time.monotonic() - self._read_at <= READ_REST_SECONDS:
                 return
             try:
                 rows = await self._database.load_keys()

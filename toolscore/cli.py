@@ -38,6 +38,8 @@ bench = typer.Typer(help="Measure, as ratios against a floor in the same run.", 
 app.add_typer(bench, name="bench")
 keys = typer.Typer(help="Who may come in from elsewhere: API keys, kept as hashes.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+policy = typer.Typer(help="What callers may do: the rules under `policy` in toolscore.yaml.", no_args_is_help=True)
+app.add_typer(policy, name="policy")
 
 Url = Annotated[str, typer.Option(envvar="TOOLSCORE_URL", help="Where the gateway answers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -358,6 +360,26 @@ def revoke_key(key_id: Annotated[str, typer.Argument(help="As `list` shows it.")
     """Make a key worthless. A gateway that runs knows it within seconds."""
     _with_keys(config, lambda ring: ring.revoke(key_id))
     _say(f"key {key_id} is revoked")
+
+
+@policy.command("explain")
+def explain(
+    principal: Annotated[str, typer.Argument(help="Who would call.")],
+    tool: Annotated[str, typer.Argument(help="The tool's full name.")],
+    arguments: Annotated[str | None, typer.Option("--json", metavar="OBJECT", help="The arguments.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="A scope that the principal has.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Say whether a call would be allowed, and which rule decides. Nothing is called."""
+    params: dict[str, Any] = {"principal": principal, "tool_id": tool, "scope": scope or []}
+    if arguments is not None:
+        params["arguments"] = arguments
+    with _gateway(url) as client:
+        found = _data(client.get("/api/v1/policy/explain", params=params))
+    decided = f"rule {found['rule']}: {json.dumps(found['rule_text'])}" if found["rule"] else "no rule is about it"
+    print(f"{'allowed' if found['allowed'] else 'refused'}: {decided} (default: {found['default']})")
+    if not found["allowed"]:
+        raise typer.Exit(1)
 
 
 def _with_keys(config: Path | None, work: Callable[[Any], Any]) -> Any:

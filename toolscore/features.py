@@ -98,8 +98,9 @@ class FeatureIndex:
         """Server and own name of a prompt."""
         return self._prompts.get(name)
 
-    def prompt_names(self) -> list[str]:
-        return sorted(self._prompts)
+    def prompt_names(self) -> dict[str, str]:
+        """The server of each prompt, by its full name."""
+        return {name: server_id for name, (server_id, _) in self._prompts.items()}
 
     def shown_uri(self, server_id: str, uri: str) -> str:
         """A server's URI as it is shown: with a prefix where it is another's too."""

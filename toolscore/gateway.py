@@ -24,6 +24,7 @@ from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import ServerState, UpstreamSpec, timestamp
 from toolscore.pipeline import CallPipeline
+from toolscore.pipeline.policy import Policy, Rule
 from toolscore.settings import (
     NEEDS_RESTART,
     Loaded,
@@ -173,6 +174,11 @@ class Gateway:
                 self.broken_servers[server_id] = exc.message
                 log.error("a configured server is left out", server=server_id, reason=exc.message)
         self.pipeline.call_timeout_seconds = new.limits.call_timeout_seconds
+        if new.policy != old.policy:
+            self.pipeline.policy = policy_of(new)
+            for method in LIST_CHANGED.values():  # what a client sees may be other things
+                for server_id in self.features.servers():
+                    self.changes.tell(server_id, method)
         self.upstreams.start_timeout_seconds = new.servers.start_timeout_seconds
         self.upstreams.max_start_failures = new.servers.max_start_failures
         self.upstreams.drain_seconds = new.servers.drain_seconds
@@ -315,6 +321,11 @@ def _executor_spec(settings: Settings) -> UpstreamSpec:
     )
 
 
+def policy_of(settings: Settings) -> Policy:
+    """The operator's rules, as the pipeline takes them."""
+    return Policy([Rule(**rule.model_dump()) for rule in settings.policy.rules], settings.policy.default)
+
+
 def token_rules(settings: Settings) -> TokenRules | None:
     """Which tokens of an authorization server count."""
     tokens = settings.access.tokens
@@ -396,6 +407,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             metrics=metrics,
             events=events,
             call_timeout_seconds=settings.limits.call_timeout_seconds,
+            policy=policy_of(settings),
         )
         gateway = Gateway(
             settings=SettingsHub(settings),

@@ -23,12 +23,15 @@ from toolscore.stores import Database
 from toolscore.stores.database import StoreError
 from toolscore.upstreams.headers import Mirrored, mirrored_arguments
 
-__all__ = ["UnifiedToolLibrary", "compile_schema", "event_fields"]
+__all__ = ["Sees", "UnifiedToolLibrary", "compile_schema", "event_fields"]
 
 log = structlog.get_logger(__name__)
 
 MAX_SCHEMA_SIZE = 50_000
 MAX_SCHEMA_DEPTH = 200
+
+Sees = Callable[[Tool], bool]
+"""Says which tools exist for somebody."""
 
 AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
 
@@ -151,29 +154,33 @@ class UnifiedToolLibrary:
 
     # Reading
 
-    def find(self, key: str) -> Tool | None:
-        return self._tools.get(key)
+    def find(self, key: str, sees: Sees | None = None) -> Tool | None:
+        tool = self._tools.get(key)
+        return tool if tool is not None and (sees is None or sees(tool)) else None
 
-    def resolve(self, key: str, action: str | None = None, server_id: str | None = None) -> Tool:
+    def resolve(
+        self, key: str, action: str | None = None, server_id: str | None = None, *, sees: Sees | None = None
+    ) -> Tool:
         """The tool that a caller means.
 
         Args:
             key: a full name; or a server id, with the tool's own name in `action` (or a server with one tool only);
                 or, with `server_id`, the tool's own name.
+            sees: says which tools exist for the caller; `None`: all.
 
         Raises:
             ToolNotFound: with the nearest names.
         """
         if server_id is not None:
-            own = self._by_server.get(server_id, {})
+            own = self._seen(server_id, sees)
             tool = own.get(key)
             if tool is None:
                 raise self._not_found(f"server {server_id!r} has no tool {key!r}", key, own)
             return tool
-        tool = self._tools.get(key)
+        tool = self.find(key, sees)
         if tool is not None and action in (None, "", tool.name, key):
             return tool
-        own = self._by_server.get(key, {})
+        own = self._seen(key, sees)
         if own:
             if action:
                 tool = own.get(action) or next((t for t in own.values() if t.tool_id == action), None)
@@ -185,7 +192,15 @@ class UnifiedToolLibrary:
             raise self._not_found(f"{key!r} is a server: name one of its tools in `action`", key, own)
         if tool is not None:
             raise ToolNotFound(f"{key!r} is a tool of its own and has no action {action!r}: leave `action` out")
-        raise self._not_found(f"no tool {key!r}", key, self._tools)
+        raise self._not_found(
+            f"no tool {key!r}",
+            key,
+            self._tools if sees is None else {tool.tool_id: tool for tool in self if sees(tool)},
+        )
+
+    def _seen(self, server_id: str, sees: Sees | None) -> dict[str, Tool]:
+        own = self._by_server.get(server_id, {})
+        return own if sees is None else {name: tool for name, tool in own.items() if sees(tool)}
 
     def _not_found(self, message: str, wanted: str, known: dict[str, Tool]) -> ToolNotFound:
         names = nearest(wanted, known) or sorted(known)[:5]
@@ -212,6 +227,7 @@ class UnifiedToolLibrary:
         server_id: str | None = None,
         tag: str | None = None,
         text: str | None = None,
+        sees: Sees | None = None,
     ) -> tuple[list[Tool], str | None]:
         """A page of the list, ordered by `tool_id`, and the cursor of the next.
 
@@ -231,12 +247,18 @@ class UnifiedToolLibrary:
                 continue
             if tag is not None and tag not in tool.tags:
                 continue
+            if sees is not None and not sees(tool):
+                continue
             if needle and needle not in tool.tool_id.casefold() and needle not in tool.description.casefold():
                 continue
             if limit is not None and len(found) == limit:
                 return found, found[-1].tool_id
             found.append(tool)
         return found, None
+
+    def count(self, sees: Sees | None = None) -> int:
+        """How many tools there are for somebody."""
+        return len(self._tools) if sees is None else sum(1 for tool in self if sees(tool))
 
     def validator(self, tool: Tool) -> Any:
         """The compiled schema of a tool's arguments, `None` where there is nothing to check."""

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import structlog
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from toolscore.models import UpstreamSpec
@@ -110,6 +111,39 @@ class Limits(_Section):
     input_seconds: Seconds = 300
 
 
+class PolicyRule(_Section):
+    effect: Literal["allow", "deny"]
+    principals: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    annotations: dict[Literal["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"], bool] = {}
+    arguments: dict[str, dict[Operator, Any]] = {}
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _patterns(self) -> PolicyRule:
+        for tests in self.arguments.values():
+            for operator, operand in tests.items():
+                if operator in ("matches", "not_matches"):
+                    try:
+                        re.compile(operand)
+                    except (re.error, TypeError) as exc:
+                        raise ValueError(f"`{operator}` takes a regular expression: {exc}") from exc
+                elif operator in ("in", "not_in") and not isinstance(operand, list):
+                    raise ValueError(f"`{operator}` takes a list")
+                elif operator in ("at_most", "at_least") and not isinstance(operand, int | float):
+                    raise ValueError(f"`{operator}` takes a number")
+                elif operator == "present" and not isinstance(operand, bool):
+                    raise ValueError("`present` takes true or false")
+        return self
+
+
+class PolicySettings(_Section):
+    default: Literal["allow", "deny"] = "allow"
+    rules: tuple[PolicyRule, ...] = ()
+
+
 class Servers(_Section):
     start_timeout_seconds: Seconds = 60
     max_start_failures: Annotated[int, Field(ge=1)] = 5
@@ -128,6 +162,7 @@ class Events(_Section):
     queue: Annotated[int, Field(ge=10)] = 1000
 
 
+Operator = Literal["equals", "not_equals", "in", "not_in", "matches", "not_matches", "at_most", "at_least", "present"]
 Engine = Literal["fork", "fresh", "reset", "persistent", "restricted", "container"]
 
 
@@ -175,6 +210,7 @@ class Settings(BaseSettings):
     servers: Servers = Servers()
     storage: Storage = Storage()
     events: Events = Events()
+    policy: PolicySettings = PolicySettings()
     python_executor: PythonExecutor = PythonExecutor()
     logging: Logging = Logging()
     upstreams: dict[str, UpstreamSpec] = Field(default_factory=dict, alias="mcpServers")

@@ -24,6 +24,7 @@ __all__ = ["COMMANDS", "add_live", "command"]
 
 log = structlog.get_logger(__name__)
 
+TOOL_EVENTS = frozenset({"tool_installed", "tool_updated", "tool_removed", "tool_quarantined"})
 STATS_SECONDS = 1.0
 SSE_COMMENT_SECONDS = 15.0
 MAX_COMMANDS = 64
@@ -50,19 +51,22 @@ async def list_tools(gateway: Gateway, params: dict[str, Any], principal: Princi
     limit = params.get("limit", 100)
     if not isinstance(limit, int) or not 1 <= limit <= 1000:
         raise InvalidArguments(f"`limit` must be a number from 1 to 1000, found {limit!r:.80}")
+    sees = gateway.pipeline.sees(principal)
     tools, after = gateway.library.page(
-        cursor=params.get("cursor"), limit=limit, server_id=params.get("server_id"), text=params.get("q")
+        cursor=params.get("cursor"), limit=limit, server_id=params.get("server_id"), text=params.get("q"), sees=sees
     )
     return {
         "tools": [tool_fields(gateway, tool) for tool in tools],
-        "total_count": len(gateway.library),
+        "total_count": gateway.library.count(sees),
         "next_cursor": after,
     }
 
 
 @command
 async def get_tool(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
-    return tool_fields(gateway, gateway.library.resolve(_text(params, "tool_id"), params.get("action")), full=True)
+    sees = gateway.pipeline.sees(principal)
+    tool = gateway.library.resolve(_text(params, "tool_id"), params.get("action"), sees=sees)
+    return tool_fields(gateway, tool, full=True)
 
 
 @command
@@ -128,9 +132,16 @@ def _types(names: list[Any]) -> set[str]:
     return {name.strip() for name in names}
 
 
-def concerns(event: Event, principal: Principal) -> bool:
-    """Whether an event is for this principal's eyes: the calls of others are not."""
-    return event.type != "call_finished" or event.data.get("principal") == principal.name or ADMIN in principal.scopes
+def concerns(gateway: Gateway, event: Event, principal: Principal) -> bool:
+    """Whether an event is for this principal's eyes: the calls of others and tools that it may not call are not."""
+    if event.type == "call_finished":
+        return event.data.get("principal") == principal.name or ADMIN in principal.scopes
+    sees = gateway.pipeline.sees(principal)
+    if sees is None or event.type not in TOOL_EVENTS:
+        return True
+    # One that is gone cannot be judged any more: its name may be known only to who saw it.
+    tool = gateway.library.find(str(event.data.get("tool_id")))
+    return tool is not None and sees(tool)
 
 
 async def _sse(
@@ -148,7 +159,7 @@ async def _sse(
                 event = reading.result()
                 if event is None:
                     return
-                if not concerns(event, principal):
+                if not concerns(gateway, event, principal):
                     reading = asyncio.ensure_future(anext(events, None))
                     continue
                 head = f"id: {event.seq}\n" if event.seq is not None else ""
@@ -230,7 +241,9 @@ class _EventsSocket:
                 "enabled": library.available(tool),
             }
 
-        return {"tools": [shown(tool) for tool in library], "total_count": len(library), "timestamp": timestamp()}
+        sees = self._gateway.pipeline.sees(self._principal)
+        seen = [shown(tool) for tool in library if sees is None or sees(tool)]
+        return {"tools": seen, "total_count": len(seen), "timestamp": timestamp()}
 
     async def _take(self, message: bytes) -> None:
         try:
@@ -297,7 +310,7 @@ class _EventsSocket:
                 await go.wait()
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 async for event in events:
-                    if concerns(event, self._principal):
+                    if concerns(self._gateway, event, self._principal):
                         await self._send(event.body())
                 await self._socket.close(1001)  # the gateway shuts down
 

@@ -562,7 +562,10 @@ class _TypedClient:
     def _list(self) -> list[dict[str, Any]]:
         """The servers with their tools as capabilities: what this dialect calls a tool."""
         servers: dict[str, list[Tool]] = {}
+        sees = self._gateway.pipeline.sees(self._principal)
         for tool in self._gateway.library:
+            if sees is not None and not sees(tool):
+                continue
             servers.setdefault(tool.server_id, []).append(tool)
         listed = []
         for server_id, tools in servers.items():
@@ -585,6 +588,7 @@ class _TypedClient:
     # Registering
 
     async def _register(self, frame: TypedFrame) -> str:
+        need_scope(self._principal, ADMIN)
         if not isinstance(frame.tool_spec, Raw):
             raise InvalidRequest("register_tool needs `tool_spec`, an object")
         try:

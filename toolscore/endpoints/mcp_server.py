@@ -18,6 +18,7 @@ from toolscore import __version__
 from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolNotFound, ToolScoreError
 from toolscore.gateway import LIST_CHANGED, Gateway
 from toolscore.jsonrpc import ConnectionLost, RemoteError, decode, decode_object, encode
+from toolscore.library import Sees
 from toolscore.models import Tool, ToolCall
 from toolscore.names import nearest
 from toolscore.pipeline.deadline import Deadline
@@ -74,7 +75,7 @@ class McpServer:
     def __init__(self, gateway: Gateway, server_id: str | None = None) -> None:
         self._gateway = gateway
         self._server_id = server_id
-        self._pages: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._pages: dict[tuple[str, Sees | None], tuple[int, dict[str, Any]]] = {}
 
     # What there is
 
@@ -187,7 +188,7 @@ class McpServer:
         if method == "tools/call":
             return await self._call_tool(params, caller, request_id)
         if method == "tools/list" and (self._server_id is None or "tools" in self.capabilities):
-            return self._list_tools(params)
+            return self._list_tools(params, caller)
         if method == "server/discover" and caller.stateless:
             return await self._discover()
         if method == "ping":
@@ -198,7 +199,7 @@ class McpServer:
         kind = KIND_OF.get(method)
         if kind is not None:
             self._need(CAPABILITY_OF[kind], method)
-            return await self._list(kind, params)
+            return await self._list(kind, params, caller)
         if method in WATCHING:
             raise InvalidRequest(f"{method} needs a session: initialize first")
         if method == "logging/setLevel":
@@ -240,7 +241,13 @@ class McpServer:
         members["_meta"] = known
         return members
 
+    def _shows(self, server_id: str, caller: Caller) -> bool:
+        """Whether what a server has beside tools exists for a caller."""
+        return self._gateway.pipeline.policy.sees_server(caller.principal, server_id)
+
     async def _relay(self, server_id: str, method: str, params: Members, caller: Caller, what: str = "") -> Raw:
+        if not self._shows(server_id, caller):
+            raise MethodNotFound(f"method not found: {method}")
         meta = params.get("_meta")
         if meta is not None:
             meta.pop("progressToken", None)  # the client's own: the connection to the server sets another
@@ -256,19 +263,21 @@ class McpServer:
 
     # Tools
 
-    def _list_tools(self, params: Members) -> dict[str, Any]:
-        """A page of the library, encoded once for as long as the library stands."""
+    def _list_tools(self, params: Members, caller: Caller) -> dict[str, Any]:
+        """A page of the library, encoded once for as long as the library stands, for all who see the same."""
         cursor = _cursor(params)
         library = self._gateway.library
-        generation, page = self._pages.get(cursor or "", (-1, {}))
+        sees = self._gateway.pipeline.sees(caller.principal)
+        key = (cursor or "", sees)
+        generation, page = self._pages.get(key, (-1, {}))
         if generation != library.generation:
-            tools, after = library.page(cursor=cursor, limit=PAGE_ENTRIES, server_id=self._server_id)
+            tools, after = library.page(cursor=cursor, limit=PAGE_ENTRIES, server_id=self._server_id, sees=sees)
             page = {"tools": Raw(encode([self._shown(tool) for tool in tools]))}
             if after is not None:
                 page["nextCursor"] = after
             if len(self._pages) > 100:
                 self._pages.clear()  # cursors are the client's to choose
-            self._pages[cursor or ""] = (library.generation, page)
+            self._pages[key] = (library.generation, page)
         return page
 
     def _shown(self, tool: Tool) -> dict[str, Any]:
@@ -328,11 +337,15 @@ class McpServer:
 
     # Prompts, resources, completion
 
-    async def _list(self, kind: str, params: Members) -> dict[str, Any]:
+    async def _list(self, kind: str, params: Members, caller: Caller) -> dict[str, Any]:
         """A page of prompts, resources or templates: of all servers whole, and none waits long for another."""
         features = self._gateway.features
         servers = [self._server_id] if self._server_id is not None else features.servers()
-        holders = [server_id for server_id in servers if CAPABILITY_OF[kind] in features.capabilities(server_id)]
+        holders = [
+            server_id
+            for server_id in servers
+            if CAPABILITY_OF[kind] in features.capabilities(server_id) and self._shows(server_id, caller)
+        ]
         upstreams = [upstream for server_id in holders if (upstream := self._gateway.upstreams.find(server_id))]
         await _at_most(LIST_SECONDS, (upstream.read_anew(kind) for upstream in upstreams))
         entries: list[dict[str, Any]] = []
@@ -353,15 +366,16 @@ class McpServer:
     async def _get_prompt(self, params: Members, caller: Caller) -> Raw:
         name = _text(params, "name", "prompts/get")
         found = self._gateway.features.find_prompt(name)
-        if found is None:
-            known = nearest(name, self._gateway.features.prompt_names())
+        if found is None or not self._shows(found[0], caller):
+            names = self._gateway.features.prompt_names()
+            known = nearest(name, (full for full, server_id in names.items() if self._shows(server_id, caller)))
             raise InvalidArguments(f"no prompt {name!r}" + (f"; nearest: {', '.join(known)}" if known else ""))
         server_id, own = found
         return await self._relay(server_id, "prompts/get", {**params, "name": own}, caller, name)
 
     def _resource(self, uri: str, caller: Caller) -> tuple[str, str]:
         found = self._gateway.features.find_resource(uri)
-        if found is None:
+        if found is None or not self._shows(found[0], caller):
             error = {
                 "code": -32602 if caller.stateless else RESOURCE_NOT_FOUND,
                 "message": f"Resource not found: {uri}",
@@ -390,7 +404,7 @@ class McpServer:
             raise InvalidArguments("completion/complete needs `ref`, an object")
         if ref.get("type") == "ref/prompt":
             found = self._gateway.features.find_prompt(str(ref.get("name")))
-            if found is None:
+            if found is None or not self._shows(found[0], caller):
                 raise InvalidArguments(f"no prompt {ref.get('name')!r}")
             server_id, ref["name"] = found
         else:
@@ -404,6 +418,8 @@ class McpServer:
             InvalidArguments, ServerNotFound.
         """
         server_id, own = (self._server_id, uri) if self._server_id is not None else self._resource(uri, caller)
+        if not self._shows(server_id, caller):
+            raise InvalidArguments(f"no resource {uri!r}")
         return self._gateway.upstreams.get(server_id), own
 
     def shown_uri(self, server_id: str, uri: str) -> str:

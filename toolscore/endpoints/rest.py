@@ -40,7 +40,7 @@ from toolscore.errors import (
     ToolScoreError,
 )
 from toolscore.gateway import EXECUTOR_ID, Gateway
-from toolscore.jsonrpc import encode
+from toolscore.jsonrpc import decode, encode
 from toolscore.metrics import CONTENT_TYPE
 from toolscore.models import Principal, Tool, ToolCall, UpstreamSpec, shown_url
 from toolscore.upstreams import Upstream
@@ -260,10 +260,11 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
         cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
     ) -> Response:
-        tools, after = gateway.library.page(cursor=cursor, limit=limit, server_id=server_id, tag=tag, text=q)
+        sees = gateway.pipeline.sees(principal_of(request.scope))
+        tools, after = gateway.library.page(cursor=cursor, limit=limit, server_id=server_id, tag=tag, text=q, sees=sees)
         data = {
             "tools": [tool_fields(gateway, tool) for tool in tools],
-            "total_count": len(gateway.library),
+            "total_count": gateway.library.count(sees),
             "next_cursor": after,
         }
         return answer(request, data)
@@ -272,9 +273,10 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
     async def get_tool(
         request: Request, tool_id: Annotated[str, Path(examples=["time__get_current_time"])]
     ) -> Response:
-        tool = gateway.library.find(tool_id)
+        sees = gateway.pipeline.sees(principal_of(request.scope))
+        tool = gateway.library.find(tool_id, sees)
         if tool is None:
-            gateway.library.resolve(tool_id)  # raises, with the nearest names, unless it is a server's id
+            gateway.library.resolve(tool_id, sees=sees)  # raises, with the nearest names, unless it is a server's id
             raise ToolNotFound(f"{tool_id!r} is a server: GET /api/v1/servers/{tool_id}")
         return answer(request, tool_fields(gateway, tool, full=True))
 
@@ -328,6 +330,37 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
         upstream = gateway.upstreams.get(server_id)
         upstream.restart()
         return answer(request, server_fields(gateway, upstream), f"server {server_id!r} is being restarted")
+
+    @router.get("/api/v1/policy/explain", summary="Which rule decides", tags=["policy"])
+    async def explain_policy(
+        request: Request,
+        principal: Annotated[str, Query(description="who would call")],
+        tool_id: Annotated[str, Query(description="the tool's full name")],
+        scope: Annotated[list[str] | None, Query(description="what that principal has")] = None,
+        arguments: Annotated[str | None, Query(description="a JSON object")] = None,
+    ) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        tool = gateway.library.resolve(tool_id)
+        who = Principal(principal, tuple(scope or ()))
+        policy = gateway.pipeline.policy
+        if arguments is None:
+            decision = policy.sees(who, tool)
+        else:
+            given = decode(arguments.encode())
+            if not isinstance(given, dict):
+                raise InvalidArguments("`arguments` must be a JSON object")
+            decision = policy.sees(who, tool)
+            if decision.allowed:
+                decision = policy.decide(who, tool, given)
+        rule = gateway.settings.current.policy.rules[decision.rule - 1] if decision.rule is not None else None
+        data = {
+            "allowed": decision.allowed,
+            "rule": decision.rule,
+            "rule_text": rule.model_dump(exclude_defaults=True) if rule is not None else None,
+            "default": policy.default,
+            "reason": decision.reason,
+        }
+        return answer(request, data)
 
     @router.get("/api/v1/stats", summary="Figures", tags=["monitoring"])
     async def stats(request: Request) -> Response:

@@ -1,6 +1,6 @@
 """One call, from any door to its answer. The steps stand in the order of ARCHITECTURE.md 3:
 
-    resolve name → validate arguments → (authorise → cache → limits → breaker) → upstream → (journal · score) · metrics
+    resolve name → validate arguments → authorise → (cache → limits → breaker) → upstream → (journal · score) · metrics
 
 Those in brackets are rooms of their own; each joins with a line in `_steps`.
 """
@@ -18,6 +18,7 @@ import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from toolscore.errors import (
+    Forbidden,
     InvalidArguments,
     InvalidRequest,
     OutcomeUnknown,
@@ -29,11 +30,12 @@ from toolscore.errors import (
     UpstreamUnavailable,
 )
 from toolscore.events import EventLog
-from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, meta_of
-from toolscore.library import UnifiedToolLibrary
+from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, decode, meta_of
+from toolscore.library import Sees, UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import Principal, Tool, ToolCall, ToolResult
 from toolscore.pipeline.deadline import Deadline
+from toolscore.pipeline.policy import Policy
 from toolscore.pipeline.validation import check_arguments
 from toolscore.upstreams import Attempt, Caller, UpstreamPool
 
@@ -42,6 +44,9 @@ __all__ = ["CallPipeline", "CallStats"]
 log = structlog.get_logger(__name__)
 
 RECENT_CALLS = 1000
+MAX_PRINCIPALS = 1000
+MAX_KNOWN = 100_000
+OPEN = Policy()
 PRINCIPAL = "toolscore/principal"
 """The member of `_meta` that tells our own servers who calls."""
 
@@ -56,6 +61,24 @@ class _CallResult(msgspec.Struct, rename="camel"):
 
 
 _results = msgspec.json.Decoder(_CallResult)
+
+
+class _Sight:
+    """One principal's view under one policy, remembered tool by tool."""
+
+    def __init__(self, policy: Policy, principal: Principal) -> None:
+        self._policy = policy
+        self._principal = principal
+        self._known: dict[tuple[str, str], bool] = {}
+
+    def sees(self, tool: Tool) -> bool:
+        key = (tool.tool_id, tool.definition_hash)
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = self._known[key] = self._policy.sees(self._principal, tool).allowed
+        return known
 
 
 class CallStats:
@@ -98,6 +121,7 @@ class CallPipeline:
 
     Args:
         call_timeout_seconds: for calls and servers that set none.
+        policy: what callers may do.
     """
 
     def __init__(
@@ -108,12 +132,16 @@ class CallPipeline:
         metrics: Metrics,
         events: EventLog,
         call_timeout_seconds: float = 60,
+        policy: Policy = OPEN,
     ) -> None:
         self._library = library
         self._upstreams = upstreams
         self._metrics = metrics
         self._events = events
         self.call_timeout_seconds = call_timeout_seconds
+        self.policy = policy
+        self._seen_at = policy
+        self._seen: dict[Principal, Sees] = {}
         self.stats = CallStats()
         self._active: set[asyncio.Task[Any]] = set()
         self._ended: set[asyncio.Task[Any]] = set()
@@ -138,7 +166,7 @@ class CallPipeline:
         try:
             if self._closing:
                 raise Overloaded("the gateway is shutting down: call again when it is back", retry_after_seconds=5)
-            tool = await self._resolve(call)
+            tool = await self._resolve(call, self.sees(principal))
             result = await self._steps(tool, call, principal, started, caller)
             outcome = "tool_error" if result.is_error else "ok"
             return result
@@ -182,7 +210,20 @@ class CallPipeline:
             self._ended.add(task)
             task.cancel()
 
-    async def _resolve(self, call: ToolCall) -> Tool:
+    def sees(self, principal: Principal) -> Sees | None:
+        """What says which tools exist for a principal; `None`: all do."""
+        if self.policy.is_open:
+            return None
+        if self._seen_at is not self.policy:
+            self._seen_at, self._seen = self.policy, {}
+        sight = self._seen.get(principal)
+        if sight is None:
+            if len(self._seen) >= MAX_PRINCIPALS:
+                self._seen.clear()
+            sight = self._seen[principal] = _Sight(self.policy, principal).sees
+        return sight
+
+    async def _resolve(self, call: ToolCall, sees: Sees | None) -> Tool:
         """The tool; if its server has not listed any yet, wait until it has.
 
         Raises:
@@ -190,7 +231,7 @@ class CallPipeline:
             UpstreamUnavailable: the server that the name begins with does not run.
         """
         try:
-            return self._library.resolve(call.tool_id, call.action, call.server_id)
+            return self._library.resolve(call.tool_id, call.action, call.server_id, sees=sees)
         except ToolNotFound:
             server_id = call.server_id or self._upstreams.owner(call.tool_id)
             upstream = self._upstreams.find(server_id) if server_id is not None else None
@@ -204,7 +245,7 @@ class CallPipeline:
                 raise UpstreamUnavailable(
                     f"server {upstream.server_id!r} is still starting after {limit:g} s: call again later"
                 ) from None
-            return self._library.resolve(call.tool_id, call.action, call.server_id)
+            return self._library.resolve(call.tool_id, call.action, call.server_id, sees=sees)
 
     async def _steps(
         self,
@@ -215,6 +256,11 @@ class CallPipeline:
         caller: Caller | None,
     ) -> ToolResult:
         check_arguments(tool, self._library.validator(tool), call.arguments)
+        if self.policy.looks_at_arguments:
+            decision = self.policy.decide(principal, tool, decode(call.arguments))
+            if not decision.allowed:
+                why = decision.reason or "a rule of the operator is against it"
+                raise Forbidden(f"{principal.name!r} may not call {tool.tool_id} with these arguments: {why}")
         raw = await self._ask(tool, call, principal, caller)
         result = _result(tool, raw, (time.perf_counter() - started) * 1000)
         if result.input_required and (caller is None or not caller.stateless):

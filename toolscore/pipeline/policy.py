@@ -34,8 +34,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         principals, servers, tools: glob patterns; a tool is meant by its full or its own name.
         scopes: any one of them.
         annotations: what the tool says of itself, or is taken for.
-        arguments: path of an argument (`options.force`) → operator of `OPERATORS` → value. An argument that is not there
-            matches `present: false`, `not_equals`, `not_in` and `not_matches`.
+        arguments: path of an argument (`options.force`) → operator of `OPERATORS` → value. An argument that is not
+            there matches `present: false`, `not_equals`, `not_in` and `not_matches`.
         reason: shown to whoever is refused.
     """
 

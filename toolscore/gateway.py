@@ -24,6 +24,7 @@ from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import ServerState, UpstreamSpec, timestamp
 from toolscore.pipeline import CallPipeline
+from toolscore.pipeline.limits import Rate, RateLimits
 from toolscore.pipeline.policy import Policy, Rule
 from toolscore.settings import (
     NEEDS_RESTART,
@@ -117,6 +118,7 @@ class Gateway:
         """Drop what is known of a server that is gone for good."""
         self.library.forget(server_id)
         self.features.forget(server_id)
+        self.pipeline.forget(server_id)
 
     async def reload(self) -> bool:
         """Read the settings again and put them in force; at any problem the old stay. Returns whether they changed."""
@@ -174,6 +176,10 @@ class Gateway:
                 self.broken_servers[server_id] = exc.message
                 log.error("a configured server is left out", server=server_id, reason=exc.message)
         self.pipeline.call_timeout_seconds = new.limits.call_timeout_seconds
+        self.pipeline.max_concurrent = new.servers.max_concurrent
+        self.pipeline.max_queued = new.servers.max_queued
+        if new.rates != old.rates:
+            self.pipeline.rates = rates_of(new)
         if new.policy != old.policy:
             self.pipeline.policy = policy_of(new)
             for method in LIST_CHANGED.values():  # what a client sees may be other things
@@ -326,6 +332,13 @@ def policy_of(settings: Settings) -> Policy:
     return Policy([Rule(**rule.model_dump()) for rule in settings.policy.rules], settings.policy.default)
 
 
+def rates_of(settings: Settings) -> RateLimits:
+    """What callers may use in a minute, as the pipeline takes it."""
+    rates = settings.rates
+    everywhere = Rate(rates.per_minute, rates.burst) if rates.per_minute else None
+    return RateLimits(everywhere, {name: Rate(rate.per_minute, rate.burst) for name, rate in rates.tools.items()})
+
+
 def token_rules(settings: Settings) -> TokenRules | None:
     """Which tokens of an authorization server count."""
     tokens = settings.access.tokens
@@ -409,6 +422,9 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             call_timeout_seconds=settings.limits.call_timeout_seconds,
             policy=policy_of(settings),
         )
+        pipeline.rates = rates_of(settings)
+        pipeline.max_concurrent = settings.servers.max_concurrent
+        pipeline.max_queued = settings.servers.max_queued
         gateway = Gateway(
             settings=SettingsHub(settings),
             database=database,

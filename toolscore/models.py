@@ -111,6 +111,9 @@ class UpstreamSpec(BaseModel):
     client_features: tuple[Literal["elicitation", "sampling", "roots"], ...] = Field(
         ("elicitation", "sampling", "roots"), description="what the server may ask its clients for"
     )
+    max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="calls at a time; None: the gateway's default"
+    )
     identify_callers: bool = Field(False, description="send the caller's name in `_meta` as `toolscore/principal`")
     start_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")
     call_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="None: the gateway's default")

@@ -111,6 +111,17 @@ class Limits(_Section):
     input_seconds: Seconds = 300
 
 
+class CallRate(_Section):
+    per_minute: Annotated[int, Field(ge=1, le=1_000_000)]
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+
+
+class Rates(_Section):
+    per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    tools: dict[str, CallRate] = {}
+
+
 class PolicyRule(_Section):
     effect: Literal["allow", "deny"]
     principals: tuple[str, ...] = ()
@@ -150,6 +161,8 @@ class Servers(_Section):
     drain_seconds: Seconds = 30
     heartbeat_seconds: Seconds = 20
     dead_after_seconds: Seconds = 60
+    max_concurrent: Annotated[int, Field(ge=1)] = 256
+    max_queued: Annotated[int, Field(ge=0)] = 1000
 
 
 class Storage(_Section):
@@ -211,6 +224,7 @@ class Settings(BaseSettings):
     storage: Storage = Storage()
     events: Events = Events()
     policy: PolicySettings = PolicySettings()
+    rates: Rates = Rates()
     python_executor: PythonExecutor = PythonExecutor()
     logging: Logging = Logging()
     upstreams: dict[str, UpstreamSpec] = Field(default_factory=dict, alias="mcpServers")

@@ -84,9 +84,11 @@ class ExecuteEndpoint:
             with ClientWatch(receive) as watch:
                 answer = await self._execute(_parse(body), principal_of(scope), request_id, started)
             status = 200
+            headers += self._gateway.pipeline.rates.headers(principal_of(scope))
         except ToolScoreError as exc:
             status = exc.status
             answer, headers = failure(exc, request_id=request_id, started=started)
+            headers += self._gateway.pipeline.rates.headers(principal_of(scope))
         except asyncio.CancelledError:
             if watch.gone:
                 return

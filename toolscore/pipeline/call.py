@@ -1,6 +1,7 @@
 """One call, from any door to its answer. The steps stand in the order of ARCHITECTURE.md 3:
 
-    resolve name → validate arguments → authorise → (cache → limits → breaker) → upstream → (journal · score) · metrics
+    resolve name → validate arguments → authorise → (cache) → limits → (breaker)
+                 → upstream → (journal · score) · metrics
 
 Those in brackets are rooms of their own; each joins with a line in `_steps`.
 """
@@ -33,8 +34,9 @@ from toolscore.events import EventLog
 from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, decode, meta_of
 from toolscore.library import Sees, UnifiedToolLibrary
 from toolscore.metrics import Metrics
-from toolscore.models import Principal, Tool, ToolCall, ToolResult
+from toolscore.models import LOCAL, Principal, Tool, ToolCall, ToolResult
 from toolscore.pipeline.deadline import Deadline
+from toolscore.pipeline.limits import RateLimits, Turnstile
 from toolscore.pipeline.policy import Policy
 from toolscore.pipeline.validation import check_arguments
 from toolscore.upstreams import Attempt, Caller, UpstreamPool
@@ -140,6 +142,9 @@ class CallPipeline:
         self._events = events
         self.call_timeout_seconds = call_timeout_seconds
         self.policy = policy
+        self.rates = RateLimits(None, {})
+        self.max_concurrent, self.max_queued = 256, 1000
+        self._turnstiles: dict[str, Turnstile] = {}
         self._seen_at = policy
         self._seen: dict[Principal, Sees] = {}
         self.stats = CallStats()
@@ -223,6 +228,20 @@ class CallPipeline:
             sight = self._seen[principal] = _Sight(self.policy, principal).sees
         return sight
 
+    def _turnstile(self, server_id: str) -> Turnstile:
+        """A server's places for calls."""
+        turnstile = self._turnstiles.get(server_id)
+        if turnstile is None:
+            turnstile = self._turnstiles[server_id] = Turnstile(server_id, self.max_concurrent, self.max_queued)
+        upstream = self._upstreams.find(server_id)
+        own = upstream.spec.max_concurrent if upstream is not None else None
+        turnstile.places, turnstile.queue = own or self.max_concurrent, self.max_queued
+        return turnstile
+
+    def forget(self, server_id: str) -> None:
+        """A server is gone for good."""
+        self._turnstiles.pop(server_id, None)
+
     async def _resolve(self, call: ToolCall, sees: Sees | None) -> Tool:
         """The tool; if its server has not listed any yet, wait until it has.
 
@@ -261,7 +280,15 @@ class CallPipeline:
             if not decision.allowed:
                 why = decision.reason or "a rule of the operator is against it"
                 raise Forbidden(f"{principal.name!r} may not call {tool.tool_id} with these arguments: {why}")
-        raw = await self._ask(tool, call, principal, caller)
+        if not (principal is LOCAL or self.rates.is_open):
+            await self.rates.take(principal, tool)
+        turnstile = self._turnstile(tool.server_id)
+        await turnstile.enter(caller, call.timeout_seconds or self.call_timeout_seconds)
+        began = time.perf_counter()
+        try:
+            raw = await self._ask(tool, call, principal, caller)
+        finally:
+            turnstile.leave(time.perf_counter() - began)
         result = _result(tool, raw, (time.perf_counter() - started) * 1000)
         if result.input_required and (caller is None or not caller.stateless):
             raise InvalidRequest(

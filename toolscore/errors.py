@@ -17,6 +17,7 @@
     ├── UpstreamProtocolError     502  the upstream answered nonsense
     ├── Overloaded                503  a bounded queue is full
     ├── UpstreamUnavailable       503  the call certainly did not happen
+    │   └── CircuitOpen           503  nor was it tried: the upstream keeps failing
     ├── UpstreamTimeout           504  no answer in time, and the tool may be called again
     └── OutcomeUnknown            504  the call may have happened; do not repeat it blindly
 
@@ -30,6 +31,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "CircuitOpen",
     "Conflict",
     "Forbidden",
     "InternalError",
@@ -209,6 +211,12 @@ class UpstreamUnavailable(ToolScoreError):
     status = 503
     rpc_code = -32010
     retryable = True
+
+
+class CircuitOpen(UpstreamUnavailable):
+    """The upstream kept failing and is left alone for a while: the call did not happen."""
+
+    code = "circuit_open"
 
 
 class UpstreamTimeout(ToolScoreError):

@@ -47,6 +47,7 @@ class FeatureIndex:
         self._entries: dict[str, dict[str, list[Entry]]] = {}
         self._prompts: dict[str, tuple[str, str]] = {}
         self._owners: dict[str, str] = {}
+        self._shared: dict[str, str] = {}
         self._templates: dict[str, list[Any]] = {}
         self._links: OrderedDict[str, str] = OrderedDict()
         self._dirty: dict[tuple[str, str], str | None] = {}
@@ -54,7 +55,9 @@ class FeatureIndex:
 
     async def __aenter__(self) -> FeatureIndex:
         for row in await self._database.load_features():
-            if row["kind"] == "info":
+            if row["kind"] == "owners":
+                self._owners = decode(row["content"].encode())
+            elif row["kind"] == "info":
                 self._info[row["server_id"]] = msgspec.json.decode(row["content"], type=ServerInfo)
             else:
                 self._entries.setdefault(row["server_id"], {})[row["kind"]] = decode(row["content"].encode())
@@ -179,9 +182,14 @@ class FeatureIndex:
             for uri in self._own_uris(server_id):
                 if before.get(uri) == server_id:
                     self._owners[uri] = server_id
+        shared: dict[str, str] = {}
         for server_id in sorted(self._entries):
             for uri in self._own_uris(server_id):
-                self._owners.setdefault(uri, server_id)
+                if self._owners.setdefault(uri, server_id) != server_id:
+                    shared[uri] = self._owners[uri]
+        if shared != self._shared:  # so that it is whose it was after a restart, too
+            self._shared = shared
+            self._keep("", "owners", encode(shared).decode())
 
     def _own_uris(self, server_id: str) -> Iterator[str]:
         lists = self._entries[server_id]

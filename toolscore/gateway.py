@@ -24,6 +24,7 @@ from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import ServerState, UpstreamSpec, timestamp
 from toolscore.pipeline import CallPipeline
+from toolscore.pipeline.breaker import BreakerRules
 from toolscore.pipeline.limits import Rate, RateLimits
 from toolscore.pipeline.policy import Policy, Rule
 from toolscore.settings import (
@@ -178,6 +179,8 @@ class Gateway:
         self.pipeline.call_timeout_seconds = new.limits.call_timeout_seconds
         self.pipeline.max_concurrent = new.servers.max_concurrent
         self.pipeline.max_queued = new.servers.max_queued
+        if new.servers.breaker != old.servers.breaker:
+            self.pipeline.use_breaker_rules(breaker_rules(new))
         if new.rates != old.rates:
             self.pipeline.rates = rates_of(new)
         if new.policy != old.policy:
@@ -339,6 +342,11 @@ def rates_of(settings: Settings) -> RateLimits:
     return RateLimits(everywhere, {name: Rate(rate.per_minute, rate.burst) for name, rate in rates.tools.items()})
 
 
+def breaker_rules(settings: Settings) -> BreakerRules:
+    """When a server is left alone, as the pipeline takes it."""
+    return BreakerRules(**settings.servers.breaker.model_dump())
+
+
 def token_rules(settings: Settings) -> TokenRules | None:
     """Which tokens of an authorization server count."""
     tokens = settings.access.tokens
@@ -423,6 +431,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             policy=policy_of(settings),
         )
         pipeline.rates = rates_of(settings)
+        pipeline.use_breaker_rules(breaker_rules(settings))
         pipeline.max_concurrent = settings.servers.max_concurrent
         pipeline.max_queued = settings.servers.max_queued
         gateway = Gateway(

@@ -34,6 +34,12 @@ class Metrics:
         self._restarts = Counter(
             "toolscore_server_restarts_total", "Restarts of a server.", ["server"], registry=self.registry
         )
+        self._circuit = Gauge(
+            "toolscore_server_circuit",
+            "0 while calls go to the server, 2 while none do, 1 while some find out.",
+            ["server"],
+            registry=self.registry,
+        )
         self._events = Counter("toolscore_events_total", "Events told.", ["type"], registry=self.registry)
         self.server_stats: dict[str, dict[str, Any]] = {}
         """What our own servers said of themselves last: server id → figures."""
@@ -55,6 +61,9 @@ class Metrics:
 
     def server_up(self, server_id: str, up: bool) -> None:
         self._up.labels(server_id).set(1 if up else 0)
+
+    def circuit(self, server_id: str, state: str) -> None:
+        self._circuit.labels(server_id).set({"closed": 0, "half_open": 1, "open": 2}[state])
 
     def server_restarted(self, server_id: str) -> None:
         self._restarts.labels(server_id).inc()

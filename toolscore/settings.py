@@ -155,6 +155,15 @@ class PolicySettings(_Section):
     rules: tuple[PolicyRule, ...] = ()
 
 
+class Breaker(_Section):
+    window_seconds: Seconds = 30
+    min_calls: Annotated[int, Field(ge=1)] = 10
+    failure_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    open_seconds: Seconds = 5
+    max_open_seconds: Seconds = 60
+    probes: Annotated[int, Field(ge=1, le=100)] = 2
+
+
 class Servers(_Section):
     start_timeout_seconds: Seconds = 60
     max_start_failures: Annotated[int, Field(ge=1)] = 5
@@ -163,6 +172,7 @@ class Servers(_Section):
     dead_after_seconds: Seconds = 60
     max_concurrent: Annotated[int, Field(ge=1)] = 256
     max_queued: Annotated[int, Field(ge=0)] = 1000
+    breaker: Breaker = Breaker()
 
 
 class Storage(_Section):

@@ -289,10 +289,9 @@ async def _check_guarded(settings: Settings) -> None:
                 name, host = open_to[0]
                 raise AddressInUse(
                     f"core_services.{name}.host is {host!r}, and nobody has a key yet. Make one with `toolscore keys "
-                    "create NAME`, or set access.tokens for those of an authorization server"
+                    "create NAME`, set access.tokens for those of an authorization server, or, if whoever reaches that "
+                    "address may run any tool, access.allow_unauthenticated: true"
                 )
-    elif settings.access.local_without_key:
-        log.info("open to this machine only, and without a key")
 
 
 @asynccontextmanager
@@ -355,6 +354,8 @@ async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gatewa
         loaded = Loaded(settings, loaded.problems, loaded.broken_servers)
         async with open_gateway(loaded, config_dir=config_dir) as gateway:
             async with open_doors(gateway, http_socket, router_socket):
+                if is_loopback(settings.core_services.toolscore_http.host) and settings.access.local_without_key:
+                    log.info("open to this machine only, where nobody is asked for a key")
                 ready(gateway)
                 await stop.wait()
                 log.info("shutting down")

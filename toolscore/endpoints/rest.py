@@ -190,6 +190,7 @@ def server_fields(gateway: Gateway, upstream: Upstream, *, full: bool = False) -
         "instances": len(upstream.connections),
         "calls_in_flight": upstream.in_flight,
         "restarts": upstream.restarts,
+        "circuit": gateway.pipeline.circuit(upstream.server_id),
         "last_error": upstream.last_error,
         "pid": upstream.pid,
     }

@@ -1,6 +1,6 @@
 """One call, from any door to its answer. The steps stand in the order of ARCHITECTURE.md 3:
 
-    resolve name → validate arguments → authorise → (cache) → limits → (breaker)
+    resolve name → validate arguments → authorise → (cache) → limits → breaker
                  → upstream → (journal · score) · metrics
 
 Those in brackets are rooms of their own; each joins with a line in `_steps`.
@@ -19,6 +19,7 @@ import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from toolscore.errors import (
+    CircuitOpen,
     Forbidden,
     InvalidArguments,
     InvalidRequest,
@@ -35,6 +36,7 @@ from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, decod
 from toolscore.library import Sees, UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import LOCAL, Principal, Tool, ToolCall, ToolResult
+from toolscore.pipeline.breaker import Breaker, BreakerRules, BreakerState
 from toolscore.pipeline.deadline import Deadline
 from toolscore.pipeline.limits import RateLimits, Turnstile
 from toolscore.pipeline.policy import Policy
@@ -145,6 +147,8 @@ class CallPipeline:
         self.rates = RateLimits(None, {})
         self.max_concurrent, self.max_queued = 256, 1000
         self._turnstiles: dict[str, Turnstile] = {}
+        self.breaker_rules = BreakerRules()
+        self._breakers: dict[str, Breaker] = {}
         self._seen_at = policy
         self._seen: dict[Principal, Sees] = {}
         self.stats = CallStats()
@@ -238,9 +242,52 @@ class CallPipeline:
         turnstile.places, turnstile.queue = own or self.max_concurrent, self.max_queued
         return turnstile
 
+    def use_breaker_rules(self, rules: BreakerRules) -> None:
+        """Judge servers by other rules from now on; what was known of them is forgotten."""
+        self.breaker_rules = rules
+        self._breakers.clear()
+
+    def _admitted(self, server_id: str) -> Breaker:
+        """The server's breaker, which lets this call through.
+
+        Raises:
+            CircuitOpen: it does not; with the time to wait.
+        """
+        breaker = self._breakers.get(server_id)
+        if breaker is None:
+            breaker = self._breakers[server_id] = Breaker(self.breaker_rules)
+        if breaker.state != "closed":
+            before = breaker.state
+            wait = breaker.admit(time.monotonic())
+            if wait is not None:
+                raise CircuitOpen(
+                    f"{server_id} kept failing and is left alone: come back in {wait:.1f} s",
+                    retry_after_seconds=max(0.1, round(wait, 1)),
+                )
+            if breaker.state != before:
+                self._tell_circuit(server_id, breaker)
+        return breaker
+
+    def _judge(self, server_id: str, breaker: Breaker, epoch: int, well: bool | None) -> None:
+        before = breaker.state
+        breaker.record(well, time.monotonic(), epoch)
+        if breaker.state != before:
+            self._tell_circuit(server_id, breaker)
+
+    def _tell_circuit(self, server_id: str, breaker: Breaker) -> None:
+        log.warning("a circuit has changed", server=server_id, state=breaker.state)
+        self._metrics.circuit(server_id, breaker.state)
+        self._events.publish("circuit_changed", server_id=server_id, state=breaker.state)
+
+    def circuit(self, server_id: str) -> BreakerState:
+        """Whether calls go to a server (`closed`), none do (`open`), or some find out (`half_open`)."""
+        breaker = self._breakers.get(server_id)
+        return breaker.state if breaker is not None else "closed"
+
     def forget(self, server_id: str) -> None:
         """A server is gone for good."""
         self._turnstiles.pop(server_id, None)
+        self._breakers.pop(server_id, None)
 
     async def _resolve(self, call: ToolCall, sees: Sees | None) -> Tool:
         """The tool; if its server has not listed any yet, wait until it has.
@@ -285,8 +332,18 @@ class CallPipeline:
         turnstile = self._turnstile(tool.server_id)
         await turnstile.enter(caller, call.timeout_seconds or self.call_timeout_seconds)
         began = time.perf_counter()
+        well: bool | None = None
         try:
-            raw = await self._ask(tool, call, principal, caller)
+            breaker = self._admitted(tool.server_id)
+            epoch = breaker.epoch
+            try:
+                raw = await self._ask(tool, call, principal, caller)
+                well = True
+            except (UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError) as exc:
+                well = exc.upstream_error is not None  # an error of the server's own is an answer
+                raise
+            finally:
+                self._judge(tool.server_id, breaker, epoch, well)
         finally:
             turnstile.leave(time.perf_counter() - began)
         result = _result(tool, raw, (time.perf_counter() - started) * 1000)

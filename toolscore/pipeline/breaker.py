@@ -1,0 +1,121 @@
+"""A circuit breaker for each server: one that keeps failing is left alone for a while. Pure: the clock is an argument.
+
+::
+
+    closed ──(enough of the last calls failed)──► open ──(its time is over)──► half open
+       ▲                                           ▲                              │
+       └──────(the probes succeed)─────────────────┼──────(a probe fails)─────────┘
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+import msgspec
+
+__all__ = ["Breaker", "BreakerRules", "BreakerState"]
+
+BreakerState = Literal["closed", "open", "half_open"]
+
+
+class BreakerRules(msgspec.Struct, frozen=True, kw_only=True):
+    """When a breaker opens and closes.
+
+    Args:
+        window_seconds: only calls that ended within it count.
+        min_calls: fewer than these say nothing.
+        failure_ratio: of them failed, it opens.
+        open_seconds: how long it stays open at first; then twice as long each time in a row, up to `max_open_seconds`.
+        probes: calls that are let through at a time while half open; as many must succeed to close it.
+    """
+
+    window_seconds: float = 30.0
+    min_calls: int = 10
+    failure_ratio: float = 0.5
+    open_seconds: float = 5.0
+    max_open_seconds: float = 60.0
+    probes: int = 2
+
+
+class Breaker:
+    """One server's breaker. Times are seconds of a clock that never goes back."""
+
+    def __init__(self, rules: BreakerRules) -> None:
+        self.rules = rules
+        self.state: BreakerState = "closed"
+        self.epoch = 0
+        """Grows with each change of the state: a call that was admitted in another epoch says nothing of this one."""
+        self._ended: deque[tuple[float, bool]] = deque()
+        self._failed = 0
+        self._open_until = 0.0
+        self._open_for = rules.open_seconds
+        self._probing = 0
+        self._succeeded = 0
+
+    def admit(self, now: float) -> float | None:
+        """Ask to make a call. `None`: make it, and `record` how it ended; else how many seconds to wait."""
+        if self.state == "closed":
+            return None
+        if self.state == "open":
+            if now < self._open_until:
+                return self._open_until - now
+            self._turn("half_open")
+            self._probing = self._succeeded = 0
+        if self._probing >= self.rules.probes:
+            return self.rules.open_seconds  # others are finding out just now
+        self._probing += 1
+        return None
+
+    def record(self, ok: bool | None, now: float, epoch: int | None = None) -> None:
+        """Take how a call ended that was admitted: well, badly, or in a way that says nothing (`None`).
+
+        Args:
+            epoch: of its admission; `None`: this one.
+        """
+        if epoch is not None and epoch != self.epoch:
+            return
+        if self.state == "half_open":
+            self._probing = max(0, self._probing - 1)
+            if ok is False:
+                self._open_for = min(2 * self._open_for, self.rules.max_open_seconds)
+                self._open(now)
+            elif ok:
+                self._succeeded += 1
+                if self._succeeded >= self.rules.probes:
+                    self._close()
+            return
+        if ok is None or self.state == "open":
+            return
+        self._ended.append((now, ok))
+        self._failed += not ok
+        while self._ended and self._ended[0][0] < now - self.rules.window_seconds:
+            self._failed -= not self._ended.popleft()[1]
+        while len(self._ended) > MAX_ENDED:
+            self._failed -= not self._ended.popleft()[1]
+        enough = len(self._ended) >= self.rules.min_calls
+        if not ok and enough and self._failed >= self.rules.failure_ratio * len(self._ended):
+            self._open_for = self.rules.open_seconds
+            self._open(now)
+
+    def _open(self, now: float) -> None:
+        self._turn("open")
+        self._open_until = now + self._open_for
+        self._forget()
+
+    def _close(self) -> None:
+        self._turn("closed")
+        self._open_for = self.rules.open_seconds
+        self._forget()
+
+    def _turn(self, state: BreakerState) -> None:
+        self.state = state
+        self.epoch += 1
+
+    def _forget(self) -> None:
+        self._ended.clear()
+        self._failed = 0
+
+
+MAX_ENDED = 1000
+"""A busy server is judged by this many of its last calls, however short the time they took."""

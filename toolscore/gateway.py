@@ -177,9 +177,10 @@ class Gateway:
                 self.broken_servers[server_id] = exc.message
                 log.error("a configured server is left out", server=server_id, reason=exc.message)
         self.pipeline.call_timeout_seconds = new.limits.call_timeout_seconds
+        self.pipeline.retries = new.servers.retries
         self.pipeline.max_concurrent = new.servers.max_concurrent
         self.pipeline.max_queued = new.servers.max_queued
-        if new.servers.breaker != old.servers.breaker:
+        if new.breaker != old.breaker:
             self.pipeline.use_breaker_rules(breaker_rules(new))
         if new.rates != old.rates:
             self.pipeline.rates = rates_of(new)
@@ -344,7 +345,7 @@ def rates_of(settings: Settings) -> RateLimits:
 
 def breaker_rules(settings: Settings) -> BreakerRules:
     """When a server is left alone, as the pipeline takes it."""
-    return BreakerRules(**settings.servers.breaker.model_dump())
+    return BreakerRules(**settings.breaker.model_dump())
 
 
 def token_rules(settings: Settings) -> TokenRules | None:
@@ -432,6 +433,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         )
         pipeline.rates = rates_of(settings)
         pipeline.use_breaker_rules(breaker_rules(settings))
+        pipeline.retries = settings.servers.retries
         pipeline.max_concurrent = settings.servers.max_concurrent
         pipeline.max_queued = settings.servers.max_queued
         gateway = Gateway(

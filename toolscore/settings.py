@@ -172,7 +172,7 @@ class Servers(_Section):
     dead_after_seconds: Seconds = 60
     max_concurrent: Annotated[int, Field(ge=1)] = 256
     max_queued: Annotated[int, Field(ge=0)] = 1000
-    breaker: Breaker = Breaker()
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
 
 
 class Storage(_Section):
@@ -235,6 +235,7 @@ class Settings(BaseSettings):
     events: Events = Events()
     policy: PolicySettings = PolicySettings()
     rates: Rates = Rates()
+    breaker: Breaker = Breaker()
     python_executor: PythonExecutor = PythonExecutor()
     logging: Logging = Logging()
     upstreams: dict[str, UpstreamSpec] = Field(default_factory=dict, alias="mcpServers")

@@ -108,7 +108,7 @@ def test_a_call_of_before_says_nothing_of_now() -> None:
 
 
 def test_around_a_server_that_dies_at_every_call() -> None:
-    settings = "servers: {breaker: {min_calls: 3, open_seconds: 1.5}}\n"
+    settings = "breaker: {min_calls: 3, open_seconds: 1.5}\n"
     with running_gateway({"bad": odd("dies"), "good": odd("good")}, settings=settings) as gateway:
         for server_id in ("bad", "good"):
             gateway.wait_for_state(server_id, "up")

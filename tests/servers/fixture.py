@@ -12,7 +12,9 @@ import asyncio
 import hashlib
 import hmac
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -393,6 +395,22 @@ async def ask_and_give_up(ctx: Context, params: Any) -> Any:
     return text("gave up")
 
 
+@tool(**strings("marker"))
+async def die_once(ctx: Context, params: Any) -> Any:
+    """Ends the server in the middle of its first call; the file `marker` counts the calls."""
+    marker = Path(params.arguments["marker"])
+    with marker.open("a") as calls:
+        calls.write("called\n")
+    if len(marker.read_text().splitlines()) == 1:
+        os._exit(1)
+    return text("survived")
+
+
+TOOLS["die_once_unsafe"] = die_once
+SCHEMAS["die_once_unsafe"] = SCHEMAS["die_once"]
+ANNOTATIONS = {"die_once": {"readOnlyHint": True}}
+
+
 @tool()
 async def test_reconnection(ctx: Context, params: Any) -> Any:
     if ctx.close_sse_stream is not None:
@@ -445,7 +463,13 @@ SCHEMAS["test_x_mcp_header"] = {
 
 async def list_tools(_ctx: Context, _params: Any) -> types.ListToolsResult:
     tools = [
-        {"name": name, "description": f"Fixture: {name}", "inputSchema": schema} for name, schema in SCHEMAS.items()
+        {
+            "name": name,
+            "description": f"Fixture: {name}",
+            "inputSchema": schema,
+            **({"annotations": ANNOTATIONS[name]} if name in ANNOTATIONS else {}),
+        }
+        for name, schema in SCHEMAS.items()
     ]
     return types.ListToolsResult.model_validate({"tools": tools})
 

@@ -1,7 +1,7 @@
 """One call, from any door to its answer. The steps stand in the order of ARCHITECTURE.md 3:
 
     resolve name → validate arguments → authorise → (cache) → limits → breaker
-                 → upstream → (journal · score) · metrics
+                 → upstream (again, if safe) → (journal · score) · metrics
 
 Those in brackets are rooms of their own; each joins with a line in `_steps`.
 """
@@ -9,6 +9,7 @@ Those in brackets are rooms of their own; each joins with a line in `_steps`.
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import time
 from collections import Counter, deque
@@ -48,6 +49,8 @@ __all__ = ["CallPipeline", "CallStats"]
 log = structlog.get_logger(__name__)
 
 RECENT_CALLS = 1000
+FIRST_RETRY_SECONDS = 0.1
+MAX_RETRY_SECONDS = 2.0
 MAX_PRINCIPALS = 1000
 MAX_KNOWN = 100_000
 OPEN = Policy()
@@ -144,6 +147,7 @@ class CallPipeline:
         self._events = events
         self.call_timeout_seconds = call_timeout_seconds
         self.policy = policy
+        self.retries = 2
         self.rates = RateLimits(None, {})
         self.max_concurrent, self.max_queued = 256, 1000
         self._turnstiles: dict[str, Turnstile] = {}
@@ -332,18 +336,13 @@ class CallPipeline:
         turnstile = self._turnstile(tool.server_id)
         await turnstile.enter(caller, call.timeout_seconds or self.call_timeout_seconds)
         began = time.perf_counter()
-        well: bool | None = None
         try:
-            breaker = self._admitted(tool.server_id)
-            epoch = breaker.epoch
             try:
-                raw = await self._ask(tool, call, principal, caller)
-                well = True
-            except (UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError) as exc:
-                well = exc.upstream_error is not None  # an error of the server's own is an answer
-                raise
-            finally:
-                self._judge(tool.server_id, breaker, epoch, well)
+                raw = await self._try(tool, call, principal, caller)
+            except UpstreamUnavailable as exc:  # it did not happen, or may be made again: its message says which
+                if not self.retries or not _may_pass(exc):
+                    raise
+                raw = await self._try_again(tool, call, principal, caller)
         finally:
             turnstile.leave(time.perf_counter() - began)
         result = _result(tool, raw, (time.perf_counter() - started) * 1000)
@@ -352,6 +351,32 @@ class CallPipeline:
                 f"{tool.tool_id} needs input of its user before it can go on: call it over MCP, with a client that asks"
             )
         return result
+
+    async def _try(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> Raw:
+        """Ask the server once, if its breaker lets us, and tell the breaker how it went."""
+        breaker = self._admitted(tool.server_id)
+        epoch = breaker.epoch
+        well: bool | None = None
+        try:
+            raw = await self._ask(tool, call, principal, caller)
+            well = True
+            return raw
+        except (UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError) as exc:
+            well = exc.upstream_error is not None  # an error of the server's own is an answer
+            raise
+        finally:
+            self._judge(tool.server_id, breaker, epoch, well)
+
+    async def _try_again(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> Raw:
+        """Ask again what certainly did not happen, or does no harm twice, with longer and longer pauses."""
+        from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+        wait = wait_exponential_jitter(initial=FIRST_RETRY_SECONDS, max=MAX_RETRY_SECONDS, jitter=FIRST_RETRY_SECONDS)
+        await asyncio.sleep(random.uniform(FIRST_RETRY_SECONDS, 2 * FIRST_RETRY_SECONDS))
+        again = AsyncRetrying(
+            stop=stop_after_attempt(self.retries), wait=wait, retry=retry_if_exception(_may_pass), reraise=True
+        )
+        return await again(self._try, tool, call, principal, caller)
 
     async def _ask(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> Raw:
         params: dict[str, Any] = {"name": tool.name, "arguments": call.arguments}
@@ -428,6 +453,13 @@ class CallPipeline:
             if exc.code == INVALID_PARAMS:
                 raise InvalidArguments(refused, upstream_error=exc.error) from exc
             raise UpstreamProtocolError(refused, upstream_error=exc.error) from exc
+
+
+def _may_pass(exc: BaseException) -> bool:
+    """Whether a failure may be over in a moment, and the call was not carried out or may be twice."""
+    if not isinstance(exc, UpstreamUnavailable) or isinstance(exc, CircuitOpen) or exc.upstream_error is not None:
+        return False
+    return isinstance(exc.__cause__, ConnectionLost)  # not one that is known to be down: its server was waited for
 
 
 def _retry_after(exc: RemoteError) -> float | None:

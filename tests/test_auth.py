@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -59,7 +60,13 @@ def gateway() -> Iterator[GatewayProcess]:
     jwks = f"http://127.0.0.1:{server.server_port}/"
     tokens = f"{{issuer: {ISSUER}, audience: {AUDIENCE}, jwks_url: '{jwks}', admins: [root]}}"
     settings = f"access: {{local_without_key: false, tokens: {tokens}}}\n"
-    with running_gateway({"echo": odd("good")}, settings=settings) as process:
+    fixture = ["-W", "ignore", str(Path(__file__).with_name("servers") / "fixture.py"), "stdio"]
+    servers = {
+        "echo": odd("good"),
+        "both": {"command": sys.executable, "args": fixture},
+        "sessions": {"command": sys.executable, "args": [*fixture, "--session-only"]},
+    }
+    with running_gateway(servers, settings=settings) as process:
         process.admin = cli(process, "keys", "create", "root", "--scope", "admin")  # type: ignore[attr-defined]
         process.ada = cli(process, "keys", "create", "ada")  # type: ignore[attr-defined]
         process.bob = cli(process, "keys", "create", "bob")  # type: ignore[attr-defined]
@@ -249,6 +256,30 @@ def test_a_session_belongs_to_who_opened_it(gateway: GatewayProcess) -> None:
         assert answer.status_code == status
     assert httpx.delete(f"{gateway.url}/mcp", headers={**bearer(gateway.bob), **session}).status_code == 404  # type: ignore[attr-defined]
     assert httpx.post(f"{gateway.url}/mcp", json=ping, headers={**bearer(gateway.ada), **session}).status_code == 200  # type: ignore[attr-defined]
+
+
+def test_a_request_state_belongs_to_who_got_it(gateway: GatewayProcess) -> None:
+    meta = "io.modelcontextprotocol/"
+    envelope = {f"{meta}protocolVersion": "2026-07-28", f"{meta}clientCapabilities": {"elicitation": {}}}
+
+    def call(key: str, server_id: str, **more: Any) -> Any:
+        tool = "test_input_required_result_request_state"
+        params = {"name": tool, "arguments": {}, "_meta": envelope, **more}
+        routing = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": tool}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        address = f"{gateway.url}/servers/{server_id}/mcp"
+        return httpx.post(address, json=body, headers={**bearer(key), **routing}, timeout=20).json()
+
+    for server_id in ("both", "sessions"):
+        gateway.wait_for_state(server_id, "up")
+        first = call(gateway.ada, server_id)["result"]  # type: ignore[attr-defined]
+        answers = {key: {"action": "accept", "content": {"ok": True}} for key in first["inputRequests"]}
+        retry = {"inputResponses": answers, "requestState": first["requestState"]}
+        assert call(gateway.bob, server_id, **retry)["error"]["code"] == -32602, server_id  # type: ignore[attr-defined]
+        tampered = {**retry, "requestState": f"{first['requestState']}-TAMPERED"}
+        assert call(gateway.ada, server_id, **tampered)["error"]["code"] == -32602  # type: ignore[attr-defined]
+        answered = call(gateway.ada, server_id, **retry)["result"]  # type: ignore[attr-defined]
+        assert "state-ok" in answered["content"][0]["text"]
 
 
 def test_a_python_session_belongs_to_who_opened_it(gateway: GatewayProcess) -> None:

@@ -17,10 +17,16 @@ from typing import Any
 from msgspec import Raw
 
 from toolscore.errors import InvalidArguments, InvalidRequest, Overloaded
-from toolscore.jsonrpc import INVALID_PARAMS, decode, decode_object
-from toolscore.models import Principal
+from toolscore.jsonrpc import INVALID_PARAMS, decode, decode_object, encode
+from toolscore.models import LOCAL, Principal
 from toolscore.upstreams import Caller
-from toolscore.upstreams.connection import INPUT_METHODS, LATEST_STATELESS_VERSION, META, SESSION_VERSIONS
+from toolscore.upstreams.connection import (
+    INPUT_METHODS,
+    LATEST_STATELESS_VERSION,
+    META,
+    SESSION_VERSIONS,
+    input_required,
+)
 
 __all__ = [
     "ENVELOPE",
@@ -78,7 +84,7 @@ def log_level_of(params: Raw | None) -> Any:
 
 def may_wait(method: str, params: Mapping[str, Any], caller: StatelessCaller) -> bool:
     """Whether a call may have to be suspended: its client can be asked, so its server may ask it."""
-    return method in INPUT_METHODS and (StatelessCalls.is_ours(params) or caller.can_be_asked)
+    return method in INPUT_METHODS and ("requestState" in params or caller.can_be_asked)
 
 
 class SessionCaller(Caller):
@@ -246,6 +252,44 @@ class StatelessCalls:
             call.task.cancel()
         self._suspended.clear()
 
+    def opened(self, caller: Caller, params: dict[str, Any], method: str) -> dict[str, Any]:
+        """The params of a request, with the server's own state out of the seal that we put on it.
+
+        Raises:
+            InvalidArguments: a state that is another caller's, or another request's, or was changed.
+        """
+        state = params.get("requestState")
+        if caller.principal is LOCAL or state is None or self.is_ours(params):
+            return params
+        name, subject, inner = self._unsealed(decode(state), SEALED_PREFIX)
+        if name != caller.principal.name or subject != _about(method, params):
+            raise _bad_state("it belongs to another request")
+        return {**params, "requestState": Raw(encode(inner))}
+
+    def sealed(self, caller: Caller, about: str, result: Any) -> Any:
+        """A result, with the server's own state bound to the caller: to the server we are all one client."""
+        if caller.principal is LOCAL or not isinstance(result, Raw):
+            return result
+        members = input_required(result)
+        if members is None or "requestState" not in members:
+            return result
+        token = self._seal([caller.principal.name, about, decode(members["requestState"])])
+        return Raw(encode({**members, "requestState": SEALED_PREFIX + token}))
+
+    def _seal(self, value: list[Any]) -> str:
+        return self._fernet.encrypt(json.dumps(value).encode()).decode()
+
+    def _unsealed(self, state: Any, prefix: str) -> list[Any]:
+        from cryptography.fernet import InvalidToken
+
+        try:
+            token = str(state).removeprefix(prefix).encode()
+            if base64.urlsafe_b64encode(base64.urlsafe_b64decode(token)) != token:
+                raise ValueError  # something that decoding would have overlooked
+            return list(json.loads(self._fernet.decrypt(token, ttl=int(self._input_seconds) + 1)))
+        except (InvalidToken, ValueError, TypeError):
+            raise _bad_state("it was changed, or has expired") from None
+
     @staticmethod
     def is_ours(params: Mapping[str, Any]) -> bool:
         """Whether a request resumes a call of ours (another's state is for the server it came from)."""
@@ -288,18 +332,18 @@ class StatelessCalls:
             await asyncio.gather(call.task, return_exceptions=True)
             raise
         if call.task.done():
-            return outcome
+            return self.sealed(call.caller, about, outcome)
         if len(self._suspended) >= MAX_SUSPENDED:
             call.task.cancel()
             raise Overloaded(f"{MAX_SUSPENDED} calls wait for their clients", retry_after_seconds=30)
         call.caller.tell = lambda method, params: None  # nobody listens until the client comes back
         key = secrets.token_urlsafe(16)
         self._suspend(call, key)
-        sealed = self._fernet.encrypt(json.dumps([key, call.caller.principal.name, about]).encode())
+        token = self._seal([key, call.caller.principal.name, about])
         return {
             "resultType": "input_required",
             "inputRequests": outcome,
-            "requestState": (STATE_PREFIX[1:] + sealed).decode(),
+            "requestState": STATE_PREFIX[1:].decode() + token,
         }
 
     def _suspend(self, call: _Call, key: str) -> None:
@@ -312,15 +356,7 @@ class StatelessCalls:
             suspended[0].task.cancel()
 
     def _take(self, state: Any, about: str, principal: Principal) -> tuple[str, _Call]:
-        from cryptography.fernet import InvalidToken
-
-        try:
-            sealed = str(state).encode()[len(STATE_PREFIX) - 1 :]
-            if base64.urlsafe_b64encode(base64.urlsafe_b64decode(sealed)) != sealed:
-                raise ValueError  # something that decoding would have overlooked
-            key, name, subject = json.loads(self._fernet.decrypt(sealed, ttl=int(self._input_seconds) + 1))
-        except (InvalidToken, ValueError, TypeError):
-            raise _bad_state("it was changed, or has expired") from None
+        key, name, subject = self._unsealed(state, STATE_PREFIX[1:].decode())
         if name != principal.name or subject != about:
             raise _bad_state("it belongs to another request")
         suspended = self._suspended.pop(key, None)
@@ -330,6 +366,7 @@ class StatelessCalls:
         return key, suspended[0]
 
 
+SEALED_PREFIX = "sealed."
 STATE_PREFIX = f'"toolscore.{secrets.token_hex(4)}.'.encode()
 """How a state of ours begins, as JSON; another gateway's is for the server that it came from."""
 

@@ -548,6 +548,7 @@ class McpHttpEndpoint:
             self._gateway.changes.listen(lambda *_: None, self._suspended.close)
         if StatelessCalls.is_ours(params):
             return await self._suspended.resume(caller, params, method)
+        params = self._suspended.opened(caller, params, method)
         about = dict(params)  # the server takes the params apart
         return await self._suspended.start(
             caller, about, lambda: server.handle(method, params, caller, request_id=request_id), method

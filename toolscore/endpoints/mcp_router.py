@@ -297,6 +297,7 @@ class _McpClient(Caller):
             self._suspended = StatelessCalls(self._input_seconds)
         if StatelessCalls.is_ours(members):
             return await self._suspended.resume(caller, members, method)
+        members = self._suspended.opened(caller, members, method)
         about = dict(members)  # the server takes the params apart
         return await self._suspended.start(
             caller, about, lambda: self._server.handle(method, members, caller, request_id=request_id), method

@@ -34,7 +34,7 @@ def fixture(*options: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayProcess]:
     servers = {"both": fixture(), "sessions": fixture("--session-only")}
-    with running_gateway({"both": servers["both"]}, settings="limits: {input_seconds: 3}\n") as process:
+    with running_gateway({"both": servers["both"]}, settings="limits: {input_seconds: 5}\n") as process:
         wait_for(lambda: listed(process, "resources/list", "resources"))  # the first to have a URI keeps it
         process.servers(servers)
         wait_for(lambda: len(listed(process, "resources/list", "resources")) == 8, 30)

@@ -34,6 +34,7 @@ from toolscore.upstreams.connection import (
     ServerInfo,
     ensure_log_level,
     read_list,
+    session_params,
 )
 from toolscore.upstreams.inprocess import open_inprocess
 from toolscore.upstreams.lanes import Lanes
@@ -149,6 +150,8 @@ class Upstream:
                 connection = self._pick(caller) or await self._wait_for_connection()
                 connection.in_flight += 1
                 try:
+                    if not connection.info.stateless and params is not None and "requestState" in params:
+                        session_params(params)  # refuses, before a connection is opened for it
                     lane = self._lane(connection, caller)
                     if lane is not None:
                         return await self._request_in_lane(method, params, lane, caller, attempt)

@@ -72,6 +72,7 @@ MAX_IGNORED_BYTES = 64 * 1024
 RESUME_TRIES = 5
 """How often in a row we come back to a stream that has nothing new."""
 MAX_EVENT_ID = 1024
+MIN_RETRY_SECONDS = 0.5
 MAX_RETRY_SECONDS = 30.0
 
 
@@ -266,7 +267,7 @@ class HttpConnection:
                 except (aiohttp.ClientError, OSError, InvalidRequest, UpstreamProtocolError) as exc:
                     log.debug("the stream for changes broke off", url=self._shown, error=str(exc))
             if streams and self._retry_seconds is not None:
-                await asyncio.sleep(self._retry_seconds)
+                await asyncio.sleep(max(self._retry_seconds, MIN_RETRY_SECONDS))
                 continue
             await asyncio.sleep(LISTEN_RETRY_SECONDS if streams else PING_SECONDS)
             try:

@@ -32,8 +32,11 @@ __all__ = [
     "decode_object",
     "encode",
     "error_frame",
-    "result_frame",
     "meta_of",
+    "notification_frame",
+    "remote_error",
+    "request_frame",
+    "result_frame",
     "with_progress_token",
 ]
 
@@ -191,6 +194,18 @@ def meta_of(params: Params | None) -> dict[str, Any]:
     return decode_object(meta) if isinstance(meta, Raw) else dict(meta or {})
 
 
+def request_frame(request_id: RequestId, method: str, params: Any = None) -> bytes:
+    """A request; without params where they are `None`."""
+    message = {"jsonrpc": "2.0", "id": request_id, "method": method}
+    return encode(message if params is None else {**message, "params": params})
+
+
+def notification_frame(method: str, params: Any = None) -> bytes:
+    """A notification; without params where they are `None`."""
+    message = {"jsonrpc": "2.0", "method": method}
+    return encode(message if params is None else {**message, "params": params})
+
+
 def result_frame(request_id: RequestId, result: Any) -> bytes:
     """The answer to a request."""
     return encode({"jsonrpc": "2.0", "id": request_id, "result": result})
@@ -199,6 +214,15 @@ def result_frame(request_id: RequestId, result: Any) -> bytes:
 def error_frame(request_id: RequestId | None, error: dict[str, Any]) -> bytes:
     """The refusal of a request; `None` where its id could not be read."""
     return encode({"jsonrpc": "2.0", "id": request_id, "error": error})
+
+
+def remote_error(error: Raw) -> RemoteError:
+    """The `error` member of an answer; code 0 where it is no object."""
+    try:
+        value = decode(error)
+    except InvalidRequest as exc:
+        value = exc.message
+    return RemoteError(value if isinstance(value, dict) else {"code": 0, "message": str(value)})
 
 
 class Peer:
@@ -257,17 +281,14 @@ class Peer:
             raise ConnectionLost(self.closed, sent=False)
         self._next_id += 1
         request_id = self._next_id
-        message: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": method}
         if on_progress is not None:
             params = with_progress_token(params, request_id)
             self._progress[request_id] = on_progress
-        if params is not None:
-            message["params"] = params
         answer: asyncio.Future[Raw] = asyncio.get_running_loop().create_future()
         self._waiting[request_id] = answer
         sent = False
         try:
-            await self._send(encode(message))
+            await self._send(request_frame(request_id, method, params))
             sent = True
             return await answer
         except asyncio.CancelledError:
@@ -287,12 +308,9 @@ class Peer:
 
     async def notify(self, method: str, params: Params | None = None) -> None:
         """Tell without an answer. Does nothing on a channel that is gone."""
-        message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
-        if params is not None:
-            message["params"] = params
         if self.closed is None:
             try:
-                await self._send(encode(message))
+                await self._send(notification_frame(method, params))
             except (OSError, ConnectionLost):
                 return
 
@@ -357,11 +375,7 @@ class Peer:
                 late()
             return
         if isinstance(frame.error, Raw):
-            try:
-                error = decode(frame.error)
-            except InvalidRequest as exc:
-                error = exc.message
-            answer.set_exception(RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)}))
+            answer.set_exception(remote_error(frame.error))
         elif isinstance(frame.result, Raw):
             answer.set_result(frame.result)
         else:

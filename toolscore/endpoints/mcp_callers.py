@@ -25,12 +25,12 @@ from toolscore.upstreams.connection import (
     LATEST_STATELESS_VERSION,
     META,
     SESSION_VERSIONS,
+    UNSUPPORTED_PROTOCOL_VERSION,
     input_required,
 )
 
 __all__ = [
     "ENVELOPE",
-    "UNSUPPORTED_PROTOCOL_VERSION",
     "SessionCaller",
     "StatelessCaller",
     "StatelessCalls",
@@ -44,7 +44,6 @@ Tell = Callable[[str, Any], None]
 Ask = Callable[[str, Raw | None], Awaitable[Any]]
 
 ENVELOPE = (f"{META}protocolVersion", f"{META}clientCapabilities")
-UNSUPPORTED_PROTOCOL_VERSION = -32022
 
 MAX_SUSPENDED = 1000
 GATHER_SECONDS = 0.01
@@ -252,21 +251,17 @@ class StatelessCalls:
             call.task.cancel()
         self._suspended.clear()
 
-    def opened(self, caller: Caller, params: dict[str, Any], method: str) -> dict[str, Any]:
-        """The params of a request, with the server's own state out of the seal that we put on it.
-
-        Raises:
-            InvalidArguments: a state that is another caller's, or another request's, or was changed.
-        """
+    def _opened(self, caller: Caller, params: dict[str, Any], method: str) -> dict[str, Any]:
+        """The params of a request, with the server's own state out of the seal that we put on it."""
         state = params.get("requestState")
-        if caller.principal is LOCAL or state is None or self.is_ours(params):
+        if caller.principal is LOCAL or state is None or self._is_ours(params):
             return params
         name, subject, inner = self._unsealed(decode(state), SEALED_PREFIX)
         if name != caller.principal.name or subject != _about(method, params):
             raise _bad_state("it belongs to another request")
         return {**params, "requestState": Raw(encode(inner))}
 
-    def sealed(self, caller: Caller, about: str, result: Any) -> Any:
+    def _sealed(self, caller: Caller, about: str, result: Any) -> Any:
         """A result, with the server's own state bound to the caller: to the server we are all one client."""
         if caller.principal is LOCAL or not isinstance(result, Raw):
             return result
@@ -291,29 +286,38 @@ class StatelessCalls:
             raise _bad_state("it was changed, or has expired") from None
 
     @staticmethod
-    def is_ours(params: Mapping[str, Any]) -> bool:
+    def _is_ours(params: Mapping[str, Any]) -> bool:
         """Whether a request resumes a call of ours (another's state is for the server it came from)."""
         state = params.get("requestState")
         return state is not None and memoryview(state).tobytes().startswith(STATE_PREFIX)
 
-    async def start(
-        self, caller: StatelessCaller, params: Mapping[str, Any], work: Callable[[], Awaitable[Any]], method: str
+    async def carry_out(
+        self,
+        caller: StatelessCaller,
+        method: str,
+        params: dict[str, Any],
+        work: Callable[[dict[str, Any]], Awaitable[Any]],
     ) -> Any:
-        """Carry out a call: its result, or an `InputRequiredResult` while the server asks.
+        """Begin a call, or go on with the one that the request resumes.
 
         Args:
             params: of the request, as they came.
-            work: makes the call.
-        """
-        about = _about(method, params)
-        return await self._outcome(_Call(caller, work()), about)
+            work: makes the call with the params that it gets; may take them apart.
 
-    async def resume(self, caller: StatelessCaller, params: Mapping[str, Any], method: str) -> Any:
-        """Go on with a suspended call, with what the client answered.
+        Returns:
+            The result, or an `InputRequiredResult` while the server asks.
 
         Raises:
-            InvalidArguments: a state that is not this client's, was changed, has expired or was used already.
+            InvalidArguments: a state that is another caller's, another request's, was changed, has expired or was
+                used already.
         """
+        if self._is_ours(params):
+            return await self._resume(caller, params, method)
+        params = self._opened(caller, params, method)
+        about = _about(method, params)
+        return await self._outcome(_Call(caller, work(params)), about)
+
+    async def _resume(self, caller: StatelessCaller, params: Mapping[str, Any], method: str) -> Any:
         about = _about(method, params)
         key, call = self._take(decode(params["requestState"]), about, caller.principal)
         call.caller.tell, call.caller.token = caller.tell, caller.token
@@ -332,7 +336,7 @@ class StatelessCalls:
             await asyncio.gather(call.task, return_exceptions=True)
             raise
         if call.task.done():
-            return self.sealed(call.caller, about, outcome)
+            return self._sealed(call.caller, about, outcome)
         if len(self._suspended) >= MAX_SUSPENDED:
             call.task.cancel()
             raise Overloaded(f"{MAX_SUSPENDED} calls wait for their clients", retry_after_seconds=30)

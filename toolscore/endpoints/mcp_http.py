@@ -32,7 +32,6 @@ from toolscore.endpoints.asgi import (
 )
 from toolscore.endpoints.mcp_callers import (
     ENVELOPE,
-    UNSUPPORTED_PROTOCOL_VERSION,
     SessionCaller,
     StatelessCaller,
     StatelessCalls,
@@ -40,23 +39,36 @@ from toolscore.endpoints.mcp_callers import (
     log_level_of,
     may_wait,
 )
-from toolscore.endpoints.mcp_server import Listener, McpServer, Members, open_listener, read_params, watch_resource
+from toolscore.endpoints.mcp_server import (
+    MISSING_CLIENT_CAPABILITY,
+    WATCHING,
+    Listener,
+    McpServer,
+    Members,
+    open_listener,
+    read_params,
+    watch_resource,
+)
 from toolscore.errors import InternalError, InvalidRequest, MethodNotFound, Overloaded, ToolScoreError
 from toolscore.gateway import Gateway
 from toolscore.jsonrpc import (
     INVALID_PARAMS,
+    INVALID_REQUEST,
     METHOD_NOT_FOUND,
+    PARSE_ERROR,
     Frame,
     RemoteError,
     decode,
     decode_frame,
-    encode,
     error_frame,
+    notification_frame,
+    remote_error,
+    request_frame,
     result_frame,
 )
 from toolscore.models import Principal
 from toolscore.upstreams import Caller
-from toolscore.upstreams.connection import META, SESSION_VERSIONS
+from toolscore.upstreams.connection import META, SESSION_VERSIONS, UNSUPPORTED_PROTOCOL_VERSION
 from toolscore.upstreams.headers import NAMED_METHODS, PARAM_PREFIX, header_text, param_mismatch
 
 __all__ = ["McpHttpEndpoint"]
@@ -66,13 +78,13 @@ log = structlog.get_logger(__name__)
 HEADER_MISMATCH = -32020
 
 STATUS_OF = {
-    -32700: 400,
-    -32600: 400,
+    PARSE_ERROR: 400,
+    INVALID_REQUEST: 400,
     INVALID_PARAMS: 400,
     HEADER_MISMATCH: 400,
-    -32021: 400,
+    MISSING_CLIENT_CAPABILITY: 400,
     UNSUPPORTED_PROTOCOL_VERSION: 400,
-    -32601: 404,
+    METHOD_NOT_FOUND: 404,
 }
 """HTTP status of a JSON-RPC error in the stateless era (2026-07-28, streamable HTTP)."""
 
@@ -228,7 +240,7 @@ class _Session(Caller):
             del self.streams[oldest.number]
 
     def _tell(self, method: str, params: Any) -> None:
-        message = _notification(method, params)
+        message = notification_frame(method, params)
         if params is None or method == "notifications/resources/updated":
             self.own.put_once(message)
         else:
@@ -237,7 +249,7 @@ class _Session(Caller):
     def notify(self, method: str, params: Raw | None) -> None:
         if method == "notifications/message" and not (self.log_level and self.hears(log_level_of(params))):
             return  # what belongs to no request is for those who asked for it
-        self.own.put(_notification(method, params))
+        self.own.put(notification_frame(method, params))
 
     def announce(self, server_id: str, method: str, params: Raw | None) -> None:
         if method == "notifications/resources/updated":
@@ -261,19 +273,17 @@ class _Session(Caller):
     async def question(self, stream: _Stream, method: str, params: Raw | None) -> Any:
         """Put a request to the client on one of its streams, and wait for its answer."""
         number = f"toolscore-{next(self._questions)}"
-        message: dict[str, Any] = {"jsonrpc": "2.0", "id": number, "method": method}
-        if params is not None:
-            message["params"] = params
         answer = self.asked[number] = asyncio.get_running_loop().create_future()
-        stream.put(encode(message))
+        stream.put(request_frame(number, method, params))
         try:
             async with asyncio.timeout(self._input_seconds):
                 return await answer
         except TimeoutError:
-            stream.put(_notification("notifications/cancelled", {"requestId": number, "reason": "it took too long"}))
+            cancelled = {"requestId": number, "reason": "it took too long"}
+            stream.put(notification_frame("notifications/cancelled", cancelled))
             raise RemoteError({"code": -32603, "message": f"the client did not answer {method} in time"}) from None
         except asyncio.CancelledError:
-            stream.put(_notification("notifications/cancelled", {"requestId": number}))
+            stream.put(notification_frame("notifications/cancelled", {"requestId": number}))
             raise
         finally:
             self.asked.pop(number, None)
@@ -284,8 +294,7 @@ class _Session(Caller):
         if answer is None or answer.done():
             return
         if isinstance(frame.error, Raw):
-            error = decode(frame.error)
-            answer.set_exception(RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)}))
+            answer.set_exception(remote_error(frame.error))
         elif isinstance(frame.result, Raw):
             answer.set_result(frame.result)
 
@@ -311,7 +320,7 @@ class _Response:
         """Say something before the answer; a client that takes no stream misses it."""
         stream = self.open()
         if stream is not None:
-            stream.put(_notification(method, params))
+            stream.put(notification_frame(method, params))
 
     async def ask(self, method: str, params: Raw | None) -> Any:
         assert self._session is not None
@@ -461,7 +470,7 @@ class McpHttpEndpoint:
             return
         if frame.method == "initialize":
             await self._initialize(server, server_id, frame, params, scope, send)
-        elif session is not None and frame.method in ("resources/subscribe", "resources/unsubscribe"):
+        elif session is not None and frame.method in WATCHING:
             await self._watch(session, frame, params, send)
         else:
             await self._answer(server, frame, params, session, False, scope, receive, send)
@@ -546,12 +555,8 @@ class McpHttpEndpoint:
         if self._suspended is None:
             self._suspended = StatelessCalls(self._gateway.settings.current.limits.input_seconds)
             self._gateway.changes.listen(lambda *_: None, self._suspended.close)
-        if StatelessCalls.is_ours(params):
-            return await self._suspended.resume(caller, params, method)
-        params = self._suspended.opened(caller, params, method)
-        about = dict(params)  # the server takes the params apart
-        return await self._suspended.start(
-            caller, about, lambda: server.handle(method, params, caller, request_id=request_id), method
+        return await self._suspended.carry_out(
+            caller, method, params, lambda opened: server.handle(method, opened, caller, request_id=request_id)
         )
 
     async def _initialize(
@@ -660,7 +665,7 @@ class McpHttpEndpoint:
         meta = {f"{META}subscriptionId": request_id}
 
         def tell(method: str, told: dict[str, Any]) -> None:
-            stream.put_once(_notification(method, told))
+            stream.put_once(notification_frame(method, told))
 
         def farewell() -> None:
             stream.put(result_frame(request_id, {"resultType": "complete", "_meta": meta}))
@@ -699,13 +704,6 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Receive, send: Send) -
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _notification(method: str, params: Any) -> bytes:
-    message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
-    if params is not None:
-        message["params"] = params
-    return encode(message)
 
 
 def _refusal(code: int, message: str) -> bytes:

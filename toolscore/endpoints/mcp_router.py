@@ -35,7 +35,15 @@ from toolscore.endpoints.mcp_callers import (
     log_level_of,
     may_wait,
 )
-from toolscore.endpoints.mcp_server import Listener, McpServer, Members, open_listener, read_params, watch_resource
+from toolscore.endpoints.mcp_server import (
+    WATCHING,
+    Listener,
+    McpServer,
+    Members,
+    open_listener,
+    read_params,
+    watch_resource,
+)
 from toolscore.errors import (
     Conflict,
     Forbidden,
@@ -274,7 +282,7 @@ class _McpClient(Caller):
         ours = new_request_id(None)
         if self._stateless_era:
             return await self._answer_stateless(method, members, ours)
-        if method in ("resources/subscribe", "resources/unsubscribe"):
+        if method in WATCHING:
             return await self._watch(method, members)
         token = (members.get("_meta") or {}).get("progressToken")
         return await self._server.handle(
@@ -295,12 +303,11 @@ class _McpClient(Caller):
             return await self._server.handle(method, members, caller, request_id=request_id)
         if self._suspended is None:
             self._suspended = StatelessCalls(self._input_seconds)
-        if StatelessCalls.is_ours(members):
-            return await self._suspended.resume(caller, members, method)
-        members = self._suspended.opened(caller, members, method)
-        about = dict(members)  # the server takes the params apart
-        return await self._suspended.start(
-            caller, about, lambda: self._server.handle(method, members, caller, request_id=request_id), method
+        return await self._suspended.carry_out(
+            caller,
+            method,
+            members,
+            lambda opened: self._server.handle(method, opened, caller, request_id=request_id),
         )
 
     async def _watch(self, method: str, members: Members) -> Any:

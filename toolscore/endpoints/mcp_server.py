@@ -33,7 +33,16 @@ from toolscore.upstreams.connection import (
     SESSION_VERSIONS,
 )
 
-__all__ = ["Listener", "McpServer", "Members", "open_listener", "read_params", "watch_resource"]
+__all__ = [
+    "MISSING_CLIENT_CAPABILITY",
+    "WATCHING",
+    "Listener",
+    "McpServer",
+    "Members",
+    "open_listener",
+    "read_params",
+    "watch_resource",
+]
 
 Members = dict[str, Any]
 
@@ -46,8 +55,8 @@ LIST_SECONDS = 1.0
 START_SECONDS = 15.0
 """How long a client of one server waits for that server to come up, so that it can be told what there is."""
 
-SESSION_ONLY = frozenset({"initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
 WATCHING = frozenset({"resources/subscribe", "resources/unsubscribe"})
+SESSION_ONLY = frozenset({"initialize", "ping", "logging/setLevel"}) | WATCHING
 STATELESS_ONLY = frozenset({"server/discover", "subscriptions/listen"})
 
 CACHEABLE = frozenset(

@@ -42,6 +42,7 @@ __all__ = [
     "META",
     "SESSION_VERSIONS",
     "STATS_METHOD",
+    "UNSUPPORTED_PROTOCOL_VERSION",
     "Connection",
     "OnNotification",
     "PeerConnection",

@@ -26,8 +26,10 @@ from toolscore.jsonrpc import (
     RemoteError,
     decode,
     decode_frame,
-    encode,
     error_frame,
+    notification_frame,
+    remote_error,
+    request_frame,
     result_frame,
     with_progress_token,
 )
@@ -188,11 +190,8 @@ class HttpConnection:
             self.requests.leave(key, answered=False)
 
     async def notify(self, method: str, params: Params | None = None) -> None:
-        message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
-        if params is not None:
-            message["params"] = params
         if not self.info.stateless:
-            await self._send_aside(encode(message))
+            await self._send_aside(notification_frame(method, params))
 
     def learn_tools(self, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Note which arguments a stateless server wants in headers. Returns the tools that may be used."""
@@ -315,7 +314,7 @@ class HttpConnection:
         if "Mcp-Session-Id" in opening:
             fresh["Mcp-Session-Id"] = opening["Mcp-Session-Id"]
         fresh["MCP-Protocol-Version"] = self.info.protocol_version
-        body = encode({"jsonrpc": "2.0", "method": "notifications/initialized"})
+        body = notification_frame("notifications/initialized")
         async with self._session.post(self._url, data=body, headers=fresh, allow_redirects=False) as response:
             await response.content.read(MAX_IGNORED_BYTES)
         self._headers = fresh
@@ -330,15 +329,12 @@ class HttpConnection:
     ) -> Raw:
         self._next_id += 1
         request_id = self._next_id
-        message: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": method}
         if caller is not None and caller.wants_progress:
             params = with_progress_token(params, request_id)
-        if params is not None:
-            message["params"] = params
         response: aiohttp.ClientResponse | None = None
         try:
             async with self._session.post(
-                self._url, data=encode(message), headers=headers, allow_redirects=False
+                self._url, data=request_frame(request_id, method, params), headers=headers, allow_redirects=False
             ) as response:
                 if method == "initialize" and "Mcp-Session-Id" in response.headers:
                     headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
@@ -402,8 +398,7 @@ class HttpConnection:
         if response.status == 404 and in_session:
             raise _SessionGone
         if frame is not None and isinstance(frame.error, Raw):
-            error = decode(frame.error)
-            raise RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)})
+            raise remote_error(frame.error)
         if response.status in (301, 302, 303, 307, 308):
             target = self._url.join(URL(response.headers.get("Location", "")))
             if target.origin() == self._url.origin() and target != self._url:
@@ -466,8 +461,7 @@ class HttpConnection:
             elif frame.id == request_id:
                 if isinstance(frame.result, Raw):
                     return frame.result
-                error = decode(frame.error) if isinstance(frame.error, Raw) else None
-                raise RemoteError(error if isinstance(error, dict) else {"code": 0, "message": str(error)})
+                raise remote_error(frame.error if isinstance(frame.error, Raw) else Raw(b"null"))
         return None
 
     def _take(self, method: str, params: Raw | None, request_id: Any, caller: Caller | None) -> None:

@@ -9,8 +9,8 @@ is guessed: a question that reached another's user would be worse than one that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,25 +175,34 @@ class InFlight:
         self._requests: dict[object, Caller | None] = {}
         self._fewer = asyncio.Event()
 
-    def enter(self, key: object, caller: Caller | None) -> None:
+    @contextmanager
+    def hold(self, caller: Caller | None) -> Iterator[Callable[[], None]]:
+        """A request is under way while the body runs. Cancelled, it counts for a while longer: nobody waits for it
+        any more, but its server may still be at it, and ask.
+
+        Yields:
+            To be called if the answer comes after all.
+        """
+        key = object()
         self._requests[key] = caller
-
-    def leave(self, key: object, *, answered: bool = True) -> None:
-        """A request has ended; one that was abandoned only when its answer has come."""
-        if answered or key not in self._abandoned:
-            self._requests.pop(key, None)
-            self._abandoned.pop(key, None)
-            self._fewer.set()
-
-    def abandon(self, key: object) -> None:
-        """Nobody waits for a request any more, but its server may still be at it, and ask: it counts for a while."""
-        if key in self._requests:
+        try:
+            yield lambda: self._leave(key)
+        except asyncio.CancelledError:
             self._abandoned[key] = asyncio.get_running_loop().time() + ABANDONED_SECONDS
+            raise
+        finally:
+            if key not in self._abandoned:
+                self._leave(key)
+
+    def _leave(self, key: object) -> None:
+        self._requests.pop(key, None)
+        self._abandoned.pop(key, None)
+        self._fewer.set()
 
     def _tidy(self) -> None:
         now = asyncio.get_running_loop().time()
         while self._abandoned and next(iter(self._abandoned.values())) < now:
-            self.leave(next(iter(self._abandoned)))
+            self._leave(next(iter(self._abandoned)))
 
     def free_for(self, caller: Caller) -> bool:
         """Whether nobody else's request is under way, so that a question could only be this caller's."""

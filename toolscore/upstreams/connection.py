@@ -229,14 +229,22 @@ def _questions(members: dict[str, Raw]) -> dict[str, tuple[str, Raw | None]]:
 
 
 async def with_input(
-    request: Callable[[Params], Awaitable[Raw]], params: Params, caller: Caller, in_flight: InFlight
+    request: Callable[[Params | None], Awaitable[Raw]],
+    info: ServerInfo,
+    method: str,
+    params: Params | None,
+    caller: Caller | None,
+    in_flight: InFlight,
 ) -> Raw:
-    """Make a request of a stateless server for a client that can be asked live: as often as it requires input, ask.
+    """Make a request. As often as a stateless server requires input, ask the client, if it can be asked live.
 
     Raises:
         RemoteError: the client refused, or the server goes on asking.
     """
     result = await request(params)
+    if not info.stateless or caller is None or not caller.live or method not in INPUT_METHODS:
+        return result
+    params = params or {}
     for _ in range(MAX_INPUT_ROUNDS):
         members = input_required(result)
         if members is None:
@@ -331,20 +339,16 @@ class PeerConnection:
                         await future
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
-        if self.info.stateless and caller is not None and caller.live and method in INPUT_METHODS:
-            return await with_input(
-                lambda again: self._send(method, again, caller), params or {}, caller, self.requests
-            )
-        return await self._send(method, params, caller)
+        def send(again: Params | None) -> Awaitable[Raw]:
+            return self._send(method, again, caller)
+
+        return await with_input(send, self.info, method, params, caller, self.requests)
 
     async def _send(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
         if self.info.stateless:
             params = stateless_envelope(params, self.info.protocol_version, caller, self._features)
         else:
             params = session_params(params)
-        key = object()
-        if method != "subscriptions/listen":  # which is nobody's request in particular
-            self.requests.enter(key, caller)
         progress = None
         if caller is not None and caller.wants_progress:
 
@@ -352,15 +356,10 @@ class PeerConnection:
                 with contextlib.suppress(InvalidRequest):
                     caller.notify("notifications/progress", update)
 
-        try:
-            return await self.peer.request(
-                method, params, on_progress=progress, on_late=lambda: self.requests.leave(key)
-            )
-        except asyncio.CancelledError:
-            self.requests.abandon(key)
-            raise
-        finally:
-            self.requests.leave(key, answered=False)
+        if method == "subscriptions/listen":  # nobody's request in particular
+            return await self.peer.request(method, params, on_progress=progress)
+        with self.requests.hold(caller) as came:
+            return await self.peer.request(method, params, on_progress=progress, on_late=came)
 
     async def notify(self, method: str, params: Params | None = None) -> None:
         await self.peer.notify(method, params)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -37,7 +37,6 @@ from toolscore.models import UpstreamSpec, shown_url
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, InFlight, OnAsked
 from toolscore.upstreams.connection import (
     BROADCAST,
-    INPUT_METHODS,
     LATEST_STATELESS_VERSION,
     OnNotification,
     ServerInfo,
@@ -161,33 +160,26 @@ class HttpConnection:
                 await self._initialize()
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
-        if self.info.stateless and caller is not None and caller.live and method in INPUT_METHODS:
-            return await with_input(
-                lambda again: self._request(method, again, caller), params or {}, caller, self.requests
-            )
-        return await self._request(method, params, caller)
+        def send(again: Params | None) -> Awaitable[Raw]:
+            return self._send(method, again, caller)
 
-    async def _request(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
+        return await with_input(send, self.info, method, params, caller, self.requests)
+
+    async def _send(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
         if self.info.stateless:
             params = stateless_envelope(params, self.info.protocol_version, caller, self._features)
             return await self._post(method, params, self._stateless_headers(method, params), caller)
         params = session_params(params)
         session_id = self._headers.get("Mcp-Session-Id")
-        key = object()
-        self.requests.enter(key, caller)
-        try:
-            return await self._post(method, params, self._headers, caller)
-        except _SessionGone:
-            # The server refused before it did anything: a new session, and once more.
-            async with self._renewing:
-                if self._headers.get("Mcp-Session-Id") == session_id:
-                    await self._initialize()
-            return await self._post(method, params, self._headers, caller)
-        except asyncio.CancelledError:
-            self.requests.abandon(key)
-            raise
-        finally:
-            self.requests.leave(key, answered=False)
+        with self.requests.hold(caller):
+            try:
+                return await self._post(method, params, self._headers, caller)
+            except _SessionGone:
+                # The server refused before it did anything: a new session, and once more.
+                async with self._renewing:
+                    if self._headers.get("Mcp-Session-Id") == session_id:
+                        await self._initialize()
+                return await self._post(method, params, self._headers, caller)
 
     async def notify(self, method: str, params: Params | None = None) -> None:
         if not self.info.stateless:

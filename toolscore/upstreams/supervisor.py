@@ -155,11 +155,7 @@ class Upstream:
                     lane = self._lane(connection, caller)
                     if lane is not None:
                         return await self._request_in_lane(method, params, lane, caller, attempt)
-                    if attempt is not None:
-                        attempt.asked = True
-                    if caller is not None and caller.log_level and "logging" in connection.info.capabilities:
-                        await self._hear(connection, caller.log_level)
-                    return await connection.request(method, params, caller=caller)
+                    return await self._ask(connection, method, params, caller, attempt)
                 except ConnectionLost as exc:
                     if attempt is not None:
                         attempt.asked = exc.sent
@@ -198,7 +194,7 @@ class Upstream:
                     return None
             elif not self.asks or self.lanes.free(features, caller):
                 return features, ClientSide({name: CLIENT_FEATURES[name] for name in features})
-        return caller.client, ClientSide(caller.capabilities, caller.home)
+        return _own_lane(caller)
 
     async def _request_in_lane(
         self,
@@ -210,22 +206,32 @@ class Upstream:
     ) -> Raw:
         try:
             async with self.lanes.use(*lane) as connection:
-                if attempt is not None:
-                    attempt.asked = True
-                if caller is not None and caller.log_level and "logging" in connection.info.capabilities:
-                    await self._hear(connection, caller.log_level)
-                return await connection.request(method, params, caller=caller)
+                return await self._ask(connection, method, params, caller, attempt)
         except CommandNotFound as exc:
             raise UpstreamUnavailable(f"server {self.server_id!r} cannot be started for this client: {exc}") from exc
+
+    async def _ask(
+        self,
+        connection: Connection,
+        method: str,
+        params: Params | None,
+        caller: Caller | None,
+        attempt: Attempt | None,
+    ) -> Raw:
+        if attempt is not None:
+            attempt.asked = True
+        if caller is not None and caller.log_level:
+            await self._hear(connection, caller.log_level)
+        return await connection.request(method, params, caller=caller)
 
     async def hear(self, level: str) -> None:
         """Have the server log from this level on, if it runs."""
         connection = self._pick()
-        if connection is not None and "logging" in connection.info.capabilities:
+        if connection is not None:
             await self._hear(connection, level)
 
     async def _hear(self, connection: Connection, level: str) -> None:
-        if not connection.info.stateless:
+        if "logging" in connection.info.capabilities and not connection.info.stateless:
             await ensure_log_level(connection, level)
 
     async def watch(self, uri: str, caller: Caller) -> None:
@@ -243,8 +249,7 @@ class Upstream:
     async def _watch(self, uri: str, caller: Caller) -> None:
         connection = self._pick() or await self._wait_for_connection()
         if self._watches_alone(caller):
-            lane = (caller.client, ClientSide(caller.capabilities, caller.home))
-            await self._request_in_lane("resources/subscribe", {"uri": uri}, lane, caller)
+            await self._request_in_lane("resources/subscribe", {"uri": uri}, _own_lane(caller), caller)
             return
         if not connection.info.stateless and not self._watched[uri]:
             await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
@@ -260,8 +265,7 @@ class Upstream:
     async def _unwatch(self, uri: str, caller: Caller) -> None:
         if self._watches_alone(caller):
             if caller.client in self.lanes:
-                lane = (caller.client, ClientSide(caller.capabilities, caller.home))
-                await self._request_in_lane("resources/unsubscribe", {"uri": uri}, lane, caller)
+                await self._request_in_lane("resources/unsubscribe", {"uri": uri}, _own_lane(caller), caller)
             return
         self._watched[uri] -= 1
         if self._watched[uri] > 0:
@@ -824,6 +828,10 @@ class Upstream:
                 self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
         await self.lanes.close()
+
+
+def _own_lane(caller: Caller) -> tuple[Hashable, ClientSide]:
+    return caller.client, ClientSide(caller.capabilities, caller.home)
 
 
 def _flag(capabilities: dict[str, Any], feature: str, flag: str) -> bool:

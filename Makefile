@@ -11,7 +11,7 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.tested
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 3 --dist loadfile
 
 check: $(VENV)/.tested
 	@$(BIN)/ruff check .
@@ -41,7 +41,7 @@ $(VENV)/.tested: $(VENV)/.installed tests/requirements.lock
 # Exact versions of what pyproject.toml asks for.
 lock: $(VENV)/.installed
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
-	  --extra postgres --extra bench --group build pyproject.toml -o requirements.lock
+	  --extra postgres --extra bench --extra tracing --group build pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	  --group dev -c requirements.lock -o tests/requirements.lock
 

@@ -20,6 +20,7 @@ def toolscore(
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TOOLSCORE_")}
     if gateway is not None:
         environment["TOOLSCORE_URL"] = gateway.url
+    environment["COLUMNS"] = "200"
     return subprocess.run(
         [sys.executable, "-m", "toolscore", *arguments],
         capture_output=True, text=True, timeout=60, check=False, env=environment, **options,

@@ -7,23 +7,31 @@ the gateway needs is not to be had (its database); 73 a port is taken; 78 a sett
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from toolscore import __version__
+from toolscore.cli_operations import cache, calls, errors, pins
+from toolscore.terminal import (
+    DEFAULT_URL,
+    NO_GATEWAY,
+    AsJson,
+    Url,
+    answer_of,
+    connected,
+    first_line,
+    print_json,
+    print_table,
+    say,
+)
 
 __all__ = ["app", "main"]
 
-NO_GATEWAY, NO_DATABASE, PORT_TAKEN, BAD_SETTINGS = 3, 69, 73, 78
-
-DEFAULT_URL = "http://127.0.0.1:8082"
+NO_DATABASE, PORT_TAKEN, BAD_SETTINGS = 69, 73, 78
 
 app = typer.Typer(
     name="toolscore",
@@ -40,9 +48,9 @@ keys = typer.Typer(help="Who may come in from elsewhere: API keys, kept as hashe
 app.add_typer(keys, name="keys")
 policy = typer.Typer(help="What callers may do: the rules under `policy` in toolscore.yaml.", no_args_is_help=True)
 app.add_typer(policy, name="policy")
+for operations, name in ((calls, "calls"), (pins, "pins"), (errors, "errors"), (cache, "cache")):
+    app.add_typer(operations, name=name)
 
-Url = Annotated[str, typer.Option(envvar="TOOLSCORE_URL", help="Where the gateway answers.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ConfigDir = Annotated[
     Path | None,
     typer.Option(
@@ -92,17 +100,17 @@ def serve(
     loaded = load_settings(config)
     configure_logging(loaded.settings.logging.level, loaded.settings.logging.format)
     for problem in loaded.problems:
-        _say(f"settings: {problem}")
+        say(f"settings: {problem}")
     if loaded.problems and strict_settings:
         raise typer.Exit(BAD_SETTINGS)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve_doors(loaded, config, lambda gateway: _started(gateway, config)))
     except AddressInUse as exc:
-        _say(f"toolscore: {exc}")
+        say(f"toolscore: {exc}")
         raise typer.Exit(PORT_TAKEN) from None
     except StoreError as exc:
-        _say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
+        say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
         raise typer.Exit(NO_DATABASE) from None
 
 
@@ -161,7 +169,7 @@ def _shown_host(host: str) -> str:
 def _config_dir(given: Path | None) -> Path | None:
     if given is not None:
         if not given.is_dir():
-            _say(f"toolscore: there is no folder {given}: give the one with ports_config.yaml with --config")
+            say(f"toolscore: there is no folder {given}: give the one with ports_config.yaml with --config")
             raise typer.Exit(2)
         return given
     local = Path("config")
@@ -179,30 +187,30 @@ def tools(
     found: list[dict[str, Any]] = []
     params: dict[str, Any] = {"limit": 1000}
     params |= {key: value for key, value in (("q", text), ("server_id", server)) if value}
-    with _gateway(url) as client:
+    with connected(url) as client:
         while True:
-            data = _data(client.get("/api/v1/tools", params=params))
+            data = answer_of(client.get("/api/v1/tools", params=params))
             found += data["tools"]
             if not data["next_cursor"]:
                 break
             params["cursor"] = data["next_cursor"]
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     rows = [
-        (tool["tool_id"], _arguments(tool["input_schema"]), _first_line(tool["description"]), _state(tool))
+        (tool["tool_id"], _arguments(tool["input_schema"]), first_line(tool["description"]), _state(tool))
         for tool in found
     ]
-    _print_table(("tool", "arguments", "what it does", "state"), rows, empty="no tools match")
+    print_table(("tool", "arguments", "what it does", "state"), rows, empty="no tools match")
 
 
 @app.command()
 def servers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the servers behind the gateway."""
-    with _gateway(url) as client:
-        found = _data(client.get("/api/v1/servers"))["servers"]
+    with connected(url) as client:
+        found = answer_of(client.get("/api/v1/servers"))["servers"]
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     rows = [
         (
@@ -216,7 +224,7 @@ def servers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         )
         for server in found
     ]
-    _print_table(("server", "kind", "state", "tools", "in flight", "restarts", "last error"), rows, empty="no servers")
+    print_table(("server", "kind", "state", "tools", "in flight", "restarts", "last error"), rows, empty="no servers")
 
 
 @app.command()
@@ -239,23 +247,23 @@ def call(
         try:
             parameters = json.loads(body)
         except ValueError as exc:
-            _say(f"--json takes a JSON object: {exc}")
+            say(f"--json takes a JSON object: {exc}")
             raise typer.Exit(2) from None
     pairs = [_pair(argument) for argument in arguments or []]
     request: dict[str, Any] = {"tool_id": tool, "parameters": parameters}
     request |= {key: value for key, value in (("action", action), ("timeout_seconds", timeout)) if value is not None}
-    with _gateway(url, timeout=None) as client:
+    with connected(url, timeout=None) as client:
         types = _types(client, tool, action) if pairs else {}
         for key, value in pairs:
             parameters[key] = value if types.get(key) == "string" else _json_or_text(value)
         response = client.post("/execute_tool", json=request)
     if raw:
-        _print_json(response.json())
+        print_json(response.json())
         raise typer.Exit(0 if response.is_success and not response.json()["data"]["is_error"] else 1)
-    data = _data(response)
+    data = answer_of(response)
     for block in data["content"]:
         print(
-            block["text"] if block.get("type") == "text" else f"[{block.get('type')}: {_first_line(json.dumps(block))}]"
+            block["text"] if block.get("type") == "text" else f"[{block.get('type')}: {first_line(json.dumps(block))}]"
         )
     if data["is_error"]:
         raise typer.Exit(1)
@@ -276,19 +284,19 @@ def events(
         params["since"] = since
     try:
         with (
-            _gateway(url, timeout=None) as client,
+            connected(url, timeout=None) as client,
             client.stream("GET", "/api/v1/events/stream", params=params) as response,
         ):
             if not response.is_success:
                 response.read()
-                _data(response)
-            _say(f"following {url}, Ctrl-C ends it")
+                answer_of(response)
+            say(f"following {url}, Ctrl-C ends it")
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     print(line[6:] if as_json else _event_line(json.loads(line[6:])), flush=True)
     except KeyboardInterrupt:
         return
-    _say("the gateway closed the stream")
+    say("the gateway closed the stream")
     raise typer.Exit(NO_GATEWAY)
 
 
@@ -301,12 +309,12 @@ def doctor(config: ConfigDir = None, as_json: AsJson = False) -> None:
     from toolscore.logs import configure_logging
 
     configure_logging("error", "console")
-    findings = asyncio.run(examine(_config_dir(config), progress=None if as_json else _say))
+    findings = asyncio.run(examine(_config_dir(config), progress=None if as_json else say))
     if as_json:
-        _print_json([{"check": f.check, "ok": f.ok, "found": f.found, "mend": f.mend} for f in findings])
+        print_json([{"check": f.check, "ok": f.ok, "found": f.found, "mend": f.mend} for f in findings])
     else:
         rows = [("ok" if f.ok else "WRONG", f.check, f.found, "" if f.ok else f.mend or "") for f in findings]
-        _print_table(("", "check", "found", "to mend it"), rows, empty="nothing to check")
+        print_table(("", "check", "found", "to mend it"), rows, empty="nothing to check")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -327,12 +335,12 @@ def create_key(
     expires_at = timestamp(now() + timedelta(days=days)) if days is not None else None
     key_id, key = _with_keys(config, lambda ring: ring.create(name, scope or [], expires_at))
     if as_json:
-        _print_json({"key_id": key_id, "key": key, "name": name, "scopes": scope or [], "expires_at": expires_at})
+        print_json({"key_id": key_id, "key": key, "name": name, "scopes": scope or [], "expires_at": expires_at})
     else:
         print(key)
         until = f"until {expires_at}" if expires_at else "without end"
-        _say(f"key {key_id} of {name}, {until}. It is not shown again.")
-        _say("Send it as `Authorization: Bearer …`; this command line takes it from TOOLSCORE_API_KEY.")
+        say(f"key {key_id} of {name}, {until}. It is not shown again.")
+        say("Send it as `Authorization: Bearer …`; this command line takes it from TOOLSCORE_API_KEY.")
 
 
 @keys.command("list")
@@ -340,7 +348,7 @@ def list_keys(config: ConfigDir = None, as_json: AsJson = False) -> None:
     """List the keys, revoked ones too."""
     found = _with_keys(config, lambda ring: ring.list())
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     rows = [
         (
@@ -352,14 +360,14 @@ def list_keys(config: ConfigDir = None, as_json: AsJson = False) -> None:
         )
         for row in found
     ]
-    _print_table(("key", "name", "scopes", "made", "state"), rows, empty="no keys: toolscore keys create NAME")
+    print_table(("key", "name", "scopes", "made", "state"), rows, empty="no keys: toolscore keys create NAME")
 
 
 @keys.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(help="As `list` shows it.")], config: ConfigDir = None) -> None:
     """Make a key worthless. A gateway that runs knows it within seconds."""
     _with_keys(config, lambda ring: ring.revoke(key_id))
-    _say(f"key {key_id} is revoked")
+    say(f"key {key_id} is revoked")
 
 
 @policy.command("explain")
@@ -374,8 +382,8 @@ def explain(
     params: dict[str, Any] = {"principal": principal, "tool_id": tool, "scope": scope or []}
     if arguments is not None:
         params["arguments"] = arguments
-    with _gateway(url) as client:
-        found = _data(client.get("/api/v1/policy/explain", params=params))
+    with connected(url) as client:
+        found = answer_of(client.get("/api/v1/policy/explain", params=params))
     decided = f"rule {found['rule']}: {json.dumps(found['rule_text'])}" if found["rule"] else "no rule is about it"
     print(f"{'allowed' if found['allowed'] else 'refused'}: {decided} (default: {found['default']})")
     if not found["allowed"]:
@@ -399,10 +407,10 @@ def _with_keys(config: Path | None, work: Callable[[Any], Any]) -> Any:
     try:
         return asyncio.run(run())
     except StoreError as exc:
-        _say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
+        say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
         raise typer.Exit(NO_DATABASE) from None
     except ToolScoreError as exc:
-        _say(f"toolscore: {exc.message}")
+        say(f"toolscore: {exc.message}")
         raise typer.Exit(1) from None
 
 
@@ -416,7 +424,7 @@ def bench_gateway(
 
     result = run_gateway_bench(seconds=seconds, quiet=as_json)
     if as_json:
-        _print_json(result)
+        print_json(result)
 
 
 @bench.command("executor")
@@ -454,42 +462,13 @@ def bench_isolation(
 # Talking to a gateway that runs
 
 
-@contextmanager
-def _gateway(url: str, timeout: float | None = 30) -> Iterator[Any]:
-    import httpx
-
-    try:
-        key = os.environ.get("TOOLSCORE_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        with httpx.Client(base_url=url, timeout=timeout, headers=headers) as client:
-            yield client
-    except httpx.TransportError as exc:
-        _say(f"no gateway answers at {url} ({exc}): start it with `toolscore serve`, or give --url")
-        raise typer.Exit(NO_GATEWAY) from None
-
-
-def _data(response: Any) -> Any:
-    try:
-        answer = response.json()
-    except ValueError:
-        _say(f"{response.url} answered no JSON (HTTP {response.status_code}): is it a ToolScore gateway?")
-        raise typer.Exit(NO_GATEWAY) from None
-    if not answer.get("success"):
-        error = answer.get("error") or {}
-        _say(f"{error.get('code', 'error')}: {error.get('message', answer)}")
-        if error.get("suggestion"):
-            _say(error["suggestion"])
-        raise typer.Exit(1)
-    return answer["data"]
-
-
 def _pair(argument: str) -> tuple[str, str]:
     key, separator, value = argument.partition("=")
     if not separator or not key:
-        _say(f"{argument!r} is no KEY=VALUE")
+        say(f"{argument!r} is no KEY=VALUE")
         raise typer.Exit(2)
     if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
-        _say(f"the argument {key!r} is not text in UTF-8")
+        say(f"the argument {key!r} is not text in UTF-8")
         raise typer.Exit(2)
     return key, value
 
@@ -523,11 +502,6 @@ def _state(tool: dict[str, Any]) -> str:
     return "" if tool["available"] else str(tool["server_state"])
 
 
-def _first_line(text: str, width: int = 90) -> str:
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= width else line[: width - 1] + "…"
-
-
 def _event_line(event: dict[str, Any]) -> str:
     told = {
         key: value
@@ -535,31 +509,4 @@ def _event_line(event: dict[str, Any]) -> str:
         if key not in ("type", "seq", "timestamp", "capabilities", "description", "tool_type", "name")
     }
     facts = "  ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in told.items())
-    return f"{event['timestamp']}  {event.get('seq', '-')!s:>6}  {event['type']:<18} {_first_line(facts, 160)}"
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, empty: str) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        print(empty)
-        return
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    # A pipe gets whole lines: nothing is cut to a width that is not there.
-    columns_given = os.environ.get("COLUMNS", "")
-    width = int(columns_given) if columns_given.isdigit() else None if sys.stdout.isatty() else 200
-    Console(width=width).print(table)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return f"{event['timestamp']}  {event.get('seq', '-')!s:>6}  {event['type']:<18} {first_line(facts, 160)}"

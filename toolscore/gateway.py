@@ -16,17 +16,23 @@ from urllib.parse import urlsplit
 import structlog
 
 from toolscore.auth import OUR_KEY, Authenticator, KeyRing, TokenRules, is_loopback
+from toolscore.embedding import LightEmbedder
 from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, ToolScoreError, UpstreamUnavailable
 from toolscore.events import EventLog
 from toolscore.features import ChangeFeed, FeatureIndex
+from toolscore.firewall import ErrorFirewall, FirewallRules
 from toolscore.jsonrpc import ConnectionLost, RemoteError, decode
 from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import ServerState, UpstreamSpec, timestamp
+from toolscore.pins import PinRules, Pins
 from toolscore.pipeline import CallPipeline
 from toolscore.pipeline.breaker import BreakerRules
+from toolscore.pipeline.cache import CacheRules, ResultCache
+from toolscore.pipeline.journal import Journal, JournalRules
 from toolscore.pipeline.limits import Rate, RateLimits
 from toolscore.pipeline.policy import Policy, Rule
+from toolscore.scores import Scores
 from toolscore.settings import (
     NEEDS_RESTART,
     Loaded,
@@ -37,8 +43,9 @@ from toolscore.settings import (
     load_settings,
     watch_files,
 )
-from toolscore.stores import Database, open_database
+from toolscore.stores import Database, SharedStore, open_database, open_shared
 from toolscore.stores.database import StoreError
+from toolscore.tracing import open_tracing
 from toolscore.upstreams import ServerInfo, UpstreamPool
 from toolscore.upstreams.connection import CAPABILITY_OF, STATS_METHOD
 from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
@@ -69,6 +76,7 @@ class Gateway:
         upstreams: UpstreamPool,
         pipeline: CallPipeline,
         metrics: Metrics,
+        shared: SharedStore | None,
         config_dir: Path | None,
         settings_problems: list[str],
         broken_servers: dict[str, str],
@@ -84,6 +92,7 @@ class Gateway:
         self.upstreams = upstreams
         self.pipeline = pipeline
         self.metrics = metrics
+        self.shared = shared
         self.config_dir = config_dir
         self.settings_problems = settings_problems
         self.broken_servers = broken_servers
@@ -117,7 +126,10 @@ class Gateway:
 
     def forget(self, server_id: str) -> None:
         """Drop what is known of a server that is gone for good."""
+        gone = [tool.tool_id for tool in self.library.of_server(server_id)]
         self.library.forget(server_id)
+        self.pipeline.scores.forget(gone)
+        self.pipeline.cache.invalidate(server_id=server_id)
         self.features.forget(server_id)
         self.pipeline.forget(server_id)
 
@@ -183,7 +195,13 @@ class Gateway:
         if new.breaker != old.breaker:
             self.pipeline.use_breaker_rules(breaker_rules(new))
         if new.rates != old.rates:
-            self.pipeline.rates = rates_of(new)
+            self.pipeline.rates = rates_of(new, self.shared)
+        if new.cache != old.cache:
+            self.pipeline.cache.use(CacheRules(**new.cache.model_dump()))
+        self.library.pins.rules = PinRules(**new.pins.model_dump())
+        self.pipeline.journal.rules = JournalRules(**new.journal.model_dump())
+        self.pipeline.scores.enabled = new.scores.enabled
+        self.pipeline.firewall.rules = FirewallRules(**new.firewall.model_dump())
         if new.policy != old.policy:
             self.pipeline.policy = policy_of(new)
             for method in LIST_CHANGED.values():  # what a client sees may be other things
@@ -336,11 +354,12 @@ def policy_of(settings: Settings) -> Policy:
     return Policy([Rule(**rule.model_dump()) for rule in settings.policy.rules], settings.policy.default)
 
 
-def rates_of(settings: Settings) -> RateLimits:
+def rates_of(settings: Settings, shared: SharedStore | None) -> RateLimits:
     """What callers may use in a minute, as the pipeline takes it."""
     rates = settings.rates
     everywhere = Rate(rates.per_minute, rates.burst) if rates.per_minute else None
-    return RateLimits(everywhere, {name: Rate(rate.per_minute, rate.burst) for name, rate in rates.tools.items()})
+    of_tools = {name: Rate(rate.per_minute, rate.burst) for name, rate in rates.tools.items()}
+    return RateLimits(everywhere, of_tools, shared, settings.storage.redis_url)
 
 
 def breaker_rules(settings: Settings) -> BreakerRules:
@@ -377,13 +396,21 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
                 on_event=metrics.event,
             )
         )
+        shared = await stack.enter_async_context(open_shared(settings.storage.redis_url))
         changes = ChangeFeed()
+        pins = await stack.enter_async_context(Pins(database, PinRules(**settings.pins.model_dump())))
+        scores = await stack.enter_async_context(Scores(database))
+        scores.enabled = settings.scores.enabled
 
         def publish(event: str, **data: Any) -> None:
             events.publish(event, **data)
+            if event == "tool_updated" and "change" in data:
+                scores.changed(data["tool_id"], data["change"])
+            elif event == "tool_removed":
+                metrics.tools_gone([data["tool_id"]])
             changes.tell(data["server_id"], "notifications/tools/list_changed")
 
-        library = await stack.enter_async_context(UnifiedToolLibrary(database, publish=publish))
+        library = await stack.enter_async_context(UnifiedToolLibrary(database, pins, publish=publish))
         features = await stack.enter_async_context(FeatureIndex(database))
 
         metrics.tools.set_function(lambda: len(library))
@@ -423,15 +450,23 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
                 drain_seconds=settings.servers.drain_seconds,
             )
         )
+        cache = ResultCache(database, shared, CacheRules(**settings.cache.model_dump()))
+        journal = Journal(database, JournalRules(**settings.journal.model_dump()))
+        firewall = ErrorFirewall(database, LightEmbedder(), FirewallRules(**settings.firewall.model_dump()))
         pipeline = CallPipeline(
             library,
             upstreams,
             metrics=metrics,
             events=events,
+            cache=await stack.enter_async_context(cache),
+            journal=await stack.enter_async_context(journal),
+            scores=scores,
+            firewall=await stack.enter_async_context(firewall),
+            tracing=stack.enter_context(open_tracing(settings.tracing.endpoint)),
             call_timeout_seconds=settings.limits.call_timeout_seconds,
             policy=policy_of(settings),
         )
-        pipeline.rates = rates_of(settings)
+        pipeline.rates = rates_of(settings, shared)
         pipeline.use_breaker_rules(breaker_rules(settings))
         pipeline.retries = settings.servers.retries
         pipeline.max_concurrent = settings.servers.max_concurrent
@@ -452,6 +487,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             upstreams=upstreams,
             pipeline=pipeline,
             metrics=metrics,
+            shared=shared,
             config_dir=config_dir,
             settings_problems=loaded.problems,
             broken_servers={**loaded.broken_servers, **self_references(settings)},

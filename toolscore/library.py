@@ -6,7 +6,6 @@ Decides nothing about who may call them, and does not call them.
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,13 +16,13 @@ import structlog
 
 from toolscore.errors import InvalidRequest, ToolNotFound
 from toolscore.jsonrpc import decode, encode
-from toolscore.models import ServerState, Tool, UpstreamSpec, definition_hash, now, timestamp
+from toolscore.models import Change, ServerState, Tool, UpstreamSpec, now, timestamp
 from toolscore.names import nearest, tool_id
-from toolscore.stores import Database
-from toolscore.stores.database import StoreError
+from toolscore.pins import Pins
+from toolscore.stores import Database, WriteBehind
 from toolscore.upstreams.headers import Mirrored, mirrored_arguments
 
-__all__ = ["Sees", "UnifiedToolLibrary", "compile_schema", "event_fields"]
+__all__ = ["Sees", "UnifiedToolLibrary", "change_fields", "compile_schema", "event_fields"]
 
 log = structlog.get_logger(__name__)
 
@@ -103,32 +102,47 @@ def event_fields(tool: Tool) -> dict[str, Any]:
     }
 
 
+def _identity(tool: Tool) -> dict[str, Any]:
+    return {"tool_id": tool.tool_id, "name": tool.name, "server_id": tool.server_id}
+
+
+def change_fields(change: Change) -> dict[str, Any]:
+    """A change of a definition, as events and REST show it."""
+    return {
+        "change": change.kind,
+        "reasons": list(change.reasons),
+        "changed": list(change.changed),
+        "diff": change.diff,
+    }
+
+
 class UnifiedToolLibrary:
     """The tools. Use as `async with UnifiedToolLibrary(…) as library`.
 
     Reading is plain memory; writes go to the database in the background, in order.
 
     Args:
+        pins: judges what servers say of their tools.
         publish: `(event_type, **data)`, told of each tool that came, changed or went.
-        on_change: called after any change of the list.
     """
 
-    def __init__(self, database: Database, *, publish: Callable[..., None] = lambda *_, **__: None) -> None:
+    def __init__(self, database: Database, pins: Pins, *, publish: Callable[..., None] = lambda *_, **__: None) -> None:
         self._database = database
+        self.pins = pins
         self._publish = publish
         self._tools: dict[str, Tool] = {}
         self._by_server: dict[str, dict[str, Tool]] = {}
         self._order: list[str] = []
         self._state: dict[str, ServerState] = {}
-        self._validators: dict[str, Any] = {}
+        self._validators: dict[tuple[str, str], Any] = {}
         self._mirrored: dict[str, Mirrored] = {}
-        self._writes: asyncio.Queue[tuple[list[dict[str, Any]], list[str]]] = asyncio.Queue(maxsize=10_000)
-        self.store_error: str | None = None
+        self.writes = WriteBehind("tools")
         self.generation = 0
         """Grows with each change of the list: what was made from the list is good while it stands."""
 
     async def __aenter__(self) -> UnifiedToolLibrary:
         for row in await self._database.load_tools():
+            pin = self.pins.find(row["server_id"], row["name"])
             tool = Tool(
                 tool_id=row["tool_id"],
                 server_id=row["server_id"],
@@ -136,15 +150,14 @@ class UnifiedToolLibrary:
                 definition=decode(row["definition"].encode()),
                 definition_hash=row["definition_hash"],
                 first_seen=row["first_seen"],
+                held=pin.held if pin is not None else None,
             )
             self._put(tool)
-        self._writer = asyncio.create_task(self._write())
+        await self.writes.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._writes.join()
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
+    async def __aexit__(self, *exc: object) -> None:
+        await self.writes.__aexit__(*exc)
 
     def __len__(self) -> int:
         return len(self._tools)
@@ -262,13 +275,20 @@ class UnifiedToolLibrary:
 
     def validator(self, tool: Tool) -> Any:
         """The compiled schema of a tool's arguments, `None` where there is nothing to check."""
+        return self._compiled(tool, "inputSchema")
+
+    def output_validator(self, tool: Tool) -> Any:
+        """The compiled schema of a tool's structured results, `None` where there is nothing to check."""
+        return self._compiled(tool, "outputSchema")
+
+    def _compiled(self, tool: Tool, member: str) -> Any:
         try:
-            return self._validators[tool.definition_hash]
+            return self._validators[tool.definition_hash, member]
         except KeyError:
-            validator = compile_schema(tool.definition.get("inputSchema"))
-            if len(self._validators) >= 2 * len(self._tools) + 100:
+            validator = compile_schema(tool.definition.get(member))
+            if len(self._validators) >= 4 * len(self._tools) + 100:
                 self._validators.clear()
-            self._validators[tool.definition_hash] = validator
+            self._validators[tool.definition_hash, member] = validator
             return validator
 
     def mirrored(self, tool: Tool) -> Mirrored:
@@ -287,25 +307,31 @@ class UnifiedToolLibrary:
     # Writing
 
     def update(self, server_id: str, spec: UpstreamSpec, definitions: list[dict[str, Any]]) -> None:
-        """Take what a server lists now; what it lists no more is removed."""
+        """Take what a server lists now, as far as the pins let it; what it lists no more is removed."""
         before = dict(self._by_server.get(server_id, {}))
+        verdicts = self.pins.review(
+            server_id, definitions, lambda: self._names_beside(server_id), trusted=spec.identify_callers
+        )
         own: dict[str, Tool] = {}
         upserts: list[Tool] = []
-        for definition in definitions:
-            name = definition["name"]
-            digest = definition_hash(definition)
+        for name, verdict in verdicts.items():
             old = before.get(name)
-            if old is not None and old.definition_hash == digest:
-                own[name] = old if old.tags == spec.tags else msgspec.structs.replace(old, tags=spec.tags)
+            if old is not None and old.definition_hash == verdict.definition_hash:
+                own[name] = (
+                    old
+                    if (old.tags, old.held) == (spec.tags, verdict.held)
+                    else msgspec.structs.replace(old, tags=spec.tags, held=verdict.held)
+                )
                 continue
             own[name] = Tool(
                 tool_id=old.tool_id if old else tool_id(server_id, name),
                 server_id=server_id,
                 name=name,
-                definition=definition,
-                definition_hash=digest,
+                definition=verdict.definition,
+                definition_hash=verdict.definition_hash,
                 first_seen=old.first_seen if old else timestamp(now()),
                 tags=spec.tags,
+                held=verdict.held,
             )
             upserts.append(own[name])
         for name, tool in list(own.items()):
@@ -315,28 +341,60 @@ class UnifiedToolLibrary:
                 del own[name]
                 upserts = [upsert for upsert in upserts if upsert.name != name]
         removed = [tool for name, tool in before.items() if name not in own]
+        marked = any(before[name].held != tool.held for name, tool in own.items() if name in before)
         for tool in removed:
             self._remove(tool)
         for tool in own.values():
             self._put(tool)
         self._by_server[server_id] = own
-        if not (upserts or removed):
-            return
-        self.generation += 1
-        self._save(upserts, removed)
+        if upserts or removed:
+            self._save(upserts, removed)
+        if upserts or removed or marked:
+            self.generation += 1
         for tool in upserts:
             old = before.get(tool.name)
+            change = verdicts[tool.name].change
             if old is None:
-                self._publish("tool_installed", **event_fields(tool), status="ready")
-            else:
-                changed = sorted(
-                    key
-                    for key in {*old.definition, *tool.definition}
-                    if old.definition.get(key) != tool.definition.get(key)
-                )
-                self._publish("tool_updated", **event_fields(tool), changed=changed)
+                warned = {"warnings": list(change.reasons)} if change is not None else {}
+                status = "quarantined" if tool.held is not None else "ready"
+                self._publish("tool_installed", **event_fields(tool), status=status, **warned)
+            elif not verdicts[tool.name].newly_held:
+                self._tell_updated(old, tool, change)
+        for name, tool in own.items():
+            if tool.held is not None and verdicts[name].newly_held:
+                self._publish("tool_quarantined", **_identity(tool), **change_fields(tool.held.change))
+            elif name in before and before[name].held is not None and tool.held is None:
+                self._publish("tool_released", **_identity(tool), reason="its server took the change back")
         for tool in removed:
-            self._publish("tool_removed", tool_id=tool.tool_id, name=tool.name, server_id=server_id)
+            self._publish("tool_removed", **_identity(tool))
+
+    def approve(self, tool: Tool, by: str) -> Tool:
+        """Show and call the tool as its server describes it now.
+
+        Raises:
+            Conflict: it is not quarantined.
+        """
+        change = tool.held.change if tool.held is not None else None
+        pin = self.pins.approve(tool.server_id, tool.name, by)
+        approved = msgspec.structs.replace(
+            tool, definition=pin.definition, definition_hash=pin.definition_hash, held=None
+        )
+        self._put(approved)
+        self.generation += 1
+        self._save([approved], [])
+        self._tell_updated(tool, approved, change, approved_by=by)
+        return approved
+
+    def _tell_updated(self, old: Tool, tool: Tool, change: Change | None, **more: Any) -> None:
+        changed = sorted(
+            key for key in {*old.definition, *tool.definition} if old.definition.get(key) != tool.definition.get(key)
+        )
+        told = change_fields(change) if change is not None else {}
+        self._publish("tool_updated", **event_fields(tool), **{**told, "changed": changed}, **more)
+
+    def _names_beside(self, server_id: str) -> set[str]:
+        """Names of other servers' tools."""
+        return {name for tool in self if tool.server_id != server_id for name in (tool.tool_id, tool.name)}
 
     def set_state(self, server_id: str, state: ServerState) -> None:
         """Note whether a server's tools can be called."""
@@ -353,8 +411,9 @@ class UnifiedToolLibrary:
         self.generation += 1
         if removed:
             self._save([], removed)
+        self.pins.forget(server_id)
         for tool in removed:
-            self._publish("tool_removed", tool_id=tool.tool_id, name=tool.name, server_id=server_id)
+            self._publish("tool_removed", **_identity(tool))
 
     def servers(self) -> set[str]:
         """The ids of all servers that have tools here."""
@@ -382,19 +441,5 @@ class UnifiedToolLibrary:
             }
             for tool in upserts
         ]
-        try:
-            self._writes.put_nowait((rows, [tool.tool_id for tool in removed]))
-        except asyncio.QueueFull:
-            self.store_error = "the database does not keep up: changes of the library are not being saved"
-
-    async def _write(self) -> None:
-        while True:
-            upserts, removed = await self._writes.get()
-            try:
-                await self._database.save_tools(upserts, removed)
-                self.store_error = None
-            except StoreError as exc:
-                self.store_error = str(exc)
-                log.error("cannot save tools", count=len(upserts) + len(removed), error=str(exc))
-            finally:
-                self._writes.task_done()
+        gone = [tool.tool_id for tool in removed]
+        self.writes.put(lambda: self._database.save_tools(rows, gone))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,8 +16,12 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
+FEW_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60)
+MAX_TOOLS = 1000
+
+
 class Metrics:
-    """The gateway's metrics. Labels are server ids, outcomes and event types: sets that stay small."""
+    """The gateway's metrics. Labels are server ids, a thousand tools, outcomes, event types: sets that stay small."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -28,6 +32,17 @@ class Metrics:
         self._seconds = Histogram(
             "toolscore_call_seconds", "How long a tool call took.", ["server"], buckets=SECONDS, registry=self.registry
         )
+        self._tool_calls = Counter(
+            "toolscore_tool_calls_total", "Calls of a tool by outcome.", ["tool", "outcome"], registry=self.registry
+        )
+        self._tool_seconds = Histogram(
+            "toolscore_tool_seconds", "How long calls of a tool took.", ["tool"], buckets=FEW_SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._cache = Counter(
+            "toolscore_cache_hits_total", "Results that were given again, by the level that had them.", ["level"],
+            registry=self.registry,
+        )  # fmt: skip
         self.in_flight = Gauge("toolscore_calls_in_flight", "Tool calls under way.", registry=self.registry)
         self.tools = Gauge("toolscore_tools", "Tools in the library.", registry=self.registry)
         self._up = Gauge("toolscore_server_up", "1 while the server can be called.", ["server"], registry=self.registry)
@@ -47,9 +62,27 @@ class Metrics:
         # labels() costs as much as the observation itself: keep its answers
         self._call_children: dict[tuple[str, str], Counter] = {}
         self._seconds_children: dict[str, Histogram] = {}
+        self._tool_children: dict[tuple[str, str], Counter] = {}
+        self._tool_seconds_children: dict[str, Histogram] = {}
 
-    def call_finished(self, server_id: str, outcome: str, seconds: float) -> None:
-        """Count one call."""
+    def call_finished(self, server_id: str, tool_id: str, outcome: str, seconds: float, level: str | None) -> None:
+        """Count one call. Beyond a thousand tools the others are counted as `other`.
+
+        Args:
+            level: of the cache that had its result; `None`: none.
+        """
+        if level is not None:
+            self._cache.labels(level).inc()
+        of_tool = self._tool_seconds_children.get(tool_id)
+        if of_tool is None:
+            if len(self._tool_seconds_children) >= MAX_TOOLS:
+                tool_id = "other"
+            of_tool = self._tool_seconds_children[tool_id] = self._tool_seconds.labels(tool_id)
+        of_tool.observe(seconds)
+        calls = self._tool_children.get((tool_id, outcome))
+        if calls is None:
+            calls = self._tool_children[tool_id, outcome] = self._tool_calls.labels(tool_id, outcome)
+        calls.inc()
         counter = self._call_children.get((server_id, outcome))
         if counter is None:
             counter = self._call_children[server_id, outcome] = self._calls.labels(server_id, outcome)
@@ -75,6 +108,15 @@ class Metrics:
             metric.remove_by_labels({"server": server_id})
         self._calls.remove_by_labels({"server": server_id})
         self._call_children = {key: child for key, child in self._call_children.items() if key[0] != server_id}
+
+    def tools_gone(self, tool_ids: Collection[str]) -> None:
+        """Forget tools that were removed."""
+        for tool_id in tool_ids:
+            if self._tool_seconds_children.pop(tool_id, None) is not None:
+                self._tool_seconds.remove_by_labels({"tool": tool_id})
+                self._tool_calls.remove_by_labels({"tool": tool_id})
+        gone = set(tool_ids)
+        self._tool_children = {key: child for key, child in self._tool_children.items() if key[0] not in gone}
 
     def event(self, event_type: str) -> None:
         self._events.labels(event_type).inc()

@@ -15,7 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 __all__ = [
     "LOCAL",
     "NOBODY",
+    "CallRecord",
+    "Change",
+    "Credentials",
     "Event",
+    "Held",
     "Principal",
     "ServerState",
     "Tool",
@@ -39,6 +43,15 @@ CLIENT_ONLY_KEYS = frozenset(
 )  # fmt: skip
 """Keys that MCP clients keep in an `mcpServers` entry for their own use: accepted, without effect."""
 
+
+NEVER_FORWARDED = frozenset(
+    {
+        "authorization", "connection", "content-length", "content-type", "cookie", "host", "accept", "mcp-method",
+        "mcp-name", "mcp-protocol-version", "mcp-session-id", "last-event-id", "transfer-encoding", "upgrade",
+        "x-api-key",
+    }
+)  # fmt: skip
+"""Headers that say something about the connection to us, or prove to us who calls."""
 
 ALIASES = {"httpUrl": "url", "serverUrl": "url"}
 """What some clients call the address."""
@@ -67,6 +80,24 @@ def definition_hash(definition: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+class Credentials(BaseModel):
+    """What a server is shown on behalf of some principals. Secrets stand elsewhere; here are references to them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    headers: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _by_reference(self) -> Credentials:
+        for name, value in {**self.headers, **self.env}.items():
+            if "${env:" not in value and "${file:" not in value:
+                raise ValueError(
+                    f"`{name}` holds a value: credentials are given by reference, as ${{env:NAME}} or ${{file:/path}}"
+                )
+        return self
+
+
 class UpstreamSpec(BaseModel):
     """How to reach one MCP server: an entry of `mcpServers`, with our own keys beside the ecosystem's.
 
@@ -86,6 +117,12 @@ class UpstreamSpec(BaseModel):
         description="address of a server that speaks MCP over streamable HTTP, or over a WebSocket",
     )
     headers: dict[str, str] = Field(default_factory=dict)
+
+    credentials: dict[str, Credentials] = Field(
+        default_factory=dict,
+        description="pattern of a principal's name → headers or env on its behalf; the first that fits",
+    )
+    forward_headers: tuple[str, ...] = Field((), description="headers of a client's HTTP request that the server gets")
 
     inprocess: str | None = Field(
         None, pattern=r"^[\w.]+:\w+$", description="module:factory of a server that runs inside the gateway"
@@ -143,6 +180,30 @@ class UpstreamSpec(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _credentials_have_a_way(self) -> UpstreamSpec:
+        for principal, given in self.credentials.items():
+            if given.headers and not self.url:
+                raise ValueError(f"credentials of {principal!r} hold headers: only a server with a `url` gets these")
+            if given.env and not (self.command and not self.dialin):
+                raise ValueError(f"credentials of {principal!r} hold env: only a server with a `command` gets these")
+        if self.forward_headers and not (self.url or "").startswith(("http", "$")):
+            raise ValueError("`forward_headers` is for servers with an HTTP `url`")
+        kept = [name for name in self.forward_headers if name.lower() in NEVER_FORWARDED]
+        if kept:
+            raise ValueError(f"`forward_headers` cannot have {kept[0]!r}: it is the gateway's own")
+        return self
+
+    def on_behalf_of(self, pattern: str) -> UpstreamSpec:
+        """The entry with the credentials under a pattern."""
+        given = self.credentials[pattern]
+        return self.model_copy(update={"headers": {**self.headers, **given.headers}, "env": {**self.env, **given.env}})
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that it says: a server that is reached otherwise may answer otherwise."""
+        return hashlib.sha256(self.model_dump_json(exclude={"tags", "description"}).encode()).hexdigest()
+
     @cached_property
     def kind(self) -> Literal["stdio", "streamable_http", "inprocess", "websocket"]:
         """The way the calls go."""
@@ -151,6 +212,24 @@ class UpstreamSpec(BaseModel):
         if self.command:
             return "stdio"
         return "streamable_http" if self.url else "inprocess"
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """How a tool's definition changed: what it means for callers, why, which members, and a diff to read."""
+
+    kind: Literal["compatible", "breaking", "suspicious"]
+    reasons: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    diff: str = ""
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A definition that nobody is shown until somebody approves it."""
+
+    definition: dict[str, Any]
+    definition_hash: str
+    change: Change
+    since: str
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +246,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     definition_hash: str
     first_seen: str
     tags: tuple[str, ...] = ()
+    held: Held | None = None
+    """It is quarantined: its server says something else of it now, and `definition` is the pinned one."""
 
     @property
     def description(self) -> str:
@@ -228,9 +309,35 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     structured_content: msgspec.Raw | None
     is_error: bool
     duration_ms: float
+    call_id: str
+    """Of its record in the journal."""
     input_required: bool = False
     """Nothing was done yet: the server asks for input (MCP `InputRequiredResult`)."""
-    cache_hit: bool = False
+    cache_level: Literal["l1", "l2", "l3"] | None = None
+    """Where it was kept; `None`: the server has just made it."""
+    stale: bool = False
+    """It stands in for one that could not be had."""
+    suggestion: str | None = None
+    """What helped others whose call failed like this."""
+
+
+class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How one call went, for the journal. `at_ms`: milliseconds since 1970; bodies as they came, secrets too."""
+
+    call_id: str
+    request_id: str
+    at_ms: int
+    principal: str
+    tool_id: str
+    server_id: str
+    name: str
+    definition_hash: str
+    outcome: str
+    duration_ms: float
+    arguments: msgspec.Raw
+    result: msgspec.Raw | None = None
+    error: str | None = None
+    cache: str | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

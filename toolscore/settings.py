@@ -44,7 +44,7 @@ ENV_PREFIX = "TOOLSCORE_"
 NOT_SETTINGS = frozenset({"TOOLSCORE_CONFIG_DIR", "TOOLSCORE_URL"})
 """Variables of the command line and the clients, which share the prefix."""
 
-NEEDS_RESTART = ("core_services", "storage", "access", "events", "logging")
+NEEDS_RESTART = ("core_services", "storage", "access", "events", "logging", "tracing")
 """What cannot change while the gateway runs: open sockets, the open database, who may come in."""
 
 DEBOUNCE_SECONDS = 1.0
@@ -164,6 +164,49 @@ class Breaker(_Section):
     probes: Annotated[int, Field(ge=1, le=100)] = 2
 
 
+class Cache(_Section):
+    enabled: bool = True
+    ttl_seconds: Annotated[float, Field(ge=0)] = 60
+    stale_seconds: Annotated[float, Field(ge=0)] = 300
+    max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
+    max_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+    max_result_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    tools: dict[str, Annotated[float, Field(ge=0)]] = {}
+    shared: tuple[str, ...] = ()
+
+
+class Journal(_Section):
+    enabled: bool = True
+    keep_days: Annotated[float, Field(gt=0)] = 30
+    keep_mb: Annotated[int, Field(ge=1)] = 1024
+    max_body_bytes: Annotated[int, Field(ge=0)] = 4 * 1024 * 1024
+    log_calls: bool = True
+
+
+Action = Literal["accept", "report", "quarantine"]
+
+
+class Pins(_Section):
+    compatible: Action = "accept"
+    breaking: Action = "report"
+    suspicious: Action = "quarantine"
+    first: Action = "report"
+
+
+class Firewall(_Section):
+    enabled: bool = True
+    window_seconds: Seconds = 300
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.6
+
+
+class Scores(_Section):
+    enabled: bool = True
+
+
+class Tracing(_Section):
+    endpoint: str | None = Field(None, pattern=r"^https?://")
+
+
 class Servers(_Section):
     start_timeout_seconds: Seconds = 60
     max_start_failures: Annotated[int, Field(ge=1)] = 5
@@ -178,6 +221,7 @@ class Servers(_Section):
 class Storage(_Section):
     data_dir: str = "data"
     database_url: str | None = None
+    redis_url: str | None = Field(None, pattern=r"^(rediss?|unix)://")
 
 
 class Events(_Section):
@@ -236,6 +280,12 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     rates: Rates = Rates()
     breaker: Breaker = Breaker()
+    cache: Cache = Cache()
+    pins: Pins = Pins()
+    journal: Journal = Journal()
+    scores: Scores = Scores()
+    firewall: Firewall = Firewall()
+    tracing: Tracing = Tracing()
     python_executor: PythonExecutor = PythonExecutor()
     logging: Logging = Logging()
     upstreams: dict[str, UpstreamSpec] = Field(default_factory=dict, alias="mcpServers")

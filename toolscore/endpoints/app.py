@@ -35,6 +35,7 @@ from toolscore.endpoints.asgi import (
 from toolscore.endpoints.live import add_live
 from toolscore.endpoints.mcp_http import McpHttpEndpoint
 from toolscore.endpoints.mcp_router import serve_router
+from toolscore.endpoints.operations import add_operations
 from toolscore.endpoints.rest import EXECUTE_PATHS, ExecuteEndpoint, add_rest
 from toolscore.errors import InternalError, MethodNotFound, ToolScoreError, Unauthenticated
 from toolscore.gateway import Gateway, open_gateway, token_rules
@@ -205,6 +206,7 @@ def create_app(gateway: Gateway) -> Callable[..., Any]:
         )
 
     add_rest(app, gateway)
+    add_operations(app, gateway)
     add_live(app, gateway)
     return _Front(gateway, app)
 

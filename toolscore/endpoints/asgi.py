@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Protocol
 
@@ -26,6 +26,7 @@ __all__ = [
     "Send",
     "envelope",
     "failure",
+    "forwarded_headers",
     "header",
     "new_request_id",
     "principal_of",
@@ -54,6 +55,13 @@ def header(scope: Scope, name: bytes) -> str | None:
         headers = scope["toolscore.headers"] = dict(scope["headers"])
     value = headers.get(name)
     return value.decode("latin-1") if value is not None else None
+
+
+def forwarded_headers(names: Collection[str], scope: Scope) -> Mapping[str, str]:
+    """The headers of a request that some server is to have, by their names in lower case; most often none."""
+    if not names:
+        return {}
+    return {name: value for name in names if (value := header(scope, name.encode())) is not None}
 
 
 def principal_of(scope: Scope) -> Principal:
@@ -99,7 +107,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     return bytes(parts)
 
 
-async def send_json(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+async def send_json(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """One JSON answer."""
     await send(
         {
@@ -108,7 +116,7 @@ async def send_json(send: Send, status: int, body: bytes, headers: list[tuple[by
             "headers": [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
-                *(headers or ()),
+                *headers,
             ],
         }
     )
@@ -121,16 +129,23 @@ def envelope(
     request_id: str,
     started: float,
     message: str = "",
-    cache_hit: bool = False,
+    cache_level: str | None = None,
+    stale: bool = False,
 ) -> dict[str, Any]:
     """The one shape of every REST answer. `started` is a `time.perf_counter()`."""
+    performance: dict[str, Any] = {
+        "duration_ms": round((time.perf_counter() - started) * 1000, 3),
+        "cache_hit": cache_level is not None,
+    }
+    if cache_level is not None:
+        performance |= {"cache_level": cache_level, "stale": stale}
     return {
         "success": True,
         "data": data,
         "message": message,
         "timestamp": timestamp(),
         "request_id": request_id,
-        "performance": {"duration_ms": round((time.perf_counter() - started) * 1000, 3), "cache_hit": cache_hit},
+        "performance": performance,
     }
 
 

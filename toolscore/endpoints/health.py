@@ -20,13 +20,23 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         checks["database"] = {"status": "healthy"}
     except StoreError as exc:
         checks["database"] = {"status": "degraded", "reason": str(exc)}
+    pipeline = gateway.pipeline
     for name, error, lost in (
         ("events", gateway.events.store_error, gateway.events.unsaved),
-        ("library", gateway.library.store_error, None),
+        ("library", gateway.library.writes.error, gateway.library.writes.lost),
+        ("pins", gateway.library.pins.writes.error, gateway.library.pins.writes.lost),
+        ("journal", pipeline.journal.store_error, pipeline.journal.lost),
+        ("cache", pipeline.cache.store_error, 0),
+        ("scores", pipeline.scores.writes.error, pipeline.scores.writes.lost),
+        ("firewall", pipeline.firewall.writes.error, pipeline.firewall.writes.lost),
     ):
         checks[name] = {"status": "degraded", "reason": error} if error else {"status": "healthy"}
         if lost:
             checks[name]["unsaved"] = lost
+    if gateway.shared is not None:
+        checks["redis"] = (
+            {"status": "healthy"} if gateway.shared.up else {"status": "degraded", "reason": gateway.shared.error}
+        )
     if gateway.settings_problems:
         checks["settings"] = {"status": "degraded", "reason": "; ".join(gateway.settings_problems)}
     else:

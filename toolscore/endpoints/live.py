@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from toolscore.auth import ADMIN
 from toolscore.endpoints.asgi import new_request_id, principal_of
-from toolscore.endpoints.rest import stats_fields, tool_fields
+from toolscore.endpoints.rest import result_fields, stats_fields, tool_fields
 from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
 from toolscore.gateway import Gateway
 from toolscore.jsonrpc import decode, encode
@@ -24,7 +24,7 @@ __all__ = ["COMMANDS", "add_live", "command"]
 
 log = structlog.get_logger(__name__)
 
-TOOL_EVENTS = frozenset({"tool_installed", "tool_updated", "tool_removed", "tool_quarantined"})
+TOOL_EVENTS = frozenset({"tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released"})
 STATS_SECONDS = 1.0
 SSE_COMMENT_SECONDS = 15.0
 MAX_COMMANDS = 64
@@ -43,7 +43,7 @@ def command(function: Command) -> Command:
 @command
 async def get_stats(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
     await gateway.refresh_server_stats()
-    return stats_fields(gateway)
+    return stats_fields(gateway, principal)
 
 
 @command
@@ -85,13 +85,7 @@ async def execute_tool(gateway: Gateway, params: dict[str, Any], principal: Prin
         ),
         principal,
     )
-    return {
-        "call_id": request_id,
-        "tool_id": result.tool.tool_id,
-        "content": result.content,
-        "structured_content": result.structured_content,
-        "is_error": result.is_error,
-    }
+    return result_fields(result)
 
 
 def _text(params: dict[str, Any], name: str) -> str:
@@ -197,7 +191,7 @@ class _StatsTeller:
     async def _run(self) -> None:
         while True:
             await self._gateway.refresh_server_stats()
-            self._gateway.events.tell("stats_update", payload=stats_fields(self._gateway))
+            self._gateway.events.tell("stats_update", payload=stats_fields(self._gateway, None))
             await asyncio.sleep(STATS_SECONDS)
 
 

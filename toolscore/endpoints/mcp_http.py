@@ -13,7 +13,7 @@ import itertools
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import structlog
@@ -24,6 +24,7 @@ from toolscore.endpoints.asgi import (
     Receive,
     Scope,
     Send,
+    forwarded_headers,
     header,
     new_request_id,
     principal_of,
@@ -351,13 +352,13 @@ class _Response:
         if self._writer is not None:
             self._writer.cancel()
 
-    async def end(self, status: int, message: bytes | None) -> None:
-        """Give the answer; `None` for a request that gets none."""
+    async def end(self, status: int, message: bytes | None, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Give the answer; `None` for a request that gets none. A stream has sent its headers before."""
         if self.stream is None and message is None:
             self._may_stream = True  # an empty stream is how a request ends without an answer
             self.open()
         if self.stream is None:
-            await send_json(self._send, status, message or b"")
+            await send_json(self._send, status, message or b"", headers)
             return
         if message is not None:
             self.stream.put(message)
@@ -519,6 +520,7 @@ class McpHttpEndpoint:
         else:
             caller = Caller()
             caller.principal = principal_of(scope)
+        caller.headers = forwarded_headers(self._gateway.upstreams.forwarded, scope)
         status = 200
         message: bytes | None
         try:
@@ -547,7 +549,8 @@ class McpHttpEndpoint:
         finally:
             if session is not None:
                 session.calls.pop(frame.id, None)
-        await response.end(status, message)
+        calls = frame.method == "tools/call"
+        await response.end(status, message, self._gateway.pipeline.rates.headers(principal_of(scope)) if calls else ())
 
     async def _carry_out(
         self, server: McpServer, method: str, params: Members, caller: StatelessCaller, request_id: str

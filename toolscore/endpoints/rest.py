@@ -24,6 +24,7 @@ from toolscore.endpoints.asgi import (
     Send,
     envelope,
     failure,
+    forwarded_headers,
     header,
     new_request_id,
     principal_of,
@@ -41,11 +42,22 @@ from toolscore.errors import (
 )
 from toolscore.gateway import EXECUTOR_ID, Gateway
 from toolscore.jsonrpc import decode, encode
+from toolscore.library import change_fields
 from toolscore.metrics import CONTENT_TYPE
-from toolscore.models import Principal, Tool, ToolCall, UpstreamSpec, shown_url
-from toolscore.upstreams import Upstream
+from toolscore.models import Principal, Tool, ToolCall, ToolResult, UpstreamSpec, shown_url
+from toolscore.tracing import CARRIED
+from toolscore.upstreams import Caller, Upstream
 
-__all__ = ["EXECUTE_PATHS", "ExecuteEndpoint", "add_rest", "stats_fields", "tool_fields"]
+__all__ = [
+    "EXECUTE_PATHS",
+    "FAILURE_OPENAPI",
+    "ExecuteEndpoint",
+    "add_rest",
+    "answer",
+    "result_fields",
+    "stats_fields",
+    "tool_fields",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +94,7 @@ class ExecuteEndpoint:
         try:
             body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
             with ClientWatch(receive) as watch:
-                answer = await self._execute(_parse(body), principal_of(scope), request_id, started)
+                answer = await self._execute(_parse(body), scope, request_id, started)
             status = 200
             headers += self._gateway.pipeline.rates.headers(principal_of(scope))
         except ToolScoreError as exc:
@@ -100,7 +112,12 @@ class ExecuteEndpoint:
             answer, headers = failure(error, request_id=request_id, started=started)
         await send_json(send, status, answer, headers)
 
-    async def _execute(self, request: ExecuteRequest, principal: Principal, request_id: str, started: float) -> bytes:
+    async def _execute(self, request: ExecuteRequest, scope: Scope, request_id: str, started: float) -> bytes:
+        principal = principal_of(scope)
+        caller = None
+        if headers := forwarded_headers(self._gateway.upstreams.forwarded, scope):
+            caller = Caller()
+            caller.principal, caller.headers = principal, headers
         parameters = request.parameters
         if request.session_id is not None:
             parameters = _with_session(parameters, request.session_id)
@@ -111,20 +128,43 @@ class ExecuteEndpoint:
                 arguments=parameters,
                 timeout_seconds=request.timeout_seconds,
                 request_id=request_id,
+                extra=_trace(scope),
             ),
             principal,
+            caller=caller,
         )
-        data = {
-            "call_id": request_id,
-            "tool_id": result.tool.tool_id,
-            "content": result.content,
-            "structured_content": result.structured_content,
-            "is_error": result.is_error,
-        }
         message = "the tool reported an error" if result.is_error else ""
         return encode(
-            envelope(data, request_id=request_id, started=started, message=message, cache_hit=result.cache_hit)
+            envelope(
+                result_fields(result),
+                request_id=request_id,
+                started=started,
+                message=message,
+                cache_level=result.cache_level,
+                stale=result.stale,
+            )
         )
+
+
+def result_fields(result: ToolResult) -> dict[str, Any]:
+    """A call's result as REST shows it."""
+    data: dict[str, Any] = {
+        "call_id": result.call_id,
+        "tool_id": result.tool.tool_id,
+        "content": result.content,
+        "structured_content": result.structured_content,
+        "is_error": result.is_error,
+    }
+    if result.suggestion is not None:
+        data["suggestion"] = result.suggestion
+    return data
+
+
+def _trace(scope: Scope) -> dict[str, Any] | None:
+    """The caller's trace, as a tool's server gets it (MCP: members of `_meta`)."""
+    if header(scope, b"traceparent") is None:
+        return None
+    return {"_meta": {key: value for key in CARRIED if (value := header(scope, key.encode())) is not None}}
 
 
 def _parse(body: bytes) -> ExecuteRequest:
@@ -167,9 +207,17 @@ def tool_fields(gateway: Gateway, tool: Tool, *, full: bool = False) -> dict[str
         "tags": list(tool.tags),
         "available": gateway.library.available(tool),
         "server_state": gateway.library.state(tool.server_id),
+        "circuit": gateway.pipeline.circuit(tool.server_id),
+        "quarantined": tool.held is not None,
+        "score": gateway.pipeline.scores.of(tool).value,
     }
     if full:
+        pin = gateway.library.pins.find(tool.server_id, tool.name)
         fields |= {
+            "score": msgspec.structs.asdict(gateway.pipeline.scores.of(tool)),
+            "pin": {"pinned_at": pin.pinned_at, "pinned_by": pin.pinned_by} if pin is not None else None,
+            "change": change_fields(tool.held.change) if tool.held is not None else None,
+            "windows": gateway.pipeline.stats.of_tool(tool.tool_id),
             "definition": tool.definition,
             "definition_hash": tool.definition_hash,
             "first_seen": tool.first_seen,
@@ -202,6 +250,8 @@ def server_fields(gateway: Gateway, upstream: Upstream, *, full: bool = False) -
             "env_keys": sorted(spec.env),
             "url": shown_url(spec.url) if spec.url else None,
             "header_names": sorted(spec.headers),
+            "credentials_of": list(spec.credentials),
+            "forward_headers": list(spec.forward_headers),
             "endpoint": spec.endpoint,
             "up_since": upstream.up_since,
             "stderr": list(upstream.stderr),
@@ -225,14 +275,16 @@ def _memory_bytes(pid: int | None) -> int | None:
         return None
 
 
+def answer(request: Request, data: Any, message: str = "", status: int = 200) -> Response:
+    """An answer in the envelope."""
+    request_id = request.state.request_id
+    body = encode(envelope(data, request_id=request_id, started=request.state.started, message=message))
+    return Response(body, status_code=status, media_type="application/json")
+
+
 def add_rest(app: FastAPI, gateway: Gateway) -> None:
     """Add the routes and the envelope for errors to an application."""
     router = APIRouter()
-
-    def answer(request: Request, data: Any, message: str = "", status: int = 200) -> Response:
-        request_id = request.state.request_id
-        body = encode(envelope(data, request_id=request_id, started=request.state.started, message=message))
-        return Response(body, status_code=status, media_type="application/json")
 
     execute = ExecuteEndpoint(gateway)
 
@@ -368,7 +420,7 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
     @router.get("/api/v1/stats", summary="Figures", tags=["monitoring"])
     async def stats(request: Request) -> Response:
         await gateway.refresh_server_stats()
-        return answer(request, stats_fields(gateway))
+        return answer(request, stats_fields(gateway, principal_of(request.scope)))
 
     @router.get("/health", summary="A check for each part", tags=["monitoring"])
     async def get_health(request: Request) -> Response:
@@ -433,13 +485,25 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
 
 
-def stats_fields(gateway: Gateway) -> dict[str, Any]:
-    """The figures of `/api/v1/stats` and of `stats_update`."""
+def stats_fields(gateway: Gateway, principal: Principal | None) -> dict[str, Any]:
+    """The figures of `/api/v1/stats` and of `stats_update`, with no tool that this principal does not see.
+
+    Args:
+        principal: `None`: whoever listens; no tools then, unless all may see all.
+    """
     states: dict[str, int] = {}
     for upstream in gateway.upstreams:
         states[upstream.state] = states.get(upstream.state, 0) + 1
+    figures = gateway.pipeline.stats.snapshot()
+    if principal is None:
+        if not gateway.pipeline.policy.is_open:
+            del figures["top_tools"]
+    elif (sees := gateway.pipeline.sees(principal)) is not None:
+        figures["top_tools"] = [one for one in figures["top_tools"] if gateway.library.find(one["tool_id"], sees)]
     return {
-        **gateway.pipeline.stats.snapshot(),
+        **figures,
+        "cache": {**gateway.pipeline.cache.hits, "misses": gateway.pipeline.cache.misses},
+        "journal": {"written": gateway.pipeline.journal.written, "lost": gateway.pipeline.journal.lost},
         "tools_total": len(gateway.library),
         "servers": states,
         "event_subscribers": len(gateway.events.notifier),

@@ -1,5 +1,5 @@
 """What one call passes, on one screen: `call.py`. The steps stand beside it."""
 
-from toolscore.pipeline.call import CallPipeline, CallStats
+from toolscore.pipeline.call import CallPipeline
 
-__all__ = ["CallPipeline", "CallStats"]
+__all__ = ["CallPipeline"]

@@ -1,18 +1,14 @@
 """One call, from any door to its answer. The steps stand in the order of ARCHITECTURE.md 3:
 
-    resolve name → validate arguments → authorise → (cache) → limits → breaker
-                 → upstream (again, if safe) → (journal · score) · metrics
-
-Those in brackets are rooms of their own; each joins with a line in `_steps`.
+resolve name → pin → validate arguments → authorise → cache → limits → breaker
+             → upstream (again, if safe) → journal · score · metrics · error firewall
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 import time
-from collections import Counter, deque
 from typing import Any
 
 import msgspec
@@ -33,27 +29,41 @@ from toolscore.errors import (
     UpstreamUnavailable,
 )
 from toolscore.events import EventLog
-from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, decode, meta_of
+from toolscore.firewall import ErrorFirewall
+from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, decode, decode_object, encode, meta_of
 from toolscore.library import Sees, UnifiedToolLibrary
 from toolscore.metrics import Metrics
-from toolscore.models import LOCAL, Principal, Tool, ToolCall, ToolResult
+from toolscore.models import LOCAL, CallRecord, Principal, Tool, ToolCall, ToolResult
 from toolscore.pipeline.breaker import Breaker, BreakerRules, BreakerState
+from toolscore.pipeline.cache import Cached, ResultCache, Slot
 from toolscore.pipeline.deadline import Deadline
+from toolscore.pipeline.journal import Journal, new_call_id
 from toolscore.pipeline.limits import RateLimits, Turnstile
 from toolscore.pipeline.policy import Policy
+from toolscore.pipeline.stats import CallStats
 from toolscore.pipeline.validation import check_arguments
-from toolscore.upstreams import Attempt, Caller, UpstreamPool
+from toolscore.scores import Scores
+from toolscore.tracing import Tracing
+from toolscore.upstreams import Attempt, Caller, Upstream, UpstreamPool
 
-__all__ = ["CallPipeline", "CallStats"]
+__all__ = ["CallPipeline"]
 
 log = structlog.get_logger(__name__)
 
-RECENT_CALLS = 1000
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 2.0
 MAX_PRINCIPALS = 1000
 MAX_KNOWN = 100_000
 OPEN = Policy()
+MAX_CHECKED_BYTES = 256 * 1024
+"""A larger result is not held against its schema."""
+MAX_MESSAGE = 2000
+LEARNED_FROM = frozenset(
+    {"invalid_arguments", "upstream_unavailable", "upstream_timeout", "outcome_unknown", "upstream_protocol_error"}
+)
+"""Errors that say something of the call; the others are about the caller, or about the moment."""
+STAND_IN = (UpstreamUnavailable, UpstreamTimeout, Overloaded)
+"""For these a result that is past its time may stand in."""
 PRINCIPAL = "toolscore/principal"
 """The member of `_meta` that tells our own servers who calls."""
 
@@ -88,41 +98,6 @@ class _Sight:
         return known
 
 
-class CallStats:
-    """Counts since the start, and the latency of the last thousand calls."""
-
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.tools: Counter[str] = Counter()
-        self.in_flight = 0
-        self.started = time.monotonic()
-        self._recent_ms: deque[float] = deque(maxlen=RECENT_CALLS)
-
-    def add(self, tool: str, outcome: str, milliseconds: float) -> None:
-        self.outcomes[outcome] += 1
-        self.tools[tool] += 1
-        self._recent_ms.append(milliseconds)
-
-    def snapshot(self) -> dict[str, Any]:
-        """The figures for `/api/v1/stats`; latencies in milliseconds, `None` before the first call."""
-        recent = sorted(self._recent_ms)
-        cuts = statistics.quantiles(recent, n=100, method="inclusive") if len(recent) > 1 else None
-        only = recent[0] if recent else None
-        return {
-            "calls_total": self.outcomes.total(),
-            "calls_in_flight": self.in_flight,
-            "outcomes": dict(self.outcomes),
-            "uptime_seconds": round(time.monotonic() - self.started, 3),
-            "recent": {
-                "count": len(recent),
-                "p50_ms": round(cuts[49], 3) if cuts else only,
-                "p95_ms": round(cuts[94], 3) if cuts else only,
-                "p99_ms": round(cuts[98], 3) if cuts else only,
-            },
-            "top_tools": [{"tool_id": name, "calls": count} for name, count in self.tools.most_common(10)],
-        }
-
-
 class CallPipeline:
     """Carries out calls. Every door ends in `call`.
 
@@ -138,9 +113,19 @@ class CallPipeline:
         *,
         metrics: Metrics,
         events: EventLog,
+        cache: ResultCache,
+        journal: Journal,
+        scores: Scores,
+        firewall: ErrorFirewall,
+        tracing: Tracing | None = None,
         call_timeout_seconds: float = 60,
         policy: Policy = OPEN,
     ) -> None:
+        self.cache = cache
+        self.journal = journal
+        self.scores = scores
+        self.firewall = firewall
+        self.tracing = tracing
         self._library = library
         self._upstreams = upstreams
         self._metrics = metrics
@@ -161,57 +146,132 @@ class CallPipeline:
         self._closing = False
         metrics.in_flight.set_function(lambda: self.stats.in_flight)
 
-    async def call(self, call: ToolCall, principal: Principal, *, caller: Caller | None = None) -> ToolResult:
+    async def call(
+        self, call: ToolCall, principal: Principal, *, caller: Caller | None = None, fresh: bool = False
+    ) -> ToolResult:
         """Run a tool. Cancelling this cancels the server's work.
 
         Args:
             caller: the client, as far as the server may reach it while it works.
+            fresh: past the cache, and nothing is learned from it.
 
         Raises:
-            ToolNotFound, InvalidArguments, UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError.
+            ToolNotFound, Forbidden, InvalidArguments, RateLimited, Overloaded, CircuitOpen, UpstreamUnavailable,
+            UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError.
         """
-        started = time.perf_counter()
+        if self.tracing is None:
+            return await self._call(call, principal, caller, fresh)
+        with self.tracing.call(call, principal) as span:
+            result = await self._call(call, principal, caller, fresh)
+            span.ended(result)
+            return result
+
+    async def _call(self, call: ToolCall, principal: Principal, caller: Caller | None, fresh: bool) -> ToolResult:
+        started, call_id = time.perf_counter(), new_call_id()
         task = asyncio.current_task()
         assert task is not None
         self._active.add(task)
         self.stats.in_flight += 1
-        outcome, tool = "cancelled", None
+        outcome, tool, result, error = "cancelled", None, None, None
+        answered: Raw | None = None
         try:
             if self._closing:
                 raise Overloaded("the gateway is shutting down: call again when it is back", retry_after_seconds=5)
             tool = await self._resolve(call, self.sees(principal))
-            result = await self._steps(tool, call, principal, started, caller)
+            result = await self._steps(tool, call, principal, caller, started, call_id, fresh)
             outcome = "tool_error" if result.is_error else "ok"
+            answered = result.raw
+            if result.is_error:
+                error = _text_of(result.content)
+            if fresh:
+                return result
+            if error is not None:
+                match = self.firewall.failed(principal.name, tool.tool_id, error, call.arguments)
+                if match is not None and match.suggestion is not None:
+                    result = _with_suggestion(result, match.suggestion)
+            else:
+                self.firewall.succeeded(principal.name, tool.tool_id, call.arguments)
             return result
         except ToolScoreError as exc:
-            outcome = exc.code
+            outcome, error = exc.code, exc.message
+            if tool is not None and outcome in LEARNED_FROM and not fresh:
+                match = self.firewall.failed(principal.name, tool.tool_id, error, call.arguments)
+                if match is not None and match.suggestion is not None:
+                    exc.suggestion = f"{exc.suggestion}; {match.suggestion}" if exc.suggestion else match.suggestion
             raise
         except asyncio.CancelledError as exc:
             if task not in self._ended:
                 raise
             task.uncancel()
             outcome = OutcomeUnknown.code
-            raise OutcomeUnknown(
-                f"the gateway was shut down during the call of {call.tool_id}, and it may have done its work"
-            ) from exc
+            error = f"the gateway was shut down during the call of {call.tool_id}, and it may have done its work"
+            raise OutcomeUnknown(error) from exc
         finally:
             self._active.discard(task)
-            seconds = time.perf_counter() - started
             self.stats.in_flight -= 1
-            # Names that do not exist are the caller's to choose: they must not become labels.
-            server_id, name = (tool.server_id, tool.tool_id) if tool is not None else ("-", "-")
-            self.stats.add(name, outcome, seconds * 1000)
-            self._metrics.call_finished(server_id, outcome, seconds)
-            if len(self._events.notifier) and self._events.notifier.wanted("call_finished"):
-                self._events.tell(
-                    "call_finished",
-                    tool_id=name,
-                    server_id=server_id,
-                    outcome=outcome,
-                    duration_ms=round(seconds * 1000, 3),
-                    request_id=call.request_id,
-                    principal=principal.name,
-                )
+            seconds = time.perf_counter() - started
+            self._note(call, call_id, principal, tool, result, answered, outcome, error, seconds)
+
+    def _note(
+        self,
+        call: ToolCall,
+        call_id: str,
+        principal: Principal,
+        tool: Tool | None,
+        result: ToolResult | None,
+        answered: Raw | None,
+        outcome: str,
+        error: str | None,
+        seconds: float,
+    ) -> None:
+        """Count a call that ended, and have it remembered."""
+        # Names that do not exist are the caller's to choose: they must not become labels.
+        server_id, name = (tool.server_id, tool.tool_id) if tool is not None else ("-", "-")
+        level = result.cache_level if result is not None else None
+        self.stats.add(name, outcome, seconds * 1000)
+        self._metrics.call_finished(server_id, name, outcome, seconds, level)
+        if tool is not None and level is None:
+            self.scores.add(tool, outcome, seconds, self._fits(tool, result))
+        self.journal.add(
+            CallRecord(
+                call_id=call_id,
+                request_id=call.request_id,
+                at_ms=int(time.time() * 1000 - seconds * 1000),
+                principal=principal.name,
+                tool_id=name,
+                server_id=server_id,
+                name=tool.name if tool is not None else call.tool_id[:200],
+                definition_hash=tool.definition_hash if tool is not None else "",
+                outcome=outcome,
+                duration_ms=seconds * 1000,
+                arguments=call.arguments,
+                result=answered,
+                error=error[:MAX_MESSAGE] if error else None,
+                cache=("stale" if result.stale else level) if result is not None else None,
+            )
+        )
+        if len(self._events.notifier) and self._events.notifier.wanted("call_finished"):
+            self._events.tell(
+                "call_finished",
+                tool_id=name,
+                server_id=server_id,
+                outcome=outcome,
+                duration_ms=round(seconds * 1000, 3),
+                call_id=call_id,
+                request_id=call.request_id,
+                principal=principal.name,
+            )
+
+    def _fits(self, tool: Tool, result: ToolResult | None) -> bool | None:
+        """Whether a result is as its tool's `outputSchema` says; `None`: there is nothing to hold it against."""
+        if result is None or result.is_error or "outputSchema" not in tool.definition or result.input_required:
+            return None
+        if result.structured_content is None:
+            return False
+        validator = self._library.output_validator(tool)
+        if validator is None or memoryview(result.structured_content).nbytes > MAX_CHECKED_BYTES:
+            return None
+        return bool(validator.is_valid(decode(result.structured_content)))
 
     async def close(self, seconds: float) -> None:
         """Take no more calls, let those under way finish for so long, and end the others: their callers are told."""
@@ -235,6 +295,14 @@ class CallPipeline:
                 self._seen.clear()
             sight = self._seen[principal] = _Sight(self.policy, principal).sees
         return sight
+
+    def find(self, name: str, server_id: str, principal: Principal) -> Tool:
+        """A server's tool by its own name, as a principal sees it.
+
+        Raises:
+            ToolNotFound: with the nearest names.
+        """
+        return self._library.resolve(name, None, server_id, sees=self.sees(principal))
 
     def _turnstile(self, server_id: str) -> Turnstile:
         """A server's places for calls."""
@@ -322,35 +390,86 @@ class CallPipeline:
         tool: Tool,
         call: ToolCall,
         principal: Principal,
-        started: float,
         caller: Caller | None,
+        started: float,
+        call_id: str,
+        fresh: bool,
     ) -> ToolResult:
+        if tool.held is not None:
+            change = tool.held.change
+            raise Forbidden(
+                f"{tool.tool_id} is quarantined: its server says something else of it since {tool.held.since} "
+                f"({'; '.join(change.reasons) or change.kind}). It can be called again once an operator has approved "
+                f"it (`toolscore pins approve {tool.tool_id}`). What changed:\n{change.diff}"
+            )
         check_arguments(tool, self._library.validator(tool), call.arguments)
         if self.policy.looks_at_arguments:
             decision = self.policy.decide(principal, tool, decode(call.arguments))
             if not decision.allowed:
                 why = decision.reason or "a rule of the operator is against it"
                 raise Forbidden(f"{principal.name!r} may not call {tool.tool_id} with these arguments: {why}")
-        if not (principal is LOCAL or self.rates.is_open):
-            await self.rates.take(principal, tool)
-        turnstile = self._turnstile(tool.server_id)
-        await turnstile.enter(caller, call.timeout_seconds or self.call_timeout_seconds)
-        began = time.perf_counter()
-        try:
-            try:
-                raw = await self._try(tool, call, principal, caller)
-            except UpstreamUnavailable as exc:  # it did not happen, or may be made again: its message says which
-                if not self.retries or not _may_pass(exc):
-                    raise
-                raw = await self._try_again(tool, call, principal, caller)
-        finally:
-            turnstile.leave(time.perf_counter() - began)
-        result = _result(tool, raw, (time.perf_counter() - started) * 1000)
+        slot = None if fresh else self._slot(tool, call, principal, caller)
+        found = await self.cache.look(slot) if slot is not None else None
+        stale = False
+        if found is not None and found.fresh_until > time.time():
+            self.cache.count(found)
+            raw = found.raw
+        else:
+            if not (principal is LOCAL or self.rates.is_open):
+                await self.rates.take(principal, tool)
+            if slot is None:
+                raw, found = await self._reach(tool, call, principal, caller), None
+            else:
+                try:
+                    raw = await self.cache.once(slot, lambda: self._make(tool, call, principal, caller))
+                    self.cache.count(None)
+                    found = None
+                except STAND_IN:
+                    if found is None or found.stale_until <= time.time():
+                        raise
+                    self.cache.count(found, stale=True)
+                    raw, stale = _marked_stale(found), True
+        result = _result(tool, raw, (time.perf_counter() - started) * 1000, call_id, found, stale)
         if result.input_required and (caller is None or not caller.stateless):
             raise InvalidRequest(
                 f"{tool.tool_id} needs input of its user before it can go on: call it over MCP, with a client that asks"
             )
         return result
+
+    def _slot(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> Slot | None:
+        """Where the result is kept; `None`: it depends on more than the call, or is not kept."""
+        if call.extra is not None and call.extra.keys() - {"_meta"}:
+            return None
+        upstream = self._upstreams.find(tool.server_id)
+        if upstream is None or upstream.asks:  # each client may get an answer of its own
+            return None
+        spec = upstream.spec
+        if spec.forward_headers and caller is not None and caller.headers:
+            return None
+        return self.cache.slot(tool, call.arguments, principal, spec.digest, own=bool(spec.credentials))
+
+    async def _make(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> tuple[Raw, bool]:
+        """Reach the server. The result, and whether it may be given again."""
+        raw = await self._reach(tool, call, principal, caller)
+        parsed = _parsed(tool, raw)
+        upstream = self._upstreams.find(tool.server_id)
+        asked = upstream is None or upstream.asks  # just now, maybe
+        return raw, not (parsed.is_error or asked) and parsed.result_type == "complete"
+
+    async def _reach(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> Raw:
+        """Ask the server when there is a place, and again where that is safe."""
+        turnstile = self._turnstile(tool.server_id)
+        await turnstile.enter(caller, call.timeout_seconds or self.call_timeout_seconds)
+        began = time.perf_counter()
+        try:
+            try:
+                return await self._try(tool, call, principal, caller)
+            except UpstreamUnavailable as exc:  # it did not happen, or may be made again: its message says which
+                if not self.retries or not _may_pass(exc):
+                    raise
+                return await self._try_again(tool, call, principal, caller)
+        finally:
+            turnstile.leave(time.perf_counter() - began)
 
     async def _try(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> Raw:
         """Ask the server once, if its breaker lets us, and tell the breaker how it went."""
@@ -418,6 +537,27 @@ class CallPipeline:
         if upstream is None:
             raise UpstreamUnavailable(f"server {server_id!r} is not connected")
         limit = timeout_seconds or upstream.spec.call_timeout_seconds or self.call_timeout_seconds
+        if self.tracing is not None:
+            with self.tracing.request(server_id, method, what) as span:
+                params = {**(params or {}), "_meta": {**meta_of(params), **span.carried()}}
+                return await self._relay(upstream, method, params, what, principal, caller, limit, safe_to_repeat)
+        return await self._relay(upstream, method, params, what, principal, caller, limit, safe_to_repeat)
+
+    async def _relay(
+        self,
+        upstream: Upstream,
+        method: str,
+        params: dict[str, Any] | None,
+        what: str,
+        principal: Principal,
+        caller: Caller | None,
+        limit: float,
+        safe_to_repeat: bool,
+    ) -> Raw:
+        server_id = upstream.server_id
+        if caller is None and upstream.spec.credentials:
+            caller = Caller()
+            caller.principal = principal
         if upstream.spec.identify_callers:
             params = {**(params or {}), "_meta": {**meta_of(params), PRINCIPAL: principal.name}}
         attempt = Attempt()
@@ -469,11 +609,15 @@ def _retry_after(exc: RemoteError) -> float | None:
     return float(wait) if isinstance(wait, int | float) else None
 
 
-def _result(tool: Tool, raw: Raw, duration_ms: float) -> ToolResult:
+def _parsed(tool: Tool, raw: Raw) -> _CallResult:
     try:
-        parsed = _results.decode(raw)
+        return _results.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise UpstreamProtocolError(f"{tool.server_id} answered the call of {tool.name} with nonsense: {exc}") from exc
+
+
+def _result(tool: Tool, raw: Raw, duration_ms: float, call_id: str, found: Cached | None, stale: bool) -> ToolResult:
+    parsed = _parsed(tool, raw)
     return ToolResult(
         tool=tool,
         raw=raw,
@@ -482,4 +626,33 @@ def _result(tool: Tool, raw: Raw, duration_ms: float) -> ToolResult:
         is_error=parsed.is_error,
         input_required=parsed.result_type == "input_required",
         duration_ms=duration_ms,
+        call_id=call_id,
+        cache_level=found.level if found is not None else None,
+        stale=stale,
     )
+
+
+def _marked_stale(found: Cached) -> Raw:
+    """A kept result that says how old it is: whoever reads it should know."""
+    result = decode_object(found.raw)
+    meta = meta_of({"_meta": result["_meta"]}) if "_meta" in result else {}
+    meta["toolscore/stale"] = {"age_seconds": round(found.age, 1)}
+    return Raw(encode({**result, "_meta": meta}))
+
+
+def _with_suggestion(result: ToolResult, suggestion: str) -> ToolResult:
+    """A failed tool's result with what helped before, where a model reads it."""
+    try:
+        content = msgspec.json.decode(result.content, type=list[Raw])
+    except msgspec.ValidationError:
+        return msgspec.structs.replace(result, suggestion=suggestion)
+    content.append(Raw(encode({"type": "text", "text": f"Suggestion: {suggestion}"})))
+    raw = Raw(encode({**decode_object(result.raw), "content": content}))
+    return msgspec.structs.replace(result, raw=raw, content=Raw(encode(content)), suggestion=suggestion)
+
+
+def _text_of(content: Raw) -> str:
+    """The text of MCP content blocks."""
+    blocks = decode(content)
+    texts = (block.get("text") for block in blocks if isinstance(block, dict)) if isinstance(blocks, list) else ()
+    return "\n".join(text for text in texts if isinstance(text, str))[:MAX_MESSAGE]

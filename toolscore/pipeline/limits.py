@@ -1,6 +1,7 @@
 """How much: calls a minute of each caller and of each tool (token buckets), and calls at a time of each server.
 
-The buckets are `throttled-py`'s, in memory; a server's places and its queue are here.
+The buckets are `throttled-py`'s, in memory, or in Redis where replicas share them; a server's places and its queue are
+here.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from fnmatch import fnmatchcase
 
 import msgspec
 from msgspec import Raw
-from throttled.asyncio import MemoryStore, RateLimiterType, Throttled, rate_limiter
+from throttled.asyncio import MemoryStore, RateLimiterType, RateLimitResult, RedisStore, Throttled, rate_limiter
 
 from toolscore.errors import Overloaded, RateLimited
 from toolscore.jsonrpc import encode
 from toolscore.models import LOCAL, Principal, Tool
+from toolscore.stores import SharedStore
 from toolscore.upstreams import Caller
 
 __all__ = ["Rate", "RateLimits", "Turnstile"]
@@ -39,12 +41,22 @@ class RateLimits:
     Args:
         rate: of each caller, over all tools; `None`: no bound.
         tools: of each caller, for tools whose full name is like one of these patterns; all that fit count.
+        shared: Redis, where the budgets are all replicas' together; while it is down each has its own.
+        redis_url: of that Redis.
     """
 
-    def __init__(self, rate: Rate | None, tools: Mapping[str, Rate]) -> None:
+    def __init__(
+        self,
+        rate: Rate | None,
+        tools: Mapping[str, Rate],
+        shared: SharedStore | None = None,
+        redis_url: str | None = None,
+    ) -> None:
         store = MemoryStore(options={"MAX_SIZE": MAX_BUCKETS})
-        self._all = _throttle(rate, store) if rate is not None else None
-        self._tools = {pattern: _throttle(of_tool, store) for pattern, of_tool in tools.items()}
+        far = RedisStore(server=redis_url) if redis_url is not None else None
+        self._shared = shared
+        self._all = _Bucket(rate, store, far) if rate is not None else None
+        self._tools = {pattern: _Bucket(of_tool, store, far) for pattern, of_tool in tools.items()}
         self._matching: dict[str, list[str]] = {}
         self._rate = rate
         self._last: OrderedDict[str, tuple[int, float]] = OrderedDict()
@@ -69,11 +81,11 @@ class RateLimits:
             patterns = [pattern for pattern in self._tools if fnmatchcase(tool.tool_id, pattern)]
             self._matching[tool.tool_id] = patterns
         for pattern in patterns:
-            result = await self._tools[pattern].limit(f"{pattern}\0{principal.name}")
+            result = await self._tools[pattern].take(f"{pattern}\0{principal.name}", self._shared)
             if result.limited:
                 raise _refused(f"{principal.name!r} has called {pattern} too often", result.state.retry_after)
         if self._all is not None:
-            result = await self._all.limit(principal.name)
+            result = await self._all.take(principal.name, self._shared)
             self._last[principal.name] = (result.state.remaining, result.state.reset_after)
             self._last.move_to_end(principal.name)
             if len(self._last) > MAX_SHOWN:
@@ -93,9 +105,20 @@ class RateLimits:
         ]
 
 
-def _throttle(rate: Rate, store: MemoryStore) -> Throttled:
-    quota = rate_limiter.per_min(rate.per_minute, burst=rate.burst)
-    return Throttled(using=RateLimiterType.GCRA.value, quota=quota, store=store)
+class _Bucket:
+    """One rate, counted here, and in Redis while that answers."""
+
+    def __init__(self, rate: Rate, store: MemoryStore, far: RedisStore | None) -> None:
+        quota = rate_limiter.per_min(rate.per_minute, burst=rate.burst)
+        self._here = Throttled(using=RateLimiterType.GCRA.value, quota=quota, store=store)
+        self._far = Throttled(using=RateLimiterType.GCRA.value, quota=quota, store=far) if far is not None else None
+
+    async def take(self, key: str, shared: SharedStore | None) -> RateLimitResult:
+        here = await self._here.limit(key)  # kept up to date, for when Redis goes
+        if self._far is None or shared is None or not shared.up:
+            return here
+        far: RateLimitResult | None = await shared.ask(self._far.limit(key))
+        return here if far is None else far
 
 
 def _refused(why: str, wait: float) -> RateLimited:

@@ -7,89 +7,43 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    Column,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    delete,
-    event,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Table, delete, event, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from toolscore.stores.tables import (
+    bodies,
+    cached,
+    calls,
+    events,
+    features,
+    fixes,
+    keys,
+    metadata,
+    patterns,
+    pins,
+    scores,
+    servers,
+    tools,
+)
 
 __all__ = ["Database", "StoreError", "open_database"]
 
 BUSY_TIMEOUT_SECONDS = 5
 """How long a write waits for another process's lock before it fails."""
 
+MAX_VARIABLES = 500
+"""Below SQLite's bound on variables in a statement."""
+
 STATEMENT_SECONDS = 20
 """A database that hangs must not hold up what waits for it for ever."""
-
-metadata = MetaData()
-
-tools = Table(
-    "tools",
-    metadata,
-    Column("tool_id", String(64), primary_key=True),
-    Column("server_id", String(128), nullable=False),
-    Column("name", Text, nullable=False),
-    Column("definition", Text, nullable=False),
-    Column("definition_hash", String(64), nullable=False),
-    Column("first_seen", String(32), nullable=False),
-    Index("tools_by_server", "server_id"),
-)
-
-servers = Table(
-    "servers",
-    metadata,
-    Column("server_id", String(128), primary_key=True),
-    Column("spec", Text, nullable=False),
-    Column("attached_at", String(32), nullable=False),
-)
-
-keys = Table(
-    "keys",
-    metadata,
-    Column("key_id", String(12), primary_key=True),
-    Column("name", String(64), nullable=False),
-    Column("hash", String(64), nullable=False),
-    Column("scopes", Text, nullable=False),
-    Column("created_at", String(32), nullable=False),
-    Column("expires_at", String(32)),
-    Column("revoked_at", String(32)),
-)
-
-features = Table(
-    "features",
-    metadata,
-    Column("server_id", String(128), primary_key=True),
-    Column("kind", String(16), primary_key=True),
-    Column("content", Text, nullable=False),
-)
-
-events = Table(
-    "events",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("type", String(64), nullable=False),
-    Column("data", Text, nullable=False),
-    Column("timestamp", String(32), nullable=False),
-    sqlite_autoincrement=True,  # a number is never given twice, not even after its row was pruned
-)
 
 
 class StoreError(Exception):
@@ -118,8 +72,7 @@ class Database:
         """Write new and changed tools and forget removed ones (by `tool_id`)."""
         gone = [*removed, *(row["tool_id"] for row in upserts)]
         async with self._transaction() as connection:
-            for start in range(0, len(gone), 500):  # below SQLite's bound on variables in a statement
-                await connection.execute(delete(tools).where(tools.c.tool_id.in_(gone[start : start + 500])))
+            await self._delete_in(connection, tools.c.tool_id, gone)
             if upserts:
                 await connection.execute(insert(tools), list(upserts))
 
@@ -187,6 +140,141 @@ class Database:
         async with self._transaction() as connection:
             newest = (await connection.execute(select(func.max(events.c.seq)))).scalar() or 0
             await connection.execute(delete(events).where(events.c.seq <= newest - keep))
+
+    # Results that may be given again
+
+    async def load_cached_keys(self) -> list[dict[str, Any]]:
+        """Key, tool, server, size in bytes and end of each kept result, the oldest first."""
+        size = func.length(cached.c.result).label("size")
+        columns = (cached.c.key, cached.c.tool_id, cached.c.server_id, cached.c.stale_until, size)
+        return await self._read(select(*columns).order_by(cached.c.stored_at))
+
+    async def load_cached(self, key: str) -> dict[str, Any] | None:
+        """One kept result."""
+        rows = await self._read(select(cached).where(cached.c.key == key))
+        return rows[0] if rows else None
+
+    async def save_cached(self, rows: Sequence[dict[str, Any]], removed: Collection[str]) -> None:
+        """Keep results, and forget others (by key)."""
+        async with self._transaction() as connection:
+            await self._delete_in(connection, cached.c.key, removed)
+            await self._upsert(connection, cached, rows)
+
+    # The journal
+
+    async def append_calls(self, rows: Sequence[dict[str, Any]], large: Sequence[dict[str, Any]]) -> None:
+        """Write calls, and the large bodies that they name, each once."""
+        async with self._transaction() as connection:
+            await self._upsert(connection, bodies, large)
+            if rows:
+                await connection.execute(insert(calls), list(rows))
+
+    async def read_calls(
+        self,
+        filters: Mapping[str, Any],
+        *,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        before: str | None = None,
+        limit: int,
+    ) -> list[dict[str, Any]]:
+        """Calls whose columns equal `filters`, the newest first; those before the `call_id` that a page ended with."""
+        statement = select(calls).order_by(calls.c.call_id.desc()).limit(limit)
+        for column, value in filters.items():
+            statement = statement.where(calls.c[column] == value)
+        if since_ms is not None:
+            statement = statement.where(calls.c.at_ms >= since_ms)
+        if until_ms is not None:
+            statement = statement.where(calls.c.at_ms < until_ms)
+        if before is not None:
+            statement = statement.where(calls.c.call_id < before)
+        return await self._read(statement)
+
+    async def read_call(self, call_id: str) -> dict[str, Any] | None:
+        """One call."""
+        rows = await self._read(select(calls).where(calls.c.call_id == call_id))
+        return rows[0] if rows else None
+
+    async def read_bodies(self, hashes: Collection[str]) -> dict[str, bytes]:
+        """Large bodies by their hashes."""
+        rows = await self._read(select(bodies.c.hash, bodies.c.content).where(bodies.c.hash.in_(list(hashes))))
+        return {row["hash"]: row["content"] for row in rows}
+
+    async def journal_size(self) -> tuple[int, int]:
+        """How many calls are kept, and the bytes of their bodies."""
+        of_calls = func.coalesce(func.length(calls.c.arguments), 0) + func.coalesce(func.length(calls.c.result), 0)
+        small = await self._read(select(func.count().label("n"), func.sum(of_calls).label("size")).select_from(calls))
+        large = await self._read(select(func.sum(bodies.c.size).label("size")))
+        return int(small[0]["n"]), int(small[0]["size"] or 0) + int(large[0]["size"] or 0)
+
+    async def nth_newest_call(self, offset: int) -> str | None:
+        """The `call_id` that so many calls are newer than."""
+        rows = await self._read(select(calls.c.call_id).order_by(calls.c.call_id.desc()).offset(offset).limit(1))
+        return str(rows[0]["call_id"]) if rows else None
+
+    async def prune_calls(self, before: str, bodies_before: str) -> int:
+        """Forget the calls before this one, and large bodies that none since `bodies_before` named."""
+        async with self._transaction() as connection:
+            gone = await connection.execute(delete(calls).where(calls.c.call_id < before))
+            await connection.execute(delete(bodies).where(bodies.c.last_call < bodies_before))
+            return int(gone.rowcount)
+
+    # What was seen of tools
+
+    async def load_pins(self) -> list[dict[str, Any]]:
+        """The definitions that tools are held to."""
+        return await self._read(select(pins).order_by(pins.c.server_id, pins.c.name))
+
+    async def save_pins(self, rows: Sequence[dict[str, Any]], forgotten_server: str | None = None) -> None:
+        """Write pins; those of `forgotten_server` go first."""
+        async with self._transaction() as connection:
+            if forgotten_server is not None:
+                await connection.execute(delete(pins).where(pins.c.server_id == forgotten_server))
+            await self._upsert(connection, pins, rows)
+
+    async def load_scores(self) -> list[dict[str, Any]]:
+        """What the scores are made of, as JSON for each tool."""
+        return await self._read(select(scores))
+
+    async def save_scores(self, rows: Sequence[dict[str, Any]], removed: Collection[str] = ()) -> None:
+        """Write what the scores are made of."""
+        async with self._transaction() as connection:
+            await self._delete_in(connection, scores.c.tool_id, removed)
+            await self._upsert(connection, scores, rows)
+
+    async def load_patterns(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Patterns of errors, the oldest first, and the fixes known of them."""
+        return (
+            await self._read(select(patterns).order_by(patterns.c.first_seen, patterns.c.pattern_id)),
+            await self._read(select(fixes)),
+        )
+
+    async def save_patterns(
+        self,
+        of_patterns: Sequence[dict[str, Any]],
+        of_fixes: Sequence[dict[str, Any]],
+        removed_fixes: Collection[str] = (),
+    ) -> None:
+        """Write patterns of errors and fixes."""
+        async with self._transaction() as connection:
+            await self._delete_in(connection, fixes.c.fix_id, removed_fixes)
+            await self._upsert(connection, patterns, of_patterns)
+            await self._upsert(connection, fixes, of_fixes)
+
+    async def _upsert(self, connection: Any, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not rows:
+            return
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        statement = dialect.insert(table)
+        key = [column.name for column in table.primary_key]
+        others = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in key}
+        await connection.execute(statement.on_conflict_do_update(index_elements=key, set_=others), list(rows))
+
+    @staticmethod
+    async def _delete_in(connection: Any, column: Any, values: Collection[str]) -> None:
+        wanted = list(values)
+        for start in range(0, len(wanted), MAX_VARIABLES):
+            await connection.execute(delete(column.table).where(column.in_(wanted[start : start + MAX_VARIABLES])))
 
     async def _read(self, statement: Any) -> list[dict[str, Any]]:
         async with self._transaction() as connection:

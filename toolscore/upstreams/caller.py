@@ -50,10 +50,17 @@ class ClientSide:
     Attributes:
         offered: the `ClientCapabilities` to declare.
         owner: the only client that uses it, reached outside of its requests too; `None`: several share it.
+        credentials: the pattern of those principals on whose behalf it is made; `None`: on nobody's.
     """
 
     offered: Mapping[str, Any]
     owner: Caller | None = None
+    credentials: str | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is made like the server's first, for whoever comes."""
+        return self.owner is None and self.offered is CLIENT_FEATURES
 
 
 EVERYBODY = ClientSide(CLIENT_FEATURES)
@@ -79,6 +86,7 @@ class Caller:
         stateless: a client of the stateless era: it is asked by an `input_required` result instead.
         suspended: the request waits until such a client comes back.
         pause: makes the request's own clock stand still while its client is asked.
+        headers: of its HTTP request, those that some server is given (`forward_headers`), in lower case.
         refused: told of the `ClientCapabilities` that a server needed and the client did not declare.
     """
 
@@ -92,6 +100,7 @@ class Caller:
     def __init__(self, client: object | None = None, capabilities: Mapping[str, Any] | None = None) -> None:
         self.client: object = client if client is not None else self
         self.capabilities: Mapping[str, Any] = capabilities if capabilities is not None else {}
+        self.headers: Mapping[str, str] = {}
         self.pause: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.refused: Callable[[dict[str, Any]], None] = lambda required: None
 

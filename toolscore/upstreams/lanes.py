@@ -11,16 +11,28 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolscore.errors import Overloaded
 from toolscore.jsonrpc import ConnectionLost
 from toolscore.upstreams.caller import Caller, ClientSide
 from toolscore.upstreams.connection import Connection
 
-__all__ = ["Lanes"]
+__all__ = ["Lanes", "OnBehalf"]
 
 MAX_LANES = 32
+
+
+class OnBehalf(NamedTuple):
+    """The key of a connection that shows somebody's credentials.
+
+    Attributes:
+        credentials: the pattern under which they stand.
+        key: of the connection without them; `None`: the one that all share.
+    """
+
+    credentials: str
+    key: Hashable
 
 
 class _Lane:
@@ -87,17 +99,22 @@ class Lanes:
 
     def drop(self, client: object) -> None:
         """A client has gone."""
-        lane = self._lanes.get(client)
-        if lane is not None:
+        for lane in self._of(client):
             self._end(lane)
 
     def tell(self, client: object, method: str) -> None:
         """Pass a client's notification on to its own connection, if it has one."""
-        lane = self._lanes.get(client)
-        if lane is not None and lane.ready.done() and lane.ready.exception() is None:
-            task = asyncio.create_task(lane.ready.result().notify(method))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        for lane in self._of(client):
+            if lane.ready.done() and lane.ready.exception() is None:
+                task = asyncio.create_task(lane.ready.result().notify(method))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _of(self, client: object) -> list[_Lane]:
+        """A client's own connections."""
+        own = self._lanes.get(client)
+        others = [lane for key, lane in self._lanes.items() if isinstance(key, OnBehalf) and key.key is client]
+        return [*([own] if own is not None else []), *others]
 
     async def end_all(self) -> None:
         """End all of them; whoever calls next opens others."""

@@ -1,7 +1,7 @@
-"""References to the environment in a server's entry, as MCP clients write them: resolved when the server is started.
+"""References in a server's entry, as MCP clients write them: resolved when the server is started.
 
-`${env:NAME}`, `${NAME}` and `${NAME:-default}` may stand in `command`, `args`, `env`, `cwd`, `url` and `headers`. What
-they stand for is never kept, listed or logged.
+`${env:NAME}`, `${NAME}`, `${NAME:-default}` and `${file:/path}` (its text, without the line end) may stand in
+`command`, `args`, `env`, `cwd`, `url` and `headers`. What they stand for is never kept, listed or logged.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from toolscore.upstreams.process import CommandNotFound
 
 __all__ = ["resolved"]
 
-REFERENCE = re.compile(r"\$\{(env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+REFERENCE = re.compile(r"\$\{(?:file:([^}\0]+)|(env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?)\}")
+MAX_SECRET_BYTES = 64 * 1024
 
 
 def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) -> UpstreamSpec:
     """The entry with values in the place of references; `${NAME}` stays as it is where there is no such variable.
 
     Raises:
-        CommandNotFound: `${env:NAME}` is not set and has no default.
+        CommandNotFound: `${env:NAME}` is not set and has no default, or `${file:/path}` cannot be read.
     """
 
     def value(match: re.Match[str]) -> str:
-        form, name, default = match.groups()
+        path, form, name, default = match.groups()
+        if path is not None:
+            return _text_of(path)
         found = environment.get(name, default)
         if found is None and not form:
             return match[0]  # not ours: a shell's own variable, for one
@@ -48,3 +51,11 @@ def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) ->
         "headers": {name: text(given) for name, given in spec.headers.items()},
     }
     return spec.model_copy(update=changed)
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(MAX_SECRET_BYTES).strip("\r\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CommandNotFound(f"it refers to ${{file:{path}}}, which cannot be read: {exc}") from exc

@@ -115,6 +115,7 @@ class HttpConnection:
             "Accept": "application/json, text/event-stream",
         }
         self._features = spec.client_features
+        self._forwarded = tuple(name.lower() for name in spec.forward_headers)
         self._declared = client_capabilities(spec.client_features, side)
         self._routings: dict[tuple[str, str], CIMultiDict[str]] = {}
         self._mirrored: dict[str, dict[tuple[str, ...], tuple[str, str]]] = {}
@@ -323,10 +324,14 @@ class HttpConnection:
         request_id = self._next_id
         if caller is not None and caller.wants_progress:
             params = with_progress_token(params, request_id)
+        sent = headers
+        if self._forwarded and caller is not None and caller.headers:
+            given = {name: caller.headers[name] for name in self._forwarded if name in caller.headers}
+            sent = CIMultiDict({**headers, **given})
         response: aiohttp.ClientResponse | None = None
         try:
             async with self._session.post(
-                self._url, data=request_frame(request_id, method, params), headers=headers, allow_redirects=False
+                self._url, data=request_frame(request_id, method, params), headers=sent, allow_redirects=False
             ) as response:
                 if method == "initialize" and "Mcp-Session-Id" in response.headers:
                     headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]

@@ -14,6 +14,8 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Container, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, cast
 
@@ -37,7 +39,7 @@ from toolscore.upstreams.connection import (
     session_params,
 )
 from toolscore.upstreams.inprocess import open_inprocess
-from toolscore.upstreams.lanes import Lanes
+from toolscore.upstreams.lanes import Lanes, OnBehalf
 from toolscore.upstreams.process import ChildProtocol, CommandNotFound, spawn, stop
 from toolscore.upstreams.references import resolved
 from toolscore.upstreams.stdio import StdioConnection, open_stdio
@@ -179,6 +181,23 @@ class Upstream:
         """
         if self.spec.dialin or not isinstance(connection, PeerConnection | HttpConnection):
             return None
+        credentials = self._credentials(caller)
+        lane = self._client_lane(connection, caller)
+        if credentials is None:
+            return lane
+        key, side = lane if lane is not None else (None, EVERYBODY)
+        return OnBehalf(credentials, key), replace(side, credentials=credentials)
+
+    def _credentials(self, caller: Caller | None) -> str | None:
+        """The pattern of the credentials that a caller's requests are made with."""
+        if not self.spec.credentials or caller is None:
+            return None
+        name = caller.principal.name
+        return next((pattern for pattern in self.spec.credentials if fnmatchcase(name, pattern)), None)
+
+    def _client_lane(
+        self, connection: PeerConnection | HttpConnection, caller: Caller | None
+    ) -> tuple[Hashable, ClientSide] | None:
         info = connection.info
         offered: Container[str] = caller.capabilities if caller is not None else ()
         features = frozenset(name for name in self.spec.client_features if name in offered)
@@ -194,7 +213,15 @@ class Upstream:
                     return None
             elif not self.asks or self.lanes.free(features, caller):
                 return features, ClientSide({name: CLIENT_FEATURES[name] for name in features})
-        return _own_lane(caller)
+        return caller.client, ClientSide(caller.capabilities, caller.home)
+
+    def _own_lane(self, caller: Caller) -> tuple[Hashable, ClientSide]:
+        """The connection that a client has to itself."""
+        key, side = caller.client, ClientSide(caller.capabilities, caller.home)
+        credentials = self._credentials(caller)
+        if credentials is None:
+            return key, side
+        return OnBehalf(credentials, key), replace(side, credentials=credentials)
 
     async def _request_in_lane(
         self,
@@ -249,7 +276,7 @@ class Upstream:
     async def _watch(self, uri: str, caller: Caller) -> None:
         connection = self._pick() or await self._wait_for_connection()
         if self._watches_alone(caller):
-            await self._request_in_lane("resources/subscribe", {"uri": uri}, _own_lane(caller), caller)
+            await self._request_in_lane("resources/subscribe", {"uri": uri}, self._own_lane(caller), caller)
             return
         if not connection.info.stateless and not self._watched[uri]:
             await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
@@ -264,8 +291,9 @@ class Upstream:
 
     async def _unwatch(self, uri: str, caller: Caller) -> None:
         if self._watches_alone(caller):
-            if caller.client in self.lanes:
-                await self._request_in_lane("resources/unsubscribe", {"uri": uri}, _own_lane(caller), caller)
+            lane = self._own_lane(caller)
+            if lane[0] in self.lanes:
+                await self._request_in_lane("resources/unsubscribe", {"uri": uri}, lane, caller)
             return
         self._watched[uri] -= 1
         if self._watched[uri] > 0:
@@ -288,7 +316,9 @@ class Upstream:
 
     def _watches_alone(self, caller: Caller) -> bool:
         """Whether a client's session with the server is always its own."""
-        return self._keeps_roots and "roots" in caller.capabilities and not self.spec.dialin
+        if self.spec.dialin:
+            return False
+        return (self._keeps_roots and "roots" in caller.capabilities) or self._credentials(caller) is not None
 
     def _pick(self, caller: Caller | None = None) -> Connection | None:
         connections = self.connections
@@ -442,7 +472,8 @@ class Upstream:
         return f"; its last line: {said[-1]}" if said else ""
 
     def _open(self, side: ClientSide = EVERYBODY) -> contextlib.AbstractAsyncContextManager[Any]:
-        spec, pool = resolved(self.spec), self._pool
+        given, pool = self.spec, self._pool
+        spec = resolved(given if side.credentials is None else given.on_behalf_of(side.credentials))
         notified = self._notified if side is EVERYBODY else partial(self._notified_in_lane, side)
         if spec.command:
 
@@ -455,7 +486,7 @@ class Upstream:
                 on_notification=notified,
                 max_message_bytes=pool.max_message_bytes,
                 stderr_into=keep,
-                probe=self._probe and side is EVERYBODY,
+                probe=self._probe and side.is_shared,
                 side=side,
                 on_asked=self.asked,
             )
@@ -464,7 +495,7 @@ class Upstream:
                 spec,
                 on_notification=notified,
                 max_message_bytes=pool.max_message_bytes,
-                probe=self._probe and side is EVERYBODY,
+                probe=self._probe and side.is_shared,
                 side=side,
                 on_asked=self.asked,
             )
@@ -474,7 +505,7 @@ class Upstream:
                 pool.http,
                 on_notification=notified,
                 max_message_bytes=pool.max_message_bytes,
-                probe=side is EVERYBODY,
+                probe=side.is_shared,
                 side=side,
                 on_asked=self.asked,
             )
@@ -487,10 +518,12 @@ class Upstream:
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self.spec.start_timeout_seconds or self._pool.start_timeout_seconds):
                 connection = await self._enter_lane(stack, side)
+                if isinstance(connection, HttpConnection):
+                    connection.learn_tools(next(iter(self._listed.values()), []))
             yield connection
 
     async def _enter_lane(self, stack: AsyncExitStack, side: ClientSide) -> Connection:
-        if self.info is None or not self.info.stateless:
+        if self.info is None or not self.info.stateless or side.is_shared:
             return cast(Connection, await stack.enter_async_context(self._open(side)))
         try:
             async with asyncio.timeout(SESSION_SECONDS):
@@ -830,10 +863,6 @@ class Upstream:
         await self.lanes.close()
 
 
-def _own_lane(caller: Caller) -> tuple[Hashable, ClientSide]:
-    return caller.client, ClientSide(caller.capabilities, caller.home)
-
-
 def _flag(capabilities: dict[str, Any], feature: str, flag: str) -> bool:
     declared = capabilities.get(feature)
     return isinstance(declared, dict) and declared.get(flag) is True
@@ -879,6 +908,8 @@ class UpstreamPool:
         self.max_message_bytes = max_message_bytes
         self.drain_seconds = drain_seconds
         self.reconnect_seconds = reconnect_seconds
+        self.forwarded: set[str] = set()
+        """Headers of clients' requests that some server is to have, in lower case."""
         self._upstreams: dict[str, Upstream] = {}
         self._replacements: dict[str, Upstream] = {}
         self._retiring: set[asyncio.Task[None]] = set()
@@ -1023,6 +1054,7 @@ class UpstreamPool:
         task.add_done_callback(self._retiring.discard)
 
     def _start(self, server_id: str, spec: UpstreamSpec) -> Upstream:
+        self.forwarded.update(name.lower() for name in spec.forward_headers)
         upstream = Upstream(server_id, spec, self)
         upstream.task = asyncio.create_task(upstream.run(), name=f"upstream {server_id}")
         return upstream

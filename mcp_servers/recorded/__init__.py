@@ -1,0 +1,1 @@
+"""An MCP server that answers as another was recorded to: an offline double, for tests."""

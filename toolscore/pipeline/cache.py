@@ -1,0 +1,403 @@
+"""Results that may be given again: in memory (L1), in Redis where replicas share one (L2), in the database (L3).
+
+A result is kept only of a tool that calls itself read-only and idempotent, or that the operator names. Its key holds
+the tool, its definition, its server's settings, the arguments and who called: nobody gets what was made for somebody
+else, unless the operator says that a tool answers all alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from cachetools import LRUCache
+from msgspec import Raw
+
+from toolscore.errors import UpstreamTimeout
+from toolscore.models import Principal, Tool
+from toolscore.stores import Database, SharedStore
+from toolscore.stores.database import StoreError
+
+__all__ = ["CacheRules", "Cached", "Level", "ResultCache", "Slot", "canonical"]
+
+log = structlog.get_logger(__name__)
+
+Level = Literal["l1", "l2", "l3"]
+
+MAX_UNWRITTEN = 2000
+MAX_STORED_BYTES = 256 * 1024 * 1024
+"""Of results in the database; the oldest go first."""
+WRITE_SECONDS = 0.05
+AGAIN_SECONDS = 1.0
+PRUNE_SECONDS = 60.0
+PREFIX = "toolscore:result:"
+
+_exact = msgspec.json.Decoder(float_hook=Decimal)  # 0.10 and 0.1 are equal; 20 digits stay 20 digits
+_sorted = msgspec.json.Encoder(order="sorted", decimal_format="number")
+
+
+class CacheRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept, and for how long.
+
+    Args:
+        ttl_seconds: of tools that call themselves read-only and idempotent.
+        stale_seconds: for so long after that a result may still stand in for one that cannot be had.
+        max_entries, max_bytes: of the results in memory, together. max_result_bytes: of one.
+        tools: pattern of the full name → seconds, for whatever the tool says of itself; 0: never. The first that fits.
+        shared: patterns of tools that answer all callers alike.
+    """
+
+    enabled: bool = True
+    ttl_seconds: float = 60.0
+    stale_seconds: float = 300.0
+    max_entries: int = 2000
+    max_bytes: int = 64 * 1024 * 1024
+    max_result_bytes: int = 1024 * 1024
+    tools: Mapping[str, float] = {}
+    shared: tuple[str, ...] = ()
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """Where a call's result belongs, and how many seconds it stays fresh."""
+
+    key: str
+    tool: Tool
+    ttl: float
+
+
+class Cached(msgspec.Struct, frozen=True):
+    """A kept result. Times are seconds since 1970."""
+
+    raw: Raw
+    tool: Tool
+    stored_at: float
+    fresh_until: float
+    stale_until: float
+    level: Level = "l1"
+
+    @property
+    def age(self) -> float:
+        return max(0.0, time.time() - self.stored_at)
+
+
+class _Packed(msgspec.Struct, array_like=True):
+    """A result as it stands in Redis."""
+
+    raw: bytes
+    stored_at: float
+    fresh_until: float
+    stale_until: float
+
+
+_unpack = msgspec.msgpack.Decoder(_Packed)
+
+
+class _Flight:
+    """One call under way, and how many wait for it."""
+
+    def __init__(self, task: asyncio.Task[tuple[Raw, bool]]) -> None:
+        self.task = task
+        self.waiting = 0
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, whether or not anybody waits
+
+
+class ResultCache:
+    """The three levels. Use as `async with ResultCache(…) as cache`.
+
+    Args:
+        shared: Redis, where there is one.
+    """
+
+    def __init__(self, database: Database, shared: SharedStore | None = None, rules: CacheRules | None = None) -> None:
+        self._database = database
+        self._shared = shared
+        self.store_error: str | None = None
+        self.hits = {"l1": 0, "l2": 0, "l3": 0, "stale": 0}
+        self.misses = 0
+        self._stored: dict[str, tuple[str, str, int]] = {}
+        self._stored_bytes = 0
+        self._flights: dict[str, _Flight] = {}
+        self._reading: dict[str, asyncio.Task[Cached | None]] = {}
+        self._unwritten: dict[str, Cached] = {}
+        self._removed: set[str] = set()
+        self._unshared: set[str] = set()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self.use(rules or CacheRules())
+
+    def use(self, rules: CacheRules) -> None:
+        """Keep by other rules from now on. What is in memory is dropped."""
+        self.rules = rules
+        self._ttls: dict[tuple[str, str], float] = {}
+        # Each entry counts as its share of the places at least: so both bounds are one.
+        least = max(1, rules.max_bytes // max(1, rules.max_entries))
+        self._memory: LRUCache[str, Cached] = LRUCache(
+            rules.max_bytes, getsizeof=lambda entry: max(least, memoryview(entry.raw).nbytes)
+        )
+
+    async def __aenter__(self) -> ResultCache:
+        try:
+            for row in await self._database.load_cached_keys():
+                self._note(row["key"], row["tool_id"], row["server_id"], int(row["size"]))
+        except StoreError as exc:
+            self.store_error = str(exc)
+        self._writer = asyncio.create_task(self._write())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._closing = True
+        self._wake.set()
+        await self._writer
+
+    # Reading
+
+    def slot(
+        self, tool: Tool, arguments: Raw, principal: Principal, spec_digest: str, *, own: bool = False
+    ) -> Slot | None:
+        """Where the result of a call belongs; `None`: it is not kept.
+
+        Args:
+            spec_digest: of the settings of the tool's server: with others it may answer otherwise.
+            own: each caller is somebody else to the server, whatever the rules say.
+        """
+        key = (tool.tool_id, tool.definition_hash)
+        ttl = self._ttls.get(key)
+        if ttl is None:
+            if len(self._ttls) > 50_000:
+                self._ttls.clear()
+            ttl = self._ttls[key] = self._ttl(tool)
+        if ttl <= 0:
+            return None
+        everybody = not own and any(fnmatchcase(tool.tool_id, pattern) for pattern in self.rules.shared)
+        parts = [tool.tool_id, tool.definition_hash, spec_digest, None if everybody else principal.name]
+        digest = hashlib.sha256(msgspec.json.encode(parts))
+        digest.update(canonical(arguments))
+        return Slot(digest.hexdigest(), tool, ttl)
+
+    async def look(self, slot: Slot) -> Cached | None:
+        """What is kept, fresh or not, from the nearest level that has it."""
+        found = self._memory.get(slot.key)
+        if found is not None and found.fresh_until > time.time():
+            return found
+        if slot.key not in self._stored and (self._shared is None or not self._shared.up):
+            return found
+        reading = self._reading.get(slot.key)
+        if reading is None:
+            reading = self._reading[slot.key] = asyncio.create_task(self._read_below(slot))
+            reading.add_done_callback(lambda _: self._reading.pop(slot.key, None))
+        below = await asyncio.shield(reading)
+        return below if below is not None and (found is None or below.stored_at > found.stored_at) else found
+
+    def count(self, found: Cached | None, *, stale: bool = False) -> None:
+        """Note how a look ended."""
+        if found is None:
+            self.misses += 1
+        else:
+            self.hits["stale" if stale else found.level] += 1
+
+    async def once(self, slot: Slot, make: Callable[[], Awaitable[tuple[Raw, bool]]]) -> Raw:
+        """Make the result, or wait for whoever makes it just now; then keep it.
+
+        Args:
+            make: returns the result, and whether it may be given to others and again.
+        """
+        while True:
+            flight = self._flights.get(slot.key)
+            leads = flight is None
+            if flight is None:
+                flight = self._flights[slot.key] = _Flight(asyncio.create_task(self._make(slot, make)))
+            flight.waiting += 1
+            try:
+                raw, shareable = await asyncio.shield(flight.task)
+                if leads or shareable:
+                    return raw
+                return (await make())[0]
+            except UpstreamTimeout:
+                if leads:
+                    raise
+                # the first was in a greater hurry than we are
+            except asyncio.CancelledError:
+                if leads or not flight.task.cancelled():
+                    raise
+                # the first has gone, and took its call along
+            finally:
+                flight.waiting -= 1
+                if not flight.waiting and not flight.task.done():
+                    flight.task.cancel()
+
+    async def _make(self, slot: Slot, make: Callable[[], Awaitable[tuple[Raw, bool]]]) -> tuple[Raw, bool]:
+        try:
+            raw, keep = await make()
+            if keep and memoryview(raw).nbytes <= self.rules.max_result_bytes:
+                now = time.time()
+                until = now + slot.ttl
+                self._keep(slot.key, Cached(raw, slot.tool, now, until, until + self.rules.stale_seconds))
+            return raw, keep
+        finally:
+            self._flights.pop(slot.key, None)
+
+    def _ttl(self, tool: Tool) -> float:
+        if not self.rules.enabled:
+            return 0.0
+        for pattern, seconds in self.rules.tools.items():
+            if fnmatchcase(tool.tool_id, pattern):
+                return seconds
+        hints = tool.definition.get("annotations")
+        safe = isinstance(hints, dict) and hints.get("readOnlyHint") is True and hints.get("idempotentHint") is True
+        return self.rules.ttl_seconds if safe else 0.0
+
+    async def _read_below(self, slot: Slot) -> Cached | None:
+        now = time.time()
+        stale: Cached | None = None
+        if self._shared is not None:
+            packed = await self._shared.get(PREFIX + slot.key)
+            if packed is not None:
+                try:
+                    entry = _unpack.decode(packed)
+                except msgspec.MsgspecError:
+                    pass  # another version's
+                else:
+                    times = (entry.stored_at, entry.fresh_until, entry.stale_until)
+                    found = Cached(Raw(entry.raw), slot.tool, *times, "l2")
+                    if found.fresh_until > now:
+                        self._fill(slot.key, found)
+                        return found
+                    stale = found
+        if slot.key in self._stored:
+            try:
+                row = await self._database.load_cached(slot.key)
+            except StoreError as exc:
+                self.store_error = str(exc)
+                return stale
+            if row is not None and row["stale_until"] > now:
+                times = (row["stored_at"], row["fresh_until"], row["stale_until"])
+                found = Cached(Raw(bytes(row["result"])), slot.tool, *times, "l3")
+                self._fill(slot.key, found)
+                if self._shared is not None and found.fresh_until > now:
+                    await self._share(slot.key, found)
+                return found
+        return stale
+
+    # Writing
+
+    def _fill(self, key: str, found: Cached) -> None:
+        """Put what a level below had into memory."""
+        try:
+            self._memory[key] = msgspec.structs.replace(found, level="l1")
+        except ValueError:
+            pass  # larger than all of it
+
+    def _keep(self, key: str, entry: Cached) -> None:
+        self._fill(key, entry)
+        if len(self._unwritten) < MAX_UNWRITTEN:
+            self._unwritten[key] = entry
+            self._wake.set()
+
+    def invalidate(self, *, tool_id: str | None = None, server_id: str | None = None) -> int:
+        """Forget results: of one tool, of one server, or all. Returns how many."""
+
+        def meant(of_tool: str, of_server: str) -> bool:
+            return tool_id in (None, of_tool) and server_id in (None, of_server)
+
+        gone = {key for key, entry in self._memory.items() if meant(entry.tool.tool_id, entry.tool.server_id)}
+        for key in gone:
+            del self._memory[key]
+        for key, entry in list(self._unwritten.items()):
+            if meant(entry.tool.tool_id, entry.tool.server_id):
+                del self._unwritten[key]
+        stored = [key for key, (of_tool, of_server, _) in self._stored.items() if meant(of_tool, of_server)]
+        for key in stored:
+            self._drop(key)
+        self._unshared |= gone | set(stored)
+        self._wake.set()
+        return len(gone | set(stored))
+
+    def _note(self, key: str, tool_id: str, server_id: str, size: int) -> None:
+        old = self._stored.pop(key, None)
+        self._stored_bytes += size - (old[2] if old else 0)
+        self._stored[key] = (tool_id, server_id, size)
+        while self._stored_bytes > MAX_STORED_BYTES:
+            self._drop(next(iter(self._stored)))
+
+    def _drop(self, key: str) -> None:
+        self._stored_bytes -= self._stored.pop(key)[2]
+        self._removed.add(key)
+
+    async def _share(self, key: str, entry: Cached) -> None:
+        assert self._shared is not None
+        seconds = entry.stale_until - time.time()
+        packed = _Packed(bytes(entry.raw), entry.stored_at, entry.fresh_until, entry.stale_until)
+        await self._shared.put(PREFIX + key, msgspec.msgpack.encode(packed), seconds)
+
+    async def _write(self) -> None:
+        pruned_at = time.monotonic()
+        while not (self._closing and not self._unwritten and not self._removed):
+            try:
+                async with asyncio.timeout(PRUNE_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            if not self._closing:
+                await asyncio.sleep(WRITE_SECONDS)
+            if time.monotonic() - pruned_at > PRUNE_SECONDS:
+                pruned_at = time.monotonic()
+                await self._forget_old()
+            group, self._unwritten = self._unwritten, {}
+            removed, self._removed = self._removed, set()
+            unshared, self._unshared = self._unshared, set()
+            if self._shared is not None:
+                await self._shared.drop([PREFIX + key for key in unshared])
+            rows: list[dict[str, Any]] = []
+            for key, entry in group.items():
+                if self._shared is not None:
+                    await self._share(key, entry)
+                rows.append(
+                    {
+                        "key": key,
+                        "tool_id": entry.tool.tool_id,
+                        "server_id": entry.tool.server_id,
+                        "result": bytes(entry.raw),
+                        "stored_at": entry.stored_at,
+                        "fresh_until": entry.fresh_until,
+                        "stale_until": entry.stale_until,
+                    }
+                )
+            if not (rows or removed):
+                continue
+            try:
+                await self._database.save_cached(rows, removed - group.keys())
+                self.store_error = None
+            except StoreError as exc:  # memory goes on without it
+                if self.store_error is None:
+                    log.warning("results cannot be kept in the database", error=str(exc))
+                self.store_error = str(exc)
+                if not self._closing:
+                    self._unwritten = {**group, **self._unwritten}
+                    self._removed |= removed
+                    await asyncio.sleep(AGAIN_SECONDS)
+                    self._wake.set()
+            else:
+                for row in rows:
+                    self._note(row["key"], row["tool_id"], row["server_id"], len(row["result"]))
+
+    async def _forget_old(self) -> None:
+        now = time.time()
+        try:
+            for row in await self._database.load_cached_keys():
+                if row["stale_until"] < now and row["key"] in self._stored:
+                    self._drop(row["key"])
+        except StoreError as exc:
+            self.store_error = str(exc)
+
+
+def canonical(arguments: Raw) -> bytes:
+    """Arguments in one form: sorted keys, no blanks, numbers as they were written."""
+    return _sorted.encode(_exact.decode(arguments)) if memoryview(arguments).nbytes else b"{}"

@@ -1,0 +1,133 @@
+"""Figures of the calls: counts since the start, and windows of the last minute, five minutes and hour."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, OrderedDict
+from typing import Any
+
+__all__ = ["CallStats", "Windows"]
+
+WINDOWS = {"1m": 60.0, "5m": 300.0, "1h": 3600.0}
+MAX_TOOLS = 300
+FINENESS = 1.1
+"""Latencies are counted in steps of a tenth: a percentile is off by no more."""
+_log = math.log(FINENESS)
+
+
+class _Bucket:
+    """The calls of a few seconds."""
+
+    __slots__ = ("counts", "errors", "high", "low", "sum")
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+        self.sum = 0.0
+        self.low = math.inf
+        self.high = 0.0
+        self.errors = 0
+
+
+class Windows:
+    """Latencies of the last hour. The clock is an argument.
+
+    Args:
+        bucket_seconds: how finely time is cut.
+    """
+
+    def __init__(self, bucket_seconds: float) -> None:
+        self._seconds = bucket_seconds
+        self._buckets: OrderedDict[int, _Bucket] = OrderedDict()
+
+    def add(self, milliseconds: float, failed: bool, now: float) -> None:
+        """Take one call."""
+        key = int(now / self._seconds)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket()
+            oldest = key - int(3600 / self._seconds)
+            while next(iter(self._buckets)) < oldest:
+                self._buckets.popitem(last=False)
+        step = math.ceil(math.log(milliseconds) / _log) if milliseconds > 0.001 else -80
+        bucket.counts[step] = bucket.counts.get(step, 0) + 1
+        bucket.sum += milliseconds
+        bucket.low = min(bucket.low, milliseconds)
+        bucket.high = max(bucket.high, milliseconds)
+        bucket.errors += failed
+
+    def over(self, seconds: float, now: float) -> dict[str, Any]:
+        """Count, errors, and avg, min, p50, p95, p99, max in ms (`None` without calls) of the last seconds."""
+        first = int((now - seconds) / self._seconds) + 1
+        counts: Counter[int] = Counter()
+        total, low, high, errors = 0.0, math.inf, 0.0, 0
+        for key, bucket in self._buckets.items():
+            if key >= first:
+                counts.update(bucket.counts)
+                total += bucket.sum
+                low, high, errors = min(low, bucket.low), max(high, bucket.high), errors + bucket.errors
+        number = counts.total()
+        figures: dict[str, Any] = {"count": number, "errors": errors}
+        if not number:
+            return {**figures, **dict.fromkeys(("avg_ms", "min_ms", "p50_ms", "p95_ms", "p99_ms", "max_ms"))}
+        steps = sorted(counts.items())
+
+        def quantile(share: float) -> float:
+            seen, wanted = 0, share * number
+            for step, count in steps:
+                seen += count
+                if seen >= wanted:
+                    return round(min(max(FINENESS**step, low), high), 3)
+            return round(high, 3)
+
+        return {
+            **figures,
+            "avg_ms": round(total / number, 3),
+            "min_ms": round(low, 3),
+            "p50_ms": quantile(0.5),
+            "p95_ms": quantile(0.95),
+            "p99_ms": quantile(0.99),
+            "max_ms": round(high, 3),
+        }
+
+
+class CallStats:
+    """All calls together, and each tool's."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.tools: Counter[str] = Counter()
+        self.in_flight = 0
+        self.started = time.monotonic()
+        self._all = Windows(5.0)
+        self._of_tool: OrderedDict[str, Windows] = OrderedDict()
+
+    def add(self, tool: str, outcome: str, milliseconds: float) -> None:
+        """Take one call's end."""
+        now, failed = time.monotonic(), outcome != "ok"
+        self.outcomes[outcome] += 1
+        self.tools[tool] += 1
+        self._all.add(milliseconds, failed, now)
+        of_tool = self._of_tool.get(tool)
+        if of_tool is None:
+            if len(self._of_tool) >= MAX_TOOLS:
+                self._of_tool.popitem(last=False)
+            of_tool = self._of_tool[tool] = Windows(60.0)
+        of_tool.add(milliseconds, failed, now)
+
+    def of_tool(self, tool: str) -> dict[str, Any]:
+        """One tool's calls in the last five minutes and hour."""
+        windows, now = self._of_tool.get(tool) or Windows(60.0), time.monotonic()
+        return {name: windows.over(WINDOWS[name], now) for name in ("5m", "1h")}
+
+    def snapshot(self) -> dict[str, Any]:
+        """The figures for `/api/v1/stats`."""
+        now = time.monotonic()
+        return {
+            "calls_total": self.outcomes.total(),
+            "calls_in_flight": self.in_flight,
+            "outcomes": dict(self.outcomes),
+            "uptime_seconds": round(now - self.started, 3),
+            "windows": {name: self._all.over(seconds, now) for name, seconds in WINDOWS.items()},
+            "top_tools": [{"tool_id": name, "calls": calls} for name, calls in self.tools.most_common(10)],
+        }

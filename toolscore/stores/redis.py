@@ -1,0 +1,121 @@
+"""Redis, which replicas share. When it is away or slow the gateway goes on with what it has itself, and says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+
+__all__ = ["SharedStore", "open_shared"]
+
+log = structlog.get_logger(__name__)
+
+ANSWER_SECONDS = 0.1
+"""A slower answer is none: no call waits longer for what it can do without."""
+PROBE_SECONDS = 1.0
+
+
+class SharedStore:
+    """One Redis. Its methods never raise: what is not to be had is `None`.
+
+    Attributes:
+        up: whether it is used just now. It is asked again once a second while it is not.
+        error: why not.
+    """
+
+    def __init__(self, client: Any, shown: str) -> None:
+        self._client = client
+        self.shown = shown
+        self.up = False
+        self.error: str | None = "it has not answered yet"
+
+    async def get(self, key: str) -> bytes | None:
+        """The bytes of a key."""
+        found: bytes | None = await self.ask(self._client.get(key)) if self.up else None
+        return found
+
+    async def put(self, key: str, value: bytes, seconds: float) -> None:
+        """Keep bytes for so long."""
+        if self.up and seconds > 0:
+            await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000))))
+
+    async def drop(self, keys: list[str]) -> None:
+        """Forget keys."""
+        for start in range(0, len(keys), 500):
+            if self.up:
+                await self.ask(self._client.delete(*keys[start : start + 500]))
+
+    async def ask(self, request: Awaitable[Any]) -> Any:
+        """Wait for an answer, a tenth of a second at most; `None` if there is none. Then it counts as down."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await request
+        except TimeoutError:
+            self.fail(f"no answer within {ANSWER_SECONDS:g} s")
+        except Exception as exc:  # whatever the driver makes of it
+            self.fail(str(exc) or type(exc).__name__)
+        return None
+
+    def fail(self, error: str) -> None:
+        """It did not answer."""
+        if self.up:
+            log.warning("Redis is not used until it answers again: budgets and results are this process's own",
+                        redis=self.shown, error=error)  # fmt: skip
+        self.up = False
+        self.error = error
+
+    async def watch(self) -> None:
+        """Find out whether it is there, again and again."""
+        while True:
+            if not self.up:
+                was = self.error
+                try:
+                    async with asyncio.timeout(ANSWER_SECONDS * 5):
+                        await self._client.ping()
+                except Exception as exc:  # whatever the driver makes of it
+                    self.error = str(exc) or type(exc).__name__
+                else:
+                    self.up, self.error = True, None
+                    log.info("Redis answers", redis=self.shown, before=was)
+            else:
+                await self.ask(self._client.ping())
+            await asyncio.sleep(PROBE_SECONDS)
+
+
+@asynccontextmanager
+async def open_shared(url: str | None) -> AsyncIterator[SharedStore | None]:
+    """Connect to Redis, if one is configured. It need not be there yet.
+
+    Args:
+        url: `redis://host:port/db`, `rediss://…` or `unix://…`.
+    """
+    if url is None:
+        yield None
+        return
+    import redis.asyncio as redis
+
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    client = redis.Redis.from_url(
+        url, socket_timeout=ANSWER_SECONDS * 5, socket_connect_timeout=ANSWER_SECONDS * 5, health_check_interval=0
+    )
+    store = SharedStore(client, shown)
+    started = time.monotonic()
+    watcher = asyncio.create_task(store.watch())
+    try:
+        while not store.up and time.monotonic() - started < ANSWER_SECONDS * 6 and not watcher.done():
+            await asyncio.sleep(0.01)
+        if not store.up:
+            log.warning("Redis does not answer: going on without", redis=shown, error=store.error)
+        yield store
+    finally:
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            await client.aclose()

@@ -1,0 +1,171 @@
+"""The tables, in one list. What their rows mean belongs to the rooms above; times are RFC 3339 UTC, or milliseconds."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+__all__ = [
+    "bodies",
+    "cached",
+    "calls",
+    "events",
+    "features",
+    "fixes",
+    "keys",
+    "metadata",
+    "patterns",
+    "pins",
+    "scores",
+    "servers",
+    "tools",
+]
+
+metadata = MetaData()
+
+tools = Table(
+    "tools",
+    metadata,
+    Column("tool_id", String(64), primary_key=True),
+    Column("server_id", String(128), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("definition", Text, nullable=False),
+    Column("definition_hash", String(64), nullable=False),
+    Column("first_seen", String(32), nullable=False),
+    Index("tools_by_server", "server_id"),
+)
+
+servers = Table(
+    "servers",
+    metadata,
+    Column("server_id", String(128), primary_key=True),
+    Column("spec", Text, nullable=False),
+    Column("attached_at", String(32), nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("key_id", String(12), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("expires_at", String(32)),
+    Column("revoked_at", String(32)),
+)
+
+features = Table(
+    "features",
+    metadata,
+    Column("server_id", String(128), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("content", Text, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("type", String(64), nullable=False),
+    Column("data", Text, nullable=False),
+    Column("timestamp", String(32), nullable=False),
+    sqlite_autoincrement=True,  # a number is never given twice, not even after its row was pruned
+)
+
+cached = Table(
+    "cached",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("tool_id", String(64), nullable=False),
+    Column("server_id", String(128), nullable=False),
+    Column("result", LargeBinary, nullable=False),
+    Column("stored_at", Float, nullable=False),
+    Column("fresh_until", Float, nullable=False),
+    Column("stale_until", Float, nullable=False),
+    Index("cached_by_stale_until", "stale_until"),
+)
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("call_id", String(32), primary_key=True),  # begins with the time: its order is that of the calls
+    Column("request_id", String(128), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("tool_id", String(64), nullable=False),
+    Column("server_id", String(128), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("definition_hash", String(64), nullable=False),
+    Column("outcome", String(32), nullable=False),
+    Column("duration_ms", Float, nullable=False),
+    Column("cache", String(8)),
+    Column("error", Text),
+    Column("arguments", Text),
+    Column("arguments_body", String(64)),
+    Column("result", Text),
+    Column("result_body", String(64)),
+    Column("redacted", Integer, nullable=False),
+    Index("calls_by_tool", "tool_id", "call_id"),
+)
+
+bodies = Table(
+    "bodies",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("last_call", String(32), nullable=False),
+    Index("bodies_by_last_call", "last_call"),
+)
+
+pins = Table(
+    "pins",
+    metadata,
+    Column("server_id", String(128), primary_key=True),
+    Column("name", String(256), primary_key=True),
+    Column("definition", Text, nullable=False),
+    Column("definition_hash", String(64), nullable=False),
+    Column("pinned_at", String(32), nullable=False),
+    Column("pinned_by", Text, nullable=False),
+    Column("held", Text),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    Column("tool_id", String(64), primary_key=True),
+    Column("state", Text, nullable=False),
+)
+
+patterns = Table(
+    "patterns",
+    metadata,
+    Column("pattern_id", String(32), primary_key=True),
+    Column("template", Text, nullable=False),
+    Column("category", String(32), nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("first_seen", String(32), nullable=False),
+    Column("last_seen", String(32), nullable=False),
+    Column("seen_by", Text, nullable=False),
+)
+
+fixes = Table(
+    "fixes",
+    metadata,
+    Column("fix_id", String(32), primary_key=True),
+    Column("pattern_id", String(32), nullable=False),
+    Column("tool_id", String(64), nullable=False),
+    Column("content", Text, nullable=False),
+    Index("fixes_by_pattern", "pattern_id"),
+)

@@ -417,12 +417,14 @@ def _with_keys(config: Path | None, work: Callable[[Any], Any]) -> Any:
 @bench.command("gateway")
 def bench_gateway(
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each of some 30 measurements takes.")] = 2.0,
+    pipeline: Annotated[bool, typer.Option("--pipeline", help="Instead, what each step of it costs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the gateway on this machine, against a bare FastAPI echo in the same run."""
     from toolscore.bench.gateway import run_gateway_bench
+    from toolscore.bench.pipeline import run_pipeline_bench
 
-    result = run_gateway_bench(seconds=seconds, quiet=as_json)
+    result = (run_pipeline_bench if pipeline else run_gateway_bench)(seconds=seconds, quiet=as_json)
     if as_json:
         print_json(result)
 

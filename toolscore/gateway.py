@@ -29,9 +29,10 @@ from toolscore.pins import PinRules, Pins
 from toolscore.pipeline import CallPipeline
 from toolscore.pipeline.breaker import BreakerRules
 from toolscore.pipeline.cache import CacheRules, ResultCache
-from toolscore.pipeline.journal import Journal, JournalRules
+from toolscore.pipeline.journal import Journal
 from toolscore.pipeline.limits import Rate, RateLimits
 from toolscore.pipeline.policy import Policy, Rule
+from toolscore.recording import JournalRules, Order
 from toolscore.scores import Scores
 from toolscore.settings import (
     NEEDS_RESTART,
@@ -199,7 +200,7 @@ class Gateway:
         if new.cache != old.cache:
             self.pipeline.cache.use(CacheRules(**new.cache.model_dump()))
         self.library.pins.rules = PinRules(**new.pins.model_dump())
-        self.pipeline.journal.rules = JournalRules(**new.journal.model_dump())
+        self.pipeline.journal.use(JournalRules(**new.journal.model_dump()))
         self.pipeline.scores.enabled = new.scores.enabled
         self.pipeline.firewall.rules = FirewallRules(**new.firewall.model_dump())
         if new.policy != old.policy:
@@ -451,7 +452,13 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             )
         )
         cache = ResultCache(database, shared, CacheRules(**settings.cache.model_dump()))
-        journal = Journal(database, JournalRules(**settings.journal.model_dump()))
+        order = Order(
+            rules=JournalRules(**settings.journal.model_dump()),
+            database_url=database_url(settings),
+            log_level=settings.logging.level,
+            log_format=settings.logging.format,
+        )
+        journal = Journal(database, [sys.executable, "-m", "toolscore.recorder"], order)
         firewall = ErrorFirewall(database, LightEmbedder(), FirewallRules(**settings.firewall.model_dump()))
         pipeline = CallPipeline(
             library,

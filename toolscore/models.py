@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 __all__ = [
     "LOCAL",
     "NOBODY",
-    "CallRecord",
     "Change",
     "Credentials",
     "Event",
@@ -319,25 +318,6 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     """It stands in for one that could not be had."""
     suggestion: str | None = None
     """What helped others whose call failed like this."""
-
-
-class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """How one call went, for the journal. `at_ms`: milliseconds since 1970; bodies as they came, secrets too."""
-
-    call_id: str
-    request_id: str
-    at_ms: int
-    principal: str
-    tool_id: str
-    server_id: str
-    name: str
-    definition_hash: str
-    outcome: str
-    duration_ms: float
-    arguments: msgspec.Raw
-    result: msgspec.Raw | None = None
-    error: str | None = None
-    cache: str | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

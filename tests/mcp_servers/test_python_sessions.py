@@ -117,6 +117,8 @@ def test_a_session_outlives_many_calls_of_others(box: ExecutorProcess) -> None:
     box.run("kept = 'here'", session_id="long")
     for number in range(30):
         assert box.run(f"{number}")["result"] == str(number)
+        if number % 5 == 4:  # on a slow machine they take longer than an unused session stays
+            assert box.run("kept", session_id="long")["result"] == "'here'"
     assert box.run("kept", session_id="long")["result"] == "'here'"
     reset(box, "long")
 

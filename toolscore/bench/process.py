@@ -46,12 +46,13 @@ def serving(folder: Path, http_port: int) -> Iterator[tuple[subprocess.Popen[byt
     started = time.perf_counter()
     command = [sys.executable, "-m", "toolscore", "serve", "--config", str(folder)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TOOLSCORE_")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    said = open(folder / "stderr.log", "w+b")  # noqa: SIM115 - closed below
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
     try:
         while not _answers(f"http://127.0.0.1:{http_port}/readyz"):
             if process.poll() is not None:
-                said = process.stderr.read().decode() if process.stderr else ""
-                raise RuntimeError(f"the gateway ended at its start: {said}")
+                said.seek(0)
+                raise RuntimeError(f"the gateway ended at its start: {said.read().decode()}")
             if time.perf_counter() - started > 30:
                 raise RuntimeError("the gateway is not ready after 30 s")
             time.sleep(0.005)
@@ -63,8 +64,7 @@ def serving(folder: Path, http_port: int) -> Iterator[tuple[subprocess.Popen[byt
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stderr:
-            process.stderr.close()
+        said.close()
 
 
 def _answers(url: str) -> bool:

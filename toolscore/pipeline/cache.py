@@ -34,7 +34,7 @@ Level = Literal["l1", "l2", "l3"]
 MAX_UNWRITTEN = 2000
 MAX_STORED_BYTES = 256 * 1024 * 1024
 """Of results in the database; the oldest go first."""
-WRITE_SECONDS = 0.05
+WRITE_SECONDS = 1.0
 AGAIN_SECONDS = 1.0
 PRUNE_SECONDS = 60.0
 PREFIX = "toolscore:result:"
@@ -186,7 +186,8 @@ class ResultCache:
         found = self._memory.get(slot.key)
         if found is not None and found.fresh_until > time.time():
             return found
-        if slot.key not in self._stored and (self._shared is None or not self._shared.up):
+        # What is in memory is what the database has; another replica may have put a later one into Redis.
+        if (found is not None or slot.key not in self._stored) and (self._shared is None or not self._shared.up):
             return found
         reading = self._reading.get(slot.key)
         if reading is None:

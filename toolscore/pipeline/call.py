@@ -33,15 +33,16 @@ from toolscore.firewall import ErrorFirewall
 from toolscore.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, decode, decode_object, encode, meta_of
 from toolscore.library import Sees, UnifiedToolLibrary
 from toolscore.metrics import Metrics
-from toolscore.models import LOCAL, CallRecord, Principal, Tool, ToolCall, ToolResult
+from toolscore.models import LOCAL, Principal, Tool, ToolCall, ToolResult
 from toolscore.pipeline.breaker import Breaker, BreakerRules, BreakerState
 from toolscore.pipeline.cache import Cached, ResultCache, Slot
 from toolscore.pipeline.deadline import Deadline
-from toolscore.pipeline.journal import Journal, new_call_id
+from toolscore.pipeline.journal import Journal
 from toolscore.pipeline.limits import RateLimits, Turnstile
 from toolscore.pipeline.policy import Policy
 from toolscore.pipeline.stats import CallStats
 from toolscore.pipeline.validation import check_arguments
+from toolscore.recording import CallRecord, new_call_id
 from toolscore.scores import Scores
 from toolscore.tracing import Tracing
 from toolscore.upstreams import Attempt, Caller, Upstream, UpstreamPool
@@ -243,12 +244,14 @@ class CallPipeline:
                 name=tool.name if tool is not None else call.tool_id[:200],
                 definition_hash=tool.definition_hash if tool is not None else "",
                 outcome=outcome,
-                duration_ms=seconds * 1000,
-                arguments=call.arguments,
-                result=answered,
+                duration_ms=round(seconds * 1000, 3),
                 error=error[:MAX_MESSAGE] if error else None,
                 cache=("stale" if result.stale else level) if result is not None else None,
-            )
+                arguments_bytes=memoryview(call.arguments).nbytes,
+                result_bytes=memoryview(answered).nbytes if answered is not None else -1,
+            ),
+            call.arguments,
+            answered,
         )
         if len(self._events.notifier) and self._events.notifier.wanted("call_finished"):
             self._events.tell(

@@ -7,19 +7,24 @@ here.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Raw
-from throttled.asyncio import MemoryStore, RateLimiterType, RateLimitResult, RedisStore, Throttled, rate_limiter
 
 from toolscore.errors import Overloaded, RateLimited
 from toolscore.jsonrpc import encode
 from toolscore.models import LOCAL, Principal, Tool
 from toolscore.stores import SharedStore
 from toolscore.upstreams import Caller
+
+if TYPE_CHECKING:
+    from throttled.asyncio import MemoryStore, RateLimitResult, RedisStore
 
 __all__ = ["Rate", "RateLimits", "Turnstile"]
 
@@ -52,8 +57,9 @@ class RateLimits:
         shared: SharedStore | None = None,
         redis_url: str | None = None,
     ) -> None:
-        store = MemoryStore(options={"MAX_SIZE": MAX_BUCKETS})
-        far = RedisStore(server=redis_url) if redis_url is not None else None
+        library = _throttled(redis_url is not None)
+        store = library.MemoryStore(options={"MAX_SIZE": MAX_BUCKETS})
+        far = library.RedisStore(server=redis_url) if redis_url is not None else None
         self._shared = shared
         self._all = _Bucket(rate, store, far) if rate is not None else None
         self._tools = {pattern: _Bucket(of_tool, store, far) for pattern, of_tool in tools.items()}
@@ -105,10 +111,24 @@ class RateLimits:
         ]
 
 
+def _throttled(redis: bool) -> Any:
+    """throttled-py. It imports Redis' driver wherever that is installed, and with it 20 MB: only if it is wanted."""
+    hide = not redis and "redis" not in sys.modules and "throttled" not in sys.modules
+    if hide:
+        sys.modules["redis"] = None  # type: ignore[assignment]
+    try:
+        return import_module("throttled.asyncio")
+    finally:
+        if hide:
+            del sys.modules["redis"]
+
+
 class _Bucket:
     """One rate, counted here, and in Redis while that answers."""
 
     def __init__(self, rate: Rate, store: MemoryStore, far: RedisStore | None) -> None:
+        from throttled.asyncio import RateLimiterType, Throttled, rate_limiter
+
         quota = rate_limiter.per_min(rate.per_minute, burst=rate.burst)
         self._here = Throttled(using=RateLimiterType.GCRA.value, quota=quota, store=store)
         self._far = Throttled(using=RateLimiterType.GCRA.value, quota=quota, store=far) if far is not None else None

@@ -9,11 +9,11 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Table, delete, event, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -59,6 +59,7 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._upserts: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     async def ping(self) -> None:
         """Answer if the database does."""
@@ -166,8 +167,7 @@ class Database:
         """Write calls, and the large bodies that they name, each once."""
         async with self._transaction() as connection:
             await self._upsert(connection, bodies, large)
-            if rows:
-                await connection.execute(insert(calls), list(rows))
+            await self._upsert(connection, calls, rows)  # a record may be sent twice, never kept twice
 
     async def read_calls(
         self,
@@ -195,10 +195,23 @@ class Database:
         rows = await self._read(select(calls).where(calls.c.call_id == call_id))
         return rows[0] if rows else None
 
+    async def read_these_calls(self, call_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Calls by their ids, the newest first."""
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(call_ids), MAX_VARIABLES):
+            some = calls.c.call_id.in_(call_ids[start : start + MAX_VARIABLES])
+            found += await self._read(select(calls).where(some).order_by(calls.c.call_id.desc()))
+        return found
+
     async def read_bodies(self, hashes: Collection[str]) -> dict[str, bytes]:
         """Large bodies by their hashes."""
-        rows = await self._read(select(bodies.c.hash, bodies.c.content).where(bodies.c.hash.in_(list(hashes))))
-        return {row["hash"]: row["content"] for row in rows}
+        found: dict[str, bytes] = {}
+        wanted = list(hashes)
+        for start in range(0, len(wanted), MAX_VARIABLES):
+            some = bodies.c.hash.in_(wanted[start : start + MAX_VARIABLES])
+            rows = await self._read(select(bodies.c.hash, bodies.c.content).where(some))
+            found |= {row["hash"]: row["content"] for row in rows}
+        return found
 
     async def journal_size(self) -> tuple[int, int]:
         """How many calls are kept, and the bytes of their bodies."""
@@ -262,13 +275,23 @@ class Database:
             await self._upsert(connection, fixes, of_fixes)
 
     async def _upsert(self, connection: Any, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write whole rows, in the place of those with the same key."""
         if not rows:
             return
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        statement = dialect.insert(table)
-        key = [column.name for column in table.primary_key]
-        others = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in key}
-        await connection.execute(statement.on_conflict_do_update(index_elements=key, set_=others), list(rows))
+        known = self._upserts.get(table.name)
+        if known is None:
+            dialect = import_module(f"sqlalchemy.dialects.{self._engine.dialect.name}")
+            statement = dialect.insert(table).values({column.name: None for column in table.columns})
+            key = [column.name for column in table.primary_key]
+            others = {
+                column.name: statement.excluded[column.name] for column in table.columns if column.name not in key
+            }
+            statement = statement.on_conflict_do_update(index_elements=key, set_=others)
+            compiled = statement.compile(dialect=self._engine.dialect)
+            known = self._upserts[table.name] = (str(compiled), tuple(compiled.positiontup or ()))
+        sql, order = known
+        # Straight to the driver: SQLAlchemy would look at each value of each row.
+        await connection.exec_driver_sql(sql, [tuple(row[name] for name in order) for row in rows])
 
     @staticmethod
     async def _delete_in(connection: Any, column: Any, values: Collection[str]) -> None:

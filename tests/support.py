@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
 import signal
@@ -49,6 +51,41 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def debian_package(package: str, program: str) -> Path:
+    """A program of a Debian package, as a glob pattern; the package is installed where it is missing."""
+    if not glob.glob(program):
+        # Tests run side by side, and apt takes one at a time.
+        with open(Path(tempfile.gettempdir()) / "toolscore-apt.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not glob.glob(program):
+                environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+                subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment)
+                subprocess.run(["apt-get", "install", "-y", "-qq", package], check=True, env=environment)
+    return Path(sorted(glob.glob(program))[-1])
+
+
+class Fickle:
+    """The server of `servers/fickle.py`: its entry, its orders, and what was called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        script = str(Path(__file__).with_name("servers") / "fickle.py")
+        self.entry: dict[str, Any] = {"command": sys.executable, "args": ["-I", "-S", script, str(folder)]}
+
+    def order(self, **orders: Any) -> None:
+        """Have it do this from now on, and nothing else."""
+        fresh = self.folder / "orders.new"
+        fresh.write_text(json.dumps(orders))
+        fresh.rename(self.folder / "orders.json")
+
+    def calls(self) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
+        except FileNotFoundError:
+            return []
 
 
 class GatewayProcess:

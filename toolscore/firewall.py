@@ -82,7 +82,7 @@ MAX_CHANGES = 3
 """A call that differs in more than this is another call, not the same one mended."""
 MAX_CALLERS = 8
 MAX_VALUE = 80
-NEAR = 0.8
+NEAR = 0.7
 """Cosine from which two patterns count as similar."""
 DEPTH = 3
 

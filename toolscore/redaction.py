@@ -16,7 +16,7 @@ REDACTED = "[redacted]"
 MAX_DEPTH = 200
 
 NAMES = (
-    r"(?:pass(?:word|wd|phrase|code)?|pwd|secret\w*|tokens?|(?:api|access|private|secret|ssh|signing|encryption|auth)_?keys?"
+    r"(?:pass(?:_?(?:word|wd|phrase|code))?|pwd|secret\w*|tokens?|(?:api|access|private|secret|ssh|signing|encryption|auth)_?keys?"
     r"|authorization|auth|credentials?|cookies?|set_cookie|session_?(?:key|cookie)|bearer|otp|pin_?code|cvv|cvc|card_?number|ssn"
     r"|client_?secret|connection_?string|dsn)"
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import glob
 import os
 import pwd
 import shutil
@@ -14,25 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import EXECUTOR, free_port, odd, running_gateway, wait_for
+from support import EXECUTOR, debian_package, free_port, odd, running_gateway, wait_for
 
 from toolscore.stores import Database, open_database
 from toolscore.stores.database import StoreError
 
 
-def postgres_programs() -> Path:
-    """The folder of initdb and postgres; Debian's package is installed where it is missing."""
-    if not glob.glob("/usr/lib/postgresql/*/bin/initdb"):
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "install", "-y", "-qq", "postgresql"], check=True, env=environment)
-    return Path(sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1])
-
-
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A Postgres server of our own on loopback."""
-    programs = postgres_programs()
+    programs = debian_package("postgresql", "/usr/lib/postgresql/*/bin/initdb").parent
     user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="toolscore-postgres-"))
     if user:

@@ -59,6 +59,7 @@ PING_SECONDS = 15
 """How often a server that keeps no stream open is asked whether it is still there."""
 
 LISTEN_RETRY_SECONDS = 5
+LOOK_SECONDS = 2.0
 
 KEEPALIVE_SECONDS = 4
 """Below uvicorn's 5 s and Node's 5 s: we let go of an idle connection before the server closes it under a request."""
@@ -124,6 +125,7 @@ class HttpConnection:
         self._renewing = asyncio.Lock()
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._questions: dict[int, list[asyncio.Task[None]]] = {}
+        self._suspected: asyncio.Task[None] | None = None
         self._last_event = ""
         self._retry_seconds: float | None = None
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -313,6 +315,22 @@ class HttpConnection:
         self._headers = fresh
         self.log_level = None
 
+    def _suspect(self, reason: str) -> None:
+        """One connection broke off. That may be its own trouble: the server is gone only if it takes no other."""
+        if self._suspected is None or self._suspected.done():
+            self._suspected = asyncio.create_task(self._look_for_server(reason))
+            self._side_tasks.add(self._suspected)
+            self._suspected.add_done_callback(self._side_tasks.discard)
+
+    async def _look_for_server(self, reason: str) -> None:
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                _, writer = await asyncio.open_connection(self._url.host, self._url.port)
+        except (OSError, TimeoutError):
+            self.close(reason)
+        else:
+            writer.close()
+
     async def _post(
         self,
         method: str,
@@ -346,7 +364,7 @@ class HttpConnection:
             ) from exc
         except (aiohttp.ClientError, OSError) as exc:
             if isinstance(exc, aiohttp.ServerDisconnectedError | ConnectionError) and response is None:
-                self.close(f"the server closed the connection: {exc}")
+                self._suspect(f"the server closed the connection: {exc}")
             raise ConnectionLost(f"the connection to {self._shown} broke off: {type(exc).__name__}", sent=True) from exc
         except asyncio.CancelledError:
             if not self.info.stateless and method != "initialize":  # stateless: closing the stream says it

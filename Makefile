@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check lock format clean
+.PHONY: run test storm check lock format clean
 
 run: $(VENV)/.installed
 	@$(BIN)/toolscore serve
@@ -12,6 +12,10 @@ run: $(VENV)/.installed
 test: $(VENV)/.tested
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/pytest -n 3 --dist loadfile
+
+# Thousands of calls to a server that fails in every way; prints how they ended.
+storm: $(VENV)/.tested
+	@$(BIN)/pytest -q tests/pipeline/test_storm.py
 
 check: $(VENV)/.tested
 	@$(BIN)/ruff check .

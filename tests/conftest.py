@@ -20,3 +20,10 @@ def gateway() -> Iterator[GatewayProcess]:
         for server_id in ("alpha", "beta", "many"):
             process.wait_for_state(server_id, "up")
         yield process
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests recorded."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, figures in report.user_properties:
+            terminalreporter.write_line(f"{name}: {figures}")

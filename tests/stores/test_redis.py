@@ -1,0 +1,180 @@
+"""Redis: replicas share budgets and results over a real one, and each goes on alone while it is away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Fickle, GatewayProcess, debian_package, free_port, running_gateway, wait_for
+from test_auth import cli
+
+MINUTE = 30
+
+
+class Redis:
+    """A redis-server of our own on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self._program = debian_package("redis-server", "/usr/bin/redis-server")
+        self._folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder],
+            stdout=subprocess.DEVNULL,
+        )
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with tempfile.TemporaryDirectory(prefix="toolscore-redis-") as folder:
+        server = Redis(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def fickle(tmp_path_factory: pytest.TempPathFactory) -> Fickle:
+    return Fickle(tmp_path_factory.mktemp("fickle"))
+
+
+@pytest.fixture(scope="module")
+def replicas(redis: Redis, fickle: Fickle) -> Iterator[list[GatewayProcess]]:
+    """Two gateways with a database each, before one Redis."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(2):
+            process = stack.enter_context(running_gateway({"city": fickle.entry}, start=False))
+            (process.config / "toolscore.yaml").write_text(
+                f"storage: {{data_dir: {process.folder / 'data'}, redis_url: '{redis.url}'}}\n"
+                f"rates: {{per_minute: {MINUTE}, burst: {MINUTE}}}\n"
+            )
+            process.start()
+            process.wait_for_state("city", "up")
+            wait_for(lambda process=process: is_well(process))  # type: ignore[misc]
+            found.append(process)
+        yield found
+
+
+def is_well(process: GatewayProcess) -> bool:
+    return bool(process.get("/health")["checks"]["redis"]["status"] == "healthy")
+
+
+def is_degraded(process: GatewayProcess) -> bool:
+    health = process.get("/health")
+    return bool(health["checks"]["redis"]["status"] == "degraded" and health["status"] == "degraded")
+
+
+def test_a_result_is_there_for_the_other(replicas: list[GatewayProcess], fickle: Fickle) -> None:
+    one, other = replicas
+    text = one.text("city__look", {"city": "Rome"})
+
+    def looked() -> str | None:
+        level: str | None = other.execute("city__look", {"city": "Rome"})["performance"].get("cache_level")
+        return level
+
+    time.sleep(1.5)  # results are shared once a second
+    assert looked() == "l2"
+    assert looked() == "l1"
+    assert other.text("city__look", {"city": "Rome"}) == text
+    assert sum(call["arguments"] == {"city": "Rome"} for call in fickle.calls()) == 1
+
+
+def calls_until_refused(processes: list[GatewayProcess], key: str) -> int:
+    """How many calls, in turns, one caller may make."""
+    headers = {"authorization": f"Bearer {key}"}
+    for number in range(3 * MINUTE):
+        process = processes[number % len(processes)]
+        body = {"tool_id": "city__write", "parameters": {"city": str(number)}}
+        answer = process.http.post("/execute_tool", json=body, headers=headers)
+        if answer.status_code == 429:
+            assert answer.json()["error"]["retry_after_seconds"] > 0
+            return number
+        assert answer.status_code == 200
+    raise AssertionError("never refused")
+
+
+def keys_of(name: str, processes: list[GatewayProcess]) -> list[str]:
+    return [cli(process, "keys", "create", name) for process in processes]
+
+
+def test_a_budget_is_one_for_all_replicas(replicas: list[GatewayProcess]) -> None:
+    keys = keys_of("ada", replicas)
+    headers = [{"authorization": f"Bearer {key}"} for key in keys]
+    accepted = 0
+    for number in range(3 * MINUTE):
+        turn = number % 2
+        body = {"tool_id": "city__write", "parameters": {"city": str(number)}}
+        answer = replicas[turn].http.post("/execute_tool", json=body, headers=headers[turn])
+        accepted += answer.status_code == 200
+    assert MINUTE <= accepted <= MINUTE + 8  # some come back while they are counted
+
+
+@pytest.mark.parametrize("how", ["paused", "stopped"])
+def test_without_redis_each_goes_on_alone_and_comes_back_by_itself(
+    replicas: list[GatewayProcess], redis: Redis, how: str
+) -> None:
+    one, other = replicas
+    keys = keys_of(how, replicas)
+    away: Any = redis.paused() if how == "paused" else contextlib.nullcontext()
+    with away:
+        if how == "stopped":
+            redis.stop()
+        with ThreadPoolExecutor(8) as pool:  # while it goes away, too
+            started = time.monotonic()
+            answers = list(pool.map(lambda number: one.execute("city__look", {"city": f"{how} {number}"}), range(100)))
+        assert all(answer["success"] for answer in answers)
+        assert time.monotonic() - started < 10  # nobody waited long for what was not there
+        wait_for(lambda: is_degraded(one) and is_degraded(other), 10)
+        assert one.get("/health")["checks"]["redis"]["reason"]
+        # Each has the whole budget now.
+        assert calls_until_refused([one], keys[0]) >= MINUTE
+        assert calls_until_refused([other], keys[1]) >= MINUTE
+        if how == "stopped":
+            redis.start()
+    wait_for(lambda: is_well(one) and is_well(other), 10, "for recovery")
+    assert one.execute("city__look", {"city": f"after {how}"})["success"]
+
+
+def test_it_need_not_be_there_at_the_start(fickle: Fickle) -> None:
+    with running_gateway({"city": fickle.entry}, start=False) as process:
+        (process.config / "toolscore.yaml").write_text(
+            f"storage: {{data_dir: {process.folder / 'data'}, redis_url: 'redis://:secret@127.0.0.1:{free_port()}/0'}}\n"
+        )
+        process.start()
+        process.wait_for_state("city", "up")
+        assert process.execute("city__look", {"city": "Rome"})["success"]
+        assert is_degraded(process)
+        assert "secret" not in process.output()
+        assert "secret" not in process.http.get("/health").text

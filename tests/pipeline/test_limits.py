@@ -181,7 +181,9 @@ def test_a_caller_with_a_key_has_a_budget() -> None:
         assert refused.headers["ratelimit"].startswith('"calls";r=0;t=')
         body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
         body |= {"params": {"name": "echo__echo", "arguments": {"text": "x"}}}
-        over_mcp = httpx.post(f"{gateway.url}/mcp", json=body, headers=headers).json()["error"]
+        response = httpx.post(f"{gateway.url}/mcp", json=body, headers=headers)
+        assert response.headers["ratelimit"].startswith('"calls";r=0;t=')
+        over_mcp = response.json()["error"]
         assert over_mcp["code"] == -32007
         assert over_mcp["data"]["retry_after_seconds"] > 0
         assert all(gateway.execute("echo__echo", {"text": "x"})["success"] for _ in range(20)), "nobody on this machine"

@@ -205,6 +205,34 @@ def tools(
 
 
 @app.command()
+def search(
+    query: Annotated[list[str], typer.Argument(help="The task, in words.")],
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 5,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Find the tools for a task: `toolscore search what time is it in Tokyo`."""
+    with connected(url, timeout=120) as client:
+        found = answer_of(client.post("/api/v1/tools/search", json={"query": " ".join(query), "limit": limit}))["tools"]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            tool["tool_id"],
+            _arguments(tool["input_schema"]),
+            first_line(tool["description"], 70),
+            f"{tool['relevance']:.2f}",
+            f"{tool['score']:.2f}",
+            _state(tool),
+        )
+        for tool in found
+    ]
+    columns = ("tool", "arguments", "what it does", "relevance", "score", "state")
+    print_table(columns, rows, empty="no tool here has anything to do with it")
+
+
+@app.command()
 def servers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the servers behind the gateway."""
     with connected(url) as client:
@@ -425,6 +453,28 @@ def bench_gateway(
     from toolscore.bench.pipeline import run_pipeline_bench
 
     result = (run_pipeline_bench if pipeline else run_gateway_bench)(seconds=seconds, quiet=as_json)
+    if as_json:
+        print_json(result)
+
+
+@bench.command("search")
+def bench_search(
+    folder: Annotated[Path, typer.Argument(help="Sets: folders with tools.jsonl and queries.jsonl.")],
+    half: Annotated[str, typer.Option(help="`even` or `odd`: tune on one half, check on the other.")] = "all",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many queries a set.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well the right tool is found, on labelled sets."""
+    from toolscore.bench.search import run_search_bench
+
+    if half not in ("all", "even", "odd"):
+        say(f"--half takes `even`, `odd` or `all`, found {half!r}")
+        raise typer.Exit(2)
+    try:
+        result = run_search_bench(folder, half=half, limit=limit, quiet=as_json)
+    except (FileNotFoundError, ValueError, KeyError) as exc:
+        say(f"{folder} cannot be measured: {exc}")
+        raise typer.Exit(2) from None
     if as_json:
         print_json(result)
 

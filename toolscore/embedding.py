@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,12 +11,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedder", "LightEmbedder"]
 
+# One product of a matrix and a vector takes a tenth of a millisecond; waking other threads for it takes more, and on a
+# busy machine a hundred times more. Read when numpy is imported, which is later.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 class Embedder(Protocol):
     """Makes vectors of texts."""
 
     def embed(self, texts: list[str]) -> numpy.ndarray[Any, Any]:
-        """One row of unit length a text, float32."""
+        """One row of unit length a text, float32; of zeros for a text that says nothing."""
         ...
 
 
@@ -30,7 +35,10 @@ class LightEmbedder:
         with self._loading:
             if self._model is None:
                 self._model = _load()
-        vectors: numpy.ndarray[Any, Any] = self._model.embed(texts, norm=True)
+        import numpy
+
+        with numpy.errstate(invalid="ignore", divide="ignore"):  # a text without a single word has no direction
+            vectors = numpy.nan_to_num(self._model.embed(texts, norm=True), copy=False)
         return vectors
 
 

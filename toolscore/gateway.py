@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from toolscore.auth import OUR_KEY, Authenticator, KeyRing, TokenRules, is_loopback
+from toolscore.discovery import ToolSearch
 from toolscore.embedding import LightEmbedder
 from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, ToolScoreError, UpstreamUnavailable
 from toolscore.events import EventLog
@@ -77,6 +78,7 @@ class Gateway:
         upstreams: UpstreamPool,
         pipeline: CallPipeline,
         metrics: Metrics,
+        search: ToolSearch,
         shared: SharedStore | None,
         config_dir: Path | None,
         settings_problems: list[str],
@@ -93,6 +95,7 @@ class Gateway:
         self.upstreams = upstreams
         self.pipeline = pipeline
         self.metrics = metrics
+        self.search = search
         self.shared = shared
         self.config_dir = config_dir
         self.settings_problems = settings_problems
@@ -130,6 +133,7 @@ class Gateway:
         gone = [tool.tool_id for tool in self.library.of_server(server_id)]
         self.library.forget(server_id)
         self.pipeline.scores.forget(gone)
+        self.search.forget(gone)
         self.pipeline.cache.invalidate(server_id=server_id)
         self.features.forget(server_id)
         self.pipeline.forget(server_id)
@@ -459,7 +463,9 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             log_format=settings.logging.format,
         )
         journal = Journal(database, [sys.executable, "-m", "toolscore.recorder"], order)
-        firewall = ErrorFirewall(database, LightEmbedder(), FirewallRules(**settings.firewall.model_dump()))
+        embedder = LightEmbedder()
+        search = await stack.enter_async_context(ToolSearch(library, scores, database, embedder))
+        firewall = ErrorFirewall(database, embedder, FirewallRules(**settings.firewall.model_dump()))
         pipeline = CallPipeline(
             library,
             upstreams,
@@ -473,6 +479,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             call_timeout_seconds=settings.limits.call_timeout_seconds,
             policy=policy_of(settings),
         )
+        pipeline.on_success = search.succeeded
         pipeline.rates = rates_of(settings, shared)
         pipeline.use_breaker_rules(breaker_rules(settings))
         pipeline.retries = settings.servers.retries
@@ -494,6 +501,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             upstreams=upstreams,
             pipeline=pipeline,
             metrics=metrics,
+            search=search,
             shared=shared,
             config_dir=config_dir,
             settings_problems=loaded.problems,

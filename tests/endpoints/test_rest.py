@@ -251,7 +251,7 @@ def test_health_stats_and_metrics(gateway: GatewayProcess) -> None:
     gateway.text("alpha__echo", {"text": "hi"})
     health = gateway.get("/health")
     assert health["status"] == "healthy"
-    rooms = {"events", "library", "pins", "journal", "cache", "scores", "firewall"}
+    rooms = {"events", "library", "pins", "journal", "cache", "scores", "firewall", "search"}
     assert set(health["checks"]) == {"database", "settings", "servers", *rooms}
     stats = gateway.get("/api/v1/stats")
     assert stats["calls_total"] >= 1
@@ -274,7 +274,7 @@ def test_openapi_describes_the_hot_route_with_examples(gateway: GatewayProcess) 
 
 def test_rooms_of_later_days_are_absent_not_stubbed(gateway: GatewayProcess) -> None:
     for method, path in (
-        ("POST", "/api/v1/tools/search"),
+        ("POST", "/api/v1/tools/analyze-gap"),
         ("POST", "/api/v1/catalog/install"),
         ("GET", "/v0.1/servers"),
     ):

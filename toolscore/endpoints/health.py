@@ -29,6 +29,7 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         ("cache", pipeline.cache.store_error, 0),
         ("scores", pipeline.scores.writes.error, pipeline.scores.writes.lost),
         ("firewall", pipeline.firewall.writes.error, pipeline.firewall.writes.lost),
+        ("search", gateway.search.writes.error, gateway.search.writes.lost),
     ):
         checks[name] = {"status": "degraded", "reason": error} if error else {"status": "healthy"}
         if lost:

@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from toolscore.auth import ADMIN
 from toolscore.endpoints.asgi import new_request_id, principal_of
-from toolscore.endpoints.rest import result_fields, stats_fields, tool_fields
+from toolscore.endpoints.rest import found_tools, result_fields, stats_fields, tool_fields
 from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
 from toolscore.gateway import Gateway
 from toolscore.jsonrpc import decode, encode
@@ -60,6 +60,11 @@ async def list_tools(gateway: Gateway, params: dict[str, Any], principal: Princi
         "total_count": gateway.library.count(sees),
         "next_cursor": after,
     }
+
+
+@command
+async def search_tools(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
+    return await found_tools(gateway, params, principal)
 
 
 @command

@@ -54,6 +54,7 @@ __all__ = [
     "ExecuteEndpoint",
     "add_rest",
     "answer",
+    "found_tools",
     "result_fields",
     "stats_fields",
     "tool_fields",
@@ -226,6 +227,28 @@ def tool_fields(gateway: Gateway, tool: Tool, *, full: bool = False) -> dict[str
     return fields
 
 
+async def found_tools(gateway: Gateway, params: dict[str, Any], principal: Principal) -> dict[str, Any]:
+    """The tools for a task, ranked, each ready to be called.
+
+    Args:
+        params: `query`, and `limit` if given.
+
+    Raises:
+        InvalidArguments: they are something else.
+    """
+    query, limit = params.get("query"), params.get("limit", 10)
+    if not isinstance(query, str) or not isinstance(limit, int) or isinstance(limit, bool):
+        raise InvalidArguments("`query` must be a text, and `limit` a number", suggestion='{"query": "…", "limit": 10}')
+    found = await gateway.search.search(
+        query, principal=principal.name, sees=gateway.pipeline.sees(principal), limit=limit
+    )
+    tools = [
+        {**tool_fields(gateway, one.tool), "relevance": one.relevance, "score": one.score, "rank": one.rank}
+        for one in found
+    ]
+    return {"tools": tools, "total_count": len(tools)}
+
+
 def server_fields(gateway: Gateway, upstream: Upstream, *, full: bool = False) -> dict[str, Any]:
     """A server as REST shows it. Values of `env` and `headers` stay here: they may be secrets."""
     spec = upstream.spec
@@ -323,6 +346,13 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
             "next_cursor": after,
         }
         return answer(request, data)
+
+    @router.post("/api/v1/tools/search", summary="Find the tools for a task", tags=["tools"])
+    async def search_tools(
+        request: Request,
+        body: Annotated[dict[str, Any], Body(examples=[{"query": "what time is it in Tokyo", "limit": 5}])],
+    ) -> Response:
+        return answer(request, await found_tools(gateway, body, principal_of(request.scope)))
 
     @router.get("/api/v1/tools/{tool_id}", summary="One tool", tags=["tools"])
     async def get_tool(

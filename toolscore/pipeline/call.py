@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -141,6 +142,8 @@ class CallPipeline:
         self._breakers: dict[str, Breaker] = {}
         self._seen_at = policy
         self._seen: dict[Principal, Sees] = {}
+        self.on_success: Callable[[str, str], None] = lambda principal, tool_id: None
+        """Told of each call that went well."""
         self.stats = CallStats()
         self._active: set[asyncio.Task[Any]] = set()
         self._ended: set[asyncio.Task[Any]] = set()
@@ -192,6 +195,7 @@ class CallPipeline:
                     result = _with_suggestion(result, match.suggestion)
             else:
                 self.firewall.succeeded(principal.name, tool.tool_id, call.arguments)
+                self.on_success(principal.name, tool.tool_id)
             return result
         except ToolScoreError as exc:
             outcome, error = exc.code, exc.message

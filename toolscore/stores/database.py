@@ -32,6 +32,8 @@ from toolscore.stores.tables import (
     scores,
     servers,
     tools,
+    uses,
+    vectors,
 )
 
 __all__ = ["Database", "StoreError", "open_database"]
@@ -273,6 +275,41 @@ class Database:
             await self._delete_in(connection, fixes.c.fix_id, removed_fixes)
             await self._upsert(connection, patterns, of_patterns)
             await self._upsert(connection, fixes, of_fixes)
+
+    # Search
+
+    async def load_vectors(self, model: str, hashes: Sequence[str]) -> dict[str, bytes]:
+        """Vectors of texts, by their hashes."""
+        found: dict[str, bytes] = {}
+        for start in range(0, len(hashes), MAX_VARIABLES):
+            some = (vectors.c.model == model) & vectors.c.hash.in_(hashes[start : start + MAX_VARIABLES])
+            rows = await self._read(select(vectors.c.hash, vectors.c.vector).where(some))
+            found |= {row["hash"]: row["vector"] for row in rows}
+        return found
+
+    async def save_vectors(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep vectors of texts."""
+        async with self._transaction() as connection:
+            await self._upsert(connection, vectors, rows)
+
+    async def load_uses(self) -> list[dict[str, Any]]:
+        """Tasks that tools were good for, the oldest first."""
+        return await self._read(select(uses).order_by(uses.c.at))
+
+    async def save_use(self, row: dict[str, Any]) -> None:
+        """Keep a task that a tool was good for."""
+        async with self._transaction() as connection:
+            await self._upsert(connection, uses, [row])
+
+    async def delete_use(self, use_id: str) -> None:
+        """Forget one task."""
+        async with self._transaction() as connection:
+            await connection.execute(delete(uses).where(uses.c.use_id == use_id))
+
+    async def delete_uses(self, tool_ids: Collection[str]) -> None:
+        """Forget all tasks of tools."""
+        async with self._transaction() as connection:
+            await self._delete_in(connection, uses.c.tool_id, tool_ids)
 
     async def _upsert(self, connection: Any, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write whole rows, in the place of those with the same key."""

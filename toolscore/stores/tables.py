@@ -29,6 +29,8 @@ __all__ = [
     "scores",
     "servers",
     "tools",
+    "uses",
+    "vectors",
 ]
 
 metadata = MetaData()
@@ -168,4 +170,23 @@ fixes = Table(
     Column("tool_id", String(64), nullable=False),
     Column("content", Text, nullable=False),
     Index("fixes_by_pattern", "pattern_id"),
+)
+
+vectors = Table(
+    "vectors",
+    metadata,
+    Column("hash", String(32), primary_key=True),
+    Column("model", String(64), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),
+)
+
+uses = Table(
+    "uses",
+    metadata,
+    Column("use_id", String(32), primary_key=True),
+    Column("principal", Text, nullable=False),
+    Column("tool_id", String(64), nullable=False),
+    Column("task", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Index("uses_by_tool", "tool_id"),
 )

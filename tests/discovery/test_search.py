@@ -1,0 +1,200 @@
+"""Search: the right tool first, better with use, nobody else's tasks, and nothing embedded twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import SERVERS, Fickle, GatewayProcess, odd, running_gateway, wait_for
+from test_auth import bearer, cli
+from test_cli import toolscore
+
+from runtimes.client import RealTimeToolClient
+from toolscore.bench.search import evaluate
+from toolscore.discovery.index import Doc, Index, clauses, terms, vector_texts
+from toolscore.embedding import LightEmbedder
+
+EMBEDDER = LightEmbedder()
+DOCS = [
+    Doc("time__get_current_time", "get_current_time", "Get current time in a specific timezone", "timezone", "time"),
+    Doc("time__convert_time", "convert_time", "Convert time between timezones", "source_timezone target", "time"),
+    Doc("git__git_log", "git_log", "Shows the commit logs", "repo_path max_count", "git"),
+    Doc("files__readTextFile", "readTextFile", "Read the complete contents of a file as text", "path", "files"),
+    Doc("db__query", "query", "Run a SELECT statement on the SQL database", "sql", "db"),
+]
+
+
+def index_of(docs: list[Doc]) -> Index:
+    texts = [vector_texts(doc) for doc in docs]
+    return Index(docs, [EMBEDDER.embed([pair[form] for pair in texts]) for form in (0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("query", "key"),
+    [
+        ("what is the current time in Tokyo", "time__get_current_time"),
+        ("which commits were made last week", "git__git_log"),
+        ("show me the contents of a text document", "files__readTextFile"),
+        ("select all customers from the table", "db__query"),
+        ("readTextFile", "files__readTextFile"),
+        ("CONVERTING times between two zones", "time__convert_time"),
+    ],
+)
+def test_the_right_one_is_first(query: str, key: str) -> None:
+    scores = index_of(DOCS).rank(query, EMBEDDER.embed)
+    assert DOCS[int(scores.argmax())].key == key
+
+
+def test_a_query_for_two_things_finds_both() -> None:
+    scores = index_of(DOCS).rank("read a file from the disk and then show the commit log", EMBEDDER.embed)
+    best = {DOCS[number].key for number in (-scores).argsort()[:2].tolist()}
+    assert best == {"files__readTextFile", "git__git_log"}
+    assert clauses("read a file from the disk and then show the commit log") != []
+    assert clauses("what time is it") == []
+
+
+def test_words() -> None:
+    assert terms("getCurrentTime HTTPServer snake_case files2go") == [
+        "get", "current", "time", "http", "server", "snake", "case", "file", "2", "go",
+    ]  # fmt: skip
+    assert terms("東京 naïve") == ["東京", *terms("naïve")]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text(max_size=40), max_size=6), st.text(max_size=200))
+def test_any_text_can_be_indexed_and_asked_for(texts: list[str], query: str) -> None:
+    docs = [Doc(str(number), text, text) for number, text in enumerate(texts)]
+    if docs:
+        scores = index_of(docs).rank(query, EMBEDDER.embed)
+        assert scores.shape == (len(docs),)
+        assert not (scores != scores).any(), "no NaN"
+
+
+def test_the_measure_measures() -> None:
+    tools = [{"id": doc.key, "name": doc.name, "description": doc.text} for doc in DOCS]
+    right = [{"query": doc.text, "relevant": [doc.key]} for doc in DOCS]
+    wrong = [{"query": doc.text, "relevant": ["none of them"]} for doc in DOCS]
+    assert evaluate(tools, right, EMBEDDER)["ndcg_at_10"] == 1.0
+    assert evaluate(tools, wrong, EMBEDDER)["mrr"] == 0.0
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    fickle = Fickle(tmp_path_factory.mktemp("fickle"))
+    current = SERVERS / "current" / "bin"
+    servers = {
+        "time": {"command": str(current / "mcp-server-time")},
+        "git": {"command": str(current / "mcp-server-git")},
+        "city": fickle.entry,
+        "many": odd("many"),
+    }
+    rule = '{effect: deny, principals: ["bob"], servers: ["git"]}'
+    with running_gateway(servers, settings=f"policy: {{rules: [{rule}]}}\n") as process:
+        for server_id in servers:
+            process.wait_for_state(server_id, "up", seconds=60)
+        process.keys = {name: cli(process, "keys", "create", name) for name in ("ada", "bob")}  # type: ignore[attr-defined]
+        yield process
+
+
+def found(gateway: GatewayProcess, query: str, limit: int = 5, who: str | None = None) -> list[dict[str, Any]]:
+    headers = bearer(gateway.keys[who]) if who else {}  # type: ignore[attr-defined]
+    body = {"query": query, "limit": limit}
+    answer = gateway.http.post("/api/v1/tools/search", json=body, headers=headers).json()
+    assert answer["success"], answer
+    return list(answer["data"]["tools"])
+
+
+def test_the_next_step_is_the_call(gateway: GatewayProcess) -> None:
+    best = found(gateway, "the current time in Tokyo")[0]
+    assert best["tool_id"] == "time__get_current_time"
+    assert best["input_schema"]["required"] == ["timezone"]
+    assert 0 < best["rank"] <= best["relevance"] <= 1
+    assert gateway.execute(best["tool_id"], {"timezone": "Asia/Tokyo"})["success"]
+    printed = toolscore("search", "commits", "of", "a", "repository", gateway=gateway).stdout
+    assert "git__git_log" in printed
+    nothing = toolscore("search", "zzzzqqq", gateway=gateway).stdout
+    assert "git__" not in nothing
+
+
+def test_it_is_a_command_of_the_events_socket(gateway: GatewayProcess) -> None:
+    async def run() -> Any:
+        async with RealTimeToolClient(gateway.events_url) as client:
+            return await client.call("search_tools", query="convert a time between zones", limit=1)
+
+    try:
+        answer = asyncio.run(run())
+    except (TypeError, AttributeError):  # the client names it otherwise
+        from websockets.asyncio.client import connect
+
+        async def raw() -> Any:
+            async with connect(gateway.events_url) as socket:
+                params = {"query": "convert a time between zones", "limit": 1}
+                await socket.send(json.dumps({"type": "call", "id": 1, "method": "search_tools", "params": params}))
+                while True:
+                    said = json.loads(await socket.recv())
+                    if said["type"] == "result":
+                        return said["result"]
+
+        answer = asyncio.run(raw())
+    assert [tool["tool_id"] for tool in answer["tools"]] == ["time__convert_time"]
+
+
+def test_what_a_caller_may_not_use_is_not_found(gateway: GatewayProcess) -> None:
+    assert any(tool["server_id"] == "git" for tool in found(gateway, "git commit log", who="ada"))
+    assert not any(tool["server_id"] == "git" for tool in found(gateway, "git commit log", limit=100, who="bob"))
+
+
+@pytest.mark.parametrize("body", [{}, {"query": ""}, {"query": 7}, {"query": "x", "limit": 0}, {"query": "x" * 5000}])
+def test_bad_input_is_named(gateway: GatewayProcess, body: dict[str, Any]) -> None:
+    answer = gateway.http.post("/api/v1/tools/search", json=body).json()
+    assert answer["error"]["code"] == "invalid_arguments"
+
+
+def test_it_learns_from_use_for_each_caller_alone(gateway: GatewayProcess) -> None:
+    task = "whereabouts of the grandmother"
+
+    def place(who: str) -> int:
+        tools = [tool["tool_id"] for tool in found(gateway, task, limit=100, who=who)]
+        return tools.index("city__look") if "city__look" in tools else 1000
+
+    before = place("ada")
+    assert before > 0
+    for query in (task, "find out the whereabouts of my grandmother"):
+        tools = found(gateway, f"{query}: look up a city in the register", who="ada")
+        assert "city__look" in [tool["tool_id"] for tool in tools]
+        body = {"tool_id": "city__look", "parameters": {"city": "Rome"}}
+        key = gateway.keys["ada"]  # type: ignore[attr-defined]
+        assert gateway.http.post("/execute_tool", json=body, headers=bearer(key)).json()["success"]
+    assert place("ada") == 0
+    assert place("bob") == before
+
+
+def test_a_new_tool_is_found_at_once_and_nothing_is_embedded_twice(tmp_path: Path) -> None:
+    fickle = Fickle(tmp_path / "fickle")
+    with running_gateway({"city": fickle.entry}) as process:
+        process.wait_for_state("city", "up")
+        found(process, "look up a city")
+        assert not any(tool["name"] == "weather" for tool in found(process, "weather forecast for tomorrow"))
+        fickle.order(tools={"weather": {"description": "Forecasts the weather."}})
+        process.http.post("/api/v1/servers/city/restart")
+        wait_for(lambda: process.http.get("/api/v1/tools/city__weather").status_code == 200)
+        assert found(process, "weather forecast for tomorrow")[0]["name"] == "weather"
+        database = process.folder / "data" / "toolscore.db"
+
+        def rows() -> list[Any]:
+            with sqlite3.connect(database) as connection:
+                return connection.execute("select rowid, hash from vectors order by rowid").fetchall()
+
+        wait_for(lambda: len(rows()) >= 12)
+        before = rows()
+        process.stop()
+        process.start()
+        process.wait_for_state("city", "up")
+        assert found(process, "weather forecast for tomorrow")[0]["name"] == "weather"
+        assert rows() == before

@@ -1,0 +1,126 @@
+"""`toolscore bench search FOLDER`: how well the right tool is found, on labelled sets."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from toolscore.discovery.index import Doc, Index, vector_texts
+from toolscore.discovery.search import argument_words
+from toolscore.embedding import Embedder, LightEmbedder
+
+__all__ = ["evaluate", "run_search_bench"]
+
+TOP = 10
+
+
+def run_search_bench(
+    folder: Path, *, half: str = "all", limit: int | None = None, quiet: bool = False, embedder: Embedder | None = None
+) -> dict[str, Any]:
+    """Score each set below a folder, print a table unless `quiet`, and return the figures.
+
+    Args:
+        half: `even`, `odd` or `all` of the queries: tune on one half, check on the other.
+        limit: at most so many queries a set.
+
+    Raises:
+        FileNotFoundError: no set is there.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    sets = sorted(path.parent for path in folder.rglob("queries.jsonl") if (path.parent / "tools.jsonl").is_file())
+    if not sets:
+        raise FileNotFoundError(f"no set below {folder}: a folder with tools.jsonl and queries.jsonl")
+    embedder = embedder or LightEmbedder()
+    results = {}
+    for path in track(sets, "measuring", console=Console(stderr=True), transient=True, disable=quiet):
+        queries = _lines(path / "queries.jsonl")
+        queries = queries if half == "all" else queries[(half == "odd") :: 2]
+        results[path.name] = evaluate(_lines(path / "tools.jsonl"), queries[:limit], embedder)
+    names = ("ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "mrr")
+    mean = {name: round(statistics.mean(result[name] for result in results.values()), 4) for name in names}
+    report = {"sets": results, "mean": mean, "half": half}
+    if not quiet:
+        _print(report)
+    return report
+
+
+def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedder: Embedder) -> dict[str, Any]:
+    """The figures of one set.
+
+    Args:
+        tools: `id`, `name`, `description`, optional `input_schema`, `server`, `category`, `tags`, `tools`.
+        queries: `query`, `relevant` (ids of tools, all equally right).
+    """
+    import numpy
+
+    docs = [_doc(tool) for tool in tools]
+    embedder.embed(["warm"])
+    started = time.perf_counter()
+    texts = [vector_texts(doc) for doc in docs]
+    index = Index(docs, [embedder.embed([pair[form] for pair in texts]) for form in (0, 1)])
+    built = time.perf_counter() - started
+    sums = {"ndcg_at_10": 0.0, "recall_at_1": 0.0, "recall_at_5": 0.0, "recall_at_10": 0.0, "mrr": 0.0}
+    milliseconds = []
+    for query in queries:
+        began = time.perf_counter()
+        scores = index.rank(query["query"], embedder.embed)
+        best = (
+            numpy.argpartition(-scores, min(TOP, len(docs) - 1))[:TOP] if len(docs) > TOP else numpy.arange(len(docs))
+        )
+        order = sorted(best.tolist(), key=lambda number: (-scores[number], docs[number].key))
+        milliseconds.append((time.perf_counter() - began) * 1000)
+        relevant = set(query["relevant"])
+        hits = [docs[number].key in relevant for number in order]
+        ideal = sum(1 / math.log2(place + 2) for place in range(min(len(relevant), TOP)))
+        sums["ndcg_at_10"] += sum(hit / math.log2(place + 2) for place, hit in enumerate(hits)) / ideal
+        for depth in (1, 5, 10):
+            sums[f"recall_at_{depth}"] += sum(hits[:depth]) / len(relevant)
+        sums["mrr"] += next((1 / (place + 1) for place, hit in enumerate(hits) if hit), 0.0)
+    milliseconds.sort()
+    return {
+        **{name: round(value / max(1, len(queries)), 4) for name, value in sums.items()},
+        "queries": len(queries),
+        "tools": len(docs),
+        "p50_ms": round(milliseconds[len(milliseconds) // 2], 3),
+        "p95_ms": round(milliseconds[int(len(milliseconds) * 0.95)], 3),
+        "build_seconds": round(built, 3),
+    }
+
+
+def _doc(tool: dict[str, Any]) -> Doc:
+    words: list[str] = []
+    argument_words(tool.get("input_schema"), words)
+    for inner in tool.get("tools") or []:
+        words += [str(inner.get("name", "")), str(inner.get("description") or "")]
+    about = [tool.get("server"), tool.get("category"), tool.get("title"), *(tool.get("categories") or []),
+             *(tool.get("tags") or [])]  # fmt: skip
+    server = " ".join(str(part) for part in about if part)
+    return Doc(tool["id"], tool["name"], tool.get("description") or "", " ".join(words), server)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "mrr", "p50_ms", "p95_ms", "build_seconds")
+    heads = ("set", "tools", "queries", "nDCG@10", "R@1", "R@5", "R@10", "MRR", "p50 ms", "p95 ms", "built s")
+    table = Table(*heads, box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, result in report["sets"].items():
+        table.add_row(name, str(result["tools"]), str(result["queries"]), *(f"{result[key]:.3f}" for key in columns))
+    table.add_section()
+    table.add_row("mean", "", "", *(f"{report['mean'][key]:.3f}" for key in columns[:5]))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

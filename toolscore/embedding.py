@@ -38,8 +38,7 @@ class LightEmbedder:
         import numpy
 
         with numpy.errstate(invalid="ignore", divide="ignore"):  # a text without a single word has no direction
-            vectors = numpy.nan_to_num(self._model.embed(texts, norm=True), copy=False)
-        return vectors
+            return numpy.nan_to_num(self._model.embed(texts, norm=True), copy=False)
 
 
 def _load() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     import numpy
@@ -38,7 +38,8 @@ class LightEmbedder:
         import numpy
 
         with numpy.errstate(invalid="ignore", divide="ignore"):  # a text without a single word has no direction
-            return numpy.nan_to_num(self._model.embed(texts, norm=True), copy=False)
+            vectors = self._model.embed(texts, norm=True)
+        return cast("numpy.ndarray[Any, Any]", numpy.nan_to_num(vectors, copy=False))
 
 
 def _load() -> Any:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from toolscore.terminal import DEFAULT_URL, AsJson, Url, answer_of, connected, first_line, print_json, print_table, say
+from toolscore.terminal import (
+    DEFAULT_URL,
+    AsJson,
+    Url,
+    answer_of,
+    connected,
+    first_line,
+    plain,
+    print_json,
+    print_table,
+    say,
+)
 
 __all__ = ["cache", "calls", "errors", "pins"]
 
@@ -166,17 +178,30 @@ def diff(tool: ToolId, url: Url = DEFAULT_URL) -> None:
     if not pin["quarantined"]:
         print(f"{tool} is what it was when it was pinned ({pin['pinned_at']}, {pin['pinned_by']})")
         return
-    print(f"{tool}: {pin['change']} since {pin['since']}")
-    for reason in pin["reasons"]:
-        print(f"  - {reason}")
-    _print_diff(pin["diff"])
+    _print_change(pin)
+    say(f"to take it: toolscore pins approve {tool} --definition {pin['held_hash'][:12]}")
 
 
 @pins.command("approve")
-def approve(tool: ToolId, url: Url = DEFAULT_URL) -> None:
-    """Take what a server says of a tool now. It can be called again at once."""
+def approve(
+    tool: ToolId,
+    definition: Annotated[
+        str | None, typer.Option(metavar="HASH", help="The definition that was looked at, as `diff` names it.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Take what a server says of a tool now: shows it, and asks. It can be called again at once."""
     with connected(url) as client:
-        answer_of(client.post(f"/api/v1/pins/{tool}/approve"))
+        if definition is None:
+            pin = answer_of(client.get(f"/api/v1/pins/{tool}"))
+            definition = pin["held_hash"] or ""
+            if pin["quarantined"]:
+                _print_change(pin)
+                if not sys.stdin.isatty():
+                    say("nobody is there to ask: name the definition that you have looked at with --definition")
+                    raise typer.Exit(2)
+                typer.confirm("Take this definition?", abort=True)
+        answer_of(client.post(f"/api/v1/pins/{tool}/approve", json={"definition_hash": definition or "-"}))
     say(f"{tool} can be called again")
 
 
@@ -214,7 +239,7 @@ def match(
         print_json(found)
         return
     seen = f"seen {found['count']} times" if found["count"] else "not seen before"
-    print(f"{found['category']}: {found['template']}  ({seen})")
+    print(plain(f"{found['category']}: {found['template']}  ({seen})"))
     if found["suggestion"]:
         print(f"  try: {found['suggestion']}  (confidence {found['confidence']})")
     for one in found["similar"]:
@@ -272,6 +297,13 @@ def _print_replayed(one: dict[str, Any]) -> None:
     _print_diff(one["difference"])
 
 
+def _print_change(pin: dict[str, Any]) -> None:
+    print(f"{pin['tool_id']}: {pin['change']} since {pin['since']}")
+    for reason in pin["reasons"]:
+        print(f"  - {plain(reason)}")
+    _print_diff(pin["diff"])
+
+
 def _print_diff(diff: str) -> None:
     """A unified diff, in colours where somebody looks."""
     from rich.console import Console
@@ -280,4 +312,4 @@ def _print_diff(diff: str) -> None:
     console = Console(soft_wrap=True, highlight=False)
     for line in diff.splitlines():
         style = "green" if line.startswith("+") else "red" if line.startswith("-") else "dim"
-        console.print(Text(f"  {line}", style=style))
+        console.print(Text(f"  {plain(line)}", style=style))

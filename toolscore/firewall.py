@@ -16,7 +16,7 @@ import hashlib
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -76,10 +76,13 @@ MASKS = (
 MAX_MESSAGE = 1000
 MAX_PATTERNS = 2000
 MAX_FIXES = 5000
-MAX_OPEN = 10_000
+MAX_OPEN = 2000
 MAX_STEPS = 16
 MAX_CHANGES = 3
 """A call that differs in more than this is another call, not the same one mended."""
+MAX_PATH = 100
+MAX_ARGUMENT_BYTES = 16 * 1024
+"""Calls with more are not compared: no small change mends them."""
 MAX_CALLERS = 8
 MAX_VALUE = 80
 NEAR = 0.7
@@ -108,6 +111,8 @@ class Fix(msgspec.Struct, kw_only=True):
     tool_id: str
     changes: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
+    public: bool = False
+    """It names nothing but arguments that the tool itself declares: others may hear of it."""
     text: str | None = None
     """Written by hand."""
     worked: int = 0
@@ -174,7 +179,7 @@ class ErrorFirewall:
         self._fix_count = 0
         self._vectors: dict[str, Any] = {}
         self._open: OrderedDict[tuple[str, str], _Failure] = OrderedDict()
-        self._waiting_steps: dict[str, int] = {}
+        self._open_of: dict[str, set[str]] = {}
         self._miner: Any = None
         self._embedding: asyncio.Task[None] | None = None
         self.writes = WriteBehind("error patterns")
@@ -198,32 +203,38 @@ class ErrorFirewall:
 
     # On the way of a call
 
-    def failed(self, principal: str, tool_id: str, message: str, arguments: Raw) -> Match | None:
-        """Take a failed call, and say what helped before."""
+    def failed(
+        self, principal: str, tool_id: str, message: str, arguments: Raw, declared: Container[str] = ()
+    ) -> Match | None:
+        """Take a failed call, and say what helped before.
+
+        Args:
+            declared: names of the tool's arguments, by its schema: only of these others may hear.
+        """
         if not self.rules.enabled:
             return None
         message = redact_text(message[:MAX_MESSAGE])
         pattern = self._learn(message, principal)
-        self._judge_try(principal, tool_id, arguments, worked=False)
+        self._judge_try(principal, tool_id, arguments, declared, worked=False)
+        self._forget_late()
         if len(self._open) >= MAX_OPEN:
             self._forget_open(next(iter(self._open)))
         self._forget_open((principal, tool_id))
         self._open[principal, tool_id] = _Failure(pattern.pattern_id, _decoded(arguments), time.monotonic(), [])
-        self._waiting_steps[principal] = self._waiting_steps.get(principal, 0) + 1
+        self._open_of.setdefault(principal, set()).add(tool_id)
         return self._match(pattern, principal, tool_id)
 
-    def succeeded(self, principal: str, tool_id: str, arguments: Raw) -> None:
+    def succeeded(self, principal: str, tool_id: str, arguments: Raw, declared: Container[str] = ()) -> None:
         """Take a call that went well: it may have mended one that failed."""
         if not self._open or not self.rules.enabled:
             return
         if (principal, tool_id) in self._open:
-            self._judge_try(principal, tool_id, arguments, worked=True)
+            self._judge_try(principal, tool_id, arguments, declared, worked=True)
             self._forget_open((principal, tool_id))
-        elif principal in self._waiting_steps:
-            for (who, other), failure in self._open.items():
-                if who != principal or other == tool_id or tool_id in failure.steps:
-                    continue
-                if len(failure.steps) < MAX_STEPS:
+        else:
+            for other in self._open_of.get(principal, ()):
+                failure = self._open[principal, other]
+                if len(failure.steps) < MAX_STEPS and tool_id not in failure.steps:
                     failure.steps.append(tool_id)
 
     # Asked without a call
@@ -326,15 +337,14 @@ class ErrorFirewall:
         return self._patterns.get(self._of_cluster.get(cluster.cluster_id, "")) if cluster is not None else None
 
     def _learn(self, message: str, principal: str) -> Pattern:
+        message = message.replace("\0", "�")
         mined = self._mine().add_log_message(" ".join(message.split()) or "(no message)")
         template, cluster = mined["template_mined"], mined["cluster_id"]
         pattern = self._patterns.get(self._of_cluster.get(cluster, ""))
         now = timestamp()
         if pattern is None:
             if len(self._patterns) >= MAX_PATTERNS:
-                oldest = min(self._patterns.values(), key=lambda one: one.last_seen)
-                del self._patterns[oldest.pattern_id]
-                self._vectors.pop(oldest.pattern_id, None)
+                self._forget_oldest_patterns()
             pattern = Pattern(
                 pattern_id=_digest(template, now),
                 template=template,
@@ -356,6 +366,18 @@ class ErrorFirewall:
             row = {**msgspec.structs.asdict(pattern), "seen_by": encode(pattern.seen_by).decode()}
             self.writes.put(lambda: self._database.save_patterns([row], []))
         return pattern
+
+    def _forget_oldest_patterns(self) -> None:
+        """Make room: a tenth goes, with its fixes; the miner begins anew with what is left."""
+        oldest = sorted(self._patterns.values(), key=lambda one: one.last_seen)[: MAX_PATTERNS // 10]
+        for pattern in oldest:
+            del self._patterns[pattern.pattern_id]
+            self._vectors.pop(pattern.pattern_id, None)
+            self._remove(list(self._fixes.get(pattern.pattern_id, {}).values()))
+        gone = [pattern.pattern_id for pattern in oldest]
+        self.writes.put(lambda: self._database.delete_patterns(gone))
+        known = set(self._patterns)
+        self._of_cluster = {cluster: pattern for cluster, pattern in self._of_cluster.items() if pattern in known}
 
     async def _similar(self, message: str, principal: str, exclude: str | None) -> list[dict[str, Any]]:
         """The patterns nearest in meaning, that this caller has met or several have."""
@@ -413,9 +435,11 @@ class ErrorFirewall:
             return fix.tool_id in ("", tool_id)
         if principal in fix.values:
             return tool_id in (None, fix.tool_id)
-        return fix.tool_id == tool_id and not fix.steps
+        return fix.public and fix.tool_id == tool_id
 
-    def _judge_try(self, principal: str, tool_id: str, arguments: Raw, *, worked: bool) -> None:
+    def _judge_try(
+        self, principal: str, tool_id: str, arguments: Raw, declared: Container[str], *, worked: bool
+    ) -> None:
         """Count what was changed since the failure for or against itself."""
         failure = self._open.get((principal, tool_id))
         if failure is None or time.monotonic() - failure.at > self.rules.window_seconds:
@@ -425,7 +449,7 @@ class ErrorFirewall:
             return
         values: dict[str, list[str]] = {}
         changes = _changes(before, after, values)
-        if len(changes) > MAX_CHANGES:
+        if len(changes) > MAX_CHANGES or any(len(change) > MAX_PATH for change in changes):
             return
         steps = () if changes else tuple(failure.steps)
         fix_id = _digest(failure.pattern_id, tool_id, *changes, "steps", *steps)
@@ -433,7 +457,10 @@ class ErrorFirewall:
         if fix is None:
             if not worked:
                 return  # what never helped is no fix
-            fix = Fix(fix_id=fix_id, pattern_id=failure.pattern_id, tool_id=tool_id, changes=changes, steps=steps)
+            # Names that are not in the schema are the caller's own words.
+            public = not steps and all(change.partition(": ")[0] in declared for change in changes)
+            fix = Fix(fix_id=fix_id, pattern_id=failure.pattern_id, tool_id=tool_id, changes=changes, steps=steps,
+                      public=public)  # fmt: skip
         if worked:
             fix.worked += 1
             fix.values = {**fix.values, principal: values} if len(fix.values) < MAX_CALLERS or principal in fix.values \
@@ -447,20 +474,42 @@ class ErrorFirewall:
         of_pattern = self._fixes.setdefault(fix.pattern_id, {})
         if fix.fix_id not in of_pattern:
             if self._fix_count >= MAX_FIXES:
-                return
+                self._drop_oldest_fixes()
             self._fix_count += 1
         of_pattern[fix.fix_id] = fix
         row = {"fix_id": fix.fix_id, "pattern_id": fix.pattern_id, "tool_id": fix.tool_id,
                "content": encode(fix).decode()}  # fmt: skip
         self.writes.put(lambda: self._database.save_patterns([], [row]))
 
+    def _drop_oldest_fixes(self) -> None:
+        """Make room: a tenth of what was learned goes, what was used longest ago first; what was written stays."""
+        learned = [fix for of_pattern in self._fixes.values() for fix in of_pattern.values() if fix.text is None]
+        learned.sort(key=lambda fix: fix.last_used)
+        self._remove(learned[: max(1, MAX_FIXES // 10)])
+
+    def _remove(self, fixes: list[Fix]) -> None:
+        for fix in fixes:
+            of_pattern = self._fixes[fix.pattern_id]
+            del of_pattern[fix.fix_id]
+            if not of_pattern:
+                del self._fixes[fix.pattern_id]
+            self._fix_count -= 1
+        gone = [fix.fix_id for fix in fixes]
+        if gone:
+            self.writes.put(lambda: self._database.save_patterns([], [], gone))
+
+    def _forget_late(self) -> None:
+        """Failures that nobody has mended in time."""
+        bound = time.monotonic() - self.rules.window_seconds
+        while self._open and next(iter(self._open.values())).at < bound:
+            self._forget_open(next(iter(self._open)))
+
     def _forget_open(self, key: tuple[str, str]) -> None:
         if self._open.pop(key, None) is not None:
-            left = self._waiting_steps.get(key[0], 1) - 1
-            if left:
-                self._waiting_steps[key[0]] = left
-            else:
-                self._waiting_steps.pop(key[0], None)
+            tools = self._open_of[key[0]]
+            tools.discard(key[1])
+            if not tools:
+                del self._open_of[key[0]]
 
     def _worded(self, fix: Fix, principal: str | None) -> str:
         """A fix in words, with the values that this caller may see."""
@@ -539,6 +588,8 @@ def _value(value: Any) -> str:
 
 def _decoded(arguments: Raw) -> Any:
     """Arguments without secrets, to be compared later."""
+    if memoryview(arguments).nbytes > MAX_ARGUMENT_BYTES:
+        return None
     try:
         return decode(redact_json(arguments)[0])
     except InvalidRequest:

@@ -257,6 +257,7 @@ class Gateway:
         except StoreError as exc:
             log.error("a detached server cannot be removed from the database", error=str(exc))
         await self._drop(server_id)
+        self.library.pins.forget(server_id)  # whoever comes under its name is another
 
     async def _drop(self, server_id: str) -> None:
         def forget() -> None:  # before the id is free for another
@@ -415,7 +416,9 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
                 metrics.tools_gone([data["tool_id"]])
             changes.tell(data["server_id"], "notifications/tools/list_changed")
 
-        library = await stack.enter_async_context(UnifiedToolLibrary(database, pins, publish=publish))
+        library = await stack.enter_async_context(
+            UnifiedToolLibrary(database, pins, trusted=[EXECUTOR_ID], publish=publish)
+        )
         features = await stack.enter_async_context(FeatureIndex(database))
 
         metrics.tools.set_function(lambda: len(library))
@@ -510,8 +513,9 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         servers = configured_servers(settings)
         for row in await database.load_servers():
             servers.setdefault(row["server_id"], UpstreamSpec.model_validate_json(row["spec"]))
-        for server_id in {*library.servers(), *features.servers()} - servers.keys() - loaded.broken_servers.keys():
-            gateway.forget(server_id)
+        if not loaded.problems:  # a file with a mistake says nothing of what it does not name
+            for server_id in {*library.servers(), *features.servers()} - servers.keys() - loaded.broken_servers.keys():
+                gateway.forget(server_id)
         for server_id, spec in servers.items():
             upstreams.add(server_id, spec)
         for problem in loaded.problems:

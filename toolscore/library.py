@@ -7,7 +7,7 @@ Decides nothing about who may call them, and does not call them.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jsonschema_rs
@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 MAX_SCHEMA_SIZE = 50_000
 MAX_SCHEMA_DEPTH = 200
+MAX_NAME = 256
+MAX_DEFINITION_DEPTH = 64
+MAX_DEFINITION_BYTES = 256 * 1024
 
 Sees = Callable[[Tool], bool]
 """Says which tools exist for somebody."""
@@ -102,6 +105,36 @@ def event_fields(tool: Tool) -> dict[str, Any]:
     }
 
 
+def _usable(server_id: str, definition: dict[str, Any]) -> bool:
+    """Whether a definition can be kept, shown and judged; if not the tool is left out, and the log says why."""
+    problem = None
+    if len(definition["name"]) > MAX_NAME:
+        problem = f"its name has more than {MAX_NAME} characters"
+    elif _depth(definition) > MAX_DEFINITION_DEPTH:
+        problem = f"it is nested more than {MAX_DEFINITION_DEPTH} levels deep"
+    elif len(encode(definition)) > MAX_DEFINITION_BYTES:
+        problem = f"it has more than {MAX_DEFINITION_BYTES // 1024} KB"
+    if problem is not None:
+        log.error("a tool's definition is not usable: it is left out", server=server_id,
+                  tool=definition["name"][:100], reason=problem)  # fmt: skip
+    return problem is None
+
+
+def _depth(value: Any) -> int:
+    """How deeply lists and objects stand in one another; no deeper than is looked."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEFINITION_DEPTH:
+        level = [
+            member
+            for one in level
+            if isinstance(one, dict | list)
+            for member in (one.values() if isinstance(one, dict) else one)
+            if isinstance(member, dict | list)
+        ]
+        depth += 1
+    return depth
+
+
 def _identity(tool: Tool) -> dict[str, Any]:
     return {"tool_id": tool.tool_id, "name": tool.name, "server_id": tool.server_id}
 
@@ -122,11 +155,19 @@ class UnifiedToolLibrary:
     Reading is plain memory; writes go to the database in the background, in order.
 
     Args:
-        pins: judges what servers say of their tools.
+        pins: judges what servers say of their tools. trusted: servers that are ours, and say what they like.
         publish: `(event_type, **data)`, told of each tool that came, changed or went.
     """
 
-    def __init__(self, database: Database, pins: Pins, *, publish: Callable[..., None] = lambda *_, **__: None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        pins: Pins,
+        *,
+        trusted: Collection[str] = (),
+        publish: Callable[..., None] = lambda *_, **__: None,
+    ) -> None:
+        self._trusted = frozenset(trusted)
         self._database = database
         self.pins = pins
         self._publish = publish
@@ -310,7 +351,10 @@ class UnifiedToolLibrary:
         """Take what a server lists now, as far as the pins let it; what it lists no more is removed."""
         before = dict(self._by_server.get(server_id, {}))
         verdicts = self.pins.review(
-            server_id, definitions, lambda: self._names_beside(server_id), trusted=spec.identify_callers
+            server_id,
+            [definition for definition in definitions if _usable(server_id, definition)],
+            lambda: self._names_beside(server_id),
+            trusted=spec.identify_callers and server_id in self._trusted,
         )
         own: dict[str, Tool] = {}
         upserts: list[Tool] = []
@@ -368,14 +412,17 @@ class UnifiedToolLibrary:
         for tool in removed:
             self._publish("tool_removed", **_identity(tool))
 
-    def approve(self, tool: Tool, by: str) -> Tool:
+    def approve(self, tool: Tool, by: str, seen: str) -> Tool:
         """Show and call the tool as its server describes it now.
 
+        Args:
+            seen: hash of the definition that was looked at.
+
         Raises:
-            Conflict: it is not quarantined.
+            Conflict: it is not quarantined, or says something else by now.
         """
         change = tool.held.change if tool.held is not None else None
-        pin = self.pins.approve(tool.server_id, tool.name, by)
+        pin = self.pins.approve(tool.server_id, tool.name, by, seen)
         approved = msgspec.structs.replace(
             tool, definition=pin.definition, definition_hash=pin.definition_hash, held=None
         )
@@ -393,8 +440,10 @@ class UnifiedToolLibrary:
         self._publish("tool_updated", **event_fields(tool), **{**told, "changed": changed}, **more)
 
     def _names_beside(self, server_id: str) -> set[str]:
-        """Names of other servers' tools."""
-        return {name for tool in self if tool.server_id != server_id for name in (tool.tool_id, tool.name)}
+        """Names of other servers' tools; not those that this one has, too."""
+        own = self._by_server.get(server_id, {})
+        names = {name for tool in self if tool.server_id != server_id for name in (tool.tool_id, tool.name)}
+        return names - own.keys() - {tool.tool_id for tool in own.values()}
 
     def set_state(self, server_id: str, state: ServerState) -> None:
         """Note whether a server's tools can be called."""
@@ -403,7 +452,7 @@ class UnifiedToolLibrary:
             self.generation += 1
 
     def forget(self, server_id: str) -> None:
-        """Remove a server's tools for good."""
+        """Remove a server's tools. What they were held to is kept: the server may come back."""
         removed = list(self._by_server.pop(server_id, {}).values())
         self._state.pop(server_id, None)
         for tool in removed:
@@ -411,7 +460,6 @@ class UnifiedToolLibrary:
         self.generation += 1
         if removed:
             self._save([], removed)
-        self.pins.forget(server_id)
         for tool in removed:
             self._publish("tool_removed", **_identity(tool))
 

@@ -193,6 +193,14 @@ class UpstreamSpec(BaseModel):
             raise ValueError(f"`forward_headers` cannot have {kept[0]!r}: it is the gateway's own")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        """The order of the credentials counts: the first that fits is shown."""
+        if not isinstance(other, UpstreamSpec):
+            return NotImplemented
+        return bool(super().__eq__(other)) and list(self.credentials) == list(other.credentials)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def on_behalf_of(self, pattern: str) -> UpstreamSpec:
         """The entry with the credentials under a pattern."""
         given = self.credentials[pattern]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from operator import gt, lt
 from typing import Any, Literal
@@ -27,15 +28,21 @@ log = structlog.get_logger(__name__)
 
 Action = Literal["accept", "report", "quarantine"]
 
-MAX_DIFF_LINES = 120
-MAX_DIFF_LINE = 400
+MAX_DIFF_LINES = 2000
+DIFF_WIDTH = 120
+"""Longer lines are broken, so that no change hides behind the end of one."""
+MAX_COMPARED_LINES = 3000
 MAX_REASONS = 8
-MAX_NAME = 256
+MAX_REASON = 300
+SEEN_DIGITS = 12
+MAX_PINS = 5000
+"""Of one server; those that it lists count first."""
 MAX_DEPTH = 100
+MAX_COMPARED_TEXT = 500
 
 HIDDEN = re.compile(
     "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
-    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff9-\ufffb"
+    "\u200b-\u200f\u2800\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff9-\ufffb"
     "\U000e0000-\U000e0fff]"
 )
 """Characters that a reader does not see, or that turn the order of what he sees."""
@@ -50,12 +57,12 @@ INSTRUCTIONS = re.compile(
     | \[/?(?:INST|SYSTEM|IMPORTANT)\] | <\|[a-z_]+\|>
     | \bsystem\s+prompt\b | \byou\s+are\s+(?:now\s+)?(?:an?|the)\b
     | \bas\s+an?\s+(?:ai|llm|language\s+model|assistant)\b
-    | \b(?:you|the\s+(?:model|assistant|agent|llm|ai))\s+(?:must|should|shall|need\s+to|have\s+to)\b
+    | (?<!if\ )(?<!when\ )\b(?:you|the\s+(?:model|assistant|agent|llm|ai))\s+(?:must|should|shall|need\s+to|have\s+to)\b
     | \b(?:before|after|whenever|every\s+time)\b[^.\n]{0,40}\b(?:tool|tools|call|calling|function)\b[^.\n]{0,60}
       \b(?:read|call|use|invoke|send|run|execute|pass|include)\b
     | \balways\s+(?:call|use|invoke|prefer|send|include|pass|read|run)\b
-    | \b(?:secretly|covertly|silently)\b
-    | \bsend\b[^.\n]{0,60}\b(?:https?://|\S+@\S+\.\w+)
+    | \b(?:secretly|covertly)\b
+    | \bsend\b[^.\n]{0,60}(?:https?://|\b[\w.+-]{1,64}@[\w-]{1,64}\.\w)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -65,7 +72,8 @@ SECRETS = re.compile(
     r"(?:~|/root|/home/\w+)?/?\.(?:ssh|aws|gnupg|kube|netrc|npmrc|pypirc|docker/config)\b|\bid_(?:rsa|ed25519|ecdsa)\b"
     r"|/etc/(?:passwd|shadow)|(?<![\w/])\.env\b|\bmcp(?:_servers)?\.json\b"
     r"|\b(?:private|api|access|secret|ssh)[ _-]?(?:key|token)s?\b|\bpasswords?\b|\bcredentials?\b|\bpassphrases?\b"
-    r"|\benv(?:ironment)?\s+variables?\b|\bcookies?\b|\bseed\s+phrase\b",
+    r"|\benv(?:ironment)?\s+variables?\b|\bcookies?\b|\bseed\s+phrase\b|/proc/self/environ"
+    r"|\b[A-Z0-9_]*_(?:SECRET|TOKEN|KEY|PASSWORD|CREDENTIALS)(?:_[A-Z0-9_]*)?\b|\brun\s+`?env\b",
     re.IGNORECASE,
 )
 
@@ -120,32 +128,52 @@ def classify(old: Mapping[str, Any], new: Mapping[str, Any], others: Collection[
     kind: Literal["compatible", "breaking", "suspicious"] = (
         "suspicious" if suspicious else "breaking" if breaking else "compatible"
     )
-    reasons = tuple([*suspicious, *breaking][:MAX_REASONS])
+    reasons = tuple(_shown(reason)[:MAX_REASON] for reason in [*suspicious, *breaking][:MAX_REASONS])
     changed = tuple(sorted(str(key) for key in {*old, *new} if old.get(key) != new.get(key)))
     return Change(kind=kind, reasons=reasons, changed=changed, diff=readable_diff(old, new))
 
 
-def first_sight(definition: Mapping[str, Any], others: Collection[str] = ()) -> Change | None:
-    """What is suspicious about a tool that was not there before; `None`: nothing."""
-    reasons = _suspicious({}, definition, others, secrets=False)
+def first_sight(definition: Mapping[str, Any], others: Collection[str] = (), *, joins: bool = False) -> Change | None:
+    """What is suspicious about a tool that was not there before; `None`: nothing.
+
+    Args:
+        joins: its server has been here for a while: then it is held to more.
+    """
+    reasons = _suspicious({}, definition, others, secrets=joins)
     if not reasons:
         return None
     diff = readable_diff({}, definition)
-    return Change(kind="suspicious", reasons=tuple(reasons[:MAX_REASONS]), changed=(), diff=diff)
+    shown = tuple(_shown(reason)[:MAX_REASON] for reason in reasons[:MAX_REASONS])
+    return Change(kind="suspicious", reasons=shown, changed=(), diff=diff)
 
 
 def readable_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """A unified diff of two JSON objects, with what a reader would not see written out (`\\u202e`)."""
-    lines = difflib.unified_diff(_lines(old), _lines(new), "pinned", "now", lineterm="", n=2)
-    kept = [line if len(line) <= MAX_DIFF_LINE else line[:MAX_DIFF_LINE] + "…" for line in lines]
+    before, after = _lines(old), _lines(new)
+    if len(before) + len(after) > MAX_COMPARED_LINES:
+        before, after = _differing_middle(before, after)
+    kept = list(difflib.unified_diff(before, after, "pinned", "now", lineterm="", n=2))
     if len(kept) > MAX_DIFF_LINES:
-        kept[MAX_DIFF_LINES:] = [f"… and {len(kept) - MAX_DIFF_LINES} more lines"]
+        kept[MAX_DIFF_LINES:] = [f"… and {len(kept) - MAX_DIFF_LINES} more lines: do not approve what you cannot read"]
     return "\n".join(kept)
+
+
+def _differing_middle(before: list[str], after: list[str]) -> tuple[list[str], list[str]]:
+    """What is left without the lines that both begin and end with: comparing all with all would take too long."""
+    start = 0
+    while start < min(len(before), len(after)) and before[start] == after[start]:
+        start += 1
+    end = 0
+    while end < min(len(before), len(after)) - start and before[-1 - end] == after[-1 - end]:
+        end += 1
+    middle = before[start : len(before) - end], after[start : len(after) - end]
+    return middle[0][:MAX_COMPARED_LINES], middle[1][:MAX_COMPARED_LINES]
 
 
 def _lines(value: Mapping[str, Any]) -> list[str]:
     text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
-    return [_shown(line) for line in text.splitlines()] if value else []
+    lines = [_shown(line) for line in text.splitlines()] if value else []
+    return [line[at : at + DIFF_WIDTH] for line in lines for at in range(0, max(1, len(line)), DIFF_WIDTH)]
 
 
 def _shown(text: str) -> str:
@@ -170,27 +198,40 @@ def _suspicious(
     old: Mapping[str, Any], new: Mapping[str, Any], others: Collection[str], *, secrets: bool = True
 ) -> list[str]:
     """What the new definition says and the old one did not."""
-    known = list(_texts(old))
+    known = set(_texts(old))
     before = "\n".join(known)
-    fresh = [text for text in dict.fromkeys(_texts(new)) if text not in set(known)]
+    fresh = [text for text in dict.fromkeys(_texts(new)) if text not in known]
     reasons: list[str] = []
     hidden = {found for text in fresh for found in HIDDEN.findall(text)} - set(HIDDEN.findall(before))
     if hidden:
         shown = ", ".join(sorted(f"U+{ord(character):04X}" for character in hidden)[:5])
         reasons.append(f"hidden or bidirectional characters: {shown}")
-    visible = [HIDDEN.sub("", text) for text in fresh]
+    said_before = {sentence for text in known for sentence in _sentences(text)}
+    said = [one for text in fresh for one in _sentences(text) if one not in said_before]
     for what, pattern in (("talks to the model", INSTRUCTIONS), ("mentions secrets", SECRETS)):
-        if pattern is SECRETS and not secrets:
-            continue
-        had = {found[0].casefold() for found in pattern.finditer(before)}
-        said = [found[0] for text in visible for found in pattern.finditer(text) if found[0].casefold() not in had]
-        if said:
-            reasons.append(f"{what} ({_quoted(said[0])})")
-    words = {word for text in visible for word in re.findall(r"[\w.-]+", text)} - set(re.findall(r"[\w.-]+", before))
+        found = next((match[0] for one in said if (match := pattern.search(one))), None)
+        if found is not None and (secrets or pattern is not SECRETS):
+            reasons.append(f"{what} ({_quoted(found)})")
+    mixed = next((match[0] for one in said if (match := MIXED.search(one))), None)
+    if mixed is not None:
+        reasons.append(f"letters of several alphabets in one word ({_quoted(mixed)})")
+    words = {word.strip(".-") for one in said for word in re.findall(r"[\w.-]+", one)}
     named = sorted(word for word in words & set(others) if len(word) > 5 and not word.isalpha())
     if named:
         reasons.append(f"names a tool of another server: {', '.join(named[:3])}")
     return reasons
+
+
+def _sentences(text: str) -> list[str]:
+    """A text's sentences as a model reads them: without markup and what cannot be seen, each on one line."""
+    plain = HIDDEN.sub("", unicodedata.normalize("NFKC", text))
+    return [" ".join(_MARKUP.sub(" ", one).split()) for one in _SENTENCE.split(plain) if one.strip()]
+
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
+_MARKUP = re.compile(r"[*`|\\]+|(?<!\w)_+|_+(?!\w)")
+MIXED = re.compile(r"[A-Za-z]+[\u0370-\u03ff\u0400-\u052f]+\w*|[\u0370-\u03ff\u0400-\u052f]+[A-Za-z]+\w*")
+"""Greek or Cyrillic letters that pass for Latin ones."""
 
 
 def _quoted(text: str) -> str:
@@ -205,6 +246,8 @@ def _breaking(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for hint, safe in (("readOnlyHint", True), ("idempotentHint", True), ("destructiveHint", False)):
         if before.get(hint) is safe and after.get(hint) is not safe:
             reasons.append(f"no longer says {hint}: {str(safe).lower()}")
+        elif after.get(hint) is safe and before.get(hint) is not safe:  # rules, retries and the cache go by it
+            reasons.append(f"says {hint}: {str(safe).lower()} now, and is treated as safer")
     return reasons
 
 
@@ -339,6 +382,7 @@ class Pins:
         listed = {definition["name"]: definition for definition in definitions}
         verdicts: dict[str, Verdict] = {}
         written: list[Pin] = []
+        fresh: dict[str, Pin] = {}
         gone = [pin for name, pin in of_server.items() if name not in listed]
         for name, definition in listed.items():
             digest = definition_hash(definition)
@@ -357,22 +401,34 @@ class Pins:
             else:
                 verdict, pin = self._judge(server_id, pin, definition, digest, gone, others())
             verdicts[name] = verdict
-            if len(name) <= MAX_NAME:
-                of_server[name] = pin
-                written.append(pin)
+            fresh[name] = pin
+            written.append(pin)
+        of_server |= fresh
+        if len(of_server) > max(MAX_PINS, 2 * len(listed)):  # names that come and go
+            for pin in sorted(gone, key=lambda one: one.pinned_at)[: len(of_server) - MAX_PINS]:
+                if pin.held is None:
+                    del of_server[pin.name]
         self._save(written)
         return verdicts
 
-    def approve(self, server_id: str, name: str, by: str) -> Pin:
+    def approve(self, server_id: str, name: str, by: str, seen: str) -> Pin:
         """Hold the tool to the definition that waited from now on.
 
+        Args:
+            seen: hash of the definition that was looked at; its first 12 digits will do.
+
         Raises:
-            Conflict: none waits.
+            Conflict: none waits, or another one by now.
         """
         pin = self.find(server_id, name)
         if pin is None or pin.held is None:
             raise Conflict(f"{name!r} of {server_id!r} is not quarantined: there is nothing to approve")
         held = pin.held
+        if len(seen) < SEEN_DIGITS or not held.definition_hash.startswith(seen):
+            raise Conflict(
+                f"the server says something else of {name!r} by now, or another definition was meant: look at it again "
+                f"(`toolscore pins diff`), and approve {held.definition_hash[:SEEN_DIGITS]}"
+            )
         pin.definition, pin.definition_hash = held.definition, held.definition_hash
         pin.pinned_at, pin.pinned_by, pin.held = timestamp(), by, None
         self._save([pin])
@@ -395,8 +451,9 @@ class Pins:
         name = definition["name"]
         if pin is None:
             renamed = next((old for old in gone if _same_text(old.definition, definition)), None)
-            change = first_sight(definition, others)
-            action = self.rules.first if change is not None else "accept"
+            joins = bool(self._pins.get(server_id))
+            change = first_sight(definition, others, joins=joins)
+            action = "accept" if change is None else self.rules.suspicious if joins else self.rules.first
             if renamed is not None:
                 reason = f"it is {renamed.name!r} under another name"
                 found = change.reasons if change is not None else ()
@@ -460,11 +517,11 @@ def _pin(server_id: str, definition: dict[str, Any], digest: str, held: Held | N
 
 
 def _same_text(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two definitions say the same but for the name, and say enough for that to mean something."""
-    text = old.get("description")
-    return (
-        isinstance(text, str)
-        and len(text) >= 20
-        and text == new.get("description")
-        and old.get("inputSchema") == new.get("inputSchema")
-    )
+    """Whether two definitions say much the same but for the name, and say enough for that to mean something."""
+    text, now = old.get("description"), new.get("description")
+    if not (isinstance(text, str) and isinstance(now, str)) or len(text) < 20:
+        return False
+    if text == now and old.get("inputSchema") == new.get("inputSchema"):
+        return True
+    text, now = text[:MAX_COMPARED_TEXT], now[:MAX_COMPARED_TEXT]
+    return now.startswith(text) or difflib.SequenceMatcher(None, text, now).ratio() > 0.85

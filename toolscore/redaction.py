@@ -16,11 +16,11 @@ REDACTED = "[redacted]"
 MAX_DEPTH = 200
 
 NAMES = (
-    r"(?:pass(?:_?(?:word|wd|phrase|code))?|pwd|secret\w*|tokens?|(?:api|access|private|secret|ssh|signing|encryption|auth)_?keys?"
+    r"(?:pass(?:_?(?:word|wd|phrase|code))?|pwd|secret\w{0,40}|tokens?|(?:api|access|private|secret|ssh|signing|encryption|auth)_?keys?"
     r"|authorization|auth|credentials?|cookies?|set_cookie|session_?(?:key|cookie)|bearer|otp|pin_?code|cvv|cvc|card_?number|ssn"
     r"|client_?secret|connection_?string|dsn)"
 )
-_name = re.compile(rf"(?:^|_){NAMES}(?:$|_\d*$)")
+_name = re.compile(rf"(?:^|_|pg|db|my){NAMES}s?(?:_?\d*$|_(?:hash|pem|value|text)$)")
 _camel = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NAME_PARTS = tuple(
     word.encode()
@@ -36,7 +36,7 @@ VALUES = re.compile(
     | \bgh[pousr]_[A-Za-z0-9]{30,} | \bgithub_pat_[A-Za-z0-9_]{30,} | \bglpat-[A-Za-z0-9_-]{20,}
     | \bxox[abeoprs]-[A-Za-z0-9-]{10,} | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b | \bAIza[A-Za-z0-9_-]{35}
     | \bya29\.[A-Za-z0-9_-]{20,} | \bnpm_[A-Za-z0-9]{36} | \bpypi-[A-Za-z0-9_-]{50,} | \bhf_[A-Za-z0-9]{30,}
-    | \beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*
+    | (?<![\w-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
     | (?<=\bBearer\ )[A-Za-z0-9._~+/=-]{12,} | (?<=\bBasic\ )[A-Za-z0-9+/=]{12,}
     | (?<=://)[^\s/:@"']{1,100}:[^\s/@"']{1,200}(?=@)
@@ -46,13 +46,17 @@ VALUES = re.compile(
 _VALUE_PARTS = tuple(
     word.encode()
     for word in ("ts_", "sk-", "sk_", "rk_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat", "glpat", "xox",
-                 "akia", "asia", "aiza", "ya29", "npm_", "hf_", "eyj", "private key", "bearer", "basic", "://", "\\u")
+                 "akia", "asia", "aiza", "ya29", "npm_", "hf_", "eyj", "private key", "bearer", "basic",
+                 "pypi-", ":\\/", "://", "\\u")
 )  # fmt: skip
 _parts = re.compile(b"|".join(map(re.escape, (*_NAME_PARTS, *_VALUE_PARTS))))
 SMALL = 2048
 """One search for all is faster below, one for each above."""
 
-_pairs = re.compile(rf"""(?ix)(["']?\b[\w-]*?{NAMES}["']?\s*[:=]\s*["']?)(?!\[redacted\])([^\s"',;&}}]{{3,}})""")
+_pairs = re.compile(
+    rf"""(?ix)(["']?(?<![\w-])[\w-]{{0,64}}?{NAMES}\\?["']?\s{{0,4}}[:=]\s{{0,4}}\\?["']?)"""
+    r"""(?!\[redacted\])([^\s"'\\,;&}]{3,})""",
+)
 """`password=…` in running text."""
 
 
@@ -87,7 +91,7 @@ def redact_json(body: Raw) -> tuple[bytes, bool]:
 def _redacted(value: Any, depth: int) -> Any:
     """The value itself where nothing had to go."""
     if isinstance(value, str):
-        clean = VALUES.sub(REDACTED, value) if len(value) >= 8 else value
+        clean = redact_text(value) if len(value) >= 8 else value
         return value if clean == value else clean
     if depth > MAX_DEPTH:
         return REDACTED

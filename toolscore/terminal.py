@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ __all__ = [
     "answer_of",
     "connected",
     "first_line",
+    "plain",
     "print_json",
     "print_table",
     "say",
 ]
 
 NO_GATEWAY = 3
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DEFAULT_URL = "http://127.0.0.1:8082"
 
 Url = Annotated[str, typer.Option(envvar="TOOLSCORE_URL", help="Where the gateway answers.")]
@@ -81,12 +84,17 @@ def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, em
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = True
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     # A pipe gets whole lines: nothing is cut to a width that is not there.
     columns_given = os.environ.get("COLUMNS", "")
     width = int(columns_given) if columns_given.isdigit() else None if sys.stdout.isatty() else 200
     Console(width=width).print(table)
 
 
+def plain(text: str) -> str:
+    """A text that cannot steer a terminal: what servers and callers wrote may try."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(plain(line), file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ carries ours on in its `_meta`, with `tracestate` and `baggage`. Without an expo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["CARRIED", "Span", "Tracing", "open_tracing"]
 CARRIED = ("traceparent", "tracestate", "baggage")
 """W3C Trace Context and Baggage, as members of `_meta` (MCP, OpenTelemetry trace context)."""
 EXPORT_SECONDS = 5
+CLOSE_SECONDS = 3.0
 
 
 class Span:
@@ -142,4 +144,7 @@ def open_tracing(endpoint: str | None, headers: dict[str, str] | None = None) ->
     try:
         yield tracing
     finally:
-        tracing.close()
+        # A collector that hangs must not hold up the end.
+        closing = threading.Thread(target=tracing.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)

@@ -127,6 +127,56 @@ def test_nobody_waits_for_the_hurry_of_another(gateway: GatewayProcess, fickle: 
         fickle.order()
 
 
+def test_who_joins_waits_no_longer_than_it_said(gateway: GatewayProcess, fickle: Fickle) -> None:
+    fickle.order(sleep=3)
+    body = {"tool_id": "city__look", "parameters": {"city": "Metz"}}
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            patient = pool.submit(httpx.post, f"{gateway.url}/execute_tool", json=body, timeout=10)
+            wait_for(lambda: calls_of(fickle, "Metz") == 1)
+            hasty = {**body, "timeout_seconds": 0.3}
+            answers = list(pool.map(lambda _: httpx.post(f"{gateway.url}/execute_tool", json=hasty), range(5)))
+            assert not patient.done(), "each waited for itself alone"
+            assert {answer.json()["error"]["code"] for answer in answers} == {"upstream_timeout"}
+            assert patient.result().json()["success"] is True
+    finally:
+        fickle.order()
+    assert calls_of(fickle, "Metz") == 1
+
+
+def test_equal_calls_that_fail_are_one_too_and_are_made_again_later(gateway: GatewayProcess, fickle: Fickle) -> None:
+    fickle.order(sleep=0.5, fail="sold out in {city}")
+    body = {"tool_id": "city__look", "parameters": {"city": "Brest"}}
+    try:
+        with ThreadPoolExecutor(20) as pool:
+            posts = [pool.submit(httpx.post, f"{gateway.url}/execute_tool", json=body) for _ in range(20)]
+            assert all(post.result().json()["data"]["is_error"] for post in posts)
+    finally:
+        fickle.order()
+    assert calls_of(fickle, "Brest") < 4  # those that came too late to wait
+    assert gateway.text("city__look", {"city": "Brest"}).startswith("Brest")
+
+
+def test_a_secret_is_kept_in_memory_alone(gateway: GatewayProcess, fickle: Fickle) -> None:
+    token = "ghp_" + "a1" * 18
+    fickle.order(mark=token)
+    try:
+        assert [level(gateway, city) for city in ("Basel", "Basel")] == [None, "l1"]
+        fickle.order()
+        level(gateway, "Thun")
+    finally:
+        fickle.order()
+    database = gateway.folder / "data" / "toolscore.db"
+
+    def stored() -> str:
+        with sqlite3.connect(database) as connection:
+            return str(connection.execute("select result from cached").fetchall())
+
+    wait_for(lambda: "Thun" in stored())
+    assert token not in stored()
+    assert "Basel" not in stored()
+
+
 def test_after_a_restart_the_database_has_it(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}, settings=SETTINGS) as process:
@@ -180,6 +230,14 @@ def test_another_definition_or_other_settings_make_it_worthless(tmp_path: Path) 
         assert [level(process, "Rome") for _ in range(2)] == [None, "l1"]
         assert process.http.request("DELETE", "/api/v1/cache", params={"tool_id": "city__look"}).status_code == 200
         assert level(process, "Rome") is None
+        fickle.order(sleep=0.8)
+        with ThreadPoolExecutor(1) as pool:  # one that was asked for before it was forgotten
+            asking = pool.submit(process.execute, "city__look", {"city": "Oslo"})
+            wait_for(lambda: calls_of(fickle, "Oslo") == 1)
+            process.http.request("DELETE", "/api/v1/cache")
+            asking.result()
+        fickle.order()
+        assert level(process, "Oslo") is None
 
 
 def test_memory_and_database_are_bounded(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_what_only_an_admin_may(gateway: GatewayProcess) -> None:
     keys = gateway.keys  # type: ignore[attr-defined]
     with httpx.Client(base_url=gateway.url, headers=bearer(keys["bob"])) as bob:
         for method, path, body in (
-            ("POST", "/api/v1/pins/city__look/approve", None),
+            ("POST", "/api/v1/pins/city__look/approve", {"definition_hash": "0" * 12}),
             ("GET", "/api/v1/errors", None),
             ("POST", "/api/v1/errors/fixes", {"message": "x", "text": "y"}),
             ("DELETE", "/api/v1/errors/fixes/x", None),

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -325,12 +326,56 @@ def test_a_secret_member_never_stays(name: str, value: Any) -> None:
 
 
 def test_keys_in_running_text() -> None:
-    for text in ("password=hunter22 failed", "Bearer abcdefghijklmnop", "postgres://me:hunter22@host/db",
+    for text in ("password=hunter22 failed", "DB_PASSWORD=hunter22 started", "--password=hunter22", "pypi-" + "a" * 60,
+                 'see {\\"password\\": \\"hunter22\\"}', "Bearer abcdefghijklmnop", "postgres://me:hunter22@host/db",
                  '{"api_key": "hunter22"}', "ghp_" + "a" * 36, "AKIAABCDEFGHIJKLMNOP"):  # fmt: skip
         clean = redact_text(text)
         assert REDACTED in clean
         assert "hunter22" not in clean
     assert redact_text("the token count is 5; no key was pressed") == "the token count is 5; no key was pressed"
+
+
+def test_secrets_in_a_text_that_is_json_itself() -> None:
+    inner = encode({"user": "ada", "password": "hunter22", "note": "nothing"}).decode()
+    for value in (
+        {"content": [{"type": "text", "text": inner}]},
+        {"env": "PGPASSWORD=hunter22"},
+        {"password2": "hunter22"},
+    ):
+        clean, hidden = redact_json(Raw(encode(value)))
+        assert hidden, value
+        assert b"hunter22" not in clean
+
+
+def test_no_text_takes_long_to_look_through() -> None:
+    started = time.monotonic()
+    for text in ("eyJ-" * 50_000, "a-" * 100_000, "-".join(["x"] * 100_000), "password" * 20_000, "secret" * 20_000):
+        redact_text(text)
+        redact_json(Raw(encode({"token": 1, "text": text})))
+    assert time.monotonic() - started < 30  # hours, with a search that begins anew at each word
+
+
+def test_a_page_is_read_while_calls_come_in(tmp_path: Path) -> None:
+    with running_gateway({"echo": odd("echo")}) as process:
+        process.wait_for_state("echo", "up")
+        stop = threading.Event()
+
+        def call() -> None:
+            with httpx.Client(base_url=process.url) as client:
+                while not stop.is_set():
+                    client.post("/execute_tool", json={"tool_id": "echo__echo", "parameters": {"text": "x"}})
+
+        with ThreadPoolExecutor(2) as pool:
+            working = [pool.submit(call) for _ in range(2)]
+            try:
+                for _ in range(5):
+                    mine = process.execute("echo__echo", {"text": "mine"})["data"]["call_id"]
+                    found = process.get("/api/v1/calls", limit=1000)["calls"]
+                    assert mine in [one["call_id"] for one in found]
+            finally:
+                stop.set()
+            for one in working:
+                one.result()
 
 
 def test_differences_are_those_of_the_results() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
@@ -32,6 +33,7 @@ __all__ = [
     "principal_of",
     "read_body",
     "send_json",
+    "whole",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -121,6 +123,21 @@ async def send_json(send: Send, status: int, body: bytes, headers: Sequence[tupl
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+def whole(body: dict[str, Any]) -> dict[str, Any]:
+    """A body of whole characters.
+
+    Raises:
+        InvalidRequest: half a surrogate pair stands in it.
+    """
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            "half a surrogate pair (\\ud800 to \\udfff) is no character: send both halves, or \\ufffd"
+        ) from None
+    return body
 
 
 def envelope(

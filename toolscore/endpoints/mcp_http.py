@@ -465,7 +465,7 @@ class McpHttpEndpoint:
             if refused is not None:
                 await send_json(send, STATUS_OF[refused["code"]], error_frame(frame.id, refused))
             elif frame.method == "subscriptions/listen":
-                await self._listen(server, frame.id, params, receive, send)
+                await self._listen(server, frame.id, params, scope, receive, send)
             else:
                 await self._answer(server, frame, params, None, True, scope, receive, send)
             return
@@ -661,7 +661,7 @@ class McpHttpEndpoint:
             session.used = time.monotonic()
 
     async def _listen(
-        self, server: McpServer, request_id: int | str, params: Members, receive: Receive, send: Send
+        self, server: McpServer, request_id: int | str, params: Members, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """`subscriptions/listen`: the response is the stream (2026-07-28, subscriptions)."""
         stream = _Stream(0, False)
@@ -674,7 +674,7 @@ class McpHttpEndpoint:
             stream.put(result_frame(request_id, {"resultType": "complete", "_meta": meta}))
             stream.end()
 
-        listener = await open_listener(self._gateway, server, params, meta, tell, farewell)
+        listener = await open_listener(self._gateway, server, params, meta, tell, farewell, principal_of(scope))
         try:
             await _stream(stream.chunks(), receive, send)
         finally:

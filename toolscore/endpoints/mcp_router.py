@@ -348,7 +348,9 @@ class _McpClient(Caller):
             raise RemoteError(wrong)
         meta = {f"{META}subscriptionId": request_id}
         ending = asyncio.Event()
-        listener = await open_listener(self._gateway, self._server, members, meta, self._tell, ending.set)
+        listener = await open_listener(
+            self._gateway, self._server, members, meta, self._tell, ending.set, self.principal
+        )
         try:
             await ending.wait()
         finally:

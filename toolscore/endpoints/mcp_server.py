@@ -19,7 +19,7 @@ from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, T
 from toolscore.gateway import LIST_CHANGED, Gateway
 from toolscore.jsonrpc import ConnectionLost, RemoteError, decode, decode_object, encode
 from toolscore.library import Sees
-from toolscore.models import Tool, ToolCall
+from toolscore.models import Principal, Tool, ToolCall
 from toolscore.names import nearest
 from toolscore.pipeline.deadline import Deadline
 from toolscore.upstreams import Caller, Upstream
@@ -250,12 +250,12 @@ class McpServer:
         members["_meta"] = known
         return members
 
-    def _shows(self, server_id: str, caller: Caller) -> bool:
+    def shows(self, server_id: str, caller: Caller) -> bool:
         """Whether what a server has beside tools exists for a caller."""
         return self._gateway.pipeline.policy.sees_server(caller.principal, server_id)
 
     async def _relay(self, server_id: str, method: str, params: Members, caller: Caller, what: str = "") -> Raw:
-        if not self._shows(server_id, caller):
+        if not self.shows(server_id, caller):
             raise MethodNotFound(f"method not found: {method}")
         meta = params.get("_meta")
         if meta is not None:
@@ -353,7 +353,7 @@ class McpServer:
         holders = [
             server_id
             for server_id in servers
-            if CAPABILITY_OF[kind] in features.capabilities(server_id) and self._shows(server_id, caller)
+            if CAPABILITY_OF[kind] in features.capabilities(server_id) and self.shows(server_id, caller)
         ]
         upstreams = [upstream for server_id in holders if (upstream := self._gateway.upstreams.find(server_id))]
         await _at_most(LIST_SECONDS, (upstream.read_anew(kind) for upstream in upstreams))
@@ -375,16 +375,16 @@ class McpServer:
     async def _get_prompt(self, params: Members, caller: Caller) -> Raw:
         name = _text(params, "name", "prompts/get")
         found = self._gateway.features.find_prompt(name)
-        if found is None or not self._shows(found[0], caller):
+        if found is None or not self.shows(found[0], caller):
             names = self._gateway.features.prompt_names()
-            known = nearest(name, (full for full, server_id in names.items() if self._shows(server_id, caller)))
+            known = nearest(name, (full for full, server_id in names.items() if self.shows(server_id, caller)))
             raise InvalidArguments(f"no prompt {name!r}" + (f"; nearest: {', '.join(known)}" if known else ""))
         server_id, own = found
         return await self._relay(server_id, "prompts/get", {**params, "name": own}, caller, name)
 
     def _resource(self, uri: str, caller: Caller) -> tuple[str, str]:
         found = self._gateway.features.find_resource(uri)
-        if found is None or not self._shows(found[0], caller):
+        if found is None or not self.shows(found[0], caller):
             error = {
                 "code": -32602 if caller.stateless else RESOURCE_NOT_FOUND,
                 "message": f"Resource not found: {uri}",
@@ -413,7 +413,7 @@ class McpServer:
             raise InvalidArguments("completion/complete needs `ref`, an object")
         if ref.get("type") == "ref/prompt":
             found = self._gateway.features.find_prompt(str(ref.get("name")))
-            if found is None or not self._shows(found[0], caller):
+            if found is None or not self.shows(found[0], caller):
                 raise InvalidArguments(f"no prompt {ref.get('name')!r}")
             server_id, ref["name"] = found
         else:
@@ -427,7 +427,7 @@ class McpServer:
             InvalidArguments, ServerNotFound.
         """
         server_id, own = (self._server_id, uri) if self._server_id is not None else self._resource(uri, caller)
-        if not self._shows(server_id, caller):
+        if not self.shows(server_id, caller):
             raise InvalidArguments(f"no resource {uri!r}")
         return self._gateway.upstreams.get(server_id), own
 
@@ -516,7 +516,7 @@ class Listener:
         self._watched.clear()
 
     def _changed(self, server_id: str, method: str, params: Raw | None) -> None:
-        if not self._server.covers(server_id):
+        if not (self._server.covers(server_id) and self._server.shows(server_id, self._caller)):
             return
         feature = LIST_OF.get(method)
         if feature is not None:
@@ -566,6 +566,7 @@ async def open_listener(
     meta: dict[str, Any],
     tell: Callable[[str, dict[str, Any]], None],
     on_close: Callable[[], None],
+    principal: Principal,
 ) -> Listener:
     """Serve `subscriptions/listen` (2026-07-28): acknowledge what will be told, then tell it.
 
@@ -587,7 +588,9 @@ async def open_listener(
         elif changed is None:
             early.append(method)
 
-    listener = Listener(gateway, server, Caller(), told, on_close, wanted=features, messages=False)
+    caller = Caller()
+    caller.principal = principal
+    listener = Listener(gateway, server, caller, told, on_close, wanted=features, messages=False)
     uris = wanted.get("resourceSubscriptions")
     try:
         for uri in uris[:MAX_WATCHED] if isinstance(uris, list) else ():

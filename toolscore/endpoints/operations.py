@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, FastAPI, Query, Request
 from fastapi.responses import Response
 
 from toolscore.auth import ADMIN, need_scope
-from toolscore.endpoints.asgi import principal_of
+from toolscore.endpoints.asgi import principal_of, whole
 from toolscore.endpoints.rest import FAILURE_OPENAPI, answer
 from toolscore.errors import InvalidArguments, Overloaded, PayloadTooLarge, ToolNotFound
 from toolscore.gateway import Gateway
@@ -116,7 +116,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
 
     @router.post("/api/v1/calls/replay", summary="Make past calls again", tags=["journal"])
     async def replay_window(request: Request, body: Annotated[dict[str, Any], Body()]) -> Response:
-        who, wanted = principal_of(request.scope), _checked(body)
+        who, wanted = principal_of(request.scope), _checked(whole(body))
         filters = _filters(who, wanted.tool_id, wanted.server_id, wanted.principal, wanted.outcome, None)
         with _Reading():
             found, _ = await journal.find(
@@ -133,7 +133,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
 
     @router.post("/api/v1/calls/{call_id}/replay", summary="Make a past call again", tags=["journal"])
     async def replay(request: Request, call_id: str, body: Annotated[dict[str, Any] | None, Body()] = None) -> Response:
-        who, wanted = principal_of(request.scope), _checked(body or {})
+        who, wanted = principal_of(request.scope), _checked(whole(body or {}))
         with _Reading():
             call = await journal.get(call_id, None if ADMIN in who.scopes else who.name)
         data = await replay_call(
@@ -157,13 +157,21 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
     @router.get("/api/v1/pins/{tool_id}", summary="One pin, with the change that waits", tags=["pins"])
     async def get_pin(request: Request, tool_id: str) -> Response:
         tool = library.resolve(tool_id, sees=gateway.pipeline.sees(principal_of(request.scope)))
-        return answer(request, {**pin_fields(gateway, tool), "definition": tool.definition})
+        data = {**pin_fields(gateway, tool), "definition": tool.definition}
+        if tool.held is not None and ADMIN in principal_of(request.scope).scopes:
+            data["held_definition"] = tool.held.definition
+        return answer(request, data)
 
     @router.post("/api/v1/pins/{tool_id}/approve", summary="Take what a server says of a tool now", tags=["pins"])
-    async def approve(request: Request, tool_id: str) -> Response:
+    async def approve(
+        request: Request,
+        tool_id: str,
+        body: Annotated[dict[str, Any], Body(examples=[{"definition_hash": "as `held_hash` of the pin says"}])],
+    ) -> Response:
         who = principal_of(request.scope)
         need_scope(who, ADMIN)
-        tool = library.approve(library.resolve(tool_id, sees=gateway.pipeline.sees(who)), who.name)
+        seen = _text(body, "definition_hash")
+        tool = library.approve(library.resolve(tool_id, sees=gateway.pipeline.sees(who)), who.name, seen)
         return answer(request, pin_fields(gateway, tool), f"{tool.tool_id} can be called again")
 
     # Errors
@@ -179,7 +187,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
         body: Annotated[dict[str, Any], Body(examples=[{"message": "no such table: users", "tool_id": "db__query"}])],
     ) -> Response:
         who = principal_of(request.scope)
-        message, tool_id = _text(body, "message"), body.get("tool_id")
+        message, tool_id = _text(whole(body), "message"), body.get("tool_id")
         if tool_id is not None:
             tool_id = library.resolve(_text(body, "tool_id"), sees=gateway.pipeline.sees(who)).tool_id
         found = await firewall.match(message, who.name, tool_id)
@@ -195,7 +203,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
     ) -> Response:
         who = principal_of(request.scope)
         need_scope(who, ADMIN)
-        tool_id = body.get("tool_id")
+        tool_id = whole(body).get("tool_id")
         if tool_id is not None:
             tool_id = library.resolve(_text(body, "tool_id")).tool_id
         fix = firewall.write_fix(_text(body, "message"), _text(body, "text"), who.name, tool_id)
@@ -230,6 +238,7 @@ def pin_fields(gateway: Gateway, tool: Tool) -> dict[str, Any]:
         "pinned_by": pin.pinned_by if pin is not None else None,
         "quarantined": tool.held is not None,
         "since": tool.held.since if tool.held is not None else None,
+        "held_hash": tool.held.definition_hash if tool.held is not None else None,
         **(change_fields(tool.held.change) if tool.held is not None else {}),
     }
 

@@ -30,6 +30,7 @@ from toolscore.endpoints.asgi import (
     principal_of,
     read_body,
     send_json,
+    whole,
 )
 from toolscore.endpoints.health import health
 from toolscore.errors import (
@@ -249,9 +250,13 @@ async def found_tools(gateway: Gateway, params: dict[str, Any], principal: Princ
     return {"tools": tools, "total_count": len(tools)}
 
 
-def server_fields(gateway: Gateway, upstream: Upstream, *, full: bool = False) -> dict[str, Any]:
+OPERATORS_OWN = ("command", "args", "env_keys", "header_names", "credentials_of", "stderr")
+"""How a server is started and what it says is for the operator's eyes."""
+
+
+def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *, full: bool = False) -> dict[str, Any]:
     """A server as REST shows it. Values of `env` and `headers` stay here: they may be secrets."""
-    spec = upstream.spec
+    spec, sees = upstream.spec, gateway.pipeline.sees(principal)
     connection = upstream.connections[0] if upstream.connections else None
     fields: dict[str, Any] = {
         "server_id": upstream.server_id,
@@ -281,8 +286,12 @@ def server_fields(gateway: Gateway, upstream: Upstream, *, full: bool = False) -
             "memory_bytes": _memory_bytes(upstream.pid),
             "protocol_version": connection.info.protocol_version if connection else None,
             "server_info": {"name": connection.info.name, "version": connection.info.version} if connection else None,
-            "tool_ids": [tool.tool_id for tool in gateway.library.of_server(upstream.server_id)],
+            "tool_ids": [
+                tool.tool_id for tool in gateway.library.of_server(upstream.server_id) if sees is None or sees(tool)
+            ],
         }
+        if ADMIN not in principal.scopes:
+            fields |= dict.fromkeys(OPERATORS_OWN)
     return fields
 
 
@@ -352,7 +361,7 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
         request: Request,
         body: Annotated[dict[str, Any], Body(examples=[{"query": "what time is it in Tokyo", "limit": 5}])],
     ) -> Response:
-        return answer(request, await found_tools(gateway, body, principal_of(request.scope)))
+        return answer(request, await found_tools(gateway, whole(body), principal_of(request.scope)))
 
     @router.get("/api/v1/tools/{tool_id}", summary="One tool", tags=["tools"])
     async def get_tool(
@@ -367,7 +376,7 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
 
     @router.get("/api/v1/servers", summary="List the servers", tags=["servers"])
     async def list_servers(request: Request) -> Response:
-        servers = [server_fields(gateway, upstream) for upstream in gateway.upstreams]
+        servers = [server_fields(gateway, upstream, principal_of(request.scope)) for upstream in gateway.upstreams]
         servers += [
             {"server_id": server_id, "kind": None, "state": "failed", "tools": 0, "instances": 0,
              "calls_in_flight": 0, "restarts": 0, "last_error": reason, "pid": None}
@@ -385,7 +394,7 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
         ],
     ) -> Response:
         need_scope(principal_of(request.scope), ADMIN)
-        server_id = body.pop("server_id", None)
+        server_id = whole(body).pop("server_id", None)
         if not isinstance(server_id, str):
             raise InvalidArguments("`server_id` is missing", suggestion='{"server_id": "time", "command": "uvx", …}')
         try:
@@ -395,13 +404,15 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
         await gateway.attach(server_id, spec)
         upstream = gateway.upstreams.get(server_id)
         message = f"server {server_id!r} is being started: GET /api/v1/servers/{server_id} shows how it goes"
-        return answer(request, server_fields(gateway, upstream), message, status=201)
+        return answer(request, server_fields(gateway, upstream, principal_of(request.scope)), message, status=201)
 
     @router.get("/api/v1/servers/{server_id}", summary="One server", tags=["servers"])
     async def get_server(request: Request, server_id: str) -> Response:
         if (reason := gateway.broken_servers.get(server_id)) is not None:
             return answer(request, {"server_id": server_id, "state": "failed", "last_error": reason, "stderr": []})
-        return answer(request, server_fields(gateway, gateway.upstreams.get(server_id), full=True))
+        return answer(
+            request, server_fields(gateway, gateway.upstreams.get(server_id), principal_of(request.scope), full=True)
+        )
 
     @router.delete("/api/v1/servers/{server_id}", summary="Detach a server", tags=["servers"])
     async def detach_server(request: Request, server_id: str) -> Response:
@@ -414,7 +425,11 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
         need_scope(principal_of(request.scope), ADMIN)
         upstream = gateway.upstreams.get(server_id)
         upstream.restart()
-        return answer(request, server_fields(gateway, upstream), f"server {server_id!r} is being restarted")
+        return answer(
+            request,
+            server_fields(gateway, upstream, principal_of(request.scope)),
+            f"server {server_id!r} is being restarted",
+        )
 
     @router.get("/api/v1/policy/explain", summary="Which rule decides", tags=["policy"])
     async def explain_policy(

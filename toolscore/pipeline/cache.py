@@ -8,6 +8,7 @@ else, unless the operator says that a tool answers all alike.
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,20 +21,28 @@ import structlog
 from cachetools import LRUCache
 from msgspec import Raw
 
-from toolscore.errors import UpstreamTimeout
+from toolscore.errors import ToolScoreError, UpstreamTimeout
 from toolscore.models import Principal, Tool
+from toolscore.redaction import redact_json
 from toolscore.stores import Database, SharedStore
 from toolscore.stores.database import StoreError
 
-__all__ = ["CacheRules", "Cached", "Level", "ResultCache", "Slot", "canonical"]
+__all__ = ["CacheRules", "Cached", "Keep", "Level", "ResultCache", "Slot", "canonical"]
 
 log = structlog.get_logger(__name__)
 
 Level = Literal["l1", "l2", "l3"]
+Keep = Literal["kept", "shared", "own"]
+"""What may become of a result: given again later; to those who wait for it now (a failure); to nobody else."""
 
 MAX_UNWRITTEN = 2000
 MAX_STORED_BYTES = 256 * 1024 * 1024
 """Of results in the database; the oldest go first."""
+MAX_STORED = 100_000
+MAX_EXPIRED = 5000
+MAX_UNWRITTEN_BYTES = 32 * 1024 * 1024
+READ_SECONDS = 0.2
+"""A call waits no longer for the database than it takes to do without it."""
 WRITE_SECONDS = 1.0
 AGAIN_SECONDS = 1.0
 PRUNE_SECONDS = 60.0
@@ -102,7 +111,7 @@ _unpack = msgspec.msgpack.Decoder(_Packed)
 class _Flight:
     """One call under way, and how many wait for it."""
 
-    def __init__(self, task: asyncio.Task[tuple[Raw, bool]]) -> None:
+    def __init__(self, task: asyncio.Task[tuple[Raw, Keep]]) -> None:
         self.task = task
         self.waiting = 0
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, whether or not anybody waits
@@ -126,6 +135,9 @@ class ResultCache:
         self._flights: dict[str, _Flight] = {}
         self._reading: dict[str, asyncio.Task[Cached | None]] = {}
         self._unwritten: dict[str, Cached] = {}
+        self._unwritten_bytes = 0
+        self._invalid_before: dict[tuple[str | None, str | None], float] = {}
+        self._skip_database_until = 0.0
         self._removed: set[str] = set()
         self._unshared: set[str] = set()
         self._wake = asyncio.Event()
@@ -203,29 +215,43 @@ class ResultCache:
         else:
             self.hits["stale" if stale else found.level] += 1
 
-    async def once(self, slot: Slot, make: Callable[[], Awaitable[tuple[Raw, bool]]]) -> Raw:
+    async def once(self, slot: Slot, make: Callable[[], Awaitable[tuple[Raw, Keep]]], seconds: float) -> Raw:
         """Make the result, or wait for whoever makes it just now; then keep it.
 
         Args:
-            make: returns the result, and whether it may be given to others and again.
+            make: returns the result, and what may become of it.
+            seconds: how long to wait for another's at most.
+
+        Raises:
+            UpstreamTimeout: the other took longer. Whatever `make` raises.
         """
+        until = time.monotonic() + seconds
         while True:
             flight = self._flights.get(slot.key)
-            leads = flight is None
             if flight is None:
+                ready = self._memory.get(slot.key)
+                if ready is not None and ready.fresh_until > time.time():
+                    return ready.raw  # it came while we got here
                 flight = self._flights[slot.key] = _Flight(asyncio.create_task(self._make(slot, make)))
+                return await self._lead(flight)
             flight.waiting += 1
             try:
-                raw, shareable = await asyncio.shield(flight.task)
-                if leads or shareable:
+                async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                    raw, keep = await asyncio.shield(flight.task)
+                if keep != "own":
                     return raw
                 return (await make())[0]
+            except TimeoutError:
+                raise UpstreamTimeout(
+                    f"an equal call of {slot.tool.tool_id} is under way and gave no answer within {seconds:g} s: "
+                    "it may be called again, or with a larger `timeout_seconds`"
+                ) from None
             except UpstreamTimeout:
-                if leads:
-                    raise
-                # the first was in a greater hurry than we are
+                pass  # the first was in a greater hurry than we are
+            except ToolScoreError as exc:
+                raise copy.copy(exc) from exc  # to each its own: what one caller is advised is not for the others
             except asyncio.CancelledError:
-                if leads or not flight.task.cancelled():
+                if not flight.task.cancelled():
                     raise
                 # the first has gone, and took its call along
             finally:
@@ -233,13 +259,27 @@ class ResultCache:
                 if not flight.waiting and not flight.task.done():
                     flight.task.cancel()
 
-    async def _make(self, slot: Slot, make: Callable[[], Awaitable[tuple[Raw, bool]]]) -> tuple[Raw, bool]:
+    async def _lead(self, flight: _Flight) -> Raw:
+        flight.waiting += 1
+        try:
+            return (await asyncio.shield(flight.task))[0]
+        except ToolScoreError as exc:
+            raise copy.copy(exc) from exc
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                flight.task.cancel()
+
+    async def _make(self, slot: Slot, make: Callable[[], Awaitable[tuple[Raw, Keep]]]) -> tuple[Raw, Keep]:
+        started = time.time()
         try:
             raw, keep = await make()
-            if keep and memoryview(raw).nbytes <= self.rules.max_result_bytes:
+            if keep == "kept" and memoryview(raw).nbytes <= self.rules.max_result_bytes:
                 now = time.time()
                 until = now + slot.ttl
-                self._keep(slot.key, Cached(raw, slot.tool, now, until, until + self.rules.stale_seconds))
+                entry = Cached(raw, slot.tool, now, until, until + self.rules.stale_seconds)
+                if self._holds(slot.tool.tool_id, slot.tool.server_id, started):
+                    self._keep(slot.key, entry)
             return raw, keep
         finally:
             self._flights.pop(slot.key, None)
@@ -255,7 +295,6 @@ class ResultCache:
         return self.rules.ttl_seconds if safe else 0.0
 
     async def _read_below(self, slot: Slot) -> Cached | None:
-        now = time.time()
         stale: Cached | None = None
         if self._shared is not None:
             packed = await self._shared.get(PREFIX + slot.key)
@@ -266,25 +305,36 @@ class ResultCache:
                     pass  # another version's
                 else:
                     times = (entry.stored_at, entry.fresh_until, entry.stale_until)
-                    found = Cached(Raw(entry.raw), slot.tool, *times, "l2")
-                    if found.fresh_until > now:
-                        self._fill(slot.key, found)
-                        return found
-                    stale = found
-        if slot.key in self._stored:
+                    stale = self._accept(slot, Raw(entry.raw), times, "l2")
+                    if stale is not None and stale.fresh_until > time.time():
+                        self._fill(slot.key, stale)
+                        return stale
+        if slot.key in self._stored and time.monotonic() > self._skip_database_until:
             try:
-                row = await self._database.load_cached(slot.key)
-            except StoreError as exc:
-                self.store_error = str(exc)
+                async with asyncio.timeout(READ_SECONDS):
+                    row = await self._database.load_cached(slot.key)
+            except (StoreError, TimeoutError) as exc:
+                self.store_error = str(exc) or f"the database gave no result within {READ_SECONDS:g} s"
+                self._skip_database_until = time.monotonic() + AGAIN_SECONDS
                 return stale
-            if row is not None and row["stale_until"] > now:
+            if row is not None:
                 times = (row["stored_at"], row["fresh_until"], row["stale_until"])
-                found = Cached(Raw(bytes(row["result"])), slot.tool, *times, "l3")
-                self._fill(slot.key, found)
-                if self._shared is not None and found.fresh_until > now:
-                    await self._share(slot.key, found)
-                return found
+                found = self._accept(slot, Raw(bytes(row["result"])), times, "l3")
+                if found is not None:
+                    self._fill(slot.key, found)
+                    if self._shared is not None and found.fresh_until > time.time():
+                        await self._share(slot.key, found)
+                    return found
         return stale
+
+    def _accept(self, slot: Slot, raw: Raw, times: tuple[float, float, float], level: Level) -> Cached | None:
+        """What a level below had, by the rules of now; `None` if it is worthless."""
+        stored_at = times[0]
+        fresh_until = min(times[1], stored_at + slot.ttl)
+        stale_until = min(times[2], fresh_until + self.rules.stale_seconds)
+        if stale_until <= time.time() or not self._holds(slot.tool.tool_id, slot.tool.server_id, stored_at):
+            return None
+        return Cached(raw, slot.tool, stored_at, fresh_until, stale_until, level)
 
     # Writing
 
@@ -297,12 +347,29 @@ class ResultCache:
 
     def _keep(self, key: str, entry: Cached) -> None:
         self._fill(key, entry)
-        if len(self._unwritten) < MAX_UNWRITTEN:
+        self._put(key, entry)
+        self._wake.set()
+
+    def _put(self, key: str, entry: Cached) -> None:
+        """Have a result written, if there is room for it to wait."""
+        if len(self._unwritten) < MAX_UNWRITTEN and self._unwritten_bytes + _size(entry) <= MAX_UNWRITTEN_BYTES:
+            old = self._unwritten.get(key)
+            self._unwritten_bytes += _size(entry) - (_size(old) if old is not None else 0)
             self._unwritten[key] = entry
-            self._wake.set()
+
+    def _holds(self, tool_id: str, server_id: str, made_at: float) -> bool:
+        """Whether what was made (or asked for) then was not declared worthless since."""
+        if not self._invalid_before:
+            return True
+        keys = ((None, None), (tool_id, None), (None, server_id), (tool_id, server_id))
+        return all(made_at > self._invalid_before.get(key, 0.0) for key in keys)
 
     def invalidate(self, *, tool_id: str | None = None, server_id: str | None = None) -> int:
         """Forget results: of one tool, of one server, or all. Returns how many."""
+
+        if len(self._invalid_before) > 10_000:
+            self._invalid_before = {(None, None): time.time()}
+        self._invalid_before[tool_id, server_id] = time.time()
 
         def meant(of_tool: str, of_server: str) -> bool:
             return tool_id in (None, of_tool) and server_id in (None, of_server)
@@ -312,7 +379,7 @@ class ResultCache:
             del self._memory[key]
         for key, entry in list(self._unwritten.items()):
             if meant(entry.tool.tool_id, entry.tool.server_id):
-                del self._unwritten[key]
+                self._unwritten_bytes -= _size(self._unwritten.pop(key))
         stored = [key for key, (of_tool, of_server, _) in self._stored.items() if meant(of_tool, of_server)]
         for key in stored:
             self._drop(key)
@@ -324,7 +391,7 @@ class ResultCache:
         old = self._stored.pop(key, None)
         self._stored_bytes += size - (old[2] if old else 0)
         self._stored[key] = (tool_id, server_id, size)
-        while self._stored_bytes > MAX_STORED_BYTES:
+        while self._stored_bytes > MAX_STORED_BYTES or len(self._stored) > MAX_STORED:
             self._drop(next(iter(self._stored)))
 
     def _drop(self, key: str) -> None:
@@ -351,11 +418,16 @@ class ResultCache:
             if time.monotonic() - pruned_at > PRUNE_SECONDS:
                 pruned_at = time.monotonic()
                 await self._forget_old()
-            group, self._unwritten = self._unwritten, {}
+            group, self._unwritten, self._unwritten_bytes = self._unwritten, {}, 0
+            # Memory forgets a secret; a disk, and Redis, would not. Looking takes time, so a thread does.
+            secret = await asyncio.to_thread(_secrets_among, group)
+            group = {key: entry for key, entry in group.items() if key not in secret}
             removed, self._removed = self._removed, set()
             unshared, self._unshared = self._unshared, set()
-            if self._shared is not None:
+            if self._shared is not None and unshared:
                 await self._shared.drop([PREFIX + key for key in unshared])
+                if not self._shared.up:  # it will have them still when it comes back
+                    self._unshared |= set(list(unshared)[:MAX_UNWRITTEN])
             rows: list[dict[str, Any]] = []
             for key, entry in group.items():
                 if self._shared is not None:
@@ -381,22 +453,36 @@ class ResultCache:
                     log.warning("results cannot be kept in the database", error=str(exc))
                 self.store_error = str(exc)
                 if not self._closing:
-                    self._unwritten = {**group, **self._unwritten}
+                    for key, entry in group.items():
+                        if key not in self._unwritten and self._is_good(entry):
+                            self._put(key, entry)
                     self._removed |= removed
                     await asyncio.sleep(AGAIN_SECONDS)
                     self._wake.set()
             else:
-                for row in rows:
-                    self._note(row["key"], row["tool_id"], row["server_id"], len(row["result"]))
+                for key, entry in group.items():
+                    self._note(key, entry.tool.tool_id, entry.tool.server_id, _size(entry))
+                    if not self._is_good(entry):
+                        self._drop(key)  # declared worthless while it was written
 
     async def _forget_old(self) -> None:
-        now = time.time()
         try:
-            for row in await self._database.load_cached_keys():
-                if row["stale_until"] < now and row["key"] in self._stored:
-                    self._drop(row["key"])
+            for key in await self._database.expired_cached(time.time(), MAX_EXPIRED):
+                if key in self._stored:
+                    self._drop(key)
         except StoreError as exc:
             self.store_error = str(exc)
+
+    def _is_good(self, entry: Cached) -> bool:
+        return self._holds(entry.tool.tool_id, entry.tool.server_id, entry.stored_at)
+
+
+def _size(entry: Cached) -> int:
+    return memoryview(entry.raw).nbytes
+
+
+def _secrets_among(group: dict[str, Cached]) -> set[str]:
+    return {key for key, entry in group.items() if redact_json(entry.raw)[1]}
 
 
 def canonical(arguments: Raw) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -36,7 +36,7 @@ from toolscore.library import Sees, UnifiedToolLibrary
 from toolscore.metrics import Metrics
 from toolscore.models import LOCAL, Principal, Tool, ToolCall, ToolResult
 from toolscore.pipeline.breaker import Breaker, BreakerRules, BreakerState
-from toolscore.pipeline.cache import Cached, ResultCache, Slot
+from toolscore.pipeline.cache import Cached, Keep, ResultCache, Slot
 from toolscore.pipeline.deadline import Deadline
 from toolscore.pipeline.journal import Journal
 from toolscore.pipeline.limits import RateLimits, Turnstile
@@ -60,6 +60,7 @@ OPEN = Policy()
 MAX_CHECKED_BYTES = 256 * 1024
 """A larger result is not held against its schema."""
 MAX_MESSAGE = 2000
+MAX_DIFF_LINES = 60
 LEARNED_FROM = frozenset(
     {"invalid_arguments", "upstream_unavailable", "upstream_timeout", "outcome_unknown", "upstream_protocol_error"}
 )
@@ -190,17 +191,17 @@ class CallPipeline:
             if fresh:
                 return result
             if error is not None:
-                match = self.firewall.failed(principal.name, tool.tool_id, error, call.arguments)
+                match = self.firewall.failed(principal.name, tool.tool_id, error, call.arguments, _declared(tool))
                 if match is not None and match.suggestion is not None:
                     result = _with_suggestion(result, match.suggestion)
             else:
-                self.firewall.succeeded(principal.name, tool.tool_id, call.arguments)
+                self.firewall.succeeded(principal.name, tool.tool_id, call.arguments, _declared(tool))
                 self.on_success(principal.name, tool.tool_id)
             return result
         except ToolScoreError as exc:
             outcome, error = exc.code, exc.message
             if tool is not None and outcome in LEARNED_FROM and not fresh:
-                match = self.firewall.failed(principal.name, tool.tool_id, error, call.arguments)
+                match = self.firewall.failed(principal.name, tool.tool_id, error, call.arguments, _declared(tool))
                 if match is not None and match.suggestion is not None:
                     exc.suggestion = f"{exc.suggestion}; {match.suggestion}" if exc.suggestion else match.suggestion
             raise
@@ -407,7 +408,7 @@ class CallPipeline:
             raise Forbidden(
                 f"{tool.tool_id} is quarantined: its server says something else of it since {tool.held.since} "
                 f"({'; '.join(change.reasons) or change.kind}). It can be called again once an operator has approved "
-                f"it (`toolscore pins approve {tool.tool_id}`). What changed:\n{change.diff}"
+                f"it (`toolscore pins approve {tool.tool_id}`). What changed:\n{_first_lines(change.diff)}"
             )
         check_arguments(tool, self._library.validator(tool), call.arguments)
         if self.policy.looks_at_arguments:
@@ -428,7 +429,8 @@ class CallPipeline:
                 raw, found = await self._reach(tool, call, principal, caller), None
             else:
                 try:
-                    raw = await self.cache.once(slot, lambda: self._make(tool, call, principal, caller))
+                    limit = call.timeout_seconds or self.call_timeout_seconds
+                    raw = await self.cache.once(slot, lambda: self._make(tool, call, principal, caller), limit)
                     self.cache.count(None)
                     found = None
                 except STAND_IN:
@@ -455,13 +457,15 @@ class CallPipeline:
             return None
         return self.cache.slot(tool, call.arguments, principal, spec.digest, own=bool(spec.credentials))
 
-    async def _make(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> tuple[Raw, bool]:
+    async def _make(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> tuple[Raw, Keep]:
         """Reach the server. The result, and whether it may be given again."""
         raw = await self._reach(tool, call, principal, caller)
         parsed = _parsed(tool, raw)
         upstream = self._upstreams.find(tool.server_id)
         asked = upstream is None or upstream.asks  # just now, maybe
-        return raw, not (parsed.is_error or asked) and parsed.result_type == "complete"
+        if asked or parsed.result_type != "complete":
+            return raw, "own"
+        return raw, "shared" if parsed.is_error else "kept"
 
     async def _reach(self, tool: Tool, call: ToolCall, principal: Principal, caller: Caller | None) -> Raw:
         """Ask the server when there is a place, and again where that is safe."""
@@ -656,6 +660,18 @@ def _with_suggestion(result: ToolResult, suggestion: str) -> ToolResult:
     content.append(Raw(encode({"type": "text", "text": f"Suggestion: {suggestion}"})))
     raw = Raw(encode({**decode_object(result.raw), "content": content}))
     return msgspec.structs.replace(result, raw=raw, content=Raw(encode(content)), suggestion=suggestion)
+
+
+def _declared(tool: Tool) -> Collection[str]:
+    """The names of a tool's arguments, by its schema."""
+    properties = tool.input_schema.get("properties") if isinstance(tool.input_schema, dict) else None
+    return properties.keys() if isinstance(properties, dict) else ()
+
+
+def _first_lines(diff: str) -> str:
+    lines = diff.splitlines()
+    more = [f"… and {len(lines) - MAX_DIFF_LINES} more lines"] if len(lines) > MAX_DIFF_LINES else []
+    return "\n".join([*lines[:MAX_DIFF_LINES], *more])
 
 
 def _text_of(content: Raw) -> str:

@@ -34,7 +34,7 @@ MAX_UNCONFIRMED = 20_000
 MAX_UNCONFIRMED_BYTES = 64 * 1024 * 1024
 RESTART_SECONDS = 1.0
 END_SECONDS = 10.0
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 2.0
 
 _taken = msgspec.json.Decoder(Taken)
 
@@ -63,8 +63,8 @@ class Journal:
         self._unconfirmed_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._pipe: asyncio.StreamWriter | None = None
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._added = self._confirmed = 0
+        self._progress = asyncio.Event()
         self._closing = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -110,7 +110,7 @@ class Journal:
             arguments = Raw(b"")
         if record.result_bytes > rules.max_body_bytes:
             result = None
-        size = record.arguments_bytes + max(0, record.result_bytes)
+        size = memoryview(arguments).nbytes + (memoryview(result).nbytes if result is not None else 0)
         if len(self._unconfirmed) >= MAX_UNCONFIRMED or self._unconfirmed_bytes + size > MAX_UNCONFIRMED_BYTES:
             self.lost += 1
             self.store_error = self.store_error or "the database does not keep up: calls are not being recorded"
@@ -119,16 +119,19 @@ class Journal:
         self._unconfirmed.append(frame)
         self._unconfirmed_bytes += len(frame)
         self._unsent.append(frame)
-        self._settled.clear()
+        self._added += 1
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SEND_SECONDS, self._send)
 
     async def settled(self) -> None:
-        """Wait until all that was added is written, or lost; ten seconds at most."""
+        """Wait until all that was added so far is written, or lost; two seconds at most."""
         self._send()
+        until = self._added
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
-                await self._settled.wait()
+                while self._confirmed < until:
+                    self._progress.clear()
+                    await self._progress.wait()
 
     def _send(self) -> None:
         if self._timer is not None:
@@ -148,8 +151,8 @@ class Journal:
             started = time.monotonic()
             try:
                 await self._run()
-            except OSError as exc:
-                self.store_error = f"the recorder does not start: {exc}"
+            except Exception as exc:  # whatever it is, calls must be recorded again soon
+                self.store_error = f"the recorder does not run: {exc}"
             if self._closing:
                 return
             self.store_error = self.store_error or "the recorder ended: another is being started"
@@ -180,9 +183,9 @@ class Journal:
                     self._unconfirmed_bytes -= len(self._unconfirmed.popleft())
                 self.written += said.taken - confirmed - (said.lost - lost)
                 self.lost += said.lost - lost
+                self._confirmed += said.taken - confirmed
                 confirmed, lost = said.taken, said.lost
-                if not self._unconfirmed:
-                    self._settled.set()
+                self._progress.set()
             await recorder.wait()
         finally:
             self._pipe = None

@@ -19,6 +19,8 @@ __all__ = ["difference", "replay_call", "replay_calls"]
 AT_ONCE = 4
 MAX_DIFF_LINES = 200
 MAX_DIFF_LINE = 1000
+MAX_COMPARED_LINES = 2000
+"""Of longer results the first difference is shown."""
 
 
 async def replay_call(
@@ -70,7 +72,7 @@ async def replay_call(
             "duration_ms": round(result.duration_ms, 3),
         }
     then = {name: call[name] for name in ("call_id", "outcome", "result", "error", "duration_ms")}
-    differs = difference(then["result"], now["result"])
+    differs = await asyncio.to_thread(difference, then["result"], now["result"])
     return {
         "tool_id": tool.tool_id,
         "same": then["outcome"] == now["outcome"] and not differs,
@@ -117,7 +119,15 @@ async def replay_calls(
 
 def difference(then: Any, now: Any) -> str:
     """Where two results differ, as a unified diff of their JSON; empty where they do not. `_meta` does not count."""
-    found = list(difflib.unified_diff(_lines(then), _lines(now), "recorded", "replayed", lineterm="", n=2))
+    before, after = _lines(then), _lines(now)
+    if before == after:
+        return ""
+    if len(before) + len(after) > MAX_COMPARED_LINES:  # comparing all with all would take minutes
+        at = next(
+            (n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+        )
+        before, after = before[max(0, at - 2) : at + 50], after[max(0, at - 2) : at + 50]
+    found = list(difflib.unified_diff(before, after, "recorded", "replayed", lineterm="", n=2))
     if len(found) > MAX_DIFF_LINES:
         found[MAX_DIFF_LINES:] = [f"… and {len(found) - MAX_DIFF_LINES} more lines"]
     return "\n".join(line[:MAX_DIFF_LINE] for line in found)

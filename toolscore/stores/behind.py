@@ -68,6 +68,10 @@ class WriteBehind:
                 else:
                     self.lost += 1
                     refused = True
+            except Exception as exc:  # one write that cannot be made must not be the end of all others
+                self.lost += 1
+                self.error = f"{type(exc).__name__}: {exc}"
+                log.exception(f"cannot save {self.what}")
             finally:
                 self._waiting.task_done()
 

@@ -157,6 +157,11 @@ class Database:
         rows = await self._read(select(cached).where(cached.c.key == key))
         return rows[0] if rows else None
 
+    async def expired_cached(self, now: float, limit: int) -> list[str]:
+        """Keys of results that are of no use any more."""
+        rows = await self._read(select(cached.c.key).where(cached.c.stale_until < now).limit(limit))
+        return [row["key"] for row in rows]
+
     async def save_cached(self, rows: Sequence[dict[str, Any]], removed: Collection[str]) -> None:
         """Keep results, and forget others (by key)."""
         async with self._transaction() as connection:
@@ -275,6 +280,11 @@ class Database:
             await self._delete_in(connection, fixes.c.fix_id, removed_fixes)
             await self._upsert(connection, patterns, of_patterns)
             await self._upsert(connection, fixes, of_fixes)
+
+    async def delete_patterns(self, pattern_ids: Collection[str]) -> None:
+        """Forget patterns of errors."""
+        async with self._transaction() as connection:
+            await self._delete_in(connection, patterns.c.pattern_id, pattern_ids)
 
     # Search
 

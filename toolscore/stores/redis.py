@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 ANSWER_SECONDS = 0.1
 """A slower answer is none: no call waits longer for what it can do without."""
 PROBE_SECONDS = 1.0
+AT_ONCE = 64
+"""Requests under way; each takes a connection, and the driver has a hundred."""
 
 
 class SharedStore:
@@ -34,6 +36,7 @@ class SharedStore:
         self.shown = shown
         self.up = False
         self.error: str | None = "it has not answered yet"
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def get(self, key: str) -> bytes | None:
         """The bytes of a key."""
@@ -55,11 +58,20 @@ class SharedStore:
         """Wait for an answer, a tenth of a second at most; `None` if there is none. Then it counts as down."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
+                await self._places.acquire()
+        except TimeoutError:  # we are busy, it is not down
+            if asyncio.iscoroutine(request):
+                request.close()
+            return None
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
                 return await request
         except TimeoutError:
             self.fail(f"no answer within {ANSWER_SECONDS:g} s")
         except Exception as exc:  # whatever the driver makes of it
             self.fail(str(exc) or type(exc).__name__)
+        finally:
+            self._places.release()
         return None
 
     def fail(self, error: str) -> None:

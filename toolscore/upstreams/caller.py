@@ -18,7 +18,7 @@ from msgspec import Raw
 
 from toolscore.errors import InvalidRequest
 from toolscore.jsonrpc import METHOD_NOT_FOUND, RemoteError, decode
-from toolscore.models import LOCAL, Principal
+from toolscore.models import NOBODY, Principal
 
 __all__ = [
     "CLIENT_FEATURES",
@@ -95,7 +95,7 @@ class Caller:
     suspended = False
     wants_progress = False
     log_level: str | None = None
-    principal: Principal = LOCAL
+    principal: Principal = NOBODY
 
     def __init__(self, client: object | None = None, capabilities: Mapping[str, Any] | None = None) -> None:
         self.client: object = client if client is not None else self

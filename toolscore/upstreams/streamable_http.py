@@ -103,10 +103,11 @@ class HttpConnection:
         max_message_bytes: int,
         side: ClientSide = EVERYBODY,
         on_asked: OnAsked = lambda unasked: None,
+        shown: str | None = None,
     ) -> None:
         assert spec.url is not None
         self._url = URL(spec.url)
-        self._shown = shown_url(spec.url)
+        self._shown = shown or shown_url(spec.url)
         self._session = session
         self._on_notification = on_notification
         self._max = max_message_bytes
@@ -551,6 +552,7 @@ async def open_streamable_http(
     probe: bool = True,
     side: ClientSide = EVERYBODY,
     on_asked: OnAsked = lambda unasked: None,
+    shown: str | None = None,
 ) -> AsyncIterator[HttpConnection]:
     """Negotiate with a server and listen for its changes while open.
 
@@ -558,11 +560,12 @@ async def open_streamable_http(
         probe: ask for the stateless era first.
         side: for whom the session is opened.
         on_asked: told when the server asks something of its clients.
+        shown: the address for messages, with references as they were written.
 
     Raises:
         ConnectionLost, RemoteError, UpstreamProtocolError.
     """
-    connection = HttpConnection(spec, session, on_notification, max_message_bytes, side, on_asked)
+    connection = HttpConnection(spec, session, on_notification, max_message_bytes, side, on_asked, shown)
     await connection.negotiate(probe=probe)
     listener = asyncio.create_task(connection.listen())
     try:

@@ -25,7 +25,7 @@ from msgspec import Raw
 
 from toolscore.errors import Conflict, ServerNotFound, ToolScoreError, UpstreamUnavailable
 from toolscore.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, RemoteError
-from toolscore.models import ServerState, UpstreamSpec, timestamp
+from toolscore.models import ServerState, UpstreamSpec, shown_url, timestamp
 from toolscore.upstreams.caller import CLIENT_FEATURES, EVERYBODY, Caller, ClientSide
 from toolscore.upstreams.connection import (
     BROADCAST,
@@ -234,8 +234,11 @@ class Upstream:
         try:
             async with self.lanes.use(*lane) as connection:
                 return await self._ask(connection, method, params, caller, attempt)
-        except CommandNotFound as exc:
-            raise UpstreamUnavailable(f"server {self.server_id!r} cannot be started for this client: {exc}") from exc
+        except (CommandNotFound, ValueError) as exc:  # a header cannot have two lines, for one
+            log.error("a server cannot be reached with a caller's credentials", server=self.server_id, error=str(exc))
+            raise UpstreamUnavailable(
+                f"server {self.server_id!r} cannot be reached for this client: the gateway's log says why"
+            ) from exc
 
     async def _ask(
         self,
@@ -508,6 +511,7 @@ class Upstream:
                 probe=side.is_shared,
                 side=side,
                 on_asked=self.asked,
+                shown=shown_url(given.url or ""),
             )
         if spec.endpoint:
             return open_endpoint(self.server_id, spec, max_message_bytes=pool.max_message_bytes)

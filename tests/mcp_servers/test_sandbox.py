@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -396,7 +397,15 @@ def test_what_calls_write_does_not_pile_up(box: ExecutorProcess) -> None:
         got = box.run(code)
         assert (got["exit"], got["limits_hit"]) == ("killed", ["disk"]), got
     (scratch,) = Path("/dev/shm").glob(f"toolscore-sandbox-{server(box).pid}-*")
-    wait_for(lambda: sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file()) < 2**20, 5)
+
+    def size() -> int:
+        total = 0
+        for file in scratch.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # it is being deleted
+                total += file.stat().st_size if file.is_file() else 0
+        return total
+
+    wait_for(lambda: size() < 2**20, 5)
 
 
 def server(box: ExecutorProcess) -> psutil.Process:

@@ -120,6 +120,7 @@ def _on_alarm(_number: int, _frame: object) -> None:
 def install_alarm() -> None:
     """Called once, before children are forked."""
     signal.signal(signal.SIGALRM, _on_alarm)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us in the background had it ignored
 
 
 # ----------------------------------------------------------------------------------------------------------- the code

@@ -181,7 +181,6 @@ class ErrorFirewall:
         self._open: OrderedDict[tuple[str, str], _Failure] = OrderedDict()
         self._open_of: dict[str, set[str]] = {}
         self._miner: Any = None
-        self._embedding: asyncio.Task[None] | None = None
         self.writes = WriteBehind("error patterns")
 
     async def __aenter__(self) -> ErrorFirewall:
@@ -197,8 +196,6 @@ class ErrorFirewall:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._embedding is not None:
-            await asyncio.gather(self._embedding, return_exceptions=True)
         await self.writes.__aexit__(*exc)
 
     # On the way of a call
@@ -244,23 +241,28 @@ class ErrorFirewall:
         message = redact_text(message[:MAX_MESSAGE])
         pattern = self._find(message)
         similar = await self._similar(message, principal, exclude=pattern.pattern_id if pattern else None)
-        if pattern is None:
-            near = next((self._patterns[one["pattern_id"]] for one in similar), None)
-            category = categorise(message)
-            best = self._best(near, principal, tool_id) if near is not None and near.category == category else None
-            confidence = round(best.confidence * similar[0]["similarity"], 3) if best is not None else None
-            shown = best is not None and confidence is not None and confidence >= self.rules.min_confidence
-            return Match(
-                pattern_id=None,
-                template=message,
-                category=category,
-                count=0,
-                suggestion=self._worded(best, principal) if shown and best is not None else None,
-                confidence=confidence if shown else None,
-                fix_id=best.fix_id if shown and best is not None else None,
-                similar=similar,
-            )
-        return msgspec.structs.replace(self._match(pattern, principal, tool_id), similar=similar)
+        if pattern is not None:
+            return msgspec.structs.replace(self._match(pattern, principal, tool_id), similar=similar)
+        unknown = Match(
+            pattern_id=None,
+            template=message,
+            category=categorise(message),
+            count=0,
+            suggestion=None,
+            confidence=None,
+            fix_id=None,
+            similar=similar,
+        )
+        near = self._patterns[similar[0]["pattern_id"]] if similar else None
+        if near is None or near.category != unknown.category:
+            return unknown
+        best = self._best(near, principal, tool_id)
+        confidence = round(best.confidence * similar[0]["similarity"], 3) if best is not None else 0.0
+        if best is None or confidence < self.rules.min_confidence:
+            return unknown
+        return msgspec.structs.replace(
+            unknown, suggestion=self._worded(best, principal), confidence=confidence, fix_id=best.fix_id
+        )
 
     def write_fix(self, message: str, text: str, principal: str, tool_id: str | None = None) -> Fix:
         """Keep a fix of an error by hand, for everybody.
@@ -283,12 +285,10 @@ class ErrorFirewall:
         Raises:
             ToolNotFound: there is none.
         """
-        for of_pattern in self._fixes.values():
-            if of_pattern.pop(fix_id, None) is not None:
-                self._fix_count -= 1
-                self.writes.put(lambda: self._database.save_patterns([], [], [fix_id]))
-                return
-        raise ToolNotFound(f"no fix {fix_id!r}: GET /api/v1/errors lists them")
+        found = next((of_pattern[fix_id] for of_pattern in self._fixes.values() if fix_id in of_pattern), None)
+        if found is None:
+            raise ToolNotFound(f"no fix {fix_id!r}: GET /api/v1/errors lists them")
+        self._remove([found])
 
     def shown(self, limit: int = 100) -> list[dict[str, Any]]:
         """The patterns with their fixes, the most frequent first."""
@@ -463,20 +463,19 @@ class ErrorFirewall:
                       public=public)  # fmt: skip
         if worked:
             fix.worked += 1
-            fix.values = {**fix.values, principal: values} if len(fix.values) < MAX_CALLERS or principal in fix.values \
-                else fix.values  # fmt: skip
+            if len(fix.values) < MAX_CALLERS or principal in fix.values:
+                fix.values = {**fix.values, principal: values}
         else:
             fix.failed += 1
         fix.last_used = timestamp()
         self._put(fix)
 
     def _put(self, fix: Fix) -> None:
-        of_pattern = self._fixes.setdefault(fix.pattern_id, {})
-        if fix.fix_id not in of_pattern:
+        if fix.fix_id not in self._fixes.get(fix.pattern_id, {}):
             if self._fix_count >= MAX_FIXES:
-                self._drop_oldest_fixes()
+                self._drop_oldest_fixes()  # which may be all that the pattern had
             self._fix_count += 1
-        of_pattern[fix.fix_id] = fix
+        self._fixes.setdefault(fix.pattern_id, {})[fix.fix_id] = fix
         row = {"fix_id": fix.fix_id, "pattern_id": fix.pattern_id, "tool_id": fix.tool_id,
                "content": encode(fix).decode()}  # fmt: skip
         self.writes.put(lambda: self._database.save_patterns([], [row]))

@@ -266,10 +266,16 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         return self.definition.get("inputSchema", {"type": "object"})
 
     @property
-    def safe_to_repeat(self) -> bool:
-        """Whether calling it twice does no more than calling it once, by its own word (MCP tool annotations)."""
+    def annotations(self) -> dict[str, Any]:
+        """What the tool says of itself (MCP tool annotations); empty where it says nothing."""
         hints = self.definition.get("annotations")
-        return isinstance(hints, dict) and (hints.get("readOnlyHint") is True or hints.get("idempotentHint") is True)
+        return hints if isinstance(hints, dict) else {}
+
+    @property
+    def safe_to_repeat(self) -> bool:
+        """Whether calling it twice does no more than calling it once, by its own word."""
+        hints = self.annotations
+        return hints.get("readOnlyHint") is True or hints.get("idempotentHint") is True
 
 
 class Principal(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cache
 from operator import gt, lt
 from typing import Any, Literal
 
@@ -128,7 +129,7 @@ def classify(old: Mapping[str, Any], new: Mapping[str, Any], others: Collection[
     kind: Literal["compatible", "breaking", "suspicious"] = (
         "suspicious" if suspicious else "breaking" if breaking else "compatible"
     )
-    reasons = tuple(_shown(reason)[:MAX_REASON] for reason in [*suspicious, *breaking][:MAX_REASONS])
+    reasons = _readable([*suspicious, *breaking])
     changed = tuple(sorted(str(key) for key in {*old, *new} if old.get(key) != new.get(key)))
     return Change(kind=kind, reasons=reasons, changed=changed, diff=readable_diff(old, new))
 
@@ -143,8 +144,12 @@ def first_sight(definition: Mapping[str, Any], others: Collection[str] = (), *, 
     if not reasons:
         return None
     diff = readable_diff({}, definition)
-    shown = tuple(_shown(reason)[:MAX_REASON] for reason in reasons[:MAX_REASONS])
-    return Change(kind="suspicious", reasons=shown, changed=(), diff=diff)
+    return Change(kind="suspicious", reasons=_readable(reasons), changed=(), diff=diff)
+
+
+def _readable(reasons: list[str]) -> tuple[str, ...]:
+    """Reasons for people: not too many, not too long, with nothing hidden in them."""
+    return tuple(_shown(reason)[:MAX_REASON] for reason in reasons[:MAX_REASONS])
 
 
 def readable_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -357,9 +362,6 @@ class Pins:
     async def __aexit__(self, *exc: object) -> None:
         await self.writes.__aexit__(*exc)
 
-    def __iter__(self) -> Iterator[Pin]:
-        return (pin for of_server in self._pins.values() for pin in of_server.values())
-
     def find(self, server_id: str, name: str) -> Pin | None:
         """The pin of a tool."""
         return self._pins.get(server_id, {}).get(name)
@@ -384,6 +386,7 @@ class Pins:
         written: list[Pin] = []
         fresh: dict[str, Pin] = {}
         gone = [pin for name, pin in of_server.items() if name not in listed]
+        names = cache(others)  # of thousands of tools: made once, and only if anything has changed
         for name, definition in listed.items():
             digest = definition_hash(definition)
             pin = of_server.get(name)
@@ -399,7 +402,7 @@ class Pins:
             if trusted:
                 verdict, pin = Verdict(definition, digest), _pin(server_id, definition, digest)
             else:
-                verdict, pin = self._judge(server_id, pin, definition, digest, gone, others())
+                verdict, pin = self._judge(server_id, pin, definition, digest, gone, names())
             verdicts[name] = verdict
             fresh[name] = pin
             written.append(pin)
@@ -455,7 +458,7 @@ class Pins:
             change = first_sight(definition, others, joins=joins)
             action = "accept" if change is None else self.rules.suspicious if joins else self.rules.first
             if renamed is not None:
-                reason = f"it is {renamed.name!r} under another name"
+                (reason,) = _readable([f"it is {renamed.name!r} under another name"])
                 found = change.reasons if change is not None else ()
                 diff = readable_diff(renamed.definition, definition)
                 change = Change(kind="suspicious", reasons=(reason, *found), changed=("name",), diff=diff)
@@ -470,8 +473,8 @@ class Pins:
                 server=server_id,
                 tool=name,
                 action=action,
-                reasons=[_shown(reason) for reason in change.reasons],
-            )  # fmt: skip
+                reasons=list(change.reasons),
+            )
         if change is not None and action == "quarantine":
             held = Held(definition=definition, definition_hash=digest, change=change, since=timestamp())
             if pin is None:

@@ -47,12 +47,12 @@ def index_of(docs: list[Doc]) -> Index:
     ],
 )
 def test_the_right_one_is_first(query: str, key: str) -> None:
-    scores = index_of(DOCS).rank(query, EMBEDDER.embed)
+    scores = index_of(DOCS).rank(query, EMBEDDER.embed).scores
     assert DOCS[int(scores.argmax())].key == key
 
 
 def test_a_query_for_two_things_finds_both() -> None:
-    scores = index_of(DOCS).rank("read a file from the disk and then show the commit log", EMBEDDER.embed)
+    scores = index_of(DOCS).rank("read a file from the disk and then show the commit log", EMBEDDER.embed).scores
     best = {DOCS[number].key for number in (-scores).argsort()[:2].tolist()}
     assert best == {"files__readTextFile", "git__git_log"}
     assert clauses("read a file from the disk and then show the commit log") != []
@@ -71,7 +71,7 @@ def test_words() -> None:
 def test_any_text_can_be_indexed_and_asked_for(texts: list[str], query: str) -> None:
     docs = [Doc(str(number), text, text) for number, text in enumerate(texts)]
     if docs:
-        scores = index_of(docs).rank(query, EMBEDDER.embed)
+        scores = index_of(docs).rank(query, EMBEDDER.embed).scores
         assert scores.shape == (len(docs),)
         assert not (scores != scores).any(), "no NaN"
 

@@ -117,6 +117,8 @@ def test_a_subscriber_resumes_where_it_stopped_and_gets_only_what_it_asked_for()
         for server_id in ("one", "two"):
             await asyncio.to_thread(process.http.post, "/api/v1/servers", json={"server_id": server_id, **odd("echo")})
             await asyncio.to_thread(process.wait_for_state, server_id, "up")
+        # Written before the next connection opens, or it would hear of them before it chooses.
+        await asyncio.to_thread(wait_for, lambda: process.event_seen("server_up", server_id="two"))
         async with connect(process.events_url) as socket:
             await receive(socket, "welcome")
             await socket.send(json.dumps({"type": "subscribe", "events": ["server_up"], "since": seq}))

@@ -70,7 +70,7 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
     milliseconds = []
     for query in queries:
         began = time.perf_counter()
-        scores = index.rank(query["query"], embedder.embed)
+        scores = index.rank(query["query"], embedder.embed).scores
         best = (
             numpy.argpartition(-scores, min(TOP, len(docs) - 1))[:TOP] if len(docs) > TOP else numpy.arange(len(docs))
         )

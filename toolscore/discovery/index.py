@@ -13,14 +13,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Doc", "Index", "Vectors", "clauses", "terms", "vector_texts"]
+__all__ = ["Doc", "Index", "Ranking", "Vectors", "clauses", "terms", "vector_texts"]
 
 Vectors = Any
 """`numpy.ndarray` of float32, a row a text."""
@@ -35,6 +35,8 @@ RARITY = 1.3
 COSINE_WEIGHTS = (0.5, 0.4)
 """Of the text with its arguments, and without."""
 CLAUSE_WEIGHT = 0.3
+FAR = 0.25
+"""Cosine up to which a text has nothing to do with a query."""
 MAX_CLAUSES = 6
 MAX_QUERY = 4000
 MAX_TEXT = 2000
@@ -89,6 +91,20 @@ def vector_texts(doc: Doc) -> tuple[str, str]:
     return f"{name}: {doc.text[:300]} {doc.arguments[:200]}", f"{name}: {doc.text[:400]}"
 
 
+class Ranking(NamedTuple):
+    """What a query is to each entry, in their order.
+
+    Attributes:
+        scores: larger is better; comparable within one query only.
+        touched: above 0 where the entry has anything to do with the query at all.
+        vector: the query's.
+    """
+
+    scores: Vectors
+    touched: Vectors
+    vector: Vectors
+
+
 class Index:
     """Entries that can be ranked for a query.
 
@@ -119,20 +135,21 @@ class Index:
     def __len__(self) -> int:
         return len(self.docs)
 
-    def rank(self, query: str, embed: Callable[[list[str]], Vectors]) -> Vectors:
-        """A score for each entry, in their order; larger is better. Comparable within one query only."""
+    def rank(self, query: str, embed: Callable[[list[str]], Vectors]) -> Ranking:
+        """Hold a query against each entry."""
         import numpy
 
         query = query[:MAX_QUERY]
         parts = clauses(query)
         vectors = embed([query, *parts])
         cosines = [vectors @ texts.T for texts in self._vectors]
-        scores = [
-            self._score(text, [of_form[number] for of_form in cosines]) for number, text in enumerate((query, *parts))
-        ]
-        return scores[0] + CLAUSE_WEIGHT * numpy.max(scores[1:], axis=0) if parts else scores[0]
+        words = [self._lexical(text) for text in (query, *parts)]
+        scores = [self._score(words[number], [of_form[number] for of_form in cosines]) for number in range(len(words))]
+        total = scores[0] + CLAUSE_WEIGHT * numpy.max(scores[1:], axis=0) if parts else scores[0]
+        nearest = numpy.max([of_form[0] for of_form in cosines], axis=0)
+        return Ranking(total, words[0] + numpy.maximum(nearest - FAR, 0), vectors[0])
 
-    def lexical(self, query: str) -> Vectors:
+    def _lexical(self, query: str) -> Vectors:
         """BM25F alone: 0 where no word of the query stands in an entry."""
         import numpy
 
@@ -144,14 +161,8 @@ class Index:
                 scores[places] += weights * min(times, 2)
         return scores
 
-    def cosine(self, vector: Vectors) -> Vectors:
-        """How near each entry is in meaning, the better of its two texts; -1 to 1."""
-        import numpy
-
-        return numpy.max([texts @ vector for texts in self._vectors], axis=0)
-
-    def _score(self, query: str, cosines: Sequence[Vectors]) -> Vectors:
-        scores = _standard(self.lexical(query))
+    def _score(self, words: Vectors, cosines: Sequence[Vectors]) -> Vectors:
+        scores = _standard(words)
         for weight, of_form in zip(COSINE_WEIGHTS, cosines, strict=True):
             scores = scores + weight * _standard(of_form)
         return scores

@@ -214,15 +214,11 @@ class ToolSearch:
 
     def _rank(self, index: Index, query: str, uses: list[_Use]) -> tuple[Vectors, Vectors]:
         """The score of each tool, and what says that it has anything to do with the query at all."""
-        import numpy
-
-        total = index.rank(query, self._embedder.embed)
-        vector = self._embedder.embed([query])[0]
-        said = index.lexical(query) + numpy.maximum(index.cosine(vector) - 0.25, 0)
-        if uses:
-            bonus = self._bonus(index, vector, uses)
-            total, said = total + USE_WEIGHT * bonus, said + bonus
-        return total, said
+        ranking = index.rank(query, self._embedder.embed)
+        if not uses:
+            return ranking.scores, ranking.touched
+        bonus = self._bonus(index, ranking.vector, uses)
+        return ranking.scores + USE_WEIGHT * bonus, ranking.touched + bonus
 
     def _bonus(self, index: Index, vector: Vectors, uses: list[_Use]) -> Vectors:
         """What past tasks say: the nearest for each tool, fading with its age."""

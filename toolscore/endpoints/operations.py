@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -63,7 +65,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     ) -> Response:
         filters = _filters(principal_of(request.scope), tool_id, server_id, principal, outcome, request_id)
-        with _Reading():
+        with _reading():
             calls, after = await journal.find(
                 filters=filters, since_ms=_moment("since", since), until_ms=_moment("until", until), cursor=cursor,
                 limit=limit,
@@ -79,14 +81,14 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
         limit: Annotated[int, Query(ge=1, le=MAX_EXPORTED)] = 1000,
     ) -> Response:
         who = principal_of(request.scope)
-        filters = {**_filters(who, None, server_id, None, None, None)}
+        filters = _filters(who, None, server_id, None, None, None)
         sees = gateway.pipeline.sees(who)
         tools = [tool for tool in library.of_server(server_id) if sees is None or sees(tool)]
         if not tools:
             raise ToolNotFound(f"no server {server_id!r} with tools that you may call")
         calls: list[dict[str, Any]] = []
         cursor, size = None, 0
-        with _Reading():
+        with _reading():
             while len(calls) < limit:
                 found, cursor = await journal.find(
                     filters=filters, since_ms=_moment("since", since), until_ms=_moment("until", until), cursor=cursor,
@@ -111,14 +113,14 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
     @router.get("/api/v1/calls/{call_id}", summary="One past call, with its arguments and result", tags=["journal"])
     async def get_call(request: Request, call_id: str) -> Response:
         who = principal_of(request.scope)
-        with _Reading():
+        with _reading():
             return answer(request, await journal.get(call_id, None if ADMIN in who.scopes else who.name))
 
     @router.post("/api/v1/calls/replay", summary="Make past calls again", tags=["journal"])
     async def replay_window(request: Request, body: Annotated[dict[str, Any], Body()]) -> Response:
         who, wanted = principal_of(request.scope), _checked(whole(body))
         filters = _filters(who, wanted.tool_id, wanted.server_id, wanted.principal, wanted.outcome, None)
-        with _Reading():
+        with _reading():
             found, _ = await journal.find(
                 filters=filters, since_ms=_moment("since", wanted.since), until_ms=_moment("until", wanted.until),
                 limit=wanted.limit,
@@ -134,7 +136,7 @@ def add_operations(app: FastAPI, gateway: Gateway) -> None:
     @router.post("/api/v1/calls/{call_id}/replay", summary="Make a past call again", tags=["journal"])
     async def replay(request: Request, call_id: str, body: Annotated[dict[str, Any] | None, Body()] = None) -> Response:
         who, wanted = principal_of(request.scope), _checked(whole(body or {}))
-        with _Reading():
+        with _reading():
             call = await journal.get(call_id, None if ADMIN in who.scopes else who.name)
         data = await replay_call(
             gateway.pipeline, call, who, request_id=request.state.request_id, server_id=wanted.against,
@@ -243,15 +245,13 @@ def pin_fields(gateway: Gateway, tool: Tool) -> dict[str, Any]:
     }
 
 
-class _Reading:
+@contextmanager
+def _reading() -> Iterator[None]:
     """The journal cannot be read while the database is away: the caller is told so."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: object) -> None:
-        if isinstance(exc, StoreError):
-            raise Overloaded(f"the journal cannot be read just now: {exc}", retry_after_seconds=5) from exc
+    try:
+        yield
+    except StoreError as exc:
+        raise Overloaded(f"the journal cannot be read just now: {exc}", retry_after_seconds=5) from exc
 
 
 def _filters(

@@ -197,7 +197,6 @@ def _with_session(parameters: Raw, session_id: str) -> Raw:
 
 def tool_fields(gateway: Gateway, tool: Tool, *, full: bool = False) -> dict[str, Any]:
     """A tool as REST shows it."""
-    annotations = tool.definition.get("annotations")
     fields: dict[str, Any] = {
         "tool_id": tool.tool_id,
         "name": tool.name,
@@ -205,7 +204,7 @@ def tool_fields(gateway: Gateway, tool: Tool, *, full: bool = False) -> dict[str
         "description": tool.description,
         "input_schema": tool.input_schema,
         "output_schema": tool.definition.get("outputSchema"),
-        "annotations": annotations if isinstance(annotations, dict) else {},
+        "annotations": tool.annotations,
         "tags": list(tool.tags),
         "available": gateway.library.available(tool),
         "server_state": gateway.library.state(tool.server_id),

@@ -92,6 +92,10 @@ class Cached(msgspec.Struct, frozen=True):
     level: Level = "l1"
 
     @property
+    def is_fresh(self) -> bool:
+        return self.fresh_until > time.time()
+
+    @property
     def age(self) -> float:
         return max(0.0, time.time() - self.stored_at)
 
@@ -115,6 +119,22 @@ class _Flight:
         self.task = task
         self.waiting = 0
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, whether or not anybody waits
+
+    async def result(self) -> tuple[Raw, Keep]:
+        """Wait for it. It ends when the last who waits has gone.
+
+        Raises:
+            ToolScoreError: to each its own, since what one caller is advised is not for the others.
+        """
+        self.waiting += 1
+        try:
+            return await asyncio.shield(self.task)
+        except ToolScoreError as exc:
+            raise copy.copy(exc) from exc
+        finally:
+            self.waiting -= 1
+            if not self.waiting and not self.task.done():
+                self.task.cancel()
 
 
 class ResultCache:
@@ -196,7 +216,7 @@ class ResultCache:
     async def look(self, slot: Slot) -> Cached | None:
         """What is kept, fresh or not, from the nearest level that has it."""
         found = self._memory.get(slot.key)
-        if found is not None and found.fresh_until > time.time():
+        if found is not None and found.is_fresh:
             return found
         # What is in memory is what the database has; another replica may have put a later one into Redis.
         if (found is not None or slot.key not in self._stored) and (self._shared is None or not self._shared.up):
@@ -230,45 +250,25 @@ class ResultCache:
             flight = self._flights.get(slot.key)
             if flight is None:
                 ready = self._memory.get(slot.key)
-                if ready is not None and ready.fresh_until > time.time():
+                if ready is not None and ready.is_fresh:
                     return ready.raw  # it came while we got here
                 flight = self._flights[slot.key] = _Flight(asyncio.create_task(self._make(slot, make)))
-                return await self._lead(flight)
-            flight.waiting += 1
+                return (await flight.result())[0]
             try:
                 async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                    raw, keep = await asyncio.shield(flight.task)
-                if keep != "own":
-                    return raw
-                return (await make())[0]
+                    raw, keep = await flight.result()
             except TimeoutError:
                 raise UpstreamTimeout(
                     f"an equal call of {slot.tool.tool_id} is under way and gave no answer within {seconds:g} s: "
                     "it may be called again, or with a larger `timeout_seconds`"
                 ) from None
             except UpstreamTimeout:
-                pass  # the first was in a greater hurry than we are
-            except ToolScoreError as exc:
-                raise copy.copy(exc) from exc  # to each its own: what one caller is advised is not for the others
+                continue  # the first was in a greater hurry than we are
             except asyncio.CancelledError:
                 if not flight.task.cancelled():
                     raise
-                # the first has gone, and took its call along
-            finally:
-                flight.waiting -= 1
-                if not flight.waiting and not flight.task.done():
-                    flight.task.cancel()
-
-    async def _lead(self, flight: _Flight) -> Raw:
-        flight.waiting += 1
-        try:
-            return (await asyncio.shield(flight.task))[0]
-        except ToolScoreError as exc:
-            raise copy.copy(exc) from exc
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                flight.task.cancel()
+                continue  # the first has gone, and took its call along
+            return raw if keep != "own" else (await make())[0]
 
     async def _make(self, slot: Slot, make: Callable[[], Awaitable[tuple[Raw, Keep]]]) -> tuple[Raw, Keep]:
         started = time.time()
@@ -278,7 +278,7 @@ class ResultCache:
                 now = time.time()
                 until = now + slot.ttl
                 entry = Cached(raw, slot.tool, now, until, until + self.rules.stale_seconds)
-                if self._holds(slot.tool.tool_id, slot.tool.server_id, started):
+                if self._holds(slot.tool, started):
                     self._keep(slot.key, entry)
             return raw, keep
         finally:
@@ -290,8 +290,8 @@ class ResultCache:
         for pattern, seconds in self.rules.tools.items():
             if fnmatchcase(tool.tool_id, pattern):
                 return seconds
-        hints = tool.definition.get("annotations")
-        safe = isinstance(hints, dict) and hints.get("readOnlyHint") is True and hints.get("idempotentHint") is True
+        hints = tool.annotations
+        safe = hints.get("readOnlyHint") is True and hints.get("idempotentHint") is True
         return self.rules.ttl_seconds if safe else 0.0
 
     async def _read_below(self, slot: Slot) -> Cached | None:
@@ -306,7 +306,7 @@ class ResultCache:
                 else:
                     times = (entry.stored_at, entry.fresh_until, entry.stale_until)
                     stale = self._accept(slot, Raw(entry.raw), times, "l2")
-                    if stale is not None and stale.fresh_until > time.time():
+                    if stale is not None and stale.is_fresh:
                         self._fill(slot.key, stale)
                         return stale
         if slot.key in self._stored and time.monotonic() > self._skip_database_until:
@@ -322,7 +322,7 @@ class ResultCache:
                 found = self._accept(slot, Raw(bytes(row["result"])), times, "l3")
                 if found is not None:
                     self._fill(slot.key, found)
-                    if self._shared is not None and found.fresh_until > time.time():
+                    if self._shared is not None and found.is_fresh:
                         await self._share(slot.key, found)
                     return found
         return stale
@@ -332,7 +332,7 @@ class ResultCache:
         stored_at = times[0]
         fresh_until = min(times[1], stored_at + slot.ttl)
         stale_until = min(times[2], fresh_until + self.rules.stale_seconds)
-        if stale_until <= time.time() or not self._holds(slot.tool.tool_id, slot.tool.server_id, stored_at):
+        if stale_until <= time.time() or not self._holds(slot.tool, stored_at):
             return None
         return Cached(raw, slot.tool, stored_at, fresh_until, stale_until, level)
 
@@ -357,16 +357,15 @@ class ResultCache:
             self._unwritten_bytes += _size(entry) - (_size(old) if old is not None else 0)
             self._unwritten[key] = entry
 
-    def _holds(self, tool_id: str, server_id: str, made_at: float) -> bool:
+    def _holds(self, tool: Tool, made_at: float) -> bool:
         """Whether what was made (or asked for) then was not declared worthless since."""
         if not self._invalid_before:
             return True
-        keys = ((None, None), (tool_id, None), (None, server_id), (tool_id, server_id))
+        keys = ((None, None), (tool.tool_id, None), (None, tool.server_id), (tool.tool_id, tool.server_id))
         return all(made_at > self._invalid_before.get(key, 0.0) for key in keys)
 
     def invalidate(self, *, tool_id: str | None = None, server_id: str | None = None) -> int:
         """Forget results: of one tool, of one server, or all. Returns how many."""
-
         if len(self._invalid_before) > 10_000:
             self._invalid_before = {(None, None): time.time()}
         self._invalid_before[tool_id, server_id] = time.time()
@@ -454,7 +453,7 @@ class ResultCache:
                 self.store_error = str(exc)
                 if not self._closing:
                     for key, entry in group.items():
-                        if key not in self._unwritten and self._is_good(entry):
+                        if key not in self._unwritten and self._holds(entry.tool, entry.stored_at):
                             self._put(key, entry)
                     self._removed |= removed
                     await asyncio.sleep(AGAIN_SECONDS)
@@ -462,7 +461,7 @@ class ResultCache:
             else:
                 for key, entry in group.items():
                     self._note(key, entry.tool.tool_id, entry.tool.server_id, _size(entry))
-                    if not self._is_good(entry):
+                    if not self._holds(entry.tool, entry.stored_at):
                         self._drop(key)  # declared worthless while it was written
 
     async def _forget_old(self) -> None:
@@ -472,9 +471,6 @@ class ResultCache:
                     self._drop(key)
         except StoreError as exc:
             self.store_error = str(exc)
-
-    def _is_good(self, entry: Cached) -> bool:
-        return self._holds(entry.tool.tool_id, entry.tool.server_id, entry.stored_at)
 
 
 def _size(entry: Cached) -> int:

@@ -191,19 +191,17 @@ class CallPipeline:
             if fresh:
                 return result
             if error is not None:
-                match = self.firewall.failed(principal.name, tool.tool_id, error, call.arguments, _declared(tool))
-                if match is not None and match.suggestion is not None:
-                    result = _with_suggestion(result, match.suggestion)
+                if (advice := self._advice(tool, call, principal, error)) is not None:
+                    result = _with_suggestion(result, advice)
             else:
                 self.firewall.succeeded(principal.name, tool.tool_id, call.arguments, _declared(tool))
                 self.on_success(principal.name, tool.tool_id)
             return result
         except ToolScoreError as exc:
             outcome, error = exc.code, exc.message
-            if tool is not None and outcome in LEARNED_FROM and not fresh:
-                match = self.firewall.failed(principal.name, tool.tool_id, error, call.arguments, _declared(tool))
-                if match is not None and match.suggestion is not None:
-                    exc.suggestion = f"{exc.suggestion}; {match.suggestion}" if exc.suggestion else match.suggestion
+            learns = outcome in LEARNED_FROM and not fresh
+            if learns and tool is not None and (advice := self._advice(tool, call, principal, error)) is not None:
+                exc.suggestion = f"{exc.suggestion}; {advice}" if exc.suggestion else advice
             raise
         except asyncio.CancelledError as exc:
             if task not in self._ended:
@@ -217,6 +215,11 @@ class CallPipeline:
             self.stats.in_flight -= 1
             seconds = time.perf_counter() - started
             self._note(call, call_id, principal, tool, result, answered, outcome, error, seconds)
+
+    def _advice(self, tool: Tool, call: ToolCall, principal: Principal, error: str) -> str | None:
+        """What helped before when a call failed like this; the failure is learned from, too."""
+        match = self.firewall.failed(principal.name, tool.tool_id, error, call.arguments, _declared(tool))
+        return match.suggestion if match is not None else None
 
     def _note(
         self,
@@ -419,7 +422,7 @@ class CallPipeline:
         slot = None if fresh else self._slot(tool, call, principal, caller)
         found = await self.cache.look(slot) if slot is not None else None
         stale = False
-        if found is not None and found.fresh_until > time.time():
+        if found is not None and found.is_fresh:
             self.cache.count(found)
             raw = found.raw
         else:

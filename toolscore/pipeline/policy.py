@@ -55,8 +55,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_about(self, tool: Tool) -> bool:
         """Whether it is about this tool, whatever the arguments."""
-        hints = tool.definition.get("annotations")
-        said = hints if isinstance(hints, dict) else {}
+        said = tool.annotations
         return (
             _any(self.servers, tool.server_id)
             and (_any(self.tools, tool.tool_id) or _any(self.tools, tool.name))

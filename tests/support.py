@@ -108,6 +108,7 @@ class GatewayProcess:
         self.servers(servers)
         self.http = httpx.Client(base_url=self.url, timeout=30)
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}
 
     def ports(self, more: str = "use_inprocess_python_executor: true") -> None:
         """Write `ports_config.yaml`."""
@@ -131,7 +132,7 @@ class GatewayProcess:
             [sys.executable, "-m", "toolscore", "serve", "--config", str(self.config), *arguments],
             stdout=self.log,
             stderr=self.log,
-            env={**environment, "SECRET_OF_THE_GATEWAY": "do not pass on"},
+            env={**environment, "SECRET_OF_THE_GATEWAY": "do not pass on", **self.environment},
             cwd=self.folder,
         )
         if ready:

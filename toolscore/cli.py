@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from toolscore import __version__
+from toolscore.cli_discovery import add_discovery_commands
 from toolscore.cli_operations import cache, calls, errors, pins
 from toolscore.terminal import (
     DEFAULT_URL,
@@ -230,6 +231,9 @@ def search(
     ]
     columns = ("tool", "arguments", "what it does", "relevance", "score", "state")
     print_table(columns, rows, empty="no tool here has anything to do with it")
+
+
+add_discovery_commands(app)
 
 
 @app.command()
@@ -457,26 +461,72 @@ def bench_gateway(
         print_json(result)
 
 
+Half = Annotated[str, typer.Option(help="`even` or `odd`: tune on one half, check on the other.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many questions a set.")]
+Mode = Annotated[str, typer.Option(help="What makes vectors: `light` or `semantic`.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw it, too: a PNG or SVG file.")]
+
+
 @bench.command("search")
 def bench_search(
     folder: Annotated[Path, typer.Argument(help="Sets: folders with tools.jsonl and queries.jsonl.")],
-    half: Annotated[str, typer.Option(help="`even` or `odd`: tune on one half, check on the other.")] = "all",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many queries a set.")] = None,
+    half: Half = "all",
+    limit: Limit = None,
+    mode: Mode = "light",
+    picture: Picture = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well the right tool is found, on labelled sets."""
     from toolscore.bench.search import run_search_bench
 
+    result = _measured(
+        folder, half, mode, lambda embedder: run_search_bench(
+            folder, half=half, limit=limit, picture=picture, quiet=as_json, embedder=embedder
+        ),
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+
+
+@bench.command("gaps")
+def bench_gaps(
+    folder: Annotated[Path, typer.Argument(help="Sets: folders with tools.jsonl and gap.jsonl.")],
+    half: Half = "all",
+    limit: Limit = None,
+    mode: Mode = "light",
+    picture: Picture = None,
+    fit: Annotated[Path | None, typer.Option(help="Fit the model on these sets first, into this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well a missing tool is noticed, on labelled sets."""
+    from toolscore.bench.gaps import run_gap_bench
+
+    result = _measured(
+        folder, half, mode, lambda embedder: run_gap_bench(
+            folder, half=half, limit=limit, fit_into=fit, picture=picture, quiet=as_json, embedder=embedder
+        ),
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+
+
+def _measured(folder: Path, half: str, mode: str, run: Callable[[Any], Any]) -> Any:
+    from toolscore.embedding import EmbeddingError, LightEmbedder, SemanticEmbedder
+
     if half not in ("all", "even", "odd"):
         say(f"--half takes `even`, `odd` or `all`, found {half!r}")
         raise typer.Exit(2)
+    if mode not in ("light", "semantic"):
+        say(f"--mode takes `light` or `semantic`, found {mode!r}")
+        raise typer.Exit(2)
     try:
-        result = run_search_bench(folder, half=half, limit=limit, quiet=as_json)
+        return run(SemanticEmbedder() if mode == "semantic" else LightEmbedder())
     except (FileNotFoundError, ValueError, KeyError) as exc:
         say(f"{folder} cannot be measured: {exc}")
         raise typer.Exit(2) from None
-    if as_json:
-        print_json(result)
+    except EmbeddingError as exc:
+        say(str(exc))
+        raise typer.Exit(2) from None
 
 
 @bench.command("executor")

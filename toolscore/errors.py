@@ -15,6 +15,8 @@
     ├── RateLimited               429
     ├── InternalError             500  our own fault
     ├── UpstreamProtocolError     502  the upstream answered nonsense
+    ├── InstallFailed             502  a server could not be installed; nothing of it is left
+    ├── NotAllowedByPolicy        403  it may not be installed
     ├── Overloaded                503  a bounded queue is full
     ├── UpstreamUnavailable       503  the call certainly did not happen
     │   └── CircuitOpen           503  nor was it tried: the upstream keeps failing
@@ -34,10 +36,12 @@ __all__ = [
     "CircuitOpen",
     "Conflict",
     "Forbidden",
+    "InstallFailed",
     "InternalError",
     "InvalidArguments",
     "InvalidRequest",
     "MethodNotFound",
+    "NotAllowedByPolicy",
     "OutcomeUnknown",
     "Overloaded",
     "PayloadTooLarge",
@@ -86,7 +90,11 @@ class ToolScoreError(Exception):
         self.upstream_error = upstream_error
 
     def body(self) -> dict[str, Any]:
-        """The `error` object of the REST envelope."""
+        """The `error` object of the REST envelope; `details` only where there are some."""
+        body = self._members()
+        return {**body, "details": self.data} if self.data else body
+
+    def _members(self) -> dict[str, Any]:
         return {
             "code": self.code,
             "message": self.message,
@@ -99,7 +107,7 @@ class ToolScoreError(Exception):
         """The `error` object of a JSON-RPC answer."""
         if self.upstream_error is not None:
             return self.upstream_error
-        return {"code": self.rpc_code, "message": self.message, "data": {**self.body(), **(self.data or {})}}
+        return {"code": self.rpc_code, "message": self.message, "data": {**self._members(), **(self.data or {})}}
 
 
 class InvalidRequest(ToolScoreError):
@@ -193,6 +201,22 @@ class UpstreamProtocolError(ToolScoreError):
     code = "upstream_protocol_error"
     status = 502
     rpc_code = -32012
+
+
+class InstallFailed(ToolScoreError):
+    """`data`: the `step`, its `command` and the last lines of its `output`."""
+
+    code = "install_failed"
+    status = 502
+    rpc_code = -32013
+
+
+class NotAllowedByPolicy(ToolScoreError):
+    """`data`: the `plan`, as somebody with the scope `admin` may approve it."""
+
+    code = "not_allowed_by_policy"
+    status = 403
+    rpc_code = -32013
 
 
 class Overloaded(ToolScoreError):

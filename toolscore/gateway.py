@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,18 +15,33 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
+from msgspec import Raw
 
 from toolscore.auth import OUR_KEY, Authenticator, KeyRing, TokenRules, is_loopback
-from toolscore.discovery import ToolSearch
-from toolscore.embedding import LightEmbedder
+from toolscore.discovery import (
+    Analysis,
+    CapabilityBroker,
+    CatalogRules,
+    Installer,
+    InstallRule,
+    InstallRules,
+    JudgeRules,
+    MCPSearchTool,
+    Proof,
+    ToolGapDetector,
+    ToolSearch,
+)
+from toolscore.discovery.own_tools import CALL_TOOL, OWN_SERVER, OwnTools
+from toolscore.discovery.views import acquired_fields, analysis_fields, found_fields
+from toolscore.embedding import Embedder, LightEmbedder, RemoteEmbedder, SemanticEmbedder
 from toolscore.errors import Conflict, InvalidArguments, InvalidRequest, ToolScoreError, UpstreamUnavailable
 from toolscore.events import EventLog
 from toolscore.features import ChangeFeed, FeatureIndex
 from toolscore.firewall import ErrorFirewall, FirewallRules
-from toolscore.jsonrpc import ConnectionLost, RemoteError, decode
+from toolscore.jsonrpc import ConnectionLost, RemoteError, decode, encode
 from toolscore.library import UnifiedToolLibrary
 from toolscore.metrics import Metrics
-from toolscore.models import ServerState, UpstreamSpec, timestamp
+from toolscore.models import Principal, ServerState, ToolCall, UpstreamSpec, timestamp
 from toolscore.pins import PinRules, Pins
 from toolscore.pipeline import CallPipeline
 from toolscore.pipeline.breaker import BreakerRules
@@ -51,6 +67,7 @@ from toolscore.tracing import open_tracing
 from toolscore.upstreams import ServerInfo, UpstreamPool
 from toolscore.upstreams.connection import CAPABILITY_OF, STATS_METHOD
 from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
+from toolscore.upstreams.references import resolved_text
 
 __all__ = ["EXECUTOR_ID", "LIST_CHANGED", "Gateway", "executor_command", "open_gateway", "token_rules"]
 
@@ -58,6 +75,10 @@ log = structlog.get_logger(__name__)
 
 EXECUTOR_ID = "python-executor-mcp-server"
 LIST_CHANGED = {feature: f"notifications/{feature}/list_changed" for feature in ("tools", "prompts", "resources")}
+OWN_TOOLS = "toolscore.discovery.own_tools:OwnTools"
+OWN_TOOLS_TIMEOUT_SECONDS = 1200.0
+"""An install may take its time."""
+
 SERVER_STATS_SECONDS = 0.5
 SERVER_STATS_TIMEOUT_SECONDS = 1.0
 
@@ -79,6 +100,8 @@ class Gateway:
         pipeline: CallPipeline,
         metrics: Metrics,
         search: ToolSearch,
+        gaps: ToolGapDetector,
+        catalog: MCPSearchTool,
         shared: SharedStore | None,
         config_dir: Path | None,
         settings_problems: list[str],
@@ -96,6 +119,8 @@ class Gateway:
         self.pipeline = pipeline
         self.metrics = metrics
         self.search = search
+        self.gaps = gaps
+        self.catalog = catalog
         self.shared = shared
         self.config_dir = config_dir
         self.settings_problems = settings_problems
@@ -103,6 +128,59 @@ class Gateway:
         self.started = time.monotonic()
         self.server_stats: dict[str, dict[str, Any]] = {}
         self._server_stats_at = 0.0
+        self.installer = Installer(
+            Path(settings.current.storage.data_dir).absolute() / "servers",
+            database,
+            upstreams,
+            attach=self.attach,
+            detach=self.detach,
+            tools_of=lambda server_id: [tool.tool_id for tool in library.of_server(server_id)],
+            on_proved=self._proved,
+            publish=events.publish,
+            rules=install_rules(settings.current),
+        )
+        self.broker = CapabilityBroker(gaps, search, catalog, self.installer)
+
+    def _proved(self, server_id: str, proof: Proof) -> None:
+        tool = next((tool for tool in self.library.of_server(server_id) if tool.name == proof.tool), None)
+        if tool is not None:
+            self.pipeline.scores.add(tool, "ok" if proof.ok else "tool_error", proof.duration_ms / 1000, proof.fits)
+
+    def own_tools(self) -> OwnTools:
+        """What agents may ask of the gateway itself, as tools."""
+
+        async def search_tools(given: dict[str, Any], who: Principal, _: Any) -> dict[str, Any]:
+            found = await self.search.search(
+                given["query"], principal=who.name, sees=self.pipeline.sees(who), limit=given.get("limit", 5)
+            )
+            return _as_result({"tools": [found_fields(one) for one in found]})
+
+        async def call_tool(given: dict[str, Any], who: Principal, _: Any) -> dict[str, Any]:
+            tool_id = given["tool_id"]
+            if tool_id.startswith(f"{OWN_SERVER}__{CALL_TOOL}"):
+                raise InvalidArguments(f"{tool_id} calls other tools: name one of these in `tool_id`")
+            arguments = Raw(encode(given.get("parameters") or {}))
+            result = await self.pipeline.call(
+                ToolCall(tool_id=tool_id, arguments=arguments, request_id=uuid.uuid4().hex), who
+            )
+            answered: dict[str, Any] = decode(result.raw)
+            return answered
+
+        async def analyze_gap(given: dict[str, Any], who: Principal, _: Any) -> dict[str, Any]:
+            analysis = await self.gaps.analyze(
+                given["task_description"], context=given.get("context", ""), principal=who.name,
+                sees=self.pipeline.sees(who),
+            )  # fmt: skip
+            return _as_result(analysis_fields(analysis))
+
+        async def request_capability(given: dict[str, Any], who: Principal, tell: Any) -> dict[str, Any]:
+            acquired = await self.broker.request(
+                given["task_description"], context=given.get("context", ""), principal=who.name,
+                sees=self.pipeline.sees(who), on_progress=tell,
+            )  # fmt: skip
+            return _as_result(acquired_fields(acquired))
+
+        return OwnTools({work.__name__: work for work in (search_tools, call_tool, analyze_gap, request_capability)})
 
     async def refresh_server_stats(self) -> None:
         """Ask the servers that keep figures for them, at most twice a second; one that is slow keeps its last."""
@@ -207,6 +285,9 @@ class Gateway:
         self.pipeline.journal.use(JournalRules(**new.journal.model_dump()))
         self.pipeline.scores.enabled = new.scores.enabled
         self.pipeline.firewall.rules = FirewallRules(**new.firewall.model_dump())
+        self.gaps.rules = judge_rules(new)
+        self.catalog.use(catalog_rules(new))
+        self.installer.rules = install_rules(new)
         if new.policy != old.policy:
             self.pipeline.policy = policy_of(new)
             for method in LIST_CHANGED.values():  # what a client sees may be other things
@@ -267,6 +348,11 @@ class Gateway:
         await self.upstreams.remove(server_id, forget)
 
 
+def _as_result(fields: dict[str, Any]) -> dict[str, Any]:
+    """An MCP result: the structure, and the same as text for clients that read no structures."""
+    return {"content": [{"type": "text", "text": encode(fields).decode()}], "structuredContent": fields}
+
+
 class _Rejected(Exception):
     """New settings cannot be put in force."""
 
@@ -306,6 +392,11 @@ def configured_servers(settings: Settings) -> dict[str, UpstreamSpec]:
         if not spec.disabled and not _is_ourselves(spec, settings)
     }
     servers.setdefault(EXECUTOR_ID, _executor_spec(settings))
+    if settings.discovery.mcp_tools:
+        servers[OWN_SERVER] = UpstreamSpec(
+            inprocess=OWN_TOOLS, identify_callers=True, call_timeout_seconds=OWN_TOOLS_TIMEOUT_SECONDS,
+            max_concurrent=1000, description="finding tools, and getting those that are missing",
+        )  # fmt: skip
     return servers
 
 
@@ -368,6 +459,44 @@ def rates_of(settings: Settings, shared: SharedStore | None) -> RateLimits:
     return RateLimits(everywhere, of_tools, shared, settings.storage.redis_url)
 
 
+def embedder_of(settings: Settings) -> Embedder:
+    """What makes vectors of texts."""
+    chosen = settings.embeddings
+    if chosen.mode == "semantic":
+        return SemanticEmbedder()
+    if chosen.mode == "endpoint":
+        assert chosen.url is not None
+        return RemoteEmbedder(chosen.url, chosen.model, _secret(chosen.key))
+    return LightEmbedder()
+
+
+def _secret(reference: str | None) -> str | None:
+    """What a reference stands for; `None` with a line in the log where it stands for nothing."""
+    try:
+        return resolved_text(reference) if reference is not None else None
+    except CommandNotFound as exc:
+        log.error("a key is not to be had", error=str(exc))
+        return None
+
+
+def judge_rules(settings: Settings) -> JudgeRules:
+    """Who judges what the gap model is unsure of."""
+    judge = settings.discovery.judge
+    return JudgeRules(judge.url, judge.model, _secret(judge.key), judge.timeout_seconds, judge.per_hour)
+
+
+def catalog_rules(settings: Settings) -> CatalogRules:
+    """Which catalogs there are."""
+    catalog = settings.discovery.catalog
+    return CatalogRules(catalog.registries, catalog.file, catalog.snapshot, catalog.max_age_hours * 3600)
+
+
+def install_rules(settings: Settings) -> InstallRules:
+    """What may be installed, and how it runs."""
+    given = settings.discovery.install.model_dump()
+    return InstallRules(**{**given, "allow": tuple(InstallRule(**rule) for rule in given["allow"])})
+
+
 def breaker_rules(settings: Settings) -> BreakerRules:
     """When a server is left alone, as the pipeline takes it."""
     return BreakerRules(**settings.breaker.model_dump())
@@ -417,7 +546,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             changes.tell(data["server_id"], "notifications/tools/list_changed")
 
         library = await stack.enter_async_context(
-            UnifiedToolLibrary(database, pins, trusted=[EXECUTOR_ID], publish=publish)
+            UnifiedToolLibrary(database, pins, trusted=[EXECUTOR_ID, OWN_SERVER], publish=publish)
         )
         features = await stack.enter_async_context(FeatureIndex(database))
 
@@ -466,9 +595,20 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             log_format=settings.logging.format,
         )
         journal = Journal(database, [sys.executable, "-m", "toolscore.recorder"], order)
-        embedder = LightEmbedder()
-        search = await stack.enter_async_context(ToolSearch(library, scores, database, embedder))
-        firewall = ErrorFirewall(database, embedder, FirewallRules(**settings.firewall.model_dump()))
+        embedder, words = embedder_of(settings), LightEmbedder()
+        hidden = frozenset({OWN_SERVER})
+        search = await stack.enter_async_context(ToolSearch(library, scores, database, embedder, hidden))
+        catalog = await stack.enter_async_context(
+            MCPSearchTool(database, embedder, upstreams.http, catalog_rules(settings))
+        )
+
+        def gap_found(principal: str, analysis: Analysis) -> None:
+            missing = [{"capability": one.capability, "keywords": one.keywords} for one in analysis.missing]
+            events.publish("gap_detected", principal=principal, confidence=analysis.confidence, missing=missing)
+
+        gaps = ToolGapDetector(library, search, embedder, words, upstreams.http, on_gap=gap_found)
+        gaps.rules = judge_rules(settings)
+        firewall = ErrorFirewall(database, words, FirewallRules(**settings.firewall.model_dump()))
         pipeline = CallPipeline(
             library,
             upstreams,
@@ -505,11 +645,15 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             pipeline=pipeline,
             metrics=metrics,
             search=search,
+            gaps=gaps,
+            catalog=catalog,
             shared=shared,
             config_dir=config_dir,
             settings_problems=loaded.problems,
             broken_servers={**loaded.broken_servers, **self_references(settings)},
         )
+        upstreams.inside[OWN_TOOLS] = gateway.own_tools()
+        await stack.enter_async_context(gateway.installer)
         servers = configured_servers(settings)
         for row in await database.load_servers():
             servers.setdefault(row["server_id"], UpstreamSpec.model_validate_json(row["spec"]))

@@ -16,6 +16,7 @@ __all__ = [
     "LOCAL",
     "NOBODY",
     "Change",
+    "Confinement",
     "Credentials",
     "Event",
     "Held",
@@ -97,6 +98,18 @@ class Credentials(BaseModel):
         return self
 
 
+class Confinement(BaseModel):
+    """What a server that we installed may see and use. Paths are absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: str = Field(description="the only folder it may write to, beside a temporary one")
+    read: tuple[str, ...] = Field((), description="folders it may read, beside the system's")
+    network: bool = False
+    memory_mb: Annotated[int, Field(ge=64)] = Field(2048, description="of data, each of its processes")
+    processes: Annotated[int, Field(ge=1)] = Field(256, description="and threads, all together")
+
+
 class UpstreamSpec(BaseModel):
     """How to reach one MCP server: an entry of `mcpServers`, with our own keys beside the ecosystem's.
 
@@ -109,6 +122,7 @@ class UpstreamSpec(BaseModel):
     args: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict, description="added to the allow-listed environment")
     cwd: str | None = None
+    confine: Confinement | None = Field(None, description="run the command in a view of its own; Linux")
 
     url: str | None = Field(
         None,
@@ -116,6 +130,7 @@ class UpstreamSpec(BaseModel):
         description="address of a server that speaks MCP over streamable HTTP, or over a WebSocket",
     )
     headers: dict[str, str] = Field(default_factory=dict)
+    public_only: bool = Field(False, description="never connect to a private address, whatever the name stands for")
 
     credentials: dict[str, Credentials] = Field(
         default_factory=dict,
@@ -177,6 +192,12 @@ class UpstreamSpec(BaseModel):
             raise ValueError(
                 f"give exactly one of `command` (stdio) and `url` (streamable HTTP or WebSocket), found {found}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _confined_is_a_child(self) -> UpstreamSpec:
+        if self.confine is not None and not self.command:
+            raise ValueError("`confine` is for a server with a `command`")
         return self
 
     @model_validator(mode="after")

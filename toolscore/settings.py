@@ -44,7 +44,7 @@ ENV_PREFIX = "TOOLSCORE_"
 NOT_SETTINGS = frozenset({"TOOLSCORE_CONFIG_DIR", "TOOLSCORE_URL"})
 """Variables of the command line and the clients, which share the prefix."""
 
-NEEDS_RESTART = ("core_services", "storage", "access", "events", "logging", "tracing")
+NEEDS_RESTART = ("core_services", "storage", "access", "events", "logging", "tracing", "embeddings")
 """What cannot change while the gateway runs: open sockets, the open database, who may come in."""
 
 DEBOUNCE_SECONDS = 1.0
@@ -203,6 +203,76 @@ class Scores(_Section):
     enabled: bool = True
 
 
+class Embeddings(_Section):
+    mode: Literal["light", "semantic", "endpoint"] = "light"
+    url: str | None = Field(None, pattern=r"^https?://")
+    model: str = ""
+    key: str | None = None
+    index: Literal["auto", "exact", "hnsw", "milvus"] = "auto"
+    milvus_uri: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Embeddings:
+        if self.mode == "endpoint" and not (self.url and self.model):
+            raise ValueError("mode `endpoint` needs `url` and `model`")
+        if self.index == "milvus" and not self.milvus_uri:
+            raise ValueError("index `milvus` needs `milvus_uri`")
+        return self
+
+
+class Judge(_Section):
+    url: str | None = Field(None, pattern=r"^https?://")
+    model: str = ""
+    key: str | None = None
+    timeout_seconds: Seconds = 5.0
+    per_hour: Annotated[int, Field(ge=0)] = 60
+
+
+class Catalog(_Section):
+    registries: tuple[Annotated[str, Field(pattern=r"^https?://")], ...] = ("https://registry.modelcontextprotocol.io",)
+    file: str | None = None
+    snapshot: bool = True
+    max_age_hours: Annotated[float, Field(gt=0)] = 24.0
+
+
+class Allowed(_Section):
+    """What may be installed without being approved: all that is given must fit."""
+
+    registry: Literal["pypi", "npm", "oci", "remote"] | None = None
+    package: str | None = None
+    version: str | None = None
+    name: str | None = None
+    publisher: str | None = None
+    network: bool = False
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Allowed:
+        if not (self.registry or self.package or self.name or self.publisher):
+            raise ValueError("an entry names at least one of registry, package, name and publisher")
+        return self
+
+
+class Install(_Section):
+    allow: tuple[Allowed, ...] = ()
+    confine: bool = True
+    memory_mb: Annotated[int, Field(ge=64)] = 2048
+    processes: Annotated[int, Field(ge=1)] = 256
+    source_builds: bool = False
+    private_addresses: bool = False
+    fetch_timeout_seconds: Seconds = 300
+    start_timeout_seconds: Seconds = 60
+
+
+class Discovery(_Section):
+    mcp_tools: bool = True
+    list_tokens: Annotated[int, Field(ge=500)] | None = None
+    always_listed: tuple[str, ...] = ()
+    subregistry: bool = True
+    judge: Judge = Judge()
+    catalog: Catalog = Catalog()
+    install: Install = Install()
+
+
 class Tracing(_Section):
     endpoint: str | None = Field(None, pattern=r"^https?://")
 
@@ -286,6 +356,8 @@ class Settings(BaseSettings):
     scores: Scores = Scores()
     firewall: Firewall = Firewall()
     tracing: Tracing = Tracing()
+    embeddings: Embeddings = Embeddings()
+    discovery: Discovery = Discovery()
     python_executor: PythonExecutor = PythonExecutor()
     logging: Logging = Logging()
     upstreams: dict[str, UpstreamSpec] = Field(default_factory=dict, alias="mcpServers")

@@ -131,7 +131,7 @@ def test_a_gateway_on_postgres_keeps_tools_and_events(postgres_url: str) -> None
         process.kill()
         process.start()
         assert process.events()[: len(events)] == events
-        assert {tool["server_id"] for tool in process.get("/api/v1/tools")["tools"]} == {"alpha", EXECUTOR}
+        assert {tool["server_id"] for tool in process.get("/api/v1/tools")["tools"]} == {"alpha", EXECUTOR, "toolscore"}
 
 
 def test_a_database_that_fails_at_run_time_costs_no_call(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,23 @@ from toolscore.discovery.index import Doc, Index, vector_texts
 from toolscore.discovery.search import argument_words
 from toolscore.embedding import Embedder, LightEmbedder
 
-__all__ = ["evaluate", "run_search_bench"]
+__all__ = ["doc_of_record", "evaluate", "print_table", "read_lines", "run_search_bench"]
 
 TOP = 10
+DRAWN = 30
+"""Depth of the picture."""
 
 
 def run_search_bench(
-    folder: Path, *, half: str = "all", limit: int | None = None, quiet: bool = False, embedder: Embedder | None = None
-) -> dict[str, Any]:
+    folder: Path, *, half: str = "all", limit: int | None = None, picture: Path | None = None, quiet: bool = False,
+    embedder: Embedder | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Score each set below a folder, print a table unless `quiet`, and return the figures.
 
     Args:
         half: `even`, `odd` or `all` of the queries: tune on one half, check on the other.
         limit: at most so many queries a set.
+        picture: where to draw what is found against what it costs a model to read; a PNG or SVG file.
 
     Raises:
         FileNotFoundError: no set is there.
@@ -40,14 +45,21 @@ def run_search_bench(
     embedder = embedder or LightEmbedder()
     results = {}
     for path in track(sets, "measuring", console=Console(stderr=True), transient=True, disable=quiet):
-        queries = _lines(path / "queries.jsonl")
+        queries = read_lines(path / "queries.jsonl")
         queries = queries if half == "all" else queries[(half == "odd") :: 2]
-        results[path.name] = evaluate(_lines(path / "tools.jsonl"), queries[:limit], embedder)
+        results[path.name] = evaluate(read_lines(path / "tools.jsonl"), queries[:limit], embedder)
     names = ("ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "mrr")
     mean = {name: round(statistics.mean(result[name] for result in results.values()), 4) for name in names}
     report = {"sets": results, "mean": mean, "half": half}
+    if picture is not None:
+        _draw(results, picture)
+        report["picture"] = str(picture)
+    for result in results.values():
+        del result["found_at"]
     if not quiet:
         _print(report)
+        if picture is not None:
+            Console().print(f"picture: {picture}")
     return report
 
 
@@ -60,7 +72,7 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
     """
     import numpy
 
-    docs = [_doc(tool) for tool in tools]
+    docs = [doc_of_record(tool) for tool in tools]
     embedder.embed(["warm"])
     started = time.perf_counter()
     texts = [vector_texts(doc) for doc in docs]
@@ -68,16 +80,18 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
     built = time.perf_counter() - started
     sums = {"ndcg_at_10": 0.0, "recall_at_1": 0.0, "recall_at_5": 0.0, "recall_at_10": 0.0, "mrr": 0.0}
     milliseconds = []
+    found_at = [0.0] * DRAWN
     for query in queries:
         began = time.perf_counter()
         scores = index.rank(query["query"], embedder.embed).scores
-        best = (
-            numpy.argpartition(-scores, min(TOP, len(docs) - 1))[:TOP] if len(docs) > TOP else numpy.arange(len(docs))
-        )
+        best = numpy.argpartition(-scores, DRAWN)[:DRAWN] if len(docs) > DRAWN else numpy.arange(len(docs))
         order = sorted(best.tolist(), key=lambda number: (-scores[number], docs[number].key))
         milliseconds.append((time.perf_counter() - began) * 1000)
         relevant = set(query["relevant"])
-        hits = [docs[number].key in relevant for number in order]
+        deep = [docs[number].key in relevant for number in order]
+        hits = deep[:TOP]
+        for depth in range(DRAWN):
+            found_at[depth] += sum(deep[: depth + 1]) / len(relevant)
         ideal = sum(1 / math.log2(place + 2) for place in range(min(len(relevant), TOP)))
         sums["ndcg_at_10"] += sum(hit / math.log2(place + 2) for place, hit in enumerate(hits)) / ideal
         for depth in (1, 5, 10):
@@ -91,10 +105,13 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
         "p50_ms": round(milliseconds[len(milliseconds) // 2], 3),
         "p95_ms": round(milliseconds[int(len(milliseconds) * 0.95)], 3),
         "build_seconds": round(built, 3),
+        "index_mb": round(sum(array.nbytes for array in index.vectors) / 1e6 + index.postings_bytes / 1e6, 1),
+        "found_at": [value / max(1, len(queries)) for value in found_at],
     }
 
 
-def _doc(tool: dict[str, Any]) -> Doc:
+def doc_of_record(tool: dict[str, Any]) -> Doc:
+    """An entry of tools.jsonl."""
     words: list[str] = []
     argument_words(tool.get("input_schema"), words)
     for inner in tool.get("tools") or []:
@@ -105,22 +122,51 @@ def _doc(tool: dict[str, Any]) -> Doc:
     return Doc(tool["id"], tool["name"], tool.get("description") or "", " ".join(words), server)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def _print(report: dict[str, Any]) -> None:
+    columns = (
+        "ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "mrr", "p50_ms", "p95_ms", "build_seconds",
+        "index_mb",
+    )  # fmt: skip
+    heads = ("set", "tools", "queries", "nDCG@10", "R@1", "R@5", "R@10", "MRR", "p50 ms", "p95 ms", "built s", "MB")
+    rows = [
+        (name, str(result["tools"]), str(result["queries"]), *(f"{result[key]:.3f}" for key in columns))
+        for name, result in report["sets"].items()
+    ]
+    print_table(heads, rows, ("mean", "", "", *(f"{report['mean'][key]:.3f}" for key in columns[:5])))
+
+
+def _draw(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """What share of the right tools a model sees, against how many it has to read."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    depths = range(1, DRAWN + 1)
+    for name, result in results.items():
+        axes.plot(depths, result["found_at"], linewidth=1.5, label=f"{name} ({result['tools']:,} tools)")
+    axes.set(xlabel="tools shown to the model", ylabel="share of the right ones among them", ylim=(0, 1.01))
+    axes.set_title("Trade-off: what is found, what is read")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], last: Sequence[str]) -> None:
+    """Print figures, the first column to the left, and a last row set apart."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "mrr", "p50_ms", "p95_ms", "build_seconds")
-    heads = ("set", "tools", "queries", "nDCG@10", "R@1", "R@5", "R@10", "MRR", "p50 ms", "p95 ms", "built s")
     table = Table(*heads, box=box.SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, result in report["sets"].items():
-        table.add_row(name, str(result["tools"]), str(result["queries"]), *(f"{result[key]:.3f}" for key in columns))
+    for row in rows:
+        table.add_row(*row)
     table.add_section()
-    table.add_row("mean", "", "", *(f"{report['mean'][key]:.3f}" for key in columns[:5]))
+    table.add_row(*last)
     Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,5 +1,31 @@
-"""Finding the right tool for a task."""
+"""Finding the right tool for a task, noticing that there is none, and getting it."""
 
+from toolscore.discovery.capability import Acquired, CapabilityBroker, Offer
+from toolscore.discovery.catalog import Candidate, CatalogRules, Entry, MCPSearchTool, SourceState
+from toolscore.discovery.gaps import Analysis, JudgeRules, Step, ToolGapDetector
+from toolscore.discovery.installer import Installed, Installer, InstallRule, InstallRules, Plan, Proof, Wish
 from toolscore.discovery.search import Found, ToolSearch
 
-__all__ = ["Found", "ToolSearch"]
+__all__ = [
+    "Acquired",
+    "Analysis",
+    "Candidate",
+    "CapabilityBroker",
+    "CatalogRules",
+    "Entry",
+    "Found",
+    "InstallRule",
+    "InstallRules",
+    "Installed",
+    "Installer",
+    "JudgeRules",
+    "MCPSearchTool",
+    "Offer",
+    "Plan",
+    "Proof",
+    "SourceState",
+    "Step",
+    "ToolGapDetector",
+    "ToolSearch",
+    "Wish",
+]

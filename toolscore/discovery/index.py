@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import structlog
+
+from toolscore.embedding import EmbeddingError
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Doc", "Index", "Ranking", "Vectors", "clauses", "terms", "vector_texts"]
+__all__ = ["STOP", "Doc", "Index", "Ranking", "Vectors", "clauses", "raw_words", "stem", "terms", "vector_texts"]
+
+log = structlog.get_logger(__name__)
 
 Vectors = Any
 """`numpy.ndarray` of float32, a row a text."""
@@ -69,7 +75,7 @@ def clauses(query: str) -> list[str]:
 
 
 @lru_cache(maxsize=200_000)
-def _stem(word: str) -> str:
+def stem(word: str) -> str:
     return str(_stemmer().stemWord(word))
 
 
@@ -82,7 +88,12 @@ def _stemmer() -> Any:
 
 def terms(text: str) -> list[str]:
     """The words of a text, in lower case and stemmed; `camelCase` and `snake_case` are several."""
-    return [_stem(word.lower()) for word in _WORD.findall(_CAMEL.sub(" ", text))]
+    return [stem(word) for word in raw_words(text)]
+
+
+def raw_words(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return [word.lower() for word in _WORD.findall(_CAMEL.sub(" ", text))]
 
 
 def vector_texts(doc: Doc) -> tuple[str, str]:
@@ -97,7 +108,7 @@ class Ranking(NamedTuple):
     Attributes:
         scores: larger is better; comparable within one query only.
         touched: above 0 where the entry has anything to do with the query at all.
-        vector: the query's.
+        vector: the query's; `None` where there are no vectors.
     """
 
     scores: Vectors
@@ -109,14 +120,15 @@ class Index:
     """Entries that can be ranked for a query.
 
     Args:
-        vectors: one array for each of `vector_texts`, a row an entry.
+        vectors: one array for each of `vector_texts`, a row an entry; empty: they are not to be had, words must do.
     """
 
     def __init__(self, docs: Sequence[Doc], vectors: Sequence[Vectors]) -> None:
         import numpy
 
         self.docs = list(docs)
-        self._vectors = vectors
+        self.built_at = time.monotonic()
+        self.vectors = vectors
         counts = [{field: Counter(terms(getattr(doc, field)[:MAX_TEXT])) for field in FIELDS} for doc in self.docs]
         average = {
             field: max(sum(count[field].total() for count in counts) / max(1, len(counts)), 1e-9) for field in FIELDS
@@ -135,19 +147,29 @@ class Index:
     def __len__(self) -> int:
         return len(self.docs)
 
+    @property
+    def postings_bytes(self) -> int:
+        """What the words take."""
+        return sum(places.nbytes + weights.nbytes for places, weights in self._postings.values())
+
     def rank(self, query: str, embed: Callable[[list[str]], Vectors]) -> Ranking:
         """Hold a query against each entry."""
         import numpy
 
         query = query[:MAX_QUERY]
         parts = clauses(query)
-        vectors = embed([query, *parts])
-        cosines = [vectors @ texts.T for texts in self._vectors]
+        try:
+            vectors = embed([query, *parts])
+        except EmbeddingError as exc:
+            log.warning("a query is ranked by its words alone", reason=str(exc))
+            vectors = None
+        cosines = [vectors @ texts.T for texts in self.vectors] if vectors is not None else []
         words = [self._lexical(text) for text in (query, *parts)]
         scores = [self._score(words[number], [of_form[number] for of_form in cosines]) for number in range(len(words))]
         total = scores[0] + CLAUSE_WEIGHT * numpy.max(scores[1:], axis=0) if parts else scores[0]
-        nearest = numpy.max([of_form[0] for of_form in cosines], axis=0)
-        return Ranking(total, words[0] + numpy.maximum(nearest - FAR, 0), vectors[0])
+        nearest = numpy.max([of_form[0] for of_form in cosines], axis=0) if cosines else 0.0
+        vector = vectors[0] if vectors is not None else None
+        return Ranking(total, words[0] + numpy.maximum(nearest - FAR, 0), vector)
 
     def _lexical(self, query: str) -> Vectors:
         """BM25F alone: 0 where no word of the query stands in an entry."""
@@ -163,7 +185,7 @@ class Index:
 
     def _score(self, words: Vectors, cosines: Sequence[Vectors]) -> Vectors:
         scores = _standard(words)
-        for weight, of_form in zip(COSINE_WEIGHTS, cosines, strict=True):
+        for weight, of_form in zip(COSINE_WEIGHTS, cosines, strict=False):
             scores = scores + weight * _standard(of_form)
         return scores
 

@@ -7,26 +7,25 @@ that tool and that caller; tasks like it find the tool sooner. What one caller a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import structlog
 
 from toolscore.discovery.index import Doc, Index, Vectors, vector_texts
-from toolscore.embedding import Embedder
+from toolscore.discovery.vectors import VectorCache, digest
+from toolscore.embedding import Embedder, EmbeddingError
 from toolscore.errors import InvalidArguments
 from toolscore.library import Sees, UnifiedToolLibrary
 from toolscore.models import Tool
 from toolscore.scores import Scores
 from toolscore.stores import Database, WriteBehind
-from toolscore.stores.database import StoreError
 
-__all__ = ["Found", "ToolSearch", "argument_words", "doc_of"]
+__all__ = ["Found", "ToolSearch", "argument_words", "doc_of", "indexed"]
 
 log = structlog.get_logger(__name__)
 
@@ -45,9 +44,10 @@ USE_NEAR = 0.3
 USE_HALF_LIFE_SECONDS = 30 * 86400.0
 SCORE_EXPONENT = 0.25
 """Relevance comes first: a tool that always fails loses half its rank, a new one hardly anything."""
+AGAIN_SECONDS = 60.0
+"""After so long, texts that could not be embedded are tried again."""
 CANDIDATES = 50
 """So many more than asked for are looked at, for their scores."""
-VECTOR_BATCH = 500
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -93,26 +93,48 @@ def argument_words(schema: Any, words: list[str], depth: int = 0) -> None:
             argument_words(described.get("items"), words, depth + 1)
 
 
+async def indexed(docs: list[Doc], vectors: VectorCache) -> Index:
+    """An index of entries, built off the event loop."""
+    texts = [vector_texts(doc) for doc in docs]
+    if not docs:
+        return Index([], [])
+    try:
+        of_texts = await vectors.of([pair[form] for form in (0, 1) for pair in texts])
+    except EmbeddingError as exc:
+        log.error("texts cannot be embedded: words alone must do for now", reason=str(exc))
+        return await asyncio.to_thread(Index, docs, [])
+    return await asyncio.to_thread(Index, docs, [of_texts[: len(docs)], of_texts[len(docs) :]])
+
+
 class ToolSearch:
-    """Use as `async with ToolSearch(…) as search`. The index is built at the first search after the library changed."""
+    """Use as `async with ToolSearch(…) as search`. The index is built at the first search after the library changed.
+
+    Args:
+        hidden: servers whose tools are not searched for.
+    """
 
     def __init__(
-        self, library: UnifiedToolLibrary, scores: Scores, database: Database, embedder: Embedder, model: str = "light"
+        self,
+        library: UnifiedToolLibrary,
+        scores: Scores,
+        database: Database,
+        embedder: Embedder,
+        hidden: frozenset[str] = frozenset(),
     ) -> None:
         self._library = library
         self._scores = scores
         self._database = database
         self._embedder = embedder
-        self._model = model
+        self._hidden = hidden
         self._index: Index | None = None
         self._places: dict[str, int] = {}
         self._generation = -1
         self._building = asyncio.Lock()
-        self._vectors: dict[str, Vectors] = {}
         self._searches: OrderedDict[str, deque[tuple[float, str, frozenset[str]]]] = OrderedDict()
         self._uses: dict[str, list[_Use]] = {}
         self._use_vectors: dict[str, Vectors] = {}
         self.writes = WriteBehind("past tasks")
+        self._vectors = VectorCache(database, embedder, self.writes)
 
     async def __aenter__(self) -> ToolSearch:
         for row in await self._database.load_uses():
@@ -124,11 +146,14 @@ class ToolSearch:
     async def __aexit__(self, *exc: object) -> None:
         await self.writes.__aexit__(*exc)
 
-    async def search(self, query: str, *, principal: str, sees: Sees | None = None, limit: int = 10) -> list[Found]:
+    async def search(
+        self, query: str, *, principal: str, sees: Sees | None = None, limit: int = 10, remember: bool = True
+    ) -> list[Found]:
         """The tools that fit a task, the best first; ties in the order of their names.
 
         Args:
             sees: which tools exist for the caller; `None`: all.
+            remember: a call that follows says that the tool was good for this task.
 
         Raises:
             InvalidArguments: no query, or a limit out of bounds.
@@ -137,7 +162,7 @@ class ToolSearch:
             raise InvalidArguments(f"`query` must be a task in words, of 1 to {MAX_QUERY} characters")
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidArguments(f"`limit` must be from 1 to {MAX_LIMIT}, found {limit}")
-        index = await self._current()
+        index = await self.index()
         if not len(index):
             return []
         uses = self._uses.get(principal, [])
@@ -153,7 +178,8 @@ class ToolSearch:
                 found.append(Found(tool, round(relevance, 4), score, round(relevance * score**SCORE_EXPONENT, 4)))
         found.sort(key=lambda one: (-one.rank, one.tool.tool_id))
         found = found[:limit]
-        self._remember_search(principal, query, found)
+        if remember:
+            self._remember_search(principal, query, found)
         return found
 
     def succeeded(self, principal: str, tool_id: str) -> None:
@@ -203,11 +229,11 @@ class ToolSearch:
                 self._drop(principal, min(uses, key=lambda use: use.at))
             uses.append(_Use(tool_id, task, time.time()))
         row = {"principal": principal, "tool_id": tool_id, "task": task, "at": time.time()}
-        self.writes.put(lambda: self._database.save_use({**row, "use_id": _digest(principal, tool_id, task)}))
+        self.writes.put(lambda: self._database.save_use({**row, "use_id": digest(principal, tool_id, task)}))
 
     def _drop(self, principal: str, use: _Use) -> None:
         self._uses[principal].remove(use)
-        use_id = _digest(principal, use.tool_id, use.task)
+        use_id = digest(principal, use.tool_id, use.task)
         self.writes.put(lambda: self._database.delete_use(use_id))
 
     # Ranking; in a thread
@@ -215,7 +241,7 @@ class ToolSearch:
     def _rank(self, index: Index, query: str, uses: list[_Use]) -> tuple[Vectors, Vectors]:
         """The score of each tool, and what says that it has anything to do with the query at all."""
         ranking = index.rank(query, self._embedder.embed)
-        if not uses:
+        if not uses or ranking.vector is None:
             return ranking.scores, ranking.touched
         bonus = self._bonus(index, ranking.vector, uses)
         return ranking.scores + USE_WEIGHT * bonus, ranking.touched + bonus
@@ -242,59 +268,23 @@ class ToolSearch:
 
     # Building
 
-    async def _current(self) -> Index:
-        if self._index is not None and self._generation == self._library.generation:
+    async def index(self) -> Index:
+        """All tools as they are now, ready to be ranked."""
+        if self._is_current():
+            assert self._index is not None
             return self._index
         async with self._building:
-            if self._index is None or self._generation != self._library.generation:
+            if not self._is_current():
                 generation = self._library.generation
-                docs = [doc_of(tool) for tool in self._library]
-                texts = [vector_texts(doc) for doc in docs]
-                await self._have_vectors({text for pair in texts for text in pair})
-                self._index = await asyncio.to_thread(self._build, docs, texts)
+                docs = [doc_of(tool) for tool in self._library if tool.server_id not in self._hidden]
+                self._index = await indexed(docs, self._vectors)
                 self._places = {doc.key: number for number, doc in enumerate(docs)}
                 self._generation = generation
+            assert self._index is not None
             return self._index
 
-    def _build(self, docs: list[Doc], texts: list[tuple[str, str]]) -> Index:
-        import numpy
-
-        if not docs:
-            return Index([], [])
-        arrays = [numpy.array([self._vectors[_digest(pair[form])] for pair in texts]) for form in (0, 1)]
-        return Index(docs, arrays)
-
-    async def _have_vectors(self, texts: set[str]) -> None:
-        """Have the vector of each text: from memory, from the database, or made now and kept there."""
-        wanted = {_digest(text): text for text in texts}
-        self._vectors = {digest: vector for digest, vector in self._vectors.items() if digest in wanted}
-        missing = [digest for digest in wanted if digest not in self._vectors]
-        if not missing:
-            return
-        import numpy
-
-        try:
-            kept: Mapping[str, bytes] = await self._database.load_vectors(self._model, missing)
-        except StoreError as exc:
-            log.warning("vectors cannot be read, and are made anew", error=str(exc))
-            kept = {}
-        for digest, packed in kept.items():
-            self._vectors[digest] = numpy.frombuffer(packed, numpy.float16).astype(numpy.float32)
-        new = [digest for digest in missing if digest not in kept]
-        for start in range(0, len(new), VECTOR_BATCH):
-            batch = new[start : start + VECTOR_BATCH]
-            vectors = await asyncio.to_thread(self._embedder.embed, [wanted[digest] for digest in batch])
-            rows = []
-            for digest, vector in zip(batch, vectors, strict=True):
-                packed = vector.astype(numpy.float16)
-                self._vectors[digest] = packed.astype(numpy.float32)
-                rows.append({"hash": digest, "model": self._model, "vector": packed.tobytes()})
-            self.writes.put(_saving(self._database, rows))
-
-
-def _saving(database: Database, rows: list[dict[str, Any]]) -> Callable[[], Any]:
-    return lambda: database.save_vectors(rows)
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
+    def _is_current(self) -> bool:
+        if self._index is None or self._generation != self._library.generation:
+            return False
+        lacks_vectors = len(self._index) and not self._index.vectors
+        return not lacks_vectors or time.monotonic() - self._index.built_at < AGAIN_SECONDS

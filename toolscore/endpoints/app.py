@@ -32,10 +32,12 @@ from toolscore.endpoints.asgi import (
     read_body,
     send_json,
 )
+from toolscore.endpoints.discovery import add_discovery
 from toolscore.endpoints.live import add_live
 from toolscore.endpoints.mcp_http import McpHttpEndpoint
 from toolscore.endpoints.mcp_router import serve_router
 from toolscore.endpoints.operations import add_operations
+from toolscore.endpoints.registry import REGISTRY_PREFIX, add_registry
 from toolscore.endpoints.rest import EXECUTE_PATHS, ExecuteEndpoint, add_rest
 from toolscore.errors import InternalError, MethodNotFound, ToolScoreError, Unauthenticated
 from toolscore.gateway import Gateway, open_gateway, token_rules
@@ -78,9 +80,11 @@ class _Front:
             return
         started = time.perf_counter()
         try:
-            self._check(scope)
             path = scope["path"]
-            if path in PUBLIC or path.startswith(PUBLIC_BELOW):
+            foreign = path.startswith(REGISTRY_PREFIX) and self._is_foreign(scope)
+            if not foreign:
+                self._check(scope)
+            if foreign or path in PUBLIC or path.startswith(PUBLIC_BELOW):
                 scope["toolscore.principal"] = NOBODY
             else:
                 authorization, api_key = header(scope, b"authorization"), header(scope, b"x-api-key")
@@ -108,6 +112,15 @@ class _Front:
             check_origin(host, origin, self._gateway.settings.current.access.allowed_hosts)
             if len(self._hosts_seen) < 100:
                 self._hosts_seen.add((host, origin))
+
+    def _is_foreign(self, scope: Scope) -> bool:
+        """Whether a page of another site asks, or somebody without a key where one is needed."""
+        try:
+            self._check(scope)
+        except ToolScoreError:
+            return True
+        shown = header(scope, b"authorization") or header(scope, b"x-api-key")
+        return not shown and not self._local
 
     async def _to_fastapi(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
         request_id = new_request_id(header(scope, b"x-request-id"))
@@ -207,7 +220,10 @@ def create_app(gateway: Gateway) -> Callable[..., Any]:
 
     add_rest(app, gateway)
     add_operations(app, gateway)
+    add_discovery(app, gateway)
     add_live(app, gateway)
+    if gateway.settings.current.discovery.subregistry:
+        add_registry(app, gateway)
     return _Front(gateway, app)
 
 

@@ -25,6 +25,7 @@ __all__ = ["COMMANDS", "add_live", "command"]
 log = structlog.get_logger(__name__)
 
 TOOL_EVENTS = frozenset({"tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released"})
+PRIVATE_EVENTS = frozenset({"call_finished", "gap_detected"})
 STATS_SECONDS = 1.0
 SSE_COMMENT_SECONDS = 15.0
 MAX_COMMANDS = 64
@@ -133,7 +134,7 @@ def _types(names: list[Any]) -> set[str]:
 
 def concerns(gateway: Gateway, event: Event, principal: Principal) -> bool:
     """Whether an event is for this principal's eyes: the calls of others and tools that it may not call are not."""
-    if event.type == "call_finished":
+    if event.type in PRIVATE_EVENTS:
         return event.data.get("principal") == principal.name or ADMIN in principal.scopes
     sees = gateway.pipeline.sees(principal)
     if sees is None or event.type not in TOOL_EVENTS:

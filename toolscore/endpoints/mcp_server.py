@@ -15,6 +15,8 @@ from typing import Any
 from msgspec import Raw
 
 from toolscore import __version__
+from toolscore.discovery.fitting import fitted
+from toolscore.discovery.own_tools import CALL_TOOL, OWN_SERVER
 from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolNotFound, ToolScoreError
 from toolscore.gateway import LIST_CHANGED, Gateway
 from toolscore.jsonrpc import ConnectionLost, RemoteError, decode, decode_object, encode
@@ -84,7 +86,8 @@ class McpServer:
     def __init__(self, gateway: Gateway, server_id: str | None = None) -> None:
         self._gateway = gateway
         self._server_id = server_id
-        self._pages: dict[tuple[str, Sees | None], tuple[int, dict[str, Any]]] = {}
+        self._pages: dict[tuple[Any, ...], tuple[int, dict[str, Any]]] = {}
+        self._listed: dict[Sees | None, frozenset[str]] = {}
 
     # What there is
 
@@ -277,10 +280,14 @@ class McpServer:
         cursor = _cursor(params)
         library = self._gateway.library
         sees = self._gateway.pipeline.sees(caller.principal)
-        key = (cursor or "", sees)
+        discovery = self._gateway.settings.current.discovery
+        key = (cursor or "", sees, discovery.list_tokens, discovery.always_listed)
         generation, page = self._pages.get(key, (-1, {}))
         if generation != library.generation:
-            tools, after = library.page(cursor=cursor, limit=PAGE_ENTRIES, server_id=self._server_id, sees=sees)
+            if discovery.list_tokens is not None and self._server_id is None:
+                tools, after = self._fitted(discovery.list_tokens, discovery.always_listed, sees), None
+            else:
+                tools, after = library.page(cursor=cursor, limit=PAGE_ENTRIES, server_id=self._server_id, sees=sees)
             page = {"tools": Raw(encode([self._shown(tool) for tool in tools]))}
             if after is not None:
                 page["nextCursor"] = after
@@ -288,6 +295,22 @@ class McpServer:
                 self._pages.clear()  # cursors are the client's to choose
             self._pages[key] = (library.generation, page)
         return page
+
+    def _fitted(self, budget: int, always: tuple[str, ...], sees: Sees | None) -> list[Tool]:
+        """The tools that fit into a budget; the gateway's own among them, by which the others are found."""
+        library, scores = self._gateway.library, self._gateway.pipeline.scores
+        if len(self._listed) > 100:
+            self._listed.clear()
+        tools = fitted(
+            (tool for tool in library if sees is None or sees(tool)),
+            budget,
+            tokens=library.tokens,
+            score=lambda tool: scores.of(tool).value,
+            always=(f"{OWN_SERVER}__*", *always),
+            before=self._listed.get(sees, frozenset()),
+        )
+        self._listed[sees] = frozenset(tool.tool_id for tool in tools)
+        return tools
 
     def _shown(self, tool: Tool) -> dict[str, Any]:
         definition = tool.definition if self._server_id else {**tool.definition, "name": tool.tool_id}
@@ -300,6 +323,8 @@ class McpServer:
         name = decode(members.pop("name")) if "name" in members else None
         if not isinstance(name, str):
             raise InvalidArguments("tools/call needs `name`, the tool's name, as a string")
+        if name == f"{OWN_SERVER}__{CALL_TOOL}" and self._server_id is None:
+            name = self._means(name, members, caller)
         meta = members.get("_meta")
         if meta is not None:
             meta.pop("progressToken", None)  # the client's own: the connection to the server sets another
@@ -327,6 +352,22 @@ class McpServer:
             if b'"resource' in content:
                 return self._links_shown(result.tool.server_id, result.raw)
         return result.raw
+
+    def _means(self, name: str, members: Members, caller: Caller) -> str:
+        """The tool that a call through `call_tool` is for, called as if the client had named it: progress, questions
+        and cancellation go their usual way. Arguments that do not fit are left to the pipeline to refuse.
+        """
+        sees = self._gateway.pipeline.sees(caller.principal)
+        if self._gateway.library.find(name, sees) is None:
+            return name
+        given = decode(members.get("arguments", Raw(b"{}")))
+        if not isinstance(given, dict) or not given.keys() <= {"tool_id", "parameters"}:
+            return name
+        tool_id, parameters = given.get("tool_id"), given.get("parameters", {})
+        if not isinstance(tool_id, str) or tool_id == name or not isinstance(parameters, dict):
+            return name
+        members["arguments"] = Raw(encode(parameters))
+        return tool_id
 
     def _links_shown(self, server_id: str, raw: Raw) -> Raw:
         """A result with the URIs of its resources as they are shown here."""

@@ -210,6 +210,7 @@ def tool_fields(gateway: Gateway, tool: Tool, *, full: bool = False) -> dict[str
         "server_state": gateway.library.state(tool.server_id),
         "circuit": gateway.pipeline.circuit(tool.server_id),
         "quarantined": tool.held is not None,
+        "tokens_estimate": gateway.library.tokens(tool),
         "score": gateway.pipeline.scores.of(tool).value,
     }
     if full:

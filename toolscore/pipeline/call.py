@@ -68,6 +68,7 @@ LEARNED_FROM = frozenset(
 STAND_IN = (UpstreamUnavailable, UpstreamTimeout, Overloaded)
 """For these a result that is past its time may stand in."""
 PRINCIPAL = "toolscore/principal"
+SCOPES = "toolscore/scopes"
 """The member of `_meta` that tells our own servers who calls."""
 
 
@@ -573,7 +574,8 @@ class CallPipeline:
             caller = Caller()
             caller.principal = principal
         if upstream.spec.identify_callers:
-            params = {**(params or {}), "_meta": {**meta_of(params), PRINCIPAL: principal.name}}
+            who = {PRINCIPAL: principal.name, SCOPES: list(principal.scopes)}
+            params = {**(params or {}), "_meta": {**meta_of(params), **who}}
         attempt = Attempt()
         try:
             with Deadline(limit) as deadline:

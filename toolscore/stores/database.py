@@ -22,9 +22,11 @@ from toolscore.stores.tables import (
     bodies,
     cached,
     calls,
+    catalogs,
     events,
     features,
     fixes,
+    installs,
     keys,
     metadata,
     patterns,
@@ -301,6 +303,31 @@ class Database:
         """Keep vectors of texts."""
         async with self._transaction() as connection:
             await self._upsert(connection, vectors, rows)
+
+    async def load_catalog(self, source: str) -> tuple[bytes, int] | None:
+        """The last copy of a catalog, compressed, and when it was made (ms since 1970)."""
+        rows = await self._read(select(catalogs).where(catalogs.c.source == source))
+        return (bytes(rows[0]["content"]), int(rows[0]["fetched_at_ms"])) if rows else None
+
+    async def save_catalog(self, source: str, content: bytes, fetched_at_ms: int) -> None:
+        """Keep a copy of a catalog."""
+        async with self._transaction() as connection:
+            row = {"source": source, "content": content, "fetched_at_ms": fetched_at_ms}
+            await self._upsert(connection, catalogs, [row])
+
+    async def load_installs(self) -> list[dict[str, Any]]:
+        """What was installed, the oldest first."""
+        return await self._read(select(installs).order_by(installs.c.installed_at))
+
+    async def save_install(self, row: dict[str, Any]) -> None:
+        """Note that a server was installed."""
+        async with self._transaction() as connection:
+            await self._upsert(connection, installs, [row])
+
+    async def delete_install(self, server_id: str) -> None:
+        """Note that it is gone."""
+        async with self._transaction() as connection:
+            await connection.execute(delete(installs).where(installs.c.server_id == server_id))
 
     async def load_uses(self) -> list[dict[str, Any]]:
         """Tasks that tools were good for, the oldest first."""

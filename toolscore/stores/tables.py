@@ -19,9 +19,11 @@ __all__ = [
     "bodies",
     "cached",
     "calls",
+    "catalogs",
     "events",
     "features",
     "fixes",
+    "installs",
     "keys",
     "metadata",
     "patterns",
@@ -189,4 +191,21 @@ uses = Table(
     Column("task", Text, nullable=False),
     Column("at", Float, nullable=False),
     Index("uses_by_tool", "tool_id"),
+)
+
+catalogs = Table(
+    "catalogs",
+    metadata,
+    Column("source", String(255), primary_key=True),
+    Column("fetched_at_ms", BigInteger, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+)
+
+installs = Table(
+    "installs",
+    metadata,
+    Column("server_id", String(128), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("record", Text, nullable=False),
+    Column("installed_at", String(32), nullable=False),
 )

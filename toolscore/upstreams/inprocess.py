@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
 
@@ -132,8 +132,13 @@ def _teller(caller: Caller) -> Callable[[float, float | None, str], None]:
 
 
 @asynccontextmanager
-async def open_inprocess(spec: UpstreamSpec, *, on_notification: OnNotification) -> AsyncIterator[InProcessConnection]:
+async def open_inprocess(
+    spec: UpstreamSpec, *, on_notification: OnNotification, ready: Mapping[str, InProcessServer]
+) -> AsyncIterator[InProcessConnection]:
     """Make the server that `spec.inprocess` names and open it.
+
+    Args:
+        ready: servers that stand already, under such names.
 
     Raises:
         CommandNotFound: the module or the factory does not exist, or does not take these options.
@@ -142,7 +147,7 @@ async def open_inprocess(spec: UpstreamSpec, *, on_notification: OnNotification)
     assert spec.inprocess is not None
     module, _, factory = spec.inprocess.partition(":")
     try:
-        server = getattr(importlib.import_module(module), factory)(**spec.options)
+        server = ready.get(spec.inprocess) or getattr(importlib.import_module(module), factory)(**spec.options)
     except (ImportError, AttributeError, TypeError, ValueError) as exc:
         raise CommandNotFound(f"cannot make the in-process server {spec.inprocess!r}: {exc}") from exc
     connection = InProcessConnection(server)

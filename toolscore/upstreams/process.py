@@ -142,16 +142,18 @@ async def spawn(
     env: Mapping[str, str],
     cwd: str | None,
     pipes: bool,
+    whole_environment: bool = False,
 ) -> None:
     """Start a program below a reaper.
 
     Args:
+        whole_environment: `env` is all that it gets.
         pipes: with stdin and stdout; without, only stderr is read.
 
     Raises:
         CommandNotFound: no such program or folder.
     """
-    environment = child_environment(command, env)
+    environment = dict(env) if whole_environment else child_environment(command, env)
     program = resolve_command(command, environment)
     if cwd is not None and not Path(cwd).expanduser().is_dir():
         raise CommandNotFound(f"the folder {cwd!r} given as `cwd` does not exist")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from toolscore.models import UpstreamSpec
 from toolscore.upstreams.process import CommandNotFound
 
-__all__ = ["resolved"]
+__all__ = ["resolved", "resolved_text"]
 
 REFERENCE = re.compile(r"\$\{(?:file:([^}\0]+)|(env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?)\}")
 MAX_SECRET_BYTES = 64 * 1024
@@ -24,6 +24,27 @@ def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) ->
 
     Raises:
         CommandNotFound: `${env:NAME}` is not set and has no default, or `${file:/path}` cannot be read.
+    """
+
+    def text(given: str) -> str:
+        return resolved_text(given, environment)
+
+    changed = {
+        "command": text(spec.command) if spec.command else None,
+        "args": tuple(text(argument) for argument in spec.args),
+        "env": {name: text(given) for name, given in spec.env.items()},
+        "cwd": text(spec.cwd) if spec.cwd else None,
+        "url": text(spec.url) if spec.url else None,
+        "headers": {name: text(given) for name, given in spec.headers.items()},
+    }
+    return spec.model_copy(update=changed)
+
+
+def resolved_text(given: str, environment: Mapping[str, str] = os.environ) -> str:
+    """A text with values in the place of references.
+
+    Raises:
+        CommandNotFound: as `resolved`.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -39,18 +60,7 @@ def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) ->
             )
         return found
 
-    def text(given: str) -> str:
-        return REFERENCE.sub(value, given)
-
-    changed = {
-        "command": text(spec.command) if spec.command else None,
-        "args": tuple(text(argument) for argument in spec.args),
-        "env": {name: text(given) for name, given in spec.env.items()},
-        "cwd": text(spec.cwd) if spec.cwd else None,
-        "url": text(spec.url) if spec.url else None,
-        "headers": {name: text(given) for name, given in spec.headers.items()},
-    }
-    return spec.model_copy(update=changed)
+    return REFERENCE.sub(value, given)
 
 
 def _text_of(path: str) -> str:

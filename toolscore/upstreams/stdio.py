@@ -15,6 +15,7 @@ from toolscore.errors import UpstreamProtocolError
 from toolscore.jsonrpc import Peer
 from toolscore.models import UpstreamSpec
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
+from toolscore.upstreams.confine import confined_command, confined_environment
 from toolscore.upstreams.connection import OnNotification, PeerConnection
 from toolscore.upstreams.process import ChildProtocol, spawn, stop
 
@@ -149,7 +150,12 @@ async def open_stdio(
     lines.on_oversize = oversize
     watcher = asyncio.create_task(_watch(lines, connection))
     try:
-        await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
+        if spec.confine is None:
+            await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
+        else:
+            command, args = confined_command(spec.confine, spec.command, spec.args)
+            environment = confined_environment(spec.confine, spec.env)
+            await spawn(lines, command, args, env=environment, cwd=None, pipes=True, whole_environment=True)
         connection.pid = lines.pid
         await connection.negotiate(probe=probe)
         yield connection

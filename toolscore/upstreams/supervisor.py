@@ -38,7 +38,7 @@ from toolscore.upstreams.connection import (
     read_list,
     session_params,
 )
-from toolscore.upstreams.inprocess import open_inprocess
+from toolscore.upstreams.inprocess import InProcessServer, open_inprocess
 from toolscore.upstreams.lanes import Lanes, OnBehalf
 from toolscore.upstreams.process import ChildProtocol, CommandNotFound, spawn, stop
 from toolscore.upstreams.references import resolved
@@ -505,7 +505,7 @@ class Upstream:
         if spec.url:
             return open_streamable_http(
                 spec,
-                pool.http,
+                pool.http_of(spec),
                 on_notification=notified,
                 max_message_bytes=pool.max_message_bytes,
                 probe=side.is_shared,
@@ -515,7 +515,7 @@ class Upstream:
             )
         if spec.endpoint:
             return open_endpoint(self.server_id, spec, max_message_bytes=pool.max_message_bytes)
-        return open_inprocess(spec, on_notification=self._notified)
+        return open_inprocess(spec, on_notification=self._notified, ready=pool.inside)
 
     @asynccontextmanager
     async def _open_lane(self, side: ClientSide) -> AsyncIterator[Connection]:
@@ -914,6 +914,8 @@ class UpstreamPool:
         self.reconnect_seconds = reconnect_seconds
         self.forwarded: set[str] = set()
         """Headers of clients' requests that some server is to have, in lower case."""
+        self.inside: dict[str, InProcessServer] = {}
+        """Servers inside the gateway that stand already, by what `UpstreamSpec.inprocess` calls them."""
         self._upstreams: dict[str, Upstream] = {}
         self._replacements: dict[str, Upstream] = {}
         self._retiring: set[asyncio.Task[None]] = set()
@@ -921,6 +923,7 @@ class UpstreamPool:
     async def __aenter__(self) -> UpstreamPool:
         self._stack = AsyncExitStack()
         self.http = await self._stack.enter_async_context(http_session())
+        self.http_public = await self._stack.enter_async_context(http_session(public_only=True))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -928,6 +931,10 @@ class UpstreamPool:
         await asyncio.gather(*(upstream.stop() for upstream in self._upstreams.values()))
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await self._stack.aclose()
+
+    def http_of(self, spec: UpstreamSpec) -> aiohttp.ClientSession:
+        """The client for a server: one that reaches public addresses alone where no other was approved."""
+        return self.http_public if spec.public_only else self.http
 
     async def fetch_json(self, url: str) -> Any:
         """The JSON at an address that the operator named.
@@ -1025,6 +1032,44 @@ class UpstreamPool:
             self._on_state(server_id, "stopped", "detached")
             forget()
             del self._upstreams[server_id]
+
+    @asynccontextmanager
+    async def trial(
+        self, spec: UpstreamSpec, stderr_into: Callable[[Any], None] = lambda lines: None
+    ) -> AsyncIterator[tuple[Connection, list[dict[str, Any]]]]:
+        """Start a server on the side, for nobody to call, and read its tools.
+
+        Args:
+            stderr_into: gets the (live) deque of its last stderr lines.
+
+        Raises:
+            CommandNotFound, UpstreamProtocolError, ConnectionLost, RemoteError, TimeoutError, ReferenceError.
+        """
+        given = resolved(spec)
+        seconds = spec.start_timeout_seconds or self.start_timeout_seconds
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(seconds):
+                opened: contextlib.AbstractAsyncContextManager[Any]
+                if spec.command:
+                    opened = open_stdio(
+                        given,
+                        on_notification=lambda *_: None,
+                        max_message_bytes=self.max_message_bytes,
+                        stderr_into=stderr_into,
+                    )
+                else:
+                    opened = open_streamable_http(
+                        given,
+                        self.http_of(spec),
+                        on_notification=lambda *_: None,
+                        max_message_bytes=self.max_message_bytes,
+                        shown=shown_url(spec.url or ""),
+                    )
+                connection: Connection = await stack.enter_async_context(opened)
+                tools = await read_list(connection, "tools")
+                if isinstance(connection, HttpConnection):
+                    tools = connection.learn_tools(tools)
+            yield connection, tools
 
     async def replace(self, server_id: str, spec: UpstreamSpec) -> None:
         """Swap a server for another form of itself without losing a call: start the new, swap, drain the old.

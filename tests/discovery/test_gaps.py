@@ -1,0 +1,294 @@
+"""Gaps: which steps of a task are covered, how sure that is, and who may judge the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import GatewayProcess, odd, running_gateway
+from test_auth import bearer
+from test_auth import cli as with_config
+from test_cli import toolscore
+
+from toolscore.bench.gaps import fit, measure, run_gap_bench
+from toolscore.discovery.evidence import FEATURES, Background, evidence, judge, keywords, load_model
+from toolscore.discovery.gaps import steps_of
+from toolscore.discovery.index import Doc, Index, vector_texts
+from toolscore.embedding import LightEmbedder
+
+LIGHT = LightEmbedder()
+BACKGROUND = Background(LIGHT, LIGHT)
+DOCS = [
+    Doc("time__now", "get_current_time", "Get current time in a specific timezone", "timezone IANA name", "time"),
+    Doc("git__log", "git_log", "Shows the commit logs of a repository", "repo_path max_count", "git"),
+    Doc("files__read", "read_text_file", "Read the complete contents of a file as text", "path", "files"),
+    Doc("weather__forecast", "get_forecast", "Weather forecast of a city for the next days", "city days", "weather"),
+]
+
+
+def index_of(docs: list[Doc]) -> Index:
+    texts = [vector_texts(doc) for doc in docs]
+    return Index(docs, [LIGHT.embed([pair[form] for pair in texts]) for form in (0, 1)])
+
+
+def verdict(task: str, docs: list[Doc] = DOCS) -> tuple[str, float]:
+    found = evidence(task, index_of(docs), BACKGROUND, LIGHT, [1] * len(docs))
+    return judge(load_model("light"), found.features)
+
+
+@pytest.mark.parametrize("task", ["what will the weather in Oslo be for the next three days", "show me the commit log"])
+def test_a_task_with_a_tool(task: str) -> None:
+    said, confidence = verdict(task)
+    assert said == "sufficient"
+    assert confidence > 0.7
+
+
+@pytest.mark.parametrize(
+    "task", ["send a message to my team on Slack", "translate this letter into French", "order a pizza with olives"]
+)
+def test_a_task_without_one(task: str) -> None:
+    said, confidence = verdict(task)
+    assert said == "gap"
+    assert confidence > 0.7
+
+
+def test_what_is_missing_is_said_in_words_that_catalogs_know() -> None:
+    assert keywords("please send a message to my team on Slack right now", BACKGROUND) == [
+        "send", "message", "team", "slack",
+    ]  # fmt: skip
+    assert keywords("zzyzx qqfoo", BACKGROUND) == ["zzyzx", "qqfoo"], "better than nothing"
+
+
+@pytest.mark.parametrize(
+    ("task", "steps"),
+    [
+        ("what time is it", 1),
+        ("read notes.txt from the disk and then send it to Slack", 2),
+        ("Find three flights to Rome. Book the cheapest one; put it into my calendar", 3),
+        ("list cats and dogs", 1),
+        ("a b. c d. e f", 1),
+    ],
+)
+def test_the_steps_of_a_task(task: str, steps: int) -> None:
+    assert len(steps_of(task)) == steps
+
+
+@given(st.text(min_size=1, max_size=300), st.lists(st.text(max_size=30), min_size=1, max_size=4))
+def test_any_task_can_be_judged(task: str, names: list[str]) -> None:
+    docs = [Doc(str(number), name, name) for number, name in enumerate(names)]
+    found = evidence(task, index_of(docs), BACKGROUND, LIGHT, [0] * len(docs))
+    assert len(found.features) == len(FEATURES)
+    assert all(math.isfinite(value) for value in found.features)
+    said, confidence = judge(load_model("light"), found.features)
+    assert said in ("sufficient", "unsure", "gap")
+    assert 0.5 <= confidence <= 1
+
+
+def test_only_the_places_that_are_asked_for_count() -> None:
+    places = numpy.array([1, 2])
+    whole = evidence("what is the weather in Oslo", index_of(DOCS), BACKGROUND, LIGHT, [1] * 4, places)
+    alone = evidence("what is the weather in Oslo", index_of(DOCS[1:3]), BACKGROUND, LIGHT, [1] * 2)
+    assert whole.features == pytest.approx(alone.features, abs=1e-5)
+    assert whole.best == [number + 1 for number in alone.best]
+
+
+# The measure
+
+
+def test_the_measure_measures() -> None:
+    perfect = measure([0.9, 0.8, 0.2, 0.1], [True, True, False, False])
+    assert (perfect["auroc"], perfect["balanced_accuracy"], perfect["macro_f1"], perfect["accuracy_at_70"]) == (
+        1,
+        1,
+        1,
+        1,
+    )
+    blind = measure([0.7] * 6, [True, True, True, False, False, False])
+    assert (blind["auroc"], blind["balanced_accuracy"]) == (0.5, 0.5)
+    assert blind["macro_f1"] == pytest.approx(1 / 3)
+    backwards = measure([0.1, 0.9], [True, False])
+    assert (backwards["auroc"], backwards["balanced_accuracy"]) == (0, 0)
+
+
+def test_the_fit_finds_what_tells_them_apart() -> None:
+    rng = numpy.random.default_rng(1)
+    truth = [bool(one) for one in rng.integers(0, 2, 400)]
+    rows = rng.normal(size=(400, len(FEATURES)))
+    rows[:, 3] += [2.0 if one else 0.0 for one in truth]
+    model = fit([(rows.tolist(), truth)], "test")
+    said = [model.probability(row) for row in rows.tolist()]
+    assert measure(said, truth)["auroc"] > 0.85
+    assert max(range(len(FEATURES)), key=lambda number: abs(model.weights[number])) == 3
+    assert measure(said, truth)["calibration_error"] < 0.1
+
+
+def set_of_questions(folder: Path) -> Path:
+    tools = [{"id": doc.key, "name": doc.name, "description": doc.text} for doc in DOCS]
+    offered = [doc.key for doc in DOCS]
+    questions = [
+        {"id": "1", "query": "show the commit log", "tools": offered, "has_tool": True, "gold": ["git__log"]},
+        {"id": "2", "query": "order a pizza", "tools": offered, "has_tool": False, "gold": []},
+    ]
+    (folder / "tools.jsonl").write_text("\n".join(map(json.dumps, tools)))
+    (folder / "gap.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    return folder
+
+
+def test_the_bench_prints_a_table_and_draws_a_picture(tmp_path: Path) -> None:
+    picture = tmp_path / "gaps.png"
+    done = toolscore("bench", "gaps", str(set_of_questions(tmp_path)), "--picture", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert "balanced acc." in done.stdout
+    assert "1.000" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert toolscore("bench", "gaps", "/nowhere").returncode == 2
+    assert toolscore("bench", "gaps", str(tmp_path), "--mode", "psychic").returncode == 2
+
+
+def test_a_model_can_be_fitted_anew(tmp_path: Path) -> None:
+    models = tmp_path / "models.json"
+    report = run_gap_bench(set_of_questions(tmp_path), fit_into=models, quiet=True)
+    assert report["mean"]["auroc"] == 1
+    assert [model["model"] for model in json.loads(models.read_text())] == ["light"]
+
+
+# In the gateway
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[GatewayProcess]:
+    with running_gateway({"alpha": odd("echo")}, settings="discovery: {catalog: {registries: []}}") as gateway:
+        gateway.wait_for_state("alpha", "up")
+        yield gateway
+
+
+def test_over_rest_mcp_and_the_command_line(process: GatewayProcess) -> None:
+    task = "post the weather in Oslo to our Slack channel"
+    answer = process.http.post("/api/v1/tools/analyze-gap", json={"task_description": task, "context": {"team": "ops"}})
+    data = answer.json()["data"]
+    assert (data["verdict"], data["sufficient"], data["recommended_action"]) == ("gap", False, "request-capability")
+    assert data["judged_by"] == "model"
+    assert "slack" in data["missing"][0]["keywords"]
+    result = process.execute("toolscore__analyze_gap", {"task_description": task})["data"]
+    assert result["structured_content"]["missing"] == data["missing"]
+    assert json.loads(result["content"][0]["text"]) == result["structured_content"]
+    said = toolscore("gap", task, gateway=process)
+    assert said.returncode == 1
+    assert "No tool here does it" in said.stdout
+    assert "toolscore catalog search" in said.stdout
+    as_json = toolscore("gap", task, "--json", gateway=process)
+    assert json.loads(as_json.stdout)["missing"] == data["missing"]
+    acquired = process.http.post("/api/v1/tools/request-capability", json={"task_description": task}).json()["data"]
+    assert acquired["status"] == "needs_approval"
+    assert acquired["candidates"][0]["install_with"].startswith("toolscore install ")
+    assert not acquired["candidates"][0]["allowed"], "agents are denied by default"
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"task_description": ""}, {"task_description": " "}, {"task_description": "x" * 4001}, {"task": "x"},
+             {"task_description": 1}, {"task_description": "x", "context": 1}],
+)  # fmt: skip
+def test_what_is_no_task_is_refused(process: GatewayProcess, body: dict[str, Any]) -> None:
+    for path in ("analyze-gap", "request-capability"):
+        answer = process.http.post(f"/api/v1/tools/{path}", json=body)
+        assert answer.status_code == 422, body
+        assert answer.json()["error"]["code"] == "invalid_arguments"
+
+
+def test_a_gap_is_told_to_its_own_principal_alone(process: GatewayProcess) -> None:
+    ada, bob = (with_config(process, "keys", "create", name) for name in ("ada", "guest"))
+    process.http.post(
+        "/api/v1/tools/analyze-gap", json={"task_description": "knit me a red scarf"}, headers=bearer(ada)
+    )  # fmt: skip
+
+    def heard(key: str) -> list[dict[str, Any]]:
+        found = []
+        url = "/api/v1/events/stream?events=gap_detected&since=0"
+        try:
+            with process.http.stream("GET", url, headers=bearer(key), timeout=1.5) as stream:
+                found += [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
+        except Exception:  # the stream has no end
+            pass
+        return found
+
+    assert process.event_seen("gap_detected", principal="ada"), "the operator hears of all"
+    assert heard(bob) == []
+
+
+class Llm(BaseHTTPRequestHandler):
+    """Speaks OpenAI's chat API: says what it was told to say."""
+
+    says = "{}"
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        Llm.asked.append({**body, "authorization": self.headers.get("authorization")})
+        answer = json.dumps({"choices": [{"message": {"role": "assistant", "content": Llm.says}}]}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_judge_is_asked_what_the_model_is_unsure_of_within_bounds() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Llm)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = (
+        "discovery:\n  catalog: {registries: []}\n"
+        f"  judge: {{url: 'http://127.0.0.1:{server.server_port}/v1', model: solomon, per_hour: 2, "
+        "key: '${env:SECRET_OF_THE_GATEWAY}'}\n"
+    )
+    with running_gateway({"alpha": odd("echo")}, settings=settings) as process:
+        process.wait_for_state("alpha", "up")
+
+        def analyzed(task: str) -> dict[str, Any]:
+            return dict(process.http.post("/api/v1/tools/analyze-gap", json={"task_description": task}).json()["data"])
+
+        unsure = [
+            task for task in ("say a text again", "compute a sum in python", "run some code", "repeat what I wrote",
+                              "python script", "text", "echo", "code that runs")
+            if analyzed_by_model(process, task) == "unsure"
+        ]  # fmt: skip
+        assert len(unsure) >= 3, unsure
+        Llm.asked.clear()
+        process.stop()
+        process.start()
+        process.wait_for_state("alpha", "up")
+        Llm.says = 'Sure: {"sufficient": true, "missing": ""}'
+        first = analyzed(unsure[0])
+        assert (first["verdict"], first["judged_by"]) == ("sufficient", "solomon")
+        assert analyzed(unsure[0])["judged_by"] == "solomon"
+        assert len(Llm.asked) == 1, "the same question is asked once"
+        assert Llm.asked[0]["model"] == "solomon"
+        assert Llm.asked[0]["max_tokens"] <= 200
+        assert Llm.asked[0]["authorization"] == "Bearer do not pass on", "its key, by reference"
+        Llm.says = '{"sufficient": false, "missing": "a talking parrot"}'
+        second = analyzed(unsure[1])
+        assert second["verdict"] == "gap"
+        assert second["missing"][0]["capability"] == "a talking parrot"
+        third = analyzed(unsure[2])
+        assert (third["verdict"], third["judged_by"]) == ("unsure", "model"), "the hour's questions are used up"
+        assert len(Llm.asked) == 2
+        assert "do not pass on" not in process.output()
+    server.shutdown()
+
+
+def analyzed_by_model(process: GatewayProcess, task: str) -> str:
+    """The model's word: the judge says nothing that can be read."""
+    Llm.says = "I cannot say."
+    return str(
+        process.http.post("/api/v1/tools/analyze-gap", json={"task_description": task}).json()["data"]["verdict"]
+    )

@@ -1,0 +1,492 @@
+"""Installing: from a candidate to a running, tested, confined server, or to nothing at all. Real uv, npm, packages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from servers.registries import Registries, server_source
+from support import GatewayProcess, running_gateway, wait_for
+from test_auth import bearer, cli
+from test_cli import toolscore
+
+STDIO = {"type": "stdio"}
+TIME = {"registryType": "pypi", "identifier": "mcp-server-time", "version": "2026.10.19", "transport": STDIO}
+MEMORY = {
+    "registryType": "npm", "identifier": "@modelcontextprotocol/server-memory", "version": "2026.8.31",
+    "transport": STDIO, "environmentVariables": [{"name": "MEMORY_FILE_PATH", "value": "{home}/memory.jsonl"}],
+}  # fmt: skip
+SQLITE = {
+    "registryType": "pypi", "identifier": "mcp-server-sqlite", "version": "2025.4.25", "transport": STDIO,
+    "packageArguments": [{"type": "named", "name": "--db-path", "value": "notes.db"}],
+}  # fmt: skip
+
+SETTINGS = """
+discovery:
+  catalog: {{registries: ["{url}"], snapshot: false}}
+  install:
+    allow:
+      - {{registry: pypi, package: mcp-server-time, version: 2026.10.19}}
+      - {{publisher: org.trusted}}
+    start_timeout_seconds: 20
+"""
+
+
+@contextlib.contextmanager
+def gateway_with(registries: Registries, settings: str = SETTINGS, *, own: bool = False) -> Iterator[GatewayProcess]:
+    """A gateway whose catalog is `registries`.
+
+    Args:
+        own: packages come from there, too, and not from where this machine has them.
+    """
+    with running_gateway(settings=settings.format(url=registries.url), start=False) as process:
+        process.environment = registries.environment if own else {}
+        process.start()
+        yield process
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[tuple[GatewayProcess, Registries]]:
+    """Packages from the real registries."""
+    with Registries() as registries:
+        registries.publish("io.github.modelcontextprotocol/time", "2026.10.19", packages=[TIME],
+                           description="Current time in any time zone, and conversion between time zones")  # fmt: skip
+        registries.publish("io.github.modelcontextprotocol/memory", "2026.8.31", packages=[MEMORY],
+                           description="Knowledge graph memory")  # fmt: skip
+        registries.publish("io.github.modelcontextprotocol/sqlite", "2025.4.25", packages=[SQLITE],
+                           description="Query a SQLite database")  # fmt: skip
+        with gateway_with(registries) as process:
+            yield process, registries
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[tuple[GatewayProcess, Registries]]:
+    """Packages from the test's own registries."""
+    with Registries() as registries, gateway_with(registries, own=True) as process:
+        yield process, registries
+
+
+def install(process: GatewayProcess, name: str, **more: Any) -> dict[str, Any]:
+    """The whole answer."""
+    body = {"name": name, "approve": True, **more}
+    return dict(process.http.post("/api/v1/catalog/install", json=body, timeout=180).json())
+
+
+def refreshed(process: GatewayProcess) -> None:
+    assert all(not source["error"] for source in process.http.post("/api/v1/catalog/refresh").json()["data"]["sources"])
+
+
+def nothing_left(process: GatewayProcess, server_id: str) -> None:
+    """No files, no process, no server, no row, no tools."""
+    assert not (process.folder / "data" / "servers" / server_id).exists()
+    assert process.http.get(f"/api/v1/servers/{server_id}").status_code == 404
+    assert server_id not in [one["server_id"] for one in process.get("/api/v1/catalog/installed")["servers"]]
+    assert not [tool for tool in process.get("/api/v1/tools", limit=1000)["tools"] if tool["server_id"] == server_id]
+    mark = str(process.folder / "data" / "servers" / server_id)
+    assert not [command for command in process.commands() if any(mark in part for part in command)]
+
+
+def test_the_loop_as_an_agent_sees_it(real: tuple[GatewayProcess, Registries]) -> None:
+    """Gap, request, event, call, answer."""
+    process, _ = real
+    task = {"task_description": "what time is it in Tokyo right now?"}
+    analysis = process.http.post("/api/v1/tools/analyze-gap", json=task).json()["data"]
+    assert analysis["verdict"] == "gap"
+    assert analysis["recommended_action"] == "request-capability"
+    assert analysis["missing"][0]["keywords"] == ["time"], "words to search a catalog with"
+    told = process.event_seen("gap_detected", principal="local")
+    assert told is not None
+    assert told["missing"] == analysis["missing"]
+
+    woken: list[dict[str, Any]] = []
+
+    def wait_for_the_capability() -> None:
+        with process.http.stream("GET", "/api/v1/events/stream?events=tool_installed", timeout=120) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data: "):
+                    woken.append(json.loads(line[6:]))
+                    return
+
+    waiter = threading.Thread(target=wait_for_the_capability, daemon=True)
+    waiter.start()
+    answer = process.http.post(
+        "/mcp",
+        json={
+            "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+            "params": {
+                "name": "toolscore__request_capability", "arguments": task,
+                "_meta": {
+                    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+                    "io.modelcontextprotocol/clientInfo": {"name": "agent", "version": "1"},
+                    "io.modelcontextprotocol/clientCapabilities": {},
+                },
+            },
+        },
+        headers={
+            "accept": "application/json, text/event-stream", "mcp-protocol-version": "2026-07-28",
+            "mcp-method": "tools/call", "mcp-name": "toolscore__request_capability",
+        },
+        timeout=120,
+    )  # fmt: skip
+    result = answer.json()["result"]["structuredContent"]
+    assert result["status"] == "installed", result
+    assert result["installed"][0]["version"] == "2026.10.19"
+    waiter.join(10)
+    assert woken[0]["server_id"] == "time"
+    tool = next(tool["tool_id"] for tool in result["tools"] if "current" in tool["tool_id"])
+    assert "+09:00" in process.text(tool, {"timezone": "Asia/Tokyo"})
+    steps = [event["step"] for event in process.events() if event["type"] == "install_progress"]
+    assert steps == ["fetch", "prove", "register"]
+
+    again = process.http.post("/api/v1/tools/request-capability", json=task).json()["data"]
+    assert again["installed"] == []
+
+
+def test_a_server_from_npm_is_tried_and_survives_a_restart(real: tuple[GatewayProcess, Registries]) -> None:
+    process, _ = real
+    done = install(process, "memory")["data"]
+    assert (done["kind"], done["version"]) == ("npm", "2026.8.31")
+    assert done["proof"]["tool"] == "read_graph"
+    assert done["proof"]["ok"]
+    assert len(done["tools"]) == 9
+    score = process.get("/api/v1/tools/memory__read_graph")["score"]
+    assert score["calls"] == 1, "the call on trial is the first of its score"
+    lock = json.loads((process.folder / "data" / "servers" / "memory" / "package-lock.json").read_text())
+    assert all("integrity" in locked for name, locked in lock["packages"].items() if name)
+    entity = {"entities": [{"name": "Ada", "entityType": "person", "observations": ["wrote programs"]}]}
+    process.text("memory__create_entities", entity)
+    process.stop()
+    process.start()
+    process.wait_for_state("memory", "up")
+    assert "Ada" in process.text("memory__read_graph")
+
+
+def test_one_that_needs_the_old_sdk_gets_it(real: tuple[GatewayProcess, Registries]) -> None:
+    process, _ = real
+    done = install(process, "sqlite")
+    assert done["success"], done
+    assert done["data"]["notes"] == ["runs with mcp<2"]
+    process.text("sqlite__create_table", {"query": "CREATE TABLE notes (text TEXT)"})
+    assert "notes" in process.text("sqlite__list_tables")
+    assert (process.folder / "data" / "servers" / "sqlite" / "home" / "notes.db").is_file(), "its own home"
+    gone = process.http.delete("/api/v1/catalog/installed/sqlite").json()
+    assert gone["success"], gone
+    nothing_left(process, "sqlite")
+
+
+def test_policy_denies_by_default_and_says_how_to_go_on(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    registries.publish("org.nobody/plain", packages=[registries.add_wheel("plain-server", server_source("plain"))])
+    registries.publish("org.trusted/fine", packages=[registries.add_wheel("fine-server", server_source("fine"))])
+    refreshed(process)
+    refused = process.http.post("/api/v1/catalog/install", json={"name": "org.nobody/plain"})
+    assert refused.status_code == 403
+    error = refused.json()["error"]
+    assert error["code"] == "not_allowed_by_policy"
+    assert error["suggestion"] == "whoever may can do so with: toolscore install org.nobody/plain"
+    assert error["details"]["plan"]["commands"][0][:2] == ["uv", "venv"]
+    nothing_left(process, "plain")
+    allowed = process.http.post("/api/v1/catalog/install", json={"name": "org.trusted/fine"}, timeout=60).json()
+    assert allowed["success"], allowed
+    assert allowed["data"]["proof"]["ok"]
+    assert process.text("fine__look") == "fine"
+    key = cli(process, "keys", "create", "agent")
+    for body in ({"approve": True}, {"env": {"A": "b"}}, {"network": True}, {"arguments": {"a": "b"}}):
+        answer = process.http.post(
+            "/api/v1/catalog/install", json={"name": "org.nobody/plain", **body}, headers=bearer(key)
+        )  # fmt: skip
+        assert answer.json()["error"]["code"] == "forbidden", body
+    assert process.http.delete("/api/v1/catalog/installed/fine", headers=bearer(key)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "expected"),
+    [
+        ("crashing", {"start": "raise SystemExit('no configuration found')"}, "no configuration found"),
+        ("deaf", {"start": "import time; time.sleep(100)"}, "no answer within 20 s"),
+        ("calling", {"start": "import socket; socket.create_connection(('192.0.2.1', 80), 5)"}, "with `network`"),
+    ],
+)  # fmt: skip
+def test_what_does_not_start_leaves_nothing(
+    local: tuple[GatewayProcess, Registries], name: str, source: dict[str, str], expected: str
+) -> None:
+    process, registries = local
+    registries.publish(
+        f"org.nobody/{name}", packages=[registries.add_wheel(f"{name}-server", server_source(name, **source))]
+    )
+    refreshed(process)
+    answer = install(process, f"org.nobody/{name}")
+    assert answer["error"]["code"] == "install_failed", answer
+    assert "step `prove`" in answer["error"]["message"]
+    assert expected in answer["error"]["message"], answer
+    nothing_left(process, name)
+    failed = process.event_seen("install_failed", server_id=name)
+    assert failed is not None
+    assert failed["step"] == "prove"
+
+
+def test_files_that_are_not_what_they_should_be_are_refused(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    tampered = registries.add_wheel("tampered-server", server_source("tampered"), digest="0" * 64)
+    registries.publish("org.nobody/tampered", packages=[tampered])
+    other = registries.add_wheel("swapped-server", server_source("swapped"))
+    registries.publish("org.nobody/swapped", packages=[{**other, "fileSha256": "1" * 64}])
+    npm = registries.add_tarball("bent-server", "process.exit(3)", integrity="sha512-" + "A" * 86 + "==")
+    registries.publish("org.nobody/bent", packages=[npm])
+    registries.publish("org.nobody/missing", packages=[{**other, "identifier": "no-such-server"}])
+    refreshed(process)
+    for name, expected in (
+        ("tampered", "mismatch"),
+        ("swapped", "none of the files"),
+        ("bent", "integrity"),
+        ("missing", "no-such-server"),
+    ):
+        answer = install(process, f"org.nobody/{name}")
+        assert answer["error"]["code"] == "install_failed", answer
+        assert "step `fetch`" in answer["error"]["message"]
+        said = json.dumps(answer["error"]).lower()
+        assert expected in said, said
+        nothing_left(process, name)
+    assert answer["error"]["details"]["command"][:3] == ["uv", "pip", "compile"]
+    assert answer["error"]["details"]["output"], "what the command said"
+
+
+def test_npm_packages_run_no_scripts_of_theirs(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    script = (Path(__file__).parents[1] / "servers" / "plain.js").read_text()
+    registries.publish("org.nobody/noded", packages=[registries.add_tarball("@nobody/noded", script)])
+    refreshed(process)
+    ran = Path("/tmp/npm-script-ran")
+    ran.unlink(missing_ok=True)
+    assert install(process, "noded")["success"]
+    assert not ran.exists()
+    environment = json.loads(process.text("noded__hi"))
+    assert "SECRET_OF_THE_GATEWAY" not in environment
+    assert not [name for name in environment if name.lower().startswith("npm_")]
+
+
+LOOKS = """
+def looks(what):
+    import os, socket
+    if what == 'files':
+        return [os.path.exists(path) for path in {paths!r}]
+    if what == 'environment':
+        return sorted(os.environ)
+    if what == 'write':
+        done = []
+        for path in ('/usr/x', os.path.expanduser('~/x'), '/tmp/x', {own!r} + '/x'):
+            try:
+                open(path, 'w').close()
+                done.append(path)
+            except OSError:
+                pass
+        return done
+    if what == 'network':
+        try:
+            socket.create_connection(('127.0.0.1', {port}), 2).close()
+            return 'reached'
+        except OSError as exc:
+            return str(exc)
+    if what == 'processes':
+        count = 0
+        try:
+            while count < 2000:
+                if os.fork() == 0:
+                    import time
+                    time.sleep(5)
+                    os._exit(0)
+                count += 1
+        except OSError:
+            pass
+        return count
+    if what == 'memory':
+        try:
+            return len(bytearray(4 << 30))
+        except MemoryError:
+            return 'MemoryError'
+    if what == 'others':
+        return [pid for pid in os.listdir('/proc') if pid.isdigit()]
+    return os.getuid()
+"""
+
+
+def test_an_installed_server_is_confined(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    paths = [str(process.config), str(process.folder / "data" / "toolscore.db"), "/root/.ssh", "/home"]
+    own = str(process.folder / "data" / "servers" / "spy")
+    source = server_source("spy", answer="looks(message['params']['arguments'].get('what'))")
+    source = LOOKS.format(paths=paths, own=own, port=process.http_port) + source
+    registries.publish("org.nobody/spy", packages=[registries.add_wheel("spy-server", source)])
+    refreshed(process)
+    answer = install(process, "spy", env={"ITS_SECRET": "${env:SECRET_OF_THE_GATEWAY}"})
+    assert answer["success"], answer
+
+    def look(what: str) -> str:
+        return process.text("spy__look", {"what": what})
+
+    assert look("files") == str([False] * 4)
+    environment = eval(look("environment"))
+    assert set(environment) <= {
+        "HOME", "ITS_SECRET", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LOGNAME", "PATH", "PWD", "TMPDIR", "TZ",
+        "USER",
+    }  # fmt: skip
+    assert eval(look("write")) == [f"{own}/home/x", "/tmp/x"]
+    assert "unreachable" in look("network") or "refused" in look("network")
+    assert len(eval(look("others"))) < 12, "it sees no processes but its own"
+    assert int(look("processes")) < 256
+    time.sleep(5)  # until its children are gone
+    assert look("memory") == "MemoryError"
+    assert int(look("user")) != 0
+    spec = json.dumps(process.get("/api/v1/servers/spy"))
+    assert "do not pass on" not in spec
+    assert process.http.delete("/api/v1/catalog/installed/spy").json()["success"]
+    nothing_left(process, "spy")
+
+
+@pytest.mark.parametrize(
+    ("entry", "code", "expected"),
+    [
+        ({"packages": [{"registryType": "npm", "identifier": "x", "version": "1.0.0",
+                        "runtimeArguments": [{"type": "named", "name": "--registry", "value": "http://evil"}]}]},
+         "not_allowed_by_policy", "--registry"),
+        ({"packages": [{"registryType": "pypi", "identifier": "--index-url=http://evil", "version": "1.0.0"}]},
+         "invalid_arguments", "no name of a package"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": ">=1"}]},
+         "invalid_arguments", "no exact version"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
+                        "packageArguments": [{"type": "positional", "value": "${env:SECRET_OF_THE_GATEWAY}"}]}]},
+         "not_allowed_by_policy", "refers to a variable of this machine"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
+                        "environmentVariables": [{"name": "API_KEY", "isRequired": True, "isSecret": True}]}]},
+         "invalid_arguments", "needs API_KEY"),
+        ({"packages": [{"registryType": "nuget", "identifier": "x", "version": "1.0.0"}]},
+         "invalid_arguments", "no package that can be installed"),
+        ({"packages": [], "remotes": [{"type": "streamable-http", "url": "http://example.com/mcp"}]},
+         "not_allowed_by_policy", "no https address"),
+        ({"packages": [], "remotes": [{"type": "streamable-http", "url": "https://127.0.0.1:1/mcp"}]},
+         "install_failed", "private address"),
+        ({"packages": [], "remotes": [{"type": "streamable-http", "url": "https://localhost:1/mcp"}]},
+         "install_failed", "private address"),
+        ({"packages": [], "remotes": [{"type": "sse", "url": "https://example.com/sse"}]},
+         "invalid_arguments", "streamable HTTP"),
+    ],
+)  # fmt: skip
+def test_what_a_catalog_may_not_ask_for(
+    local: tuple[GatewayProcess, Registries], entry: dict[str, Any], code: str, expected: str
+) -> None:
+    process, registries = local
+    registries.servers.pop("org.nobody/asks", None)
+    registries.publish("org.nobody/asks", **entry)
+    refreshed(process)
+    answer = install(process, "org.nobody/asks")
+    assert answer["error"]["code"] == code, answer
+    assert expected in json.dumps(answer["error"]), answer
+    nothing_left(process, "asks")
+
+
+def test_secrets_are_given_by_reference_only(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    package = registries.add_wheel("keyed-server", server_source("keyed", answer="os.environ['API_KEY'][:3]"))
+    package["environmentVariables"] = [{"name": "API_KEY", "isRequired": True, "isSecret": True}]
+    registries.publish("org.nobody/keyed", packages=[package])
+    refreshed(process)
+    answer = install(process, "keyed", env={"API_KEY": "abc"})
+    assert "give a reference, not the value" in answer["error"]["message"]
+    for name in ("LD_PRELOAD", "PYTHONPATH", "NODE_OPTIONS"):
+        assert (
+            "no variable that a server may be given" in install(process, "keyed", env={name: "x"})["error"]["message"]
+        )
+    assert install(process, "keyed", env={"API_KEY": "${env:SECRET_OF_THE_GATEWAY}"})["success"]
+    assert process.text("keyed__look") == "do "
+    process.http.delete("/api/v1/catalog/installed/keyed")
+
+
+def test_two_equal_requests_at_once_install_once(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    registries.publish("org.nobody/twice", packages=[registries.add_wheel("twice-server", server_source("twice"))])
+    refreshed(process)
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(*(asyncio.to_thread(install, process, "twice") for _ in range(4)))
+
+    answers = asyncio.run(both())
+    assert all(answer["success"] for answer in answers), answers
+    started = [
+        event for event in process.events() if event["type"] == "install_started" and event["server_id"] == "twice"
+    ]
+    assert len(started) == 1
+    assert len({json.dumps(answer["data"]) for answer in answers}) == 1
+    assert install(process, "twice")["data"]["seconds"] == answers[0]["data"]["seconds"], "it is there already"
+    taken = install(process, "org.trusted/fine", server_id="twice")
+    assert taken["error"]["code"] == "conflict"
+
+
+def test_kill_9_in_the_middle_leaves_a_clean_start() -> None:
+    with Registries() as registries:
+        registries.publish("org.nobody/slow", packages=[registries.add_wheel("slow-server", server_source("slow"))])
+        registries.slow = 60
+        with gateway_with(registries, own=True) as process:
+            threading.Thread(target=_ignore, args=(install, process, "slow"), daemon=True).start()
+            place = process.folder / "data" / "servers" / "slow"
+            wait_for(lambda: (place / "requirements.in").exists(), 30)
+            wait_for(lambda: any("/files/slow-server" in path for path in registries.asked), 30)
+            children = process.family()
+            process.kill()
+            wait_for(lambda: not any(_runs(child) for child in children), 10, "for the fetcher to end")
+            assert place.exists()
+            registries.slow = 0
+            process.start()
+            assert "an install that was not finished is removed" in process.output()
+            nothing_left(process, "slow")
+            assert install(process, "slow")["success"]
+            assert process.text("slow__look") == "fine"
+
+
+def _ignore(function: Any, *arguments: Any) -> None:
+    with contextlib.suppress(Exception):
+        function(*arguments)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_the_command_line_installs_and_uninstalls(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    registries.publish("org.nobody/lined", packages=[registries.add_wheel("lined-server", server_source("lined"))],
+                       description="Draws lines on paper")  # fmt: skip
+    refreshed(process)
+    found = toolscore("catalog", "search", "draw a line on paper", gateway=process)
+    assert "org.nobody/lined" in found.stdout
+    assert "toolscore install org.nobody/lined" in found.stdout
+    asked = toolscore("install", "lined", gateway=process)
+    assert asked.returncode == 1
+    assert "$ uv pip sync" in asked.stdout, "the exact command is shown before"
+    assert "approve it with --yes" in asked.stderr
+    done = toolscore("install", "lined", "--yes", gateway=process)
+    assert done.returncode == 0, done.stderr
+    assert "runs as `lined`" in done.stdout
+    assert "lined__look" in done.stdout
+    assert [line.split()[0] for line in done.stderr.splitlines() if line.startswith("  ")] == [
+        "fetch", "prove", "prove", "register",
+    ]  # fmt: skip
+    assert "lined-server" in toolscore("catalog", "installed", gateway=process).stdout
+    assert toolscore("call", "lined__look", gateway=process).stdout.strip() == "fine"
+    assert toolscore("uninstall", "org.nobody/lined", gateway=process).returncode == 0
+    nothing_left(process, "lined")
+    again = toolscore("uninstall", "lined", gateway=process)
+    assert again.returncode == 1
+    assert "no server 'lined' was installed" in again.stderr
+    failing = toolscore("install", "nothing-like-it", "--yes", gateway=process)
+    assert failing.returncode == 1
+    assert "no catalog has a server 'nothing-like-it'" in failing.stderr

@@ -1,0 +1,247 @@
+"""`toolscore bench gaps FOLDER`: how well a missing tool is noticed, on labelled sets; and the model's fit."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from toolscore.bench.search import doc_of_record, print_table, read_lines
+from toolscore.discovery.evidence import FEATURES, Background, GapModel, evidence, load_model
+from toolscore.discovery.index import Index, vector_texts
+from toolscore.embedding import Embedder, LightEmbedder
+
+if TYPE_CHECKING:
+    import numpy
+
+    Array = numpy.ndarray[Any, Any]
+
+__all__ = ["fit", "measure", "run_gap_bench"]
+
+SUREST = 0.7
+RIDGE = 10.0
+"""Weight of the penalty on large coefficients, beside the mean of the samples' losses times their number."""
+FIGURES = ("auroc", "balanced_accuracy", "macro_f1", "accuracy_at_70", "p50_ms", "p95_ms")
+
+
+def run_gap_bench(
+    folder: Path, *, half: str = "all", limit: int | None = None, fit_into: Path | None = None,
+    picture: Path | None = None, quiet: bool = False, embedder: Embedder | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Score each set below a folder, print a table unless `quiet`, and return the figures.
+
+    Args:
+        half: `even`, `odd` or `all` of the pairs of questions.
+        limit: at most so many questions a set.
+        fit_into: a file of models; the embedder's is fitted on these sets first, and put there.
+        picture: where to draw calibration and trade-off; a PNG or SVG file.
+
+    Raises:
+        FileNotFoundError: no set is there.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    sets = sorted(path for path in folder.rglob("gap*.jsonl") if not path.stem.endswith("_registry"))
+    sets = [path for path in sets if (path.parent / "tools.jsonl").is_file()]
+    if not sets:
+        raise FileNotFoundError(f"no set below {folder}: a folder with tools.jsonl and gap.jsonl")
+    embedder = embedder or LightEmbedder()
+    words = embedder if isinstance(embedder, LightEmbedder) else LightEmbedder()
+    background = Background(embedder, words)
+    samples = {}
+    for path in track(sets, "measuring", console=Console(stderr=True), transient=True, disable=quiet):
+        questions = read_lines(path)
+        if half != "all":
+            questions = [one for number, one in enumerate(questions) if number // 2 % 2 == (half == "odd")]
+        samples[f"{path.parent.name}/{path.stem}"] = _evidence_of(path, questions[:limit], embedder, background)
+    if fit_into is not None:
+        _save(fit([(features, truth) for features, truth, _ in samples.values()], embedder.model), fit_into)
+        model = _read(fit_into)[embedder.model]
+    else:
+        model = load_model(embedder.model)
+    results, answers = {}, []
+    for name, (features, truth, milliseconds) in samples.items():
+        said = [model.probability(row) for row in features]
+        answers.append((said, truth))
+        results[name] = {
+            **measure(said, truth),
+            "questions": len(truth),
+            "p50_ms": milliseconds[len(milliseconds) // 2],
+            "p95_ms": milliseconds[int(len(milliseconds) * 0.95)],
+        }
+    mean = {key: round(statistics.mean(result[key] for result in results.values()), 4) for key in FIGURES}
+    report = {"sets": results, "mean": mean, "half": half, "model": model.model}
+    if picture is not None:
+        _draw(answers, picture)
+        report["picture"] = str(picture)
+    if not quiet:
+        heads = ("set", "questions", "AUROC", "balanced acc.", "macro F1", "acc. at 70 %", "p50 ms", "p95 ms")
+        rows = [
+            (name, str(result["questions"]), *(f"{result[key]:.3f}" for key in FIGURES))
+            for name, result in results.items()
+        ]
+        print_table(heads, rows, ("mean", "", *(f"{mean[key]:.3f}" for key in FIGURES)))
+        if picture is not None:
+            Console().print(f"picture: {picture}")
+    return report
+
+
+def _evidence_of(
+    path: Path, questions: list[dict[str, Any]], embedder: Embedder, background: Background
+) -> tuple[list[list[float]], list[bool], list[float]]:
+    """Features and truth of each question, and the milliseconds that each took, sorted."""
+    import numpy
+
+    tools = read_lines(path.parent / "tools.jsonl")
+    docs = [doc_of_record(tool) for tool in tools]
+    required = [len((tool.get("input_schema") or {}).get("required") or []) for tool in tools]
+    texts = [vector_texts(doc) for doc in docs]
+    index = Index(docs, [embedder.embed([pair[form] for pair in texts]) for form in (0, 1)])
+    place = {doc.key: number for number, doc in enumerate(docs)}
+    registry = path.with_name(f"{path.stem}_registry.jsonl")
+    everywhere = [one["id"] for one in read_lines(registry)] if registry.is_file() else None
+    rows, truth, milliseconds = [], [], []
+    for question in questions:
+        offered = everywhere if everywhere is not None else question["tools"]
+        places = numpy.array([place[key] for key in offered])
+        began = time.perf_counter()
+        rows.append(evidence(question["query"], index, background, embedder, required, places).features)
+        milliseconds.append(round((time.perf_counter() - began) * 1000, 3))
+        truth.append(bool(question["has_tool"]))
+    return rows, truth, sorted(milliseconds)
+
+
+def measure(said: list[float], truth: list[bool]) -> dict[str, float]:
+    """How good probabilities are.
+
+    Returns:
+        auroc: that a task with a tool gets a higher one than a task without. balanced_accuracy, macro_f1: at 0.5.
+        accuracy_at_70: of the surest 70 %. calibration_error: mean distance between probability and frequency.
+    """
+    import numpy
+
+    p, y = numpy.array(said), numpy.array(truth, bool)
+    order = numpy.argsort(p, kind="stable")
+    ranks = numpy.empty(len(p))
+    _, inverse, counts = numpy.unique(p[order], return_inverse=True, return_counts=True)
+    ends = numpy.cumsum(counts)
+    ranks[order] = (ends - (counts - 1) / 2)[inverse]
+    positive, negative = int(y.sum()), int((~y).sum())
+    yes = p > 0.5
+    hit, spared = float((yes & y).sum()), float((~yes & ~y).sum())
+    f1 = [
+        2 * right / max(1.0, 2 * right + wrong)
+        for right, wrong in ((hit, float((yes != y).sum())), (spared, float((yes != y).sum())))
+    ]
+    surest = numpy.argsort(-numpy.abs(p - 0.5), kind="stable")[: max(1, int(len(p) * SUREST))]
+    return {
+        "auroc": (float(ranks[y].sum()) - positive * (positive + 1) / 2) / max(1, positive * negative),
+        "balanced_accuracy": (hit / max(1, positive) + spared / max(1, negative)) / 2,
+        "macro_f1": sum(f1) / 2,
+        "accuracy_at_70": float((yes == y)[surest].mean()),
+        "calibration_error": sum(
+            share * abs(frequency - said) for said, frequency, share in _calibration([(said, truth)])
+        ),
+    }
+
+
+def _calibration(answers: list[tuple[list[float], list[bool]]], bins: int = 10) -> list[tuple[float, float, float]]:
+    """Mean probability, weighted frequency and share of the samples, bin by bin; both outcomes count alike in a set."""
+    import numpy
+
+    p = numpy.concatenate([numpy.array(said) for said, _ in answers])
+    y = numpy.concatenate([numpy.array(truth, float) for _, truth in answers])
+    weight = numpy.concatenate([_weights(numpy.array(truth, bool)) for _, truth in answers])
+    found = []
+    for number in range(bins):
+        inside = (p >= number / bins) & ((p < (number + 1) / bins) | (number == bins - 1))
+        if inside.any():
+            share = weight[inside]
+            found.append(
+                (
+                    float(numpy.average(p[inside], weights=share)),
+                    float(numpy.average(y[inside], weights=share)),
+                    float(share.sum() / weight.sum()),
+                )
+            )
+    return found
+
+
+def _weights(truth: Array) -> Array:
+    """Both outcomes count half of a set, and each set the same."""
+    import numpy
+
+    positive = max(1, int(truth.sum()))
+    return numpy.where(truth, 0.5 / positive, 0.5 / max(1, len(truth) - positive))
+
+
+def fit(samples: list[tuple[list[list[float]], list[bool]]], model: str) -> GapModel:
+    """Logistic regression with a small penalty, by Newton's method."""
+    import numpy
+
+    x = numpy.concatenate([numpy.array(rows) for rows, _ in samples])
+    y = numpy.concatenate([numpy.array(truth, float) for _, truth in samples])
+    weight = numpy.concatenate([_weights(numpy.array(truth, bool)) for _, truth in samples])
+    weight *= len(weight) / weight.sum()
+    mean, scale = x.mean(axis=0), numpy.maximum(x.std(axis=0), 1e-3)
+    design = numpy.hstack([(x - mean) / scale, numpy.ones((len(x), 1))])
+    penalty = numpy.diag([RIDGE] * len(FEATURES) + [0.0])
+    coefficients = numpy.zeros(design.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + numpy.exp(-design @ coefficients))
+        gradient = design.T @ (weight * (p - y)) + penalty @ coefficients
+        step = numpy.linalg.solve((design * (weight * p * (1 - p))[:, None]).T @ design + penalty, gradient)
+        coefficients -= step
+        if float(numpy.abs(step).max()) < 1e-9:
+            break
+    p = 1 / (1 + numpy.exp(-design @ coefficients))
+    return GapModel(
+        model=model,
+        weights=[round(float(value), 5) for value in coefficients[:-1]],
+        mean=[round(float(value), 5) for value in mean],
+        scale=[round(float(value), 5) for value in scale],
+        bias=round(float(coefficients[-1]), 5),
+        unsure=round(float(numpy.quantile(numpy.maximum(p, 1 - p), 1 - SUREST)), 4),
+    )
+
+
+def _read(path: Path) -> dict[str, GapModel]:
+    known = msgspec.json.decode(path.read_bytes(), type=list[GapModel]) if path.is_file() else []
+    return {model.model: model for model in known}
+
+
+def _save(model: GapModel, path: Path) -> None:
+    models = _read(path) | {model.model: model}
+    said = [msgspec.to_builtins(models[name]) for name in sorted(models)]
+    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def _draw(answers: list[tuple[list[float], list[bool]]], path: Path) -> None:
+    import numpy
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bins = _calibration(answers)
+    left.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="perfect")
+    left.plot([one[0] for one in bins], [one[1] for one in bins], marker="o", color="tab:blue", label="measured")
+    left.set(xlabel="probability said", ylabel="share that had a tool", title="Calibration", xlim=(0, 1), ylim=(0, 1))
+    left.legend()
+    right.set(xlabel="share of the questions answered, the surest first", ylabel="of these right", title="Trade-off")
+    coverage = numpy.linspace(0.1, 1, 19)
+    curves = []
+    for said, truth in answers:
+        p, y = numpy.array(said), numpy.array(truth, bool)
+        right_ones = ((p > 0.5) == y)[numpy.argsort(-numpy.abs(p - 0.5), kind="stable")]
+        curves.append([right_ones[: max(1, int(len(p) * share))].mean() for share in coverage])
+        right.plot(coverage, curves[-1], color="0.8", linewidth=1)
+    right.plot(coverage, numpy.mean(curves, axis=0), color="tab:blue", linewidth=2, label="mean of the sets")
+    right.axvline(SUREST, color="0.5", linestyle=":", linewidth=1)
+    right.set(ylim=(0.5, 1.01))
+    right.legend()
+    figure.savefig(path, dpi=150)

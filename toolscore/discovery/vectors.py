@@ -1,0 +1,76 @@
+"""Vectors of texts, made once: kept in memory while they are in use, and in the database by the text's hash."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from toolscore.embedding import Embedder
+from toolscore.stores import Database, WriteBehind
+from toolscore.stores.database import StoreError
+
+if TYPE_CHECKING:
+    import numpy
+
+__all__ = ["VectorCache", "digest"]
+
+log = structlog.get_logger(__name__)
+
+BATCH = 500
+
+
+class VectorCache:
+    """The vectors of one collection of texts that changes little from time to time."""
+
+    def __init__(self, database: Database, embedder: Embedder, writes: WriteBehind) -> None:
+        self._database = database
+        self._embedder = embedder
+        self._writes = writes
+        self._vectors: dict[str, numpy.ndarray[Any, Any]] = {}
+
+    async def of(self, texts: Sequence[str]) -> numpy.ndarray[Any, Any]:
+        """A row a text, from memory, from the database, or made now and kept there. What is not asked for is let go."""
+        import numpy
+
+        digests = [digest(text) for text in texts]
+        wanted = dict(zip(digests, texts, strict=True))
+        self._vectors = {key: vector for key, vector in self._vectors.items() if key in wanted}
+        missing = [key for key in wanted if key not in self._vectors]
+        if missing:
+            await self._load(missing)
+        new = [key for key in missing if key not in self._vectors]
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            vectors = await asyncio.to_thread(self._embedder.embed, [wanted[key] for key in batch])
+            packed = vectors.astype(numpy.float16)
+            self._vectors.update(zip(batch, packed.astype(numpy.float32), strict=True))
+            rows = [
+                {"hash": key, "model": self._embedder.model, "vector": row.tobytes()}
+                for key, row in zip(batch, packed, strict=True)
+            ]
+            self._writes.put(_saving(self._database, rows))
+        return numpy.array([self._vectors[key] for key in digests], numpy.float32)
+
+    async def _load(self, missing: list[str]) -> None:
+        import numpy
+
+        try:
+            kept: Mapping[str, bytes] = await self._database.load_vectors(self._embedder.model, missing)
+        except StoreError as exc:
+            log.warning("vectors cannot be read, and are made anew", error=str(exc))
+            return
+        for key, packed in kept.items():
+            self._vectors[key] = numpy.frombuffer(packed, numpy.float16).astype(numpy.float32)
+
+
+def _saving(database: Database, rows: list[dict[str, Any]]) -> Callable[[], Any]:
+    return lambda: database.save_vectors(rows)
+
+
+def digest(*parts: str) -> str:
+    """A name for a text, or for several."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]

@@ -23,7 +23,7 @@ import aiohttp
 import msgspec
 import structlog
 
-from toolscore.discovery.index import STOP, Doc, Index, raw_words, stem, terms
+from toolscore.discovery.index import FEW, STOP, Doc, Index, raw_words, stem, terms
 from toolscore.discovery.search import indexed
 from toolscore.discovery.vectors import VectorCache
 from toolscore.embedding import Embedder
@@ -99,13 +99,11 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def packages(self) -> list[dict[str, Any]]:
-        found = self.server.get("packages")
-        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+        return _dicts(self.server.get("packages"))
 
     @property
     def remotes(self) -> list[dict[str, Any]]:
-        found = self.server.get("remotes")
-        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+        return _dicts(self.server.get("remotes"))
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -120,8 +118,7 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def tools(self) -> list[dict[str, Any]]:
-        found = self.extra.get("tools")
-        return [one for one in found if isinstance(one, dict) and "name" in one] if isinstance(found, list) else []
+        return _dicts(self.extra.get("tools"))
 
     def official(self) -> dict[str, Any]:
         found = self.meta.get(OFFICIAL)
@@ -238,7 +235,7 @@ class MCPSearchTool:
         seen: set[str] = set()
         asked = {stem(word): word for word in raw_words(query) if word not in STOP}
         for number in (-ranking.scores).argsort(kind="stable").tolist():
-            if len(found) == limit or ranking.scores[number] <= 0:
+            if len(found) == limit or (ranking.scores[number] <= 0 and len(index) > FEW):
                 break
             entry = self._by_key[index.docs[number].key]
             if ranking.touched[number] <= 0 or entry.name in seen:
@@ -493,13 +490,71 @@ def _entries(
             continue
         if len(json.dumps(server)) > MAX_ENTRY_BYTES:
             continue
-        entry = Entry(server, about if server is inner and isinstance(about, dict) else {}, source, vouched)
+        entry = Entry(_cleaned(server), about if server is inner and isinstance(about, dict) else {}, source, vouched)
         if entry.official().get("status") == "deleted":
             continue
         key = f"{name}\0{entry.version}" if every_version else name
         if key not in found or entry.official().get("isLatest"):
             found[key] = entry
     return found.values()
+
+
+def _cleaned(server: dict[str, Any]) -> dict[str, Any]:
+    """A server.json object whose members, where they are there, are what they should be: any registry may lie."""
+    cleaned = {key: value for key, value in server.items() if key not in ("packages", "remotes", "_meta", "repository")}
+    for key in ("description", "title", "version", "websiteUrl"):
+        if key in cleaned and not isinstance(cleaned[key], str):
+            del cleaned[key]
+    cleaned.setdefault("description", str(server["name"]).partition("/")[2])
+    cleaned.setdefault("version", "0.0.0")
+    cleaned["packages"] = [
+        {
+            **package,
+            "transport": package["transport"] if isinstance(package.get("transport"), dict) else {"type": "stdio"},
+            **{key: _named(package.get(key)) for key in ("runtimeArguments", "packageArguments") if key in package},
+            **{key: _named(package.get(key), "name") for key in ("environmentVariables",) if key in package},
+        }
+        for package in _dicts(server.get("packages"))
+        if isinstance(package.get("registryType"), str)
+        and isinstance(package.get("identifier"), str)
+        and isinstance(package.get("version", ""), str)
+    ]
+    cleaned["remotes"] = [
+        {**remote, **({"headers": _named(remote["headers"], "name")} if "headers" in remote else {})}
+        for remote in _dicts(server.get("remotes"))
+        if isinstance(remote.get("type"), str) and isinstance(remote.get("url"), str)
+    ]
+    if isinstance(server.get("repository"), dict):
+        cleaned["repository"] = server["repository"]
+    meta = server.get("_meta")
+    given = meta.get(PUBLISHER) if isinstance(meta, dict) else None
+    if isinstance(meta, dict):
+        cleaned["_meta"] = {key: value for key, value in meta.items() if key != PUBLISHER}
+    if isinstance(given, dict):
+        extra = dict(given)
+        for key in ("categories", "tags"):
+            found = extra.get(key)
+            extra[key] = [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+        extra["tools"] = [
+            {**tool, "description": str(tool.get("description") or "")}
+            for tool in _dicts(extra.get("tools"))
+            if isinstance(tool.get("name"), str)
+        ]
+        cleaned["_meta"][PUBLISHER] = extra
+    return cleaned
+
+
+def _dicts(found: Any) -> list[dict[str, Any]]:
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _named(found: Any, name: str | None = None) -> list[dict[str, Any]]:
+    """A list of inputs; what is no object, or lacks its name, is shown as one that nobody accepts."""
+    listed = found if isinstance(found, list) else [found]
+    return [
+        one if isinstance(one, dict) and (name is None or isinstance(one.get(name), str)) else {name or "value": "?"}
+        for one in listed
+    ]
 
 
 def _candidate(entry: Entry, doc: Doc, score: float, asked: Mapping[str, str]) -> Candidate:

@@ -24,7 +24,20 @@ from toolscore.embedding import EmbeddingError
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["STOP", "Doc", "Index", "Ranking", "Vectors", "clauses", "raw_words", "stem", "terms", "vector_texts"]
+__all__ = [
+    "FEW",
+    "STOP",
+    "Doc",
+    "Index",
+    "Ranking",
+    "Vectors",
+    "clauses",
+    "raw_words",
+    "relevance_of",
+    "stem",
+    "terms",
+    "vector_texts",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +56,8 @@ COSINE_WEIGHTS = (0.5, 0.4)
 CLAUSE_WEIGHT = 0.3
 FAR = 0.25
 """Cosine up to which a text has nothing to do with a query."""
+FEW = 20
+"""Among so few entries the mean is no measure: what has a word or a meaning in common is found, however it compares."""
 MAX_CLAUSES = 6
 MAX_QUERY = 4000
 MAX_TEXT = 2000
@@ -100,6 +115,11 @@ def vector_texts(doc: Doc) -> tuple[str, str]:
     """The two texts whose vectors stand for an entry: with its arguments, and without."""
     name = " ".join(_WORD.findall(_CAMEL.sub(" ", doc.name)))
     return f"{name}: {doc.text[:300]} {doc.arguments[:200]}", f"{name}: {doc.text[:400]}"
+
+
+def relevance_of(score: float) -> float:
+    """A score as a number between 0 and 1, for this query."""
+    return round(1 - math.exp(-score / 6), 4) if score > 0.06 else 0.01
 
 
 class Ranking(NamedTuple):

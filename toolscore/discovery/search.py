@@ -7,7 +7,6 @@ that tool and that caller; tasks like it find the tool sooner. What one caller a
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from toolscore.discovery.index import Doc, Index, Vectors, vector_texts
+from toolscore.discovery.index import FEW, Doc, Index, Vectors, relevance_of, vector_texts
 from toolscore.discovery.vectors import VectorCache, digest
 from toolscore.embedding import Embedder, EmbeddingError
 from toolscore.errors import InvalidArguments
@@ -169,13 +168,13 @@ class ToolSearch:
         total, said = await asyncio.to_thread(self._rank, index, query, list(uses))
         found: list[Found] = []
         for number in (-total).argsort(kind="stable").tolist():
-            if total[number] <= 0 or len(found) >= CANDIDATES + limit:
+            if (total[number] <= 0 and len(index) > FEW) or len(found) >= CANDIDATES + limit:
                 break
             tool = self._library.find(index.docs[number].key, sees) if said[number] > 0 else None
             if tool is not None:
                 score = self._scores.of(tool).value
-                relevance = 1 - math.exp(-float(total[number]) / 6)
-                found.append(Found(tool, round(relevance, 4), score, round(relevance * score**SCORE_EXPONENT, 4)))
+                relevance = relevance_of(float(total[number]))
+                found.append(Found(tool, relevance, score, round(relevance * score**SCORE_EXPONENT, 4)))
         found.sort(key=lambda one: (-one.rank, one.tool.tool_id))
         found = found[:limit]
         if remember:

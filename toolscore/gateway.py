@@ -31,6 +31,7 @@ from toolscore.discovery import (
     ToolGapDetector,
     ToolSearch,
 )
+from toolscore.discovery.nearest import IndexRules
 from toolscore.discovery.own_tools import CALL_TOOL, OWN_SERVER, OwnTools
 from toolscore.discovery.views import acquired_fields, analysis_fields, found_fields
 from toolscore.embedding import Embedder, LightEmbedder, RemoteEmbedder, SemanticEmbedder
@@ -597,9 +598,10 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         journal = Journal(database, [sys.executable, "-m", "toolscore.recorder"], order)
         embedder, words = embedder_of(settings), LightEmbedder()
         hidden = frozenset({OWN_SERVER})
-        search = await stack.enter_async_context(ToolSearch(library, scores, database, embedder, hidden))
+        index_rules = IndexRules(settings.embeddings.index, settings.embeddings.milvus_uri)
+        search = await stack.enter_async_context(ToolSearch(library, scores, database, embedder, hidden, index_rules))
         catalog = await stack.enter_async_context(
-            MCPSearchTool(database, embedder, upstreams.http, catalog_rules(settings))
+            MCPSearchTool(database, embedder, upstreams.http, catalog_rules(settings), index_rules)
         )
 
         def gap_found(principal: str, analysis: Analysis) -> None:

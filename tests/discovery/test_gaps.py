@@ -22,7 +22,7 @@ from test_cli import toolscore
 from toolscore.bench.gaps import fit, measure, run_gap_bench
 from toolscore.discovery.evidence import FEATURES, Background, evidence, judge, keywords, load_model
 from toolscore.discovery.gaps import steps_of
-from toolscore.discovery.index import Doc, Index, vector_texts
+from toolscore.discovery.index import Doc, ExactVectors, Index, vector_text
 from toolscore.embedding import LightEmbedder
 
 LIGHT = LightEmbedder()
@@ -36,8 +36,7 @@ DOCS = [
 
 
 def index_of(docs: list[Doc]) -> Index:
-    texts = [vector_texts(doc) for doc in docs]
-    return Index(docs, [LIGHT.embed([pair[form] for pair in texts]) for form in (0, 1)])
+    return Index(docs, ExactVectors(LIGHT.embed([vector_text(doc) for doc in docs])))
 
 
 def verdict(task: str, docs: list[Doc] = DOCS) -> tuple[str, float]:

@@ -17,7 +17,7 @@ from test_cli import toolscore
 
 from runtimes.client import RealTimeToolClient
 from toolscore.bench.search import evaluate
-from toolscore.discovery.index import Doc, Index, clauses, terms, vector_texts
+from toolscore.discovery.index import Doc, ExactVectors, Index, clauses, terms, vector_text
 from toolscore.embedding import LightEmbedder
 
 EMBEDDER = LightEmbedder()
@@ -31,8 +31,7 @@ DOCS = [
 
 
 def index_of(docs: list[Doc]) -> Index:
-    texts = [vector_texts(doc) for doc in docs]
-    return Index(docs, [EMBEDDER.embed([pair[form] for pair in texts]) for form in (0, 1)])
+    return Index(docs, ExactVectors(EMBEDDER.embed([vector_text(doc) for doc in docs])))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +190,7 @@ def test_a_new_tool_is_found_at_once_and_nothing_is_embedded_twice(tmp_path: Pat
             with sqlite3.connect(database) as connection:
                 return connection.execute("select rowid, hash from vectors order by rowid").fetchall()
 
-        wait_for(lambda: len(rows()) >= 12)
+        wait_for(lambda: len(rows()) >= 6)
         before = rows()
         process.stop()
         process.start()

@@ -12,7 +12,7 @@ import msgspec
 
 from toolscore.bench.search import doc_of_record, print_table, read_lines
 from toolscore.discovery.evidence import FEATURES, Background, GapModel, evidence, load_model
-from toolscore.discovery.index import Index, vector_texts
+from toolscore.discovery.index import ExactVectors, Index, vector_text
 from toolscore.embedding import Embedder, LightEmbedder
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def _evidence_of(
     tools = read_lines(path.parent / "tools.jsonl")
     docs = [doc_of_record(tool) for tool in tools]
     required = [len((tool.get("input_schema") or {}).get("required") or []) for tool in tools]
-    texts = [vector_texts(doc) for doc in docs]
-    index = Index(docs, [embedder.embed([pair[form] for pair in texts]) for form in (0, 1)])
+    index = Index(docs, ExactVectors(embedder.embed([vector_text(doc) for doc in docs])))
     place = {doc.key: number for number, doc in enumerate(docs)}
     registry = path.with_name(f"{path.stem}_registry.jsonl")
     everywhere = [one["id"] for one in read_lines(registry)] if registry.is_file() else None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolscore.discovery.index import Doc, Index, vector_texts
+from toolscore.discovery.index import Doc, ExactVectors, Index, vector_text
 from toolscore.discovery.search import argument_words
 from toolscore.embedding import Embedder, LightEmbedder
 
@@ -75,8 +75,7 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
     docs = [doc_of_record(tool) for tool in tools]
     embedder.embed(["warm"])
     started = time.perf_counter()
-    texts = [vector_texts(doc) for doc in docs]
-    index = Index(docs, [embedder.embed([pair[form] for pair in texts]) for form in (0, 1)])
+    index = Index(docs, ExactVectors(embedder.embed([vector_text(doc) for doc in docs])), embedder.weight)
     built = time.perf_counter() - started
     sums = {"ndcg_at_10": 0.0, "recall_at_1": 0.0, "recall_at_5": 0.0, "recall_at_10": 0.0, "mrr": 0.0}
     milliseconds = []
@@ -105,7 +104,7 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
         "p50_ms": round(milliseconds[len(milliseconds) // 2], 3),
         "p95_ms": round(milliseconds[int(len(milliseconds) * 0.95)], 3),
         "build_seconds": round(built, 3),
-        "index_mb": round(sum(array.nbytes for array in index.vectors) / 1e6 + index.postings_bytes / 1e6, 1),
+        "index_mb": round(index.nbytes / 1e6, 1),
         "found_at": [value / max(1, len(queries)) for value in found_at],
     }
 

@@ -24,6 +24,7 @@ import msgspec
 import structlog
 
 from toolscore.discovery.index import FEW, STOP, Doc, Index, raw_words, stem, terms
+from toolscore.discovery.nearest import IndexRules
 from toolscore.discovery.search import indexed
 from toolscore.discovery.vectors import VectorCache
 from toolscore.embedding import Embedder
@@ -180,12 +181,18 @@ class MCPSearchTool:
     """Use as `async with MCPSearchTool(…) as catalog`."""
 
     def __init__(
-        self, database: Database, embedder: Embedder, http: aiohttp.ClientSession, rules: CatalogRules
+        self,
+        database: Database,
+        embedder: Embedder,
+        http: aiohttp.ClientSession,
+        rules: CatalogRules,
+        index_rules: IndexRules | None = None,
     ) -> None:
         self._database = database
         self._embedder = embedder
         self._http = http
         self._rules = rules
+        self._index_rules = index_rules or IndexRules()
         self._entries: dict[str, dict[str, Entry]] = {}
         self._states: dict[str, SourceState] = {}
         self._refreshing: dict[str, asyncio.Task[None]] = {}
@@ -469,7 +476,8 @@ class MCPSearchTool:
                         if entry.name not in names:
                             names.add(entry.name)
                             by_key[f"{entry.source}\0{entry.name}"] = entry
-                self._index = await indexed([doc_of(entry) for entry in by_key.values()], self._vectors)
+                docs = [doc_of(entry) for entry in by_key.values()]
+                self._index = await indexed(docs, self._vectors, self._index_rules, "servers")
                 self._by_key, self._indexed_at = by_key, generation
             return self._index
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
-from toolscore.discovery.index import STOP, Doc, Index, Vectors, clauses, raw_words, stem, terms, vector_texts
+from toolscore.discovery.index import STOP, Doc, Index, Vectors, clauses, raw_words, stem, terms, vector_text
 from toolscore.embedding import Embedder
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Background:
         self._count, self._terms = known.count, known.terms
         self._words = words
         self._word_vectors: dict[str, Vectors] = {}
-        self.vectors = embed.embed([vector_texts(Doc("", name, text))[1] for name, text in known.tools])
+        self.vectors = embed.embed([vector_text(Doc("", name, text)) for name, text in known.tools])
 
     def rarity(self, term: str) -> float:
         """Inverse document frequency of a stemmed word among real tools."""
@@ -148,8 +148,10 @@ def evidence(
 
     parts = clauses(task)
     asked = embed.embed([task, *parts])
-    texts = index.vectors if places is None else [of_form[places] for of_form in index.vectors]
-    cosines = numpy.maximum(asked @ texts[0].T, asked @ texts[1].T)
+    assert index.vectors is not None
+    cosines = index.vectors.cosines(asked)
+    if places is not None:
+        cosines = cosines[:, places]
     cohort = asked @ background.vectors.T
     nearest = cosines.max(axis=1)
     stands_out = nearest - numpy.sort(cohort, axis=1)[:, -NEIGHBOURS:].mean(axis=1)

@@ -135,7 +135,7 @@ class ToolGapDetector:
         if not task.strip() or len(task) > MAX_TASK:
             raise InvalidArguments(f"`task_description` must be a task in words, of 1 to {MAX_TASK} characters")
         index = await self._search.index()
-        if len(index) and not index.vectors:
+        if len(index) and index.vectors is None:
             raise UpstreamUnavailable("tasks cannot be analysed: texts cannot be embedded now (see the log)")
         try:
             raw = await asyncio.to_thread(self._evidence, task, index, sees)

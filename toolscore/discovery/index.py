@@ -1,6 +1,6 @@
 """A ranked index of short texts: BM25F over their fields and vectors of their words, added up. Knows nothing of tools.
 
-    score = z(BM25F) + z(cosines), of the whole query; and for a query of several clauses, of the best one for each text
+    score = z(BM25F) + w z(cosine), of the whole query; and for a query of several clauses, of the best one for each
 
 BM25F: Robertson, Zaragoza, Taylor (2004). Weights were tuned on one half of the development sets and checked on the
 other (`toolscore bench search`).
@@ -11,32 +11,31 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import structlog
 
 from toolscore.embedding import EmbeddingError
 
-if TYPE_CHECKING:
-    import numpy
-
 __all__ = [
     "FEW",
     "STOP",
     "Doc",
+    "ExactVectors",
     "Index",
     "Ranking",
+    "VectorIndex",
     "Vectors",
     "clauses",
     "raw_words",
     "relevance_of",
     "stem",
     "terms",
-    "vector_texts",
+    "vector_text",
 ]
 
 log = structlog.get_logger(__name__)
@@ -51,8 +50,6 @@ LENGTH = {"name": 0.3, "text": 0.5, "arguments": 0.5, "server": 0.3}
 SATURATION = 1.0
 RARITY = 1.3
 """Exponent of a term's rarity (idf)."""
-COSINE_WEIGHTS = (0.5, 0.4)
-"""Of the text with its arguments, and without."""
 CLAUSE_WEIGHT = 0.3
 FAR = 0.25
 """Cosine up to which a text has nothing to do with a query."""
@@ -62,8 +59,7 @@ MAX_CLAUSES = 6
 MAX_QUERY = 4000
 MAX_TEXT = 2000
 
-_WORD = re.compile(r"[A-Za-z]+|\d+|[^\W\d_A-Za-z]+")
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
 _CLAUSE = re.compile(
     r"[.?!;\n]+\s|,\s+(?:and|then|also)\s+|\s+(?:and then|then|and also)\s+|\band\b|\balso\b|,", re.IGNORECASE
 )
@@ -108,13 +104,12 @@ def terms(text: str) -> list[str]:
 
 def raw_words(text: str) -> list[str]:
     """The words of a text, in lower case."""
-    return [word.lower() for word in _WORD.findall(_CAMEL.sub(" ", text))]
+    return [word.lower() for word in _WORD.findall(text)]
 
 
-def vector_texts(doc: Doc) -> tuple[str, str]:
-    """The two texts whose vectors stand for an entry: with its arguments, and without."""
-    name = " ".join(_WORD.findall(_CAMEL.sub(" ", doc.name)))
-    return f"{name}: {doc.text[:300]} {doc.arguments[:200]}", f"{name}: {doc.text[:400]}"
+def vector_text(doc: Doc) -> str:
+    """The text whose vector stands for an entry."""
+    return f"{' '.join(_WORD.findall(doc.name))}: {doc.text[:300]}"
 
 
 def relevance_of(score: float) -> float:
@@ -136,60 +131,77 @@ class Ranking(NamedTuple):
     vector: Vectors
 
 
+class VectorIndex(Protocol):
+    """Vectors of the entries, by their places."""
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes of our memory."""
+        ...
+
+    def cosines(self, queries: Vectors) -> Vectors:
+        """A row a query, a column an entry. Where only the nearest are looked for, the others get a bound on theirs."""
+        ...
+
+
+class ExactVectors:
+    """All of them, compared one by one: right, and fast enough up to some 30,000."""
+
+    def __init__(self, rows: Vectors) -> None:
+        self._rows = rows
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._rows.nbytes)
+
+    def cosines(self, queries: Vectors) -> Vectors:
+        return queries @ self._rows.T
+
+
 class Index:
     """Entries that can be ranked for a query.
 
     Args:
-        vectors: one array for each of `vector_texts`, a row an entry; empty: they are not to be had, words must do.
+        vectors: of `vector_text`, a row an entry; `None`: they are not to be had, words must do.
+        weight: of the cosines, beside the words.
     """
 
-    def __init__(self, docs: Sequence[Doc], vectors: Sequence[Vectors]) -> None:
-        import numpy
-
+    def __init__(self, docs: Sequence[Doc], vectors: VectorIndex | None, weight: float = 1.0) -> None:
         self.docs = list(docs)
         self.built_at = time.monotonic()
         self.vectors = vectors
-        counts = [{field: Counter(terms(getattr(doc, field)[:MAX_TEXT])) for field in FIELDS} for doc in self.docs]
-        average = {
-            field: max(sum(count[field].total() for count in counts) / max(1, len(counts)), 1e-9) for field in FIELDS
-        }
-        postings: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        for number, count in enumerate(counts):
-            for term, weight in _weights(count, average).items():
-                postings[term].append((number, weight))
-        self._postings: dict[str, tuple[numpy.ndarray[Any, Any], numpy.ndarray[Any, Any]]] = {}
-        for term, found in postings.items():
-            rarity = math.log(1 + (len(docs) - len(found) + 0.5) / (len(found) + 0.5)) ** RARITY
-            weights = numpy.array([weight for _, weight in found], numpy.float32)
-            places = numpy.array([number for number, _ in found], numpy.int32)
-            self._postings[term] = (places, rarity * weights / (weights + SATURATION))
+        self._weight = weight
+        self._postings = _postings(self.docs)
 
     def __len__(self) -> int:
         return len(self.docs)
 
     @property
-    def postings_bytes(self) -> int:
-        """What the words take."""
-        return sum(places.nbytes + weights.nbytes for places, weights in self._postings.values())
+    def nbytes(self) -> int:
+        """What it takes of our memory."""
+        words = sum(int(places.nbytes + weights.nbytes) for places, weights in self._postings.values())
+        return words + (self.vectors.nbytes if self.vectors is not None else 0)
 
     def rank(self, query: str, embed: Callable[[list[str]], Vectors]) -> Ranking:
         """Hold a query against each entry."""
         import numpy
 
         query = query[:MAX_QUERY]
-        parts = clauses(query)
-        try:
-            vectors = embed([query, *parts])
-        except EmbeddingError as exc:
-            log.warning("a query is ranked by its words alone", reason=str(exc))
-            vectors = None
-        cosines = [vectors @ texts.T for texts in self.vectors] if vectors is not None else []
-        words = [self._lexical(text) for text in (query, *parts)]
-        scores = [self._score(words[number], [of_form[number] for of_form in cosines]) for number in range(len(words))]
-        total = scores[0] + CLAUSE_WEIGHT * numpy.max(scores[1:], axis=0) if parts else scores[0]
-        nearest = numpy.max([of_form[0] for of_form in cosines], axis=0) if cosines else 0.0
-        vector = vectors[0] if vectors is not None else None
-        return Ranking(total, words[0] + numpy.maximum(nearest - FAR, 0), vector)
+        texts = [query, *clauses(query)]
+        cosines = vector = None
+        if self.vectors is not None:
+            try:
+                asked = embed(texts)
+                cosines, vector = self.vectors.cosines(asked), asked[0]
+            except EmbeddingError as exc:
+                log.warning("a query is ranked by its words alone", reason=str(exc))
+        words = [self._lexical(text) for text in texts]
+        scores = [_standard(found) for found in words]
+        if cosines is not None:
+            scores = [score + self._weight * _standard(row) for score, row in zip(scores, cosines, strict=True)]
+        total = scores[0] + CLAUSE_WEIGHT * numpy.max(scores[1:], axis=0) if len(texts) > 1 else scores[0]
+        near = numpy.maximum(cosines[0] - FAR, 0) if cosines is not None else 0.0
+        return Ranking(total, words[0] + near, vector)
 
     def _lexical(self, query: str) -> Vectors:
         """BM25F alone: 0 where no word of the query stands in an entry."""
@@ -203,21 +215,53 @@ class Index:
                 scores[places] += weights * min(times, 2)
         return scores
 
-    def _score(self, words: Vectors, cosines: Sequence[Vectors]) -> Vectors:
-        scores = _standard(words)
-        for weight, of_form in zip(COSINE_WEIGHTS, cosines, strict=False):
-            scores = scores + weight * _standard(of_form)
-        return scores
+
+class _Numbers(dict[str, int]):
+    """Words as numbers: those with one stem have one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: dict[str, int] = {}
+
+    def __missing__(self, word: str) -> int:
+        found = self[word] = self.terms.setdefault(stem(word.lower()), len(self.terms))
+        return found
 
 
-def _weights(count: Mapping[str, Counter[str]], average: Mapping[str, float]) -> dict[str, float]:
-    """A text's terms with their weights over all fields."""
-    weights: dict[str, float] = defaultdict(float)
+def _postings(docs: Sequence[Doc]) -> dict[str, tuple[Vectors, Vectors]]:
+    """Each term's entries, and its weight in each: over all fields, saturated, times its rarity."""
+    import numpy
+
+    numbers = _Numbers()
+    keys, weights = [], []
     for field in FIELDS:
-        norm = 1 - LENGTH[field] + LENGTH[field] * count[field].total() / average[field]
-        for term, times in count[field].items():
-            weights[term] += WEIGHT[field] * times / norm
-    return weights
+        found = [[numbers[word] for word in _WORD.findall(getattr(doc, field)[:MAX_TEXT])] for doc in docs]
+        lengths = numpy.array([len(one) for one in found], numpy.int64)
+        if not lengths.sum():
+            continue
+        flat = numpy.fromiter((number for one in found for number in one), numpy.int64, int(lengths.sum()))
+        place = numpy.repeat(numpy.arange(len(docs), dtype=numpy.int64), lengths)
+        both, times = numpy.unique(flat << 32 | place, return_counts=True)
+        norm = 1 - LENGTH[field] + LENGTH[field] * lengths / lengths.mean()
+        keys.append(both)
+        weights.append(WEIGHT[field] * times / norm[both & 0xFFFFFFFF])
+    if not keys:
+        return {}
+    every, inverse = numpy.unique(numpy.concatenate(keys), return_inverse=True)
+    total = numpy.bincount(inverse, numpy.concatenate(weights)).astype(numpy.float32)
+    saturated = total / (total + SATURATION)
+    of_term, places = every >> 32, (every & 0xFFFFFFFF).astype(numpy.int32)
+    counts = numpy.bincount(of_term, minlength=len(numbers.terms))
+    rarity = (numpy.log(1 + (len(docs) - counts + 0.5) / (counts + 0.5)) ** RARITY).astype(numpy.float32)
+    values = saturated * rarity[of_term]
+    ends = numpy.cumsum(counts)
+    return {
+        term: (
+            places[ends[number] - counts[number] : ends[number]],
+            values[ends[number] - counts[number] : ends[number]],
+        )
+        for term, number in numbers.terms.items()
+    }
 
 
 def _standard(scores: Vectors) -> Vectors:

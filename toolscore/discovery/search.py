@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from toolscore.discovery.index import FEW, Doc, Index, Vectors, relevance_of, vector_texts
+from toolscore.discovery.index import FEW, Doc, Index, Vectors, relevance_of, vector_text
+from toolscore.discovery.nearest import IndexRules, vector_index
 from toolscore.discovery.vectors import VectorCache, digest
 from toolscore.embedding import Embedder, EmbeddingError
 from toolscore.errors import InvalidArguments
@@ -92,17 +93,21 @@ def argument_words(schema: Any, words: list[str], depth: int = 0) -> None:
             argument_words(described.get("items"), words, depth + 1)
 
 
-async def indexed(docs: list[Doc], vectors: VectorCache) -> Index:
-    """An index of entries, built off the event loop."""
-    texts = [vector_texts(doc) for doc in docs]
-    if not docs:
-        return Index([], [])
+async def indexed(docs: list[Doc], vectors: VectorCache, rules: IndexRules, collection: str) -> Index:
+    """An index of entries, built off the event loop.
+
+    Args:
+        collection: the name of these entries, where vectors are kept elsewhere.
+    """
+    texts = [vector_text(doc) for doc in docs]
     try:
-        of_texts = await vectors.of([pair[form] for form in (0, 1) for pair in texts])
+        rows = await vectors.of(texts)
+        keys = [digest(text) for text in texts]
+        known = await asyncio.to_thread(vector_index, rows, keys, rules, f"toolscore_{collection}_{vectors.model}")
     except EmbeddingError as exc:
-        log.error("texts cannot be embedded: words alone must do for now", reason=str(exc))
-        return await asyncio.to_thread(Index, docs, [])
-    return await asyncio.to_thread(Index, docs, [of_texts[: len(docs)], of_texts[len(docs) :]])
+        log.error("texts cannot be compared by meaning: words alone must do for now", reason=str(exc))
+        return await asyncio.to_thread(Index, docs, None)
+    return await asyncio.to_thread(Index, docs, known, vectors.weight)
 
 
 class ToolSearch:
@@ -119,12 +124,14 @@ class ToolSearch:
         database: Database,
         embedder: Embedder,
         hidden: frozenset[str] = frozenset(),
+        index_rules: IndexRules | None = None,
     ) -> None:
         self._library = library
         self._scores = scores
         self._database = database
         self._embedder = embedder
         self._hidden = hidden
+        self._index_rules = index_rules or IndexRules()
         self._index: Index | None = None
         self._places: dict[str, int] = {}
         self._generation = -1
@@ -276,7 +283,7 @@ class ToolSearch:
             if not self._is_current():
                 generation = self._library.generation
                 docs = [doc_of(tool) for tool in self._library if tool.server_id not in self._hidden]
-                self._index = await indexed(docs, self._vectors)
+                self._index = await indexed(docs, self._vectors, self._index_rules, "tools")
                 self._places = {doc.key: number for number, doc in enumerate(docs)}
                 self._generation = generation
             assert self._index is not None
@@ -285,5 +292,5 @@ class ToolSearch:
     def _is_current(self) -> bool:
         if self._index is None or self._generation != self._library.generation:
             return False
-        lacks_vectors = len(self._index) and not self._index.vectors
+        lacks_vectors = len(self._index) and self._index.vectors is None
         return not lacks_vectors or time.monotonic() - self._index.built_at < AGAIN_SECONDS

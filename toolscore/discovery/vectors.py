@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,16 @@ class VectorCache:
         self._embedder = embedder
         self._writes = writes
         self._vectors: dict[str, numpy.ndarray[Any, Any]] = {}
+
+    @property
+    def model(self) -> str:
+        """What made them, as a name that databases take."""
+        return re.sub(r"\W+", "_", self._embedder.model)[:100]
+
+    @property
+    def weight(self) -> float:
+        """Of these vectors' cosines, beside words."""
+        return self._embedder.weight
 
     async def of(self, texts: Sequence[str]) -> numpy.ndarray[Any, Any]:
         """A row a text, from memory, from the database, or made now and kept there. What is not asked for is let go."""

@@ -1,0 +1,202 @@
+"""What texts mean: the three embedders, and the indexes over their vectors. Real MiniLM, usearch and Milvus."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy
+import pytest
+from support import Fickle, odd, running_gateway, wait_for
+
+from toolscore.discovery.evidence import load_model
+from toolscore.discovery.index import ExactVectors
+from toolscore.discovery.nearest import HnswVectors, IndexRules, MilvusVectors, vector_index
+from toolscore.embedding import EmbeddingError, LightEmbedder, RemoteEmbedder, SemanticEmbedder
+
+LIGHT, SEMANTIC = LightEmbedder(), SemanticEmbedder()
+
+
+@pytest.mark.parametrize("embedder", [LIGHT, SEMANTIC], ids=["light", "semantic"])
+def test_vectors_have_length_one_and_say_what_is_alike(embedder: Any) -> None:
+    texts = [
+        "the weather forecast for tomorrow",
+        "will it rain in the next days",
+        "restart the database server",
+        "",
+        "  ",
+    ]
+    rows = embedder.embed(texts)
+    assert rows.dtype == numpy.float32
+    assert numpy.linalg.norm(rows[:3], axis=1) == pytest.approx([1, 1, 1], abs=1e-3)
+    assert not numpy.isnan(rows).any()
+    assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.1
+    again = embedder.embed(list(reversed(texts)))[::-1]
+    assert numpy.abs(rows - again).max() < 0.02, "a text means the same in any company"
+    assert embedder.embed(["word " * 5000]).shape[0] == 1
+    assert load_model(embedder.model).model == embedder.model, "a gap model was fitted for it"
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Speaks OpenAI's embeddings API, with the light model behind it."""
+
+    down = False
+    seen: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        Endpoint.seen.append({**body, "authorization": self.headers.get("authorization"), "path": self.path})
+        rows = LIGHT.embed(body["input"])
+        data = [{"index": number, "embedding": (row * 3).tolist()} for number, row in enumerate(rows)]
+        answer = json.dumps({"data": data[::-1]}).encode()
+        self.send_response(503 if Endpoint.down else 200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    Endpoint.down = False
+    Endpoint.seen.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_an_endpoint_is_asked_in_batches_and_its_order_is_kept(endpoint: str) -> None:
+    embedder = RemoteEmbedder(endpoint, "nomic", "sesame")
+    texts = [f"text number {number}" for number in range(70)]
+    assert numpy.abs(embedder.embed(texts) - LIGHT.embed(texts)).max() < 1e-5
+    assert [len(one["input"]) for one in Endpoint.seen] == [32, 32, 6]
+    assert {(one["model"], one["authorization"], one["path"]) for one in Endpoint.seen} == {
+        ("nomic", "Bearer sesame", "/v1/embeddings"),
+    }  # fmt: skip
+    Endpoint.down = True
+    with pytest.raises(EmbeddingError, match="503"):
+        embedder.embed(["x"])
+    with pytest.raises(EmbeddingError):
+        RemoteEmbedder("http://127.0.0.1:9/v1", "x").embed(["x"])
+
+
+def test_a_gateway_whose_endpoint_fails_goes_on_with_words(endpoint: str) -> None:
+    settings = (
+        f"embeddings: {{mode: endpoint, url: '{endpoint}', model: nomic, key: '${{env:SECRET_OF_THE_GATEWAY}}'}}\n"
+        "discovery: {catalog: {registries: []}}\n"
+    )
+    with running_gateway({"alpha": odd("echo"), "many": odd("many")}, settings=settings) as process:
+        process.wait_for_state("many", "up")
+        process.wait_for_state("alpha", "up")
+
+        def first(query: str) -> str:
+            found = process.http.post("/api/v1/tools/search", json={"query": query}).json()["data"]["tools"]
+            return str(found[0]["tool_id"])
+
+        assert first("echo a text") == "alpha__echo"
+        assert Endpoint.seen[0]["authorization"] == "Bearer do not pass on"
+        Endpoint.down = True
+        assert first("echo a text") == "alpha__echo"
+        assert "words alone" in process.output()
+        gap = process.http.post("/api/v1/tools/analyze-gap", json={"task_description": "knit a scarf"}).json()
+        assert gap["error"]["code"] == "upstream_unavailable"
+        assert "do not pass on" not in process.output()
+
+
+def test_semantic_search_embeds_nothing_twice(tmp_path: Path) -> None:
+    fickle = Fickle(tmp_path / "fickle")
+    fickle.order(tools={"forecast": {"description": "Tells the weather of the next days."}})
+    settings = "embeddings: {mode: semantic}\ndiscovery: {catalog: {registries: []}}"
+    with running_gateway({"many": odd("many"), "sky": fickle.entry}, settings=settings) as process:
+
+        def first() -> str:
+            process.wait_for_state("many", "up")
+            process.wait_for_state("sky", "up")
+            body = {"query": "do I need an umbrella tomorrow, will it rain"}
+            answer = process.http.post("/api/v1/tools/search", json=body, timeout=120).json()
+            return str(answer["data"]["tools"][0]["tool_id"])
+
+        def kept() -> set[tuple[str, str]]:
+            with sqlite3.connect(process.folder / "data" / "toolscore.db") as database:
+                return set(database.execute("SELECT model, hash FROM vectors"))
+
+        assert first() == "sky__forecast", "not a word in common"
+        wait_for(lambda: len(kept()) > 500)
+        before = kept()
+        assert {model for model, _ in before} == {"semantic"}
+        process.stop()
+        process.start()
+        assert first() == "sky__forecast"
+        process.stop()
+        assert kept() == before
+
+
+# Indexes over vectors
+
+
+def rows_of(count: int, seed: int = 1, dimensions: int = 64) -> Any:
+    rng = numpy.random.default_rng(seed)
+    centres = rng.normal(size=(50, dimensions))
+    rows = centres[rng.integers(0, 50, count)] + rng.normal(size=(count, dimensions))
+    return (rows / numpy.linalg.norm(rows, axis=1, keepdims=True)).astype(numpy.float32)
+
+
+def recall(index: Any, rows: Any, queries: Any, count: int = 10) -> float:
+    exact, found = ExactVectors(rows).cosines(queries), index.cosines(queries)
+    assert found.shape == exact.shape
+    hits = 0
+    for true, said in zip(exact, found, strict=True):
+        hits += len(set(numpy.argsort(-true)[:count].tolist()) & set(numpy.argsort(-said)[:count].tolist()))
+        best = int(said.argmax())
+        assert said[best] == pytest.approx(true[best], abs=0.01)
+        assert (said >= true - 0.02).mean() > 0.9, "what was not found has a bound on its cosine"
+    return hits / (count * len(queries))
+
+
+def test_hnsw_finds_what_exact_finds() -> None:
+    rows, queries = rows_of(20_000), rows_of(30, seed=2)
+    assert recall(HnswVectors(rows), rows, queries) >= 0.95
+
+
+def test_milvus_finds_what_exact_finds_and_keeps_what_is_there(tmp_path: Path) -> None:
+    rows, queries = rows_of(3000), rows_of(20, seed=2)
+    keys = [f"{number:032d}" for number in range(3000)]
+    uri = str(tmp_path / "milvus.db")
+    index = MilvusVectors(rows, keys, uri, "tools")
+    assert recall(index, rows, queries) == 1
+    fewer = MilvusVectors(rows[1000:], keys[1000:], uri, "tools")
+    assert recall(fewer, rows[1000:], queries) == 1
+    twice = MilvusVectors(rows[[5, 5, 7]], [keys[5], keys[5], keys[7]], uri, "tools")
+    assert twice.cosines(rows[[5]])[0] == pytest.approx([1, 1, float(rows[5] @ rows[7])], abs=1e-3)
+    with pytest.raises(EmbeddingError, match="Milvus at"):
+        MilvusVectors(rows, keys, "http://127.0.0.1:9", "tools")
+
+
+def test_the_kind_of_index_follows_the_size(tmp_path: Path) -> None:
+    rows = rows_of(10)
+    keys = [str(number) for number in range(10)]
+    assert isinstance(vector_index(rows, keys, IndexRules(), "x"), ExactVectors)
+    assert isinstance(vector_index(rows, keys, IndexRules("hnsw"), "x"), HnswVectors)
+    many = numpy.zeros((30_001, 4), numpy.float32)
+    many[:, 0] = 1
+    assert isinstance(vector_index(many, [""] * 30_001, IndexRules(), "x"), HnswVectors)
+    lite = vector_index(rows, keys, IndexRules("milvus", str(tmp_path / "m.db")), "x")
+    assert isinstance(lite, MilvusVectors)
+
+
+def test_a_gateway_on_milvus(tmp_path: Path) -> None:
+    settings = f"embeddings: {{index: milvus, milvus_uri: '{tmp_path / 'm.db'}'}}\n"
+    with running_gateway({"alpha": odd("echo"), "many": odd("many")}, settings=settings) as process:
+        process.wait_for_state("many", "up")
+        process.wait_for_state("alpha", "up")
+        found = process.http.post("/api/v1/tools/search", json={"query": "echo a text"}, timeout=120).json()
+        assert found["data"]["tools"][0]["tool_id"] == "alpha__echo"
+        assert "words alone" not in process.output()

@@ -73,15 +73,22 @@ def check_origin(host: str | None, origin: str | None, allowed_hosts: Collection
     """
     if "*" in allowed_hosts:
         return
-    for header, value in (("Host", urlsplit(f"//{host}").hostname if host else None), ("Origin", origin)):
+    for header, value in (("Host", _host_of(f"//{host}") if host else None), ("Origin", origin)):
         if value is None:
             continue
-        name = urlsplit(value).hostname or "" if header == "Origin" else value
+        name = _host_of(value) if header == "Origin" else value
         if not is_loopback(name) and name not in allowed_hosts:
             raise Forbidden(
                 f"{header} {value!r} is not this gateway's: add {name!r} to `access.allowed_hosts` in toolscore.yaml "
                 "if it should be"
             )
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # such as half an IPv6 address
+        return ""
 
 
 def need_scope(principal: Principal, scope: str) -> None:

@@ -105,7 +105,8 @@ def install(
             typer.confirm("Install it?", abort=True)
         progress = _Progress(url, plan["server_id"], quiet=as_json)
         with progress:
-            response = client.post("/api/v1/catalog/install", json={**body, "name": plan["name"], "approve": approve})
+            agreed = {**body, "name": plan["name"], "approve": approve, "digest": plan["digest"]}
+            response = client.post("/api/v1/catalog/install", json=agreed)
     if as_json and response.is_success:
         print_json(response.json()["data"])
         return
@@ -128,6 +129,8 @@ def _print_plan(plan: dict[str, Any]) -> None:
     if plan["kind"] in ("oci", "remote"):
         view = "in a container" if plan["kind"] == "oci" else "runs elsewhere"
     print(f"  {view}; {'with' if plan['network'] else 'without'} network")
+    for name, value in plan["sets"].items():
+        print(f"  sets {plain(name)}={plain(value)}")
     for command in plan["commands"]:
         print(f"  $ {plain(shlex.join(command))}")
 

@@ -66,6 +66,7 @@ from toolscore.stores import Database, SharedStore, open_database, open_shared
 from toolscore.stores.database import StoreError
 from toolscore.tracing import open_tracing
 from toolscore.upstreams import ServerInfo, UpstreamPool
+from toolscore.upstreams.confine import OWN_PORTS
 from toolscore.upstreams.connection import CAPABILITY_OF, STATS_METHOD
 from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
 from toolscore.upstreams.references import resolved_text
@@ -133,13 +134,14 @@ class Gateway:
             Path(settings.current.storage.data_dir).absolute() / "servers",
             database,
             upstreams,
-            attach=self.attach,
-            detach=self.detach,
+            attach=self._attach,
+            detach=self._detach,
             tools_of=lambda server_id: [tool.tool_id for tool in library.of_server(server_id)],
             on_proved=self._proved,
             publish=events.publish,
             rules=install_rules(settings.current),
         )
+        self.installer.reserved = frozenset({OWN_SERVER, EXECUTOR_ID})
         self.broker = CapabilityBroker(gaps, search, catalog, self.installer)
 
     def _proved(self, server_id: str, proof: Proof) -> None:
@@ -306,6 +308,11 @@ class Gateway:
         Raises:
             Conflict, InvalidRequest.
         """
+        if self.installer.holds(server_id):
+            raise Conflict(f"server id {server_id!r} belongs to a server that was installed: choose another")
+        await self._attach(server_id, spec)
+
+    async def _attach(self, server_id: str, spec: UpstreamSpec) -> None:
         if not server_id or len(server_id) > 128 or "/" in server_id:
             raise InvalidRequest(f"a server id has 1 to 128 characters and no slash, found {server_id!r:.160}")
         if _is_ourselves(spec, self.settings.current):
@@ -326,11 +333,17 @@ class Gateway:
             log.error("an attached server cannot be stored: it is gone after a restart", error=str(exc))
 
     async def detach(self, server_id: str) -> None:
-        """Remove a server that was attached at run time, with its tools.
+        """Remove a server that was attached or installed at run time, with all that belongs to it.
 
         Raises:
             ServerNotFound; Conflict: it belongs to the configuration.
         """
+        if self.installer.holds(server_id):
+            await self.installer.uninstall(server_id)
+        else:
+            await self._detach(server_id)
+
+    async def _detach(self, server_id: str) -> None:
         self.upstreams.get(server_id)
         if server_id in configured_servers(self.settings.current):
             raise Conflict(f"server {server_id!r} belongs to the configuration: remove it from mcp_servers.json")
@@ -393,7 +406,9 @@ def configured_servers(settings: Settings) -> dict[str, UpstreamSpec]:
         if not spec.disabled and not _is_ourselves(spec, settings)
     }
     servers.setdefault(EXECUTOR_ID, _executor_spec(settings))
-    if settings.discovery.mcp_tools:
+    if settings.discovery.mcp_tools and OWN_SERVER in servers:
+        log.warning("the gateway's own tools give way to a configured server of their name", server=OWN_SERVER)
+    elif settings.discovery.mcp_tools:
         servers[OWN_SERVER] = UpstreamSpec(
             inprocess=OWN_TOOLS, identify_callers=True, call_timeout_seconds=OWN_TOOLS_TIMEOUT_SECONDS,
             max_concurrent=1000, description="finding tools, and getting those that are missing",
@@ -521,6 +536,8 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         StoreError: the database cannot be opened.
     """
     settings = loaded.settings
+    services = settings.core_services
+    OWN_PORTS.update({services.toolscore_http.port, services.toolscore_mcp.port})
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(database_url(settings)))

@@ -29,6 +29,7 @@ from toolscore.discovery.search import indexed
 from toolscore.discovery.vectors import VectorCache
 from toolscore.embedding import Embedder
 from toolscore.errors import InvalidArguments, ServerNotFound, UpstreamUnavailable
+from toolscore.models import shown_url
 from toolscore.names import nearest
 from toolscore.stores import Database, WriteBehind
 from toolscore.stores.database import StoreError
@@ -44,11 +45,15 @@ NAME = re.compile(r"^[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+$")
 MAX_QUERY = 1000
 MAX_LIMIT = 100
 PAGE = 100
-MAX_PAGES = 1000
 MAX_ENTRIES = 50_000
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 MAX_ENTRY_BYTES = 64 * 1024
+MAX_COPY_BYTES = 64 * 1024 * 1024
 PAGE_SECONDS = 20.0
+COPY_SECONDS = 900.0
+VERSIONS_SECONDS = 300.0
+"""How long the versions of a server are taken as they were told."""
+MAX_VERSIONS = 500
 FIRST_COPY_SECONDS = 3.0
 """How long the first search of all waits for a registry that was never copied."""
 RETRY_SECONDS = 300.0
@@ -125,13 +130,17 @@ class Entry(msgspec.Struct, frozen=True):
         found = self.meta.get(OFFICIAL)
         return found if isinstance(found, dict) else {}
 
-    def needs(self) -> list[dict[str, Any]]:
-        """The environment variables and headers that somebody must set: `name`, `secret`, `description`."""
-        inputs: list[Any] = []
-        for package in self.packages[:1]:
-            inputs += package.get("environmentVariables") or []
-        for remote in self.remotes[:1] if not self.packages else []:
-            inputs += remote.get("headers") or []
+    def needs(self, package: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """The environment variables and headers that somebody must set: `name`, `secret`, `description`.
+
+        Args:
+            package: of it; `None`: its first, or its first remote.
+        """
+        if package is None and self.packages:
+            package = self.packages[0]
+        inputs: list[Any] = package.get("environmentVariables") or [] if package is not None else []
+        for remote in self.remotes[:1] if package is None else []:
+            inputs = remote.get("headers") or []
         return [
             {"name": one["name"], "secret": bool(one.get("isSecret")), "description": one.get("description")}
             for one in inputs
@@ -153,10 +162,17 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class SourceState(msgspec.Struct):
-    """How a source stands. `age_seconds`: of its copy; `None`: there is none, or it needs none."""
+    """How a source stands.
+
+    Attributes:
+        name: as it may be shown: without what is secret in an address.
+        url: of a registry, whole.
+        age_seconds: of its copy; `None`: there is none, or it needs none.
+    """
 
     name: str
     kind: Literal["registry", "file", "snapshot"]
+    url: str = ""
     entries: int = 0
     fetched_at_ms: int | None = None
     error: str | None = None
@@ -200,6 +216,7 @@ class MCPSearchTool:
         self._by_key: dict[str, Entry] = {}
         self._generation = 0
         self._indexed_at = -1
+        self._told: dict[str, tuple[float, list[Entry]]] = {}
         self._building = asyncio.Lock()
         self._loading = asyncio.Lock()
         self._loaded = False
@@ -234,7 +251,7 @@ class MCPSearchTool:
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidArguments(f"`limit` must be from 1 to {MAX_LIMIT}, found {limit}")
         await self._current()
-        index = await self._ranked()
+        index, by_key = await self._ranked()
         if not len(index):
             return []
         ranking = await asyncio.to_thread(index.rank, query, self._embedder.embed)
@@ -244,7 +261,7 @@ class MCPSearchTool:
         for number in (-ranking.scores).argsort(kind="stable").tolist():
             if len(found) == limit or (ranking.scores[number] <= 0 and len(index) > FEW):
                 break
-            entry = self._by_key[index.docs[number].key]
+            entry = by_key[index.docs[number].key]
             if ranking.touched[number] <= 0 or entry.name in seen:
                 continue
             seen.add(entry.name)
@@ -304,11 +321,30 @@ class MCPSearchTool:
         state = self._states.get(entry.source)
         if state is None or state.kind != "registry":
             return [entry]
+        told = self._told.get(entry.name)
+        if told is not None and time.monotonic() - told[0] < VERSIONS_SECONDS:
+            return told[1]
         try:
-            page = await self._page(f"{entry.source.rstrip('/')}/v0.1/servers/{quote(entry.name, safe='')}/versions")
+            page = await self._page(f"{state.url}/v0.1/servers/{quote(entry.name, safe='')}/versions")
         except (OSError, TimeoutError, ValueError) as exc:
-            raise UpstreamUnavailable(f"the registry {entry.source} cannot be asked for versions: {exc}") from exc
-        return list(_entries(page, entry.source, vouched=entry.vouched, every_version=True)) or [entry]
+            raise UpstreamUnavailable(f"the registry {state.name} cannot be asked for versions: {exc}") from exc
+        found = list(_entries(page, entry.source, vouched=entry.vouched, every_version=True)) or [entry]
+        if len(self._told) >= MAX_VERSIONS:
+            self._told.clear()
+        self._told[entry.name] = (time.monotonic(), found)
+        return found
+
+    async def known(self, name: str) -> Entry:
+        """A server by its whole name, as it stands in the last copy: nobody is asked.
+
+        Raises:
+            ServerNotFound.
+        """
+        await self._current()
+        entry = self._find(name)
+        if entry.name != name:
+            raise ServerNotFound(f"no catalog has a server {name!r:.200}")
+        return entry
 
     async def page(
         self, *, cursor: str | None = None, limit: int = 30, search: str | None = None,
@@ -380,8 +416,9 @@ class MCPSearchTool:
             except (OSError, ValueError) as exc:
                 state.error = str(exc)
                 log.error("the file of servers cannot be read", file=self._rules.file, error=str(exc))
-        for registry in self._rules.registries:
-            state = self._states[registry] = SourceState(registry, "registry")
+        for url in self._rules.registries:
+            registry = shown_url(url)
+            state = self._states[registry] = SourceState(registry, "registry", url.rstrip("/"))
             self._entries[registry] = {}
             try:
                 kept = await self._database.load_catalog(registry)
@@ -416,29 +453,38 @@ class MCPSearchTool:
         state = self._states[registry]
         state.tried_at = time.monotonic()
         servers: list[dict[str, Any]] = []
+        seen: set[str | None] = set()
         cursor: str | None = None
+        size = 0
         try:
-            for _ in range(MAX_PAGES):
-                asked = {"limit": str(PAGE), "version": "latest", **({"cursor": cursor} if cursor else {})}
-                page = await self._page(f"{registry.rstrip('/')}/v0.1/servers?{urlencode(asked)}")
-                servers += [one for one in page.get("servers") or [] if isinstance(one, dict)]
-                cursor = (page.get("metadata") or {}).get("nextCursor")
-                if not cursor or len(servers) >= MAX_ENTRIES:
-                    break
-                if not isinstance(cursor, str) or len(cursor) > CURSOR_BYTES:
-                    raise ValueError("it gave a cursor that is no text")
-        except (OSError, TimeoutError, ValueError) as exc:
+            async with asyncio.timeout(COPY_SECONDS):
+                while cursor not in seen and len(servers) < MAX_ENTRIES:
+                    seen.add(cursor)
+                    asked = {"limit": str(PAGE), "version": "latest", **({"cursor": cursor} if cursor else {})}
+                    page = await self._page(f"{state.url}/v0.1/servers?{urlencode(asked)}")
+                    for entry in _entries(page, state.name, vouched=True):
+                        servers.append({"server": entry.server, "_meta": entry.meta})
+                        size += len(msgspec.json.encode(servers[-1]))
+                    if size > MAX_COPY_BYTES:
+                        raise ValueError(f"it has more than {MAX_COPY_BYTES:,} bytes of servers")
+                    metadata = page.get("metadata")
+                    cursor = metadata.get("nextCursor") if isinstance(metadata, dict) else None
+                    if not cursor:
+                        break
+                    if not isinstance(cursor, str) or len(cursor) > CURSOR_BYTES:
+                        raise ValueError("it gave a cursor that is no text")
+        except Exception as exc:  # whatever a registry says, the last copy stays, and the reason is told
             state.error = str(exc) or type(exc).__name__
-            log.warning("a registry cannot be copied; its last copy stays", registry=registry, error=state.error)
+            log.warning("a registry cannot be copied; its last copy stays", registry=state.name, error=state.error)
             return
         if state is not self._states.get(registry):
             return  # other catalogs are asked for by now
         state.fetched_at_ms = int(time.time() * 1000)
         self._put(state, _entries({"servers": servers}, registry, vouched=True))
-        content = await asyncio.to_thread(lambda: zlib.compress(json.dumps(servers).encode()))
+        content = await asyncio.to_thread(lambda: zlib.compress(msgspec.json.encode(servers)))
         fetched = state.fetched_at_ms
         self.writes.put(lambda: self._database.save_catalog(registry, content, fetched))
-        log.info("a registry was copied", registry=registry, servers=state.entries)
+        log.info("a registry was copied", registry=state.name, servers=state.entries)
 
     async def _page(self, url: str) -> dict[str, Any]:
         """A page of a registry.
@@ -462,10 +508,10 @@ class MCPSearchTool:
             raise ValueError("its answer is no page of servers")
         return page
 
-    async def _ranked(self) -> Index:
-        """The index over all sources as they are now."""
+    async def _ranked(self) -> tuple[Index, dict[str, Entry]]:
+        """The index over all sources as they are now, and the entries that its keys mean."""
         if self._index is not None and self._indexed_at == self._generation:
-            return self._index
+            return self._index, self._by_key
         async with self._building:
             if self._index is None or self._indexed_at != self._generation:
                 generation = self._generation
@@ -479,7 +525,7 @@ class MCPSearchTool:
                 docs = [doc_of(entry) for entry in by_key.values()]
                 self._index = await indexed(docs, self._vectors, self._index_rules, "servers")
                 self._by_key, self._indexed_at = by_key, generation
-            return self._index
+            return self._index, self._by_key
 
 
 def _entries(
@@ -494,11 +540,21 @@ def _entries(
         inner, about = one.get("server"), one.get("_meta")
         server: dict[str, Any] = inner if isinstance(inner, dict) else one
         name = server.get("name")
-        if not isinstance(name, str) or not NAME.match(name) or len(name) > 200:
+        if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > 200:
             continue
-        if len(json.dumps(server)) > MAX_ENTRY_BYTES:
+        try:  # what JSON itself would not carry on: lone surrogates, depth; NaN becomes null
+            packed = msgspec.json.encode(server)
+            about = msgspec.json.decode(msgspec.json.encode(about))
+        except (ValueError, RecursionError):
             continue
-        entry = Entry(_cleaned(server), about if server is inner and isinstance(about, dict) else {}, source, vouched)
+        if len(packed) > MAX_ENTRY_BYTES or len(str(about)) > MAX_ENTRY_BYTES:
+            continue
+        entry = Entry(
+            _cleaned(msgspec.json.decode(packed)),
+            about if server is inner and isinstance(about, dict) else {},
+            source,
+            vouched,
+        )
         if entry.official().get("status") == "deleted":
             continue
         key = f"{name}\0{entry.version}" if every_version else name

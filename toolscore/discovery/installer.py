@@ -18,7 +18,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +53,8 @@ log = structlog.get_logger(__name__)
 Kind = Literal["pypi", "npm", "oci", "remote"]
 Progress = Callable[[str, str], None]
 
+MARKER = ".toolscore-install"
+"""Stands in each folder that an install made: no other is ever removed."""
 AT_ONCE = 2
 MAX_WAITING = 20
 UP_SECONDS = 60.0
@@ -64,11 +66,14 @@ NPM_NAME = re.compile(r"^(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*$"
 OCI_NAME = re.compile(
     r"^[a-z0-9][a-z0-9._/-]*(?::[0-9]+/[a-z0-9._/-]+)?(?::[A-Za-z0-9._-]+)?(?:@sha256:[0-9a-f]{64})?$"
 )
+SCRIPT = re.compile(r"(?:\./)?[A-Za-z0-9_@][A-Za-z0-9._@/-]*")
 VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z.!+_-]*$")
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
-NEVER_SET = frozenset({"PATH", "HOME", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "NODE_OPTIONS",
-                       "NODE_PATH", "PYTHONSTARTUP", "LD_AUDIT"})  # fmt: skip
-"""Variables that would change which program runs."""
+STEERING = re.compile(
+    r"(?i)(PATH|HOME|SHELL|ENV|IFS|BASH_.*|LD_.*|DYLD_.*|GCONV_.*|PYTHON.*|NODE_(OPTIONS|PATH|V8.*)|PERL.*|RUBY.*|JAVA_.*|"
+    r"_JAVA.*|DOCKER_.*|CONTAINER.*|PODMAN_.*|BUILDAH_.*|XDG_.*|GIT_.*|UV_.*|PIP_.*|NPM_.*|.*_PROXY)"
+)
+"""Variables that would change which program runs, or what it talks to."""
 
 HARMLESS = frozenset({"-y", "--yes", "-i", "--interactive", "--rm", "-q", "--quiet", "--silent"})
 """Runtime arguments that are dropped; any other is refused: they can mount folders, fetch from elsewhere, run code."""
@@ -139,7 +144,12 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What would be done. `commands`: exactly what is run to fetch it; `allowed_by`: the rule, if one allows it."""
+    """What would be done.
+
+    Attributes:
+        commands: exactly what is run to fetch it. sets: variables or headers that its catalog entry sets.
+        allowed_by: number of the rule that allows it, if one does.
+    """
 
     server_id: str
     name: str
@@ -151,7 +161,13 @@ class Plan(msgspec.Struct, frozen=True):
     confined: bool
     network: bool
     needs: list[str]
+    sets: dict[str, str]
     allowed_by: int | None
+
+    @property
+    def digest(self) -> str:
+        """Of all that somebody approves."""
+        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, allowed_by=None))).hexdigest()[:16]
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -218,7 +234,10 @@ class Installer:
         self._publish = publish
         self.rules = rules or InstallRules()
         self._places = asyncio.Semaphore(AT_ONCE)
-        self._running: dict[str, asyncio.Task[Installed]] = {}
+        self._running: dict[str, tuple[Wish, asyncio.Task[Installed]]] = {}
+        self._leaving: set[str] = set()
+        self.reserved: frozenset[str] = frozenset()
+        """Ids that no server may be installed under."""
         self._installed: dict[str, Installed] = {}
 
     async def __aenter__(self) -> Installer:
@@ -230,13 +249,13 @@ class Installer:
                 await self._database.delete_install(row["server_id"])
         if self._folder.is_dir():
             for path in self._folder.iterdir():
-                if path.name not in self._installed:
+                if path.name not in self._installed and (path / MARKER).is_file():
                     log.warning("an install that was not finished is removed", server=path.name)
                     await _remove(path)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = list(self._running.values())
+        tasks = [task for _, task in self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -275,11 +294,14 @@ class Installer:
             )
         _check_names(kind, identifier, version)
         given = {name for name in wish.env if name}
+        wanted = entry.needs(package)
         for name, value in wish.env.items():
-            _check_variable(name, value, entry)
-        needs = [one["name"] for one in entry.needs() if one["name"] not in given]
+            _check_variable(name, value, {one["name"] for one in wanted if one["secret"]})
+        needs = [one["name"] for one in wanted if one["name"] not in given]
         arguments = _arguments(package or {}, wish.arguments)
         server_id = wish.server_id or _server_id(entry.name)
+        if server_id in self.reserved:
+            raise InvalidArguments(f"{server_id!r} is the id of a server of ours: give another with `server_id`")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", server_id):
             raise InvalidArguments(f"a server id has letters, digits and `._-`, found {server_id!r:.80}")
         fitting = (number for number, one in enumerate(self.rules.allow) if _fits(one, wish, kind, identifier, version))
@@ -292,7 +314,7 @@ class Installer:
         elif kind == "npm":
             commands = _npm_commands(place)
         elif kind == "oci":
-            commands = [[_engine() or "docker", "pull", identifier]]
+            commands = [[_engine() or "docker", "pull", _image(identifier, version)]]
         exact = (
             f"{identifier}{'==' if kind == 'pypi' else '@'}{version}" if version and kind != "remote" else identifier
         )
@@ -307,6 +329,7 @@ class Installer:
             confined=kind in ("pypi", "npm") and self.rules.confine,
             network=network,
             needs=needs,
+            sets=_environment(package, {}, place / "home") if package is not None else _headers(remote or {}, {}),
             allowed_by=rule,
         )
 
@@ -347,27 +370,38 @@ class Installer:
         """
         plan = self.plan(wish)
         self._allow(wish, plan)
-        done = self._installed.get(plan.server_id)
-        if done is not None and done.name == plan.name and plan.version in (None, done.version):
-            return done
-        if self._upstreams.find(plan.server_id) is not None:
+        done, running = self._installed.get(plan.server_id), self._running.get(plan.server_id)
+        if running is None and done is not None and self._upstreams.find(plan.server_id) is not None:
+            same = (done.name, done.kind, done.identifier) == (plan.name, plan.kind, plan.identifier)
+            if same and plan.version in (None, done.version) and not (wish.env or wish.arguments or wish.network):
+                return done
+            raise Conflict(f"{done.name} {done.version} is installed as {plan.server_id!r}: uninstall it first")
+        if running is not None and msgspec.structs.replace(running[0], approved=True) != msgspec.structs.replace(
+            wish, approved=True
+        ):
+            raise Conflict(f"something else is being installed as {plan.server_id!r}: give another id with `server_id`")
+        if running is None and (self._upstreams.find(plan.server_id) is not None or plan.server_id in self._leaving):
             raise Conflict(
                 f"server id {plan.server_id!r} is taken: give another with `server_id`, or uninstall that server first"
             )
-        task = self._running.get(plan.server_id)
-        if task is None:
+        if running is None:
             if len(self._running) >= MAX_WAITING:
                 raise Overloaded(f"{MAX_WAITING} installs are under way: try again later", retry_after_seconds=60)
             task = asyncio.create_task(self._install(wish, plan, on_progress))
-            self._running[plan.server_id] = task
+            running = self._running[plan.server_id] = (wish, task)
             task.add_done_callback(lambda _: self._running.pop(plan.server_id, None))
-        return await asyncio.shield(task)
+        return await asyncio.shield(running[1])
+
+    def holds(self, server_id: str) -> bool:
+        """Whether an id is an installed server's, or will be."""
+        return server_id in self._installed or server_id in self._running or server_id in self._leaving
 
     async def _install(self, wish: Wish, plan: Plan, on_progress: Progress) -> Installed:
         about = {"server_id": plan.server_id, "name": plan.name, "registry": plan.kind, "package": plan.identifier}
         place = self._folder / plan.server_id
         started = time.monotonic()
         step = "wait"
+        attached: list[str] = []
 
         def tell(now: str, message: str) -> None:
             nonlocal step
@@ -389,9 +423,9 @@ class Installer:
                     version=made.version, tools=tools, proof=proof, notes=made.notes,
                     seconds=round(time.monotonic() - started, 2),
                 )  # fmt: skip
-                result = await self._register(result, made.spec)
+                result = await self._register(result, made.spec, attached)
             except BaseException as exc:
-                await asyncio.shield(self._roll_back(plan.server_id, place))
+                await asyncio.shield(self._roll_back(plan.server_id, place, attached=bool(attached)))
                 if not isinstance(exc, Exception):
                     self._publish("install_failed", **about, step=step, reason="the gateway was stopped")
                     raise
@@ -404,7 +438,7 @@ class Installer:
         log.info("installed", server=plan.server_id, version=result.version, tools=len(tools))
         return result
 
-    async def _register(self, result: Installed, spec: UpstreamSpec) -> Installed:
+    async def _register(self, result: Installed, spec: UpstreamSpec, attached: list[str]) -> Installed:
         row = {
             "server_id": result.server_id,
             "name": result.name,
@@ -416,6 +450,7 @@ class Installer:
         except StoreError as exc:
             raise _Failed(f"the database does not take it: {exc}") from exc
         await self._attach(result.server_id, spec)
+        attached.append(result.server_id)
         try:
             async with asyncio.timeout(UP_SECONDS):
                 await self._upstreams.get(result.server_id).wait_up()
@@ -427,14 +462,20 @@ class Installer:
             await self._database.save_install({**row, "record": msgspec.json.encode(named).decode()})
         return named
 
-    async def _roll_back(self, server_id: str, place: Path) -> None:
-        """Leave nothing of it."""
+    async def _roll_back(self, server_id: str, place: Path, *, attached: bool = True) -> None:
+        """Leave nothing of it.
+
+        Args:
+            attached: whether the upstream of that id is ours.
+        """
         self._installed.pop(server_id, None)
-        if self._upstreams.find(server_id) is not None:
+        if attached:
             with contextlib.suppress(ToolScoreError):
                 await self._detach(server_id)
         with contextlib.suppress(StoreError):
             await self._database.delete_install(server_id)
+            if attached:
+                await self._database.delete_server(server_id)  # should the configuration hold its id by now
         await _remove(place)
 
     async def uninstall(self, name: str) -> Installed:
@@ -447,13 +488,18 @@ class Installer:
             ServerNotFound: nothing of that name was installed.
         """
         found = self.find(name)
-        if found is None:
+        if found is None or found.server_id in self._leaving:
             known = ", ".join(sorted(self._installed)) or "none"
             raise ServerNotFound(f"no server {name!r} was installed", suggestion=f"installed: {known}")
-        await self._roll_back(found.server_id, self._folder / found.server_id)
+        self._leaving.add(found.server_id)
+        try:
+            await self._roll_back(found.server_id, self._folder / found.server_id)
+        finally:
+            self._leaving.discard(found.server_id)
         if found.kind == "oci" and (engine := _engine()) is not None:
             with contextlib.suppress(_Failed, CommandNotFound):
-                await self._run([engine, "image", "rm", found.identifier], self._folder)
+                image = f"{found.identifier.partition('@')[0]}@{found.version}"
+                await self._run([engine, "image", "rm", image], self._folder.parent)
         return found
 
     # Fetching
@@ -467,15 +513,20 @@ class Installer:
         package = self._package(wish) or {}
         if plan.kind == "remote":
             return await self._look_at_remote(wish, plan)
+        if place.exists() and not (place / MARKER).is_file():
+            raise _Failed(f"{place} is there, and was not made by an install: move it away")
         await _remove(place)
         home = place / "home"
         await asyncio.to_thread(home.mkdir, parents=True)
+        await asyncio.to_thread((place / MARKER).write_text, "made by an install; removed with it\n")
         if plan.kind == "pypi":
             command, version, notes = await self._from_pypi(plan, package, place, extra)
         elif plan.kind == "npm":
             command, version, notes = await self._from_npm(plan, package, place)
         else:
             return await self._from_oci(wish, plan, package)
+        if any("${" in part for part in command):
+            raise _Failed(f"its command refers to this machine: {' '.join(command)!r:.200}")
         args = tuple(command[1:]) + _arguments(package, wish.arguments)
         confine = None
         if self.rules.confine:
@@ -543,9 +594,7 @@ class Installer:
         engine = _engine()
         if engine is None:
             raise _Failed("images need a container engine, and neither docker nor podman was found on PATH")
-        reference = plan.identifier
-        if plan.version and "@" not in reference and ":" not in reference.rpartition("/")[2]:
-            reference = f"{reference}:{plan.version}"
+        reference = _image(plan.identifier, plan.version)
         await self._run([engine, "pull", reference], self._folder.parent)
         if "@sha256:" not in reference:
             said = await self._run([engine, "image", "inspect", "--format", "{{index .RepoDigests 0}}", reference],
@@ -570,13 +619,9 @@ class Installer:
     async def _look_at_remote(self, wish: Wish, plan: Plan) -> _Made:
         remote = _remote(wish.entry) or {}
         await _check_address(plan.identifier, self.rules.private_addresses)
-        headers = {}
-        for header in remote.get("headers") or []:
-            name = header.get("name")
-            value = wish.env.get(name) or _plain(header.get("value")) or _plain(header.get("default"))
-            if name and value:
-                headers[name] = value
-        async with self._upstreams.http.get(plan.identifier, allow_redirects=False) as response:
+        headers = _headers(remote, wish.env)
+        http = self._upstreams.http if self.rules.private_addresses else self._upstreams.http_public
+        async with http.get(plan.identifier, allow_redirects=False) as response:
             if 300 <= response.status < 400:
                 raise _Failed(f"it redirects to {response.headers.get('location')}: nobody has approved that address")
         spec = UpstreamSpec(
@@ -726,7 +771,7 @@ def _pypi_commands(place: Path, rules: InstallRules) -> list[list[str]]:
 
 
 def _npm_commands(place: Path) -> list[list[str]]:
-    common = ["--ignore-scripts", "--no-audit", "--no-fund", "--omit=dev", "--prefix", str(place)]
+    common = ["--ignore-scripts", "--no-audit", "--no-fund", "--omit=dev", "--git=false", "--prefix", str(place)]
     return [["npm", "install", "--package-lock-only", *common], ["npm", "ci", *common]]
 
 
@@ -740,11 +785,11 @@ def _fetch_environment(command: str) -> dict[str, str]:
 
 
 def _interpreters(kind: Kind) -> tuple[str, ...]:
-    """Folders of the program that runs the server."""
+    """The program that runs the server."""
     if kind != "npm":
         return ()
     node = shutil.which("node", path=child_environment("npm", {})["PATH"])
-    return (str(Path(os.path.realpath(node)).parent.parent),) if node is not None else ()
+    return (os.path.realpath(node),) if node is not None else ()
 
 
 def _distribution(site: Path, identifier: str) -> Distribution | None:
@@ -757,7 +802,8 @@ def _distribution(site: Path, identifier: str) -> Distribution | None:
 
 def _python_command(found: Distribution, identifier: str, folder: Path) -> list[str]:
     """The console script of a package that is its server."""
-    scripts = sorted(point.name for point in found.entry_points if point.group == "console_scripts")
+    points = [point.name for point in found.entry_points if point.group == "console_scripts"]
+    scripts = sorted(name for name in points if PYPI_NAME.fullmatch(name))
     same = [name for name in scripts if name.replace("_", "-").lower() == identifier.replace("_", "-").lower()]
     chosen = same or (scripts if len(scripts) == 1 else [name for name in scripts if "mcp" in name.lower()])
     if chosen:
@@ -772,12 +818,14 @@ def _python_command(found: Distribution, identifier: str, folder: Path) -> list[
 def _node_script(about: Mapping[str, Any], identifier: str) -> str:
     """The file that a package's `bin` names."""
     scripts = about.get("bin")
-    if isinstance(scripts, str):
-        return scripts
+    base = identifier.rpartition("/")[2]
     if isinstance(scripts, dict) and scripts:
-        base = identifier.rpartition("/")[2]
-        return str(scripts.get(base) or next(iter(scripts.values())))
-    raise _Failed(f"{identifier} has no command to start it with")
+        scripts = scripts.get(base) or next(iter(scripts.values()))
+    if not isinstance(scripts, str):
+        raise _Failed(f"{identifier} has no command to start it with")
+    if not SCRIPT.fullmatch(scripts) or ".." in scripts.split("/"):
+        raise _Failed(f"{identifier} names {scripts!r:.80} as its command, which is no file of its own")
+    return scripts
 
 
 # Checks
@@ -785,9 +833,9 @@ def _node_script(about: Mapping[str, Any], identifier: str) -> str:
 
 def _check_names(kind: Kind, identifier: str, version: str | None) -> None:
     pattern = {"pypi": PYPI_NAME, "npm": NPM_NAME, "oci": OCI_NAME}.get(kind)
-    if pattern is not None and not pattern.match(identifier):
+    if pattern is not None and not pattern.fullmatch(identifier):
         raise InvalidArguments(f"{identifier!r:.120} is no name of a package ({kind})")
-    if version is not None and (not isinstance(version, str) or not VERSION.match(version)):
+    if version is not None and (not isinstance(version, str) or not VERSION.fullmatch(version)):
         raise InvalidArguments(f"{version!r:.80} is no exact version")
 
 
@@ -802,12 +850,10 @@ def _refuse_risky(package: Mapping[str, Any]) -> None:
             )
 
 
-def _check_variable(name: str, value: str, entry: Entry) -> None:
-    if not VARIABLE.match(name.replace("-", "_")) or name.upper() in NEVER_SET:
+def _check_variable(name: str, value: str, secrets: Collection[str]) -> None:
+    if not VARIABLE.fullmatch(name.replace("-", "_")) or STEERING.fullmatch(name):
         raise InvalidArguments(f"{name!r:.80} is no variable that a server may be given")
-    secret = any(one["secret"] for one in entry.needs() if one["name"] == name) or re.search(
-        r"(?i)(key|token|secret|password|credential)", name
-    )
+    secret = name in secrets or re.search(r"(?i)(key|token|secret|passw|passphrase|credential|authorization)", name)
     if secret and "${env:" not in value and "${file:" not in value:
         raise InvalidArguments(
             f"{name} is a secret: give a reference, not the value", suggestion=f"${{env:{name}}} or ${{file:/path}}"
@@ -819,7 +865,11 @@ def _remote(entry: Entry) -> dict[str, Any] | None:
 
 
 def _check_url(url: str, private: bool) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise InvalidArguments(f"{url!r:.200} is no address") from None
     if "{" in url:
         raise InvalidArguments(f"{url} has parts that must be filled in: attach it by hand with POST /api/v1/servers")
     if parts.scheme != "https" and not (private and parts.scheme == "http"):
@@ -869,7 +919,7 @@ def _arguments(package: Mapping[str, Any], given: Mapping[str, str]) -> tuple[st
     for argument in package.get("packageArguments") or []:
         if not isinstance(argument, dict):
             continue
-        name = str(argument.get("name") or argument.get("valueHint") or "")
+        name = _plain(argument.get("name") or argument.get("valueHint")) or ""
         fixed, default = argument.get("value"), argument.get("default")
         value = _plain(fixed) if fixed is not None else given.get(name) or _plain(default)
         if value is None and argument.get("isRequired"):
@@ -895,14 +945,32 @@ def _plain(value: Any) -> str | None:
     return str(value)
 
 
+def _headers(remote: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:
+    """The headers that its catalog entry sets, and those that were given."""
+    headers = {}
+    for header in remote.get("headers") or []:
+        value = given.get(header["name"]) or _plain(header.get("value")) or _plain(header.get("default"))
+        if value:
+            headers[header["name"]] = value
+    return headers
+
+
+def _image(identifier: str, version: str | None) -> str:
+    """What is pulled."""
+    tagged = "@" in identifier or ":" in identifier.rpartition("/")[2]
+    return identifier if tagged or not version else f"{identifier}:{version}"
+
+
 def _environment(package: Mapping[str, Any], given: Mapping[str, str], home: Path) -> dict[str, str]:
     """The variables that its catalog entry sets, and those that were given; `{home}` is the server's own folder."""
     environment = {}
     for variable in package.get("environmentVariables") or []:
-        if isinstance(variable, dict) and isinstance(variable.get("name"), str):
-            value = _plain(variable.get("value", variable.get("default")))
-            if value is not None and variable["name"].upper() not in NEVER_SET:
-                environment[variable["name"]] = value.replace("{home}", str(home))
+        name, value = variable["name"], _plain(variable.get("value", variable.get("default")))
+        if value is None or name in given:
+            continue
+        if not VARIABLE.fullmatch(name) or STEERING.fullmatch(name):
+            raise NotAllowedByPolicy(f"its catalog entry sets {name!r:.80}, which steers more than a server")
+        environment[name] = value.replace("{home}", str(home))
     return {**environment, **given}
 
 

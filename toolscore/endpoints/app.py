@@ -119,8 +119,10 @@ class _Front:
             self._check(scope)
         except ToolScoreError:
             return True
+        if header(scope, b"sec-fetch-site") == "cross-site":
+            return True
         shown = header(scope, b"authorization") or header(scope, b"x-api-key")
-        return not shown and not self._local
+        return not shown and not (self._local and self._gateway.settings.current.access.local_without_key)
 
     async def _to_fastapi(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
         request_id = new_request_id(header(scope, b"x-request-id"))

@@ -19,7 +19,7 @@ from toolscore.discovery.views import (
 )
 from toolscore.endpoints.asgi import principal_of, whole
 from toolscore.endpoints.rest import FAILURE_OPENAPI, answer
-from toolscore.errors import InvalidArguments
+from toolscore.errors import Conflict, InvalidArguments
 from toolscore.gateway import Gateway
 
 __all__ = ["add_discovery"]
@@ -44,6 +44,7 @@ class InstallRequest(msgspec.Struct, forbid_unknown_fields=True):
         name: of the server in its catalog.
         env: secrets by reference: `${env:NAME}` or `${file:/path}`.
         approve: allow it though no rule does; takes the scope `admin`.
+        digest: of the plan that was looked at: another one is refused.
         dry_run: only say what would be done.
     """
 
@@ -55,6 +56,7 @@ class InstallRequest(msgspec.Struct, forbid_unknown_fields=True):
     arguments: dict[str, str] = {}
     network: bool = False
     approve: bool = False
+    digest: str | None = None
     dry_run: bool = False
 
 
@@ -123,8 +125,11 @@ def add_discovery(app: FastAPI, gateway: Gateway) -> None:
             network=wanted.network,
             approved=wanted.approve,
         )
+        plan = installer.plan(wish)
         if wanted.dry_run:
-            return answer(request, {"plan": msgspec.to_builtins(installer.plan(wish))})
+            return answer(request, {"plan": {**msgspec.to_builtins(plan), "digest": plan.digest}})
+        if wanted.digest not in (None, plan.digest):
+            raise Conflict(f"the plan for {plan.name} is another by now: look at it again", data={"plan": plan.digest})
         return answer(request, installed_fields(await installer.install(wish)))
 
     @router.get("/api/v1/catalog/installed", summary="What was installed", tags=["discovery"])

@@ -27,12 +27,27 @@ OFFICIAL = "io.modelcontextprotocol.registry/official"
 SCORES = "toolscore.gateway/scores"
 OWN_NAMESPACE = "local.toolscore"
 SCHEMA = "https://static.modelcontextprotocol.io/schemas/2025-12-11/server.schema.json"
+VARY = {"vary": "Origin, Authorization, X-Api-Key"}
 CORS = {
+    **VARY,
     "access-control-allow-origin": "*",
     "access-control-allow-methods": "GET, OPTIONS",
     "access-control-allow-headers": "authorization, content-type, x-api-key",
     "access-control-max-age": "86400",
 }
+
+
+def headers_of(request: Request) -> dict[str, str]:
+    """Any page may read what anybody sees; what is one caller's is for that page alone, and is kept nowhere."""
+    if principal_of(request.scope) is NOBODY:
+        return CORS
+    private = {**CORS, "cache-control": "no-store"}
+    origin = header(request.scope, b"origin")
+    if origin is None:
+        del private["access-control-allow-origin"]
+    else:  # one of ours, or it would be nobody's
+        private["access-control-allow-origin"] = origin
+    return private
 
 
 def add_registry(app: FastAPI, gateway: Gateway) -> None:
@@ -63,15 +78,18 @@ def add_registry(app: FastAPI, gateway: Gateway) -> None:
         metadata: dict[str, Any] = {"count": len(page)}
         if more and page:
             metadata["nextCursor"] = page[-1]["server"]["name"]
-        return JSONResponse({"servers": page, "metadata": metadata}, headers=CORS)
+        return JSONResponse({"servers": page, "metadata": metadata}, headers=headers_of(request))
 
     @router.get("/v0.1/servers/{name:path}/versions/{version:path}", summary="One version of a server")
     async def get_version(request: Request, name: str, version: str) -> Response:
         try:
             for own in _own(gateway, request):
                 if own["server"]["name"] == unquote(name) and version in ("latest", own["server"]["version"]):
-                    return JSONResponse(own, headers=CORS)
-            return JSONResponse(_shown(await _exact(gateway, unquote(name), unquote(version))), headers=CORS)
+                    return JSONResponse(own, headers=headers_of(request))
+            for entry in await _versions(gateway, request, unquote(name)):
+                if unquote(version) in ("latest", entry.version):
+                    return JSONResponse(_shown(entry), headers=headers_of(request))
+            raise ServerNotFound(f"no version {unquote(version)!r:.80} of {unquote(name)!r:.200}")
         except ToolScoreError as exc:
             return _failed(exc)
 
@@ -79,10 +97,10 @@ def add_registry(app: FastAPI, gateway: Gateway) -> None:
     async def list_versions(request: Request, name: str) -> Response:
         try:
             own = [one for one in _own(gateway, request) if one["server"]["name"] == unquote(name)]
-            found = own or [_shown(entry) for entry in await _versions(gateway, unquote(name))]
+            found = own or [_shown(entry) for entry in await _versions(gateway, request, unquote(name))]
         except ToolScoreError as exc:
             return _failed(exc)
-        return JSONResponse({"servers": found, "metadata": {"count": len(found)}}, headers=CORS)
+        return JSONResponse({"servers": found, "metadata": {"count": len(found)}}, headers=headers_of(request))
 
     @router.options("/v0.1/{path:path}", include_in_schema=False)
     async def preflight(path: str) -> Response:
@@ -91,16 +109,10 @@ def add_registry(app: FastAPI, gateway: Gateway) -> None:
     app.include_router(router)
 
 
-async def _exact(gateway: Gateway, name: str, version: str) -> Entry:
-    if "/" not in name:
-        raise ServerNotFound("a server's name has a slash: namespace/name, with %2F in a path")
-    for entry in await gateway.catalog.versions(name):
-        if entry.name == name and version in ("latest", entry.version):
-            return entry
-    raise ServerNotFound(f"no version {version!r:.80} of {name!r:.200}")
-
-
-async def _versions(gateway: Gateway, name: str) -> list[Entry]:
+async def _versions(gateway: Gateway, request: Request, name: str) -> list[Entry]:
+    """The versions of a server, the newest first; for nobody in particular the one that we know, and no question."""
+    if principal_of(request.scope) is NOBODY:
+        return [await gateway.catalog.known(name)]
     if "/" not in name:
         raise ServerNotFound("a server's name has a slash: namespace/name, with %2F in a path")
     return await gateway.catalog.versions(name)

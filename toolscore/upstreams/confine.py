@@ -6,6 +6,7 @@ the gateway runs as root the server becomes a user that owns nothing else.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -14,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolscore.models import Confinement
+from toolscore.upstreams.confined import PREFIX
 from toolscore.upstreams.process import CommandNotFound
 
-__all__ = ["confined_command", "confined_environment", "find_bubblewrap", "user_of"]
+__all__ = ["OWN_PORTS", "confined_command", "confined_environment", "find_bubblewrap", "user_of"]
 
 INNER = Path(__file__).with_name("confined.py")
 
@@ -28,6 +30,9 @@ CONFIGURATION = ("/etc/ssl", "/etc/ca-certificates", "/etc/pki", "/etc/hosts", "
 PASSED = ("LANG", "LANGUAGE", "TZ")
 PASSED_WITH_NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
                        "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE")  # fmt: skip
+
+OWN_PORTS: set[int] = set()
+"""Where the gateway listens: a server with a network is kept off them, where the kernel can (Landlock, Linux 6.7)."""
 
 FIRST_UID = 600_000
 TEMPORARY_BYTES = 256 * 1024 * 1024
@@ -51,13 +56,14 @@ def user_of(home: str) -> int:
 
 
 def confined_environment(confinement: Confinement, env: Mapping[str, str]) -> dict[str, str]:
-    """All that a confined server gets of an environment."""
+    """The environment of the command that `confined_command` makes: the server's own variables under a prefix."""
     names = PASSED + (PASSED_WITH_NETWORK if confinement.network else ())
     passed = {key: value for key, value in os.environ.items() if key in names or key.startswith("LC_")}
-    return {
+    own = {
         **passed, "HOME": confinement.home, "TMPDIR": "/tmp", "USER": "server", "LOGNAME": "server",  # noqa: S108
         "PATH": "/usr/local/bin:/usr/bin:/bin", **env,
     }  # fmt: skip
+    return {"PATH": os.defpath, **{PREFIX + key: value for key, value in own.items()}}
 
 
 def confined_command(confinement: Confinement, program: str, args: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
@@ -103,5 +109,9 @@ def confined_command(confinement: Confinement, program: str, args: tuple[str, ..
     for path in dict.fromkeys(shown):
         options += ["--ro-bind-try", path, path]
     options += ["--bind", home, home, "--chdir", home]
-    inner = (python, "-I", "-S", str(INNER), str(uid), str(confinement.memory_mb * 1024 * 1024))
-    return bubblewrap, (*options, "--", *inner, str(confinement.processes), program, *args)
+    orders = {
+        "uid": uid, "memory": confinement.memory_mb * 1024 * 1024, "processes": confinement.processes,
+        "denied_ports": sorted(OWN_PORTS) if confinement.network else [],
+    }  # fmt: skip
+    inner = (python, "-I", "-S", str(INNER), json.dumps(orders))
+    return bubblewrap, (*options, "--", *inner, program, *args)

@@ -82,6 +82,7 @@ def main() -> int:
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the last two
             signal.signal(number, signal.SIG_DFL)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # if somebody kills this reaper with -9
+        os.closerange(3, 1 << 20)  # what the gateway's libraries leave open over an exec is not the server's
         try:
             os.execvp(command[0], command)
         except OSError as exc:

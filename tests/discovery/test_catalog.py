@@ -143,6 +143,10 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         {"servers": [{"server": {"name": "a/ok", "_meta": {"io.modelcontextprotocol.registry/publisher-provided": {
             "tags": 3, "categories": {"a": 1}, "tools": [None, {"name": None}, {"description": 3}]}}}}]},
         {"servers": [], "metadata": "x"},
+        {"servers": 7},
+        {"servers": [{"server": {"name": "a/ok", "description": "\ud800", "title": "ok"}}]},
+        {"servers": [{"server": {"name": "a/ok", "title": float("nan"), "repository": "x", "remotes": [
+            {"type": "streamable-http", "url": "https://[::1", "headers": 5}]}, "_meta": {"x": "\udfff"}}]},
         {"servers": [{"server": {"name": "a/ok", "description": "x"}}], "metadata": {"nextCursor": "again"}},
     ],
 )  # fmt: skip
@@ -285,6 +289,31 @@ def test_any_page_may_read_the_catalog_and_none_sees_our_servers(process: Gatewa
     assert asked.headers["access-control-allow-methods"] == "GET, OPTIONS"
     assert process.http.get("/api/v1/tools", headers=foreign).status_code == 403, "everything else stays shut"
     assert process.http.get("/v0.1/../api/v1/tools", headers=foreign).status_code == 403
+
+
+def test_strangers_make_us_ask_nobody(process: GatewayProcess, registry: Registries) -> None:
+    foreign = {"origin": "https://evil.example"}
+    before = len(registry.asked)
+    for _ in range(5):
+        answer = process.http.get("/v0.1/servers/io.github.cid%2Fmaps/versions/latest", headers=foreign)
+        assert answer.json()["server"]["version"] == "1.2.0"
+    assert len(registry.asked) == before
+    own = process.http.get("/v0.1/servers")
+    assert own.headers["cache-control"] == "no-store"
+    assert "access-control-allow-origin" not in own.headers
+    assert "Origin" in own.headers["vary"]
+    crossing = process.http.get("/v0.1/servers?limit=100", headers={"sec-fetch-site": "cross-site"}).json()
+    assert not [one for one in crossing["servers"] if one["server"]["name"].startswith("local.toolscore")]
+    assert process.http.get("/v0.1/servers", headers={"origin": "http://["}).status_code == 200
+    assert process.http.get("/api/v1/tools", headers={"origin": "http://["}).status_code == 403
+
+
+def test_a_registrys_password_is_shown_to_nobody() -> None:
+    settings = "discovery: {catalog: {registries: ['http://user:S3cret@127.0.0.1:9'], snapshot: false}}"
+    with running_gateway(settings=settings) as gateway:
+        said = json.dumps(search(gateway, "anything")) + gateway.http.post("/api/v1/catalog/refresh").text
+        assert "127.0.0.1:9" in said
+        assert "S3cret" not in said + gateway.output()
 
 
 def test_a_caller_sees_the_servers_that_it_may_call(registry: Registries) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import threading
 import time
@@ -367,6 +368,23 @@ def test_an_installed_server_is_confined(local: tuple[GatewayProcess, Registries
         ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
                         "environmentVariables": [{"name": "API_KEY", "isRequired": True, "isSecret": True}]}]},
          "invalid_arguments", "needs API_KEY"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0", "packageArguments": [
+            {"type": "named", "name": "--k=${file:/etc/hostname}", "value": "y"}]}]},
+         "not_allowed_by_policy", "refers to a variable of this machine"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
+                        "environmentVariables": [{"name": "LD_DEBUG_OUTPUT", "value": "/tmp/written"}]}]},
+         "not_allowed_by_policy", "steers more than a server"),
+        ({"packages": [{"registryType": "oci", "identifier": "docker.io/x/y", "version": "1.0.0",
+                        "environmentVariables": [{"name": "DOCKER_HOST", "value": "tcp://evil"}]}]},
+         "not_allowed_by_policy", "steers more than a server"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x\n", "version": "1.0.0"}]},
+         "invalid_arguments", "no name of a package"),
+        ({"packages": [], "remotes": [{"type": "streamable-http", "url": "https://[::1"}]},
+         "invalid_arguments", "no address"),
+        ({"packages": [{"registryType": "nuget", "identifier": "x", "version": "1.0.0"}, {
+            "registryType": "pypi", "identifier": "x", "version": "1.0.0",
+            "environmentVariables": [{"name": "PASSPHRASE", "isRequired": True, "isSecret": True}]}]},
+         "invalid_arguments", "needs PASSPHRASE"),
         ({"packages": [{"registryType": "nuget", "identifier": "x", "version": "1.0.0"}]},
          "invalid_arguments", "no package that can be installed"),
         ({"packages": [], "remotes": [{"type": "streamable-http", "url": "http://example.com/mcp"}]},
@@ -490,3 +508,102 @@ def test_the_command_line_installs_and_uninstalls(local: tuple[GatewayProcess, R
     failing = toolscore("install", "nothing-like-it", "--yes", gateway=process)
     assert failing.returncode == 1
     assert "no catalog has a server 'nothing-like-it'" in failing.stderr
+
+
+def test_a_package_names_no_command_that_is_not_its_own(local: tuple[GatewayProcess, Registries]) -> None:
+    """Such as a reference to a secret, which would be read with the gateway's rights."""
+    process, registries = local
+    for number, script in enumerate(("${file:/etc/hostname}/../index.js", "../../../etc/passwd", "/bin/sh")):
+        package = registries.add_tarball(f"bin-server-{number}", "process.exit(0)", script=script)
+        registries.publish(f"org.nobody/bin{number}", packages=[package])
+        refreshed(process)
+        answer = install(process, f"org.nobody/bin{number}")
+        assert "no file of its own" in answer["error"]["message"], answer
+        nothing_left(process, f"bin{number}")
+
+
+def test_variables_of_a_server_steer_nothing_but_the_server(
+    local: tuple[GatewayProcess, Registries], tmp_path: Path
+) -> None:
+    process, registries = local
+    package = registries.add_wheel("plain2-server", server_source("plain2", answer="os.environ.get('MODE')"))
+    package["environmentVariables"] = [{"name": "MODE", "value": "fast"}]
+    registries.publish("org.nobody/plain2", packages=[package])
+    refreshed(process)
+    plan = process.http.post("/api/v1/catalog/install", json={"name": "plain2", "dry_run": True}).json()["data"]["plan"]
+    assert plan["sets"] == {"MODE": "fast"}, "who approves sees it"
+    assert install(process, "plain2", env={"LD_DEBUG": "all"})["error"]["code"] == "invalid_arguments"
+    assert install(process, "plain2")["success"]
+    assert process.text("plain2__look") == "fast"
+    command = next(command for command in process.commands() if "bwrap" in command[0])
+    assert "fast" not in " ".join(command), "values stay out of command lines"
+    process.http.delete("/api/v1/catalog/installed/plain2")
+
+
+def test_with_a_network_it_is_still_kept_off_the_gateway(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    source = LOOKS.format(paths=[], own="/x", port=process.http_port)
+    source += server_source("netted", answer="looks(message['params']['arguments'].get('what'))")
+    registries.publish("org.nobody/netted", packages=[registries.add_wheel("netted-server", source)])
+    refreshed(process)
+    assert install(process, "netted", network=True)["success"]
+    version = ctypes.CDLL(None).syscall(444, None, 0, 1)
+    said = process.text("netted__look", {"what": "network"})
+    assert said == "[Errno 13] Permission denied" if version >= 4 else said == "reached"
+    process.http.delete("/api/v1/catalog/installed/netted")
+
+
+def test_what_was_approved_is_what_is_installed(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    registries.publish(
+        "org.nobody/moving", "1.0.0", packages=[registries.add_wheel("calm-server", server_source("calm"))]
+    )
+    refreshed(process)
+    body = {"name": "org.nobody/moving", "dry_run": True}
+    plan = process.http.post("/api/v1/catalog/install", json=body).json()["data"]["plan"]
+    registries.publish(
+        "org.nobody/moving", "1.0.1", packages=[registries.add_wheel("wild-server", server_source("wild"))]
+    )
+    refreshed(process)
+    answer = install(process, "org.nobody/moving", digest=plan["digest"])
+    assert answer["error"]["code"] == "conflict"
+    assert "look at it again" in answer["error"]["message"]
+    nothing_left(process, "moving")
+
+
+def test_an_id_belongs_to_one_at_a_time(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    for name in ("first", "second"):
+        registries.publish(f"org.nobody/{name}", packages=[registries.add_wheel(f"{name}-server", server_source(name))])
+    refreshed(process)
+    registries.slow = 3
+    done: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: done.append(install(process, "first", server_id="mine")))
+    thread.start()
+    wait_for(lambda: (process.folder / "data" / "servers" / "mine" / "requirements.in").exists())
+    assert install(process, "second", server_id="mine")["error"]["code"] == "conflict"
+    attached = process.http.post("/api/v1/servers", json={"server_id": "mine", "command": "/bin/cat"})
+    assert attached.json()["error"]["code"] == "conflict"
+    thread.join()
+    registries.slow = 0
+    assert done[0]["success"], done
+    again = install(process, "first", server_id="mine", env={"A": "b"})
+    assert again["error"]["code"] == "conflict", "it is not told that it has what it has not"
+    assert process.http.delete("/api/v1/servers/mine").json()["success"], "detaching uninstalls"
+    nothing_left(process, "mine")
+    for reserved in ("toolscore", "python-executor-mcp-server"):
+        assert install(process, "first", server_id=reserved)["error"]["code"] == "invalid_arguments"
+
+
+def test_folders_that_no_install_made_stay(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    own = process.folder / "data" / "servers" / "precious"
+    own.mkdir(parents=True)
+    (own / "work.txt").write_text("mine")
+    registries.publish("org.nobody/precious", packages=[registries.add_wheel("precious-server", server_source("p"))])
+    process.stop()
+    process.start()
+    assert (own / "work.txt").read_text() == "mine"
+    refreshed(process)
+    assert "was not made by an install" in install(process, "precious")["error"]["message"]
+    assert (own / "work.txt").read_text() == "mine"

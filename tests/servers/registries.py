@@ -74,13 +74,13 @@ def wheel(name: str, version: str, source: str) -> bytes:
     return packed.getvalue()
 
 
-def tarball(name: str, version: str, script: str) -> bytes:
+def tarball(name: str, version: str, source: str, script: str = "index.js") -> bytes:
     """An npm package with one command."""
-    about = {"name": name, "version": version, "bin": {name.rpartition("/")[2]: "index.js"},
+    about = {"name": name, "version": version, "bin": {name.rpartition("/")[2]: script},
              "scripts": {"install": "touch /tmp/npm-script-ran"}}  # fmt: skip
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for path, text in (("package.json", json.dumps(about)), ("index.js", script)):
+        for path, text in (("package.json", json.dumps(about)), ("index.js", source)):
             data = text.encode()
             entry = tarfile.TarInfo(f"package/{path}")
             entry.size = len(data)
@@ -156,14 +156,13 @@ class Registries:
         return {"registryType": "pypi", "identifier": name, "version": version, "transport": {"type": "stdio"}}
 
     def add_tarball(
-        self, name: str, script: str, version: str = "1.0.0", *, integrity: str | None = None
+        self, name: str, source: str, *, integrity: str | None = None, script: str = "index.js"
     ) -> dict[str, Any]:
         """Add an npm package; its `Package` object for `publish`."""
-        version = "1.0.0"
-        packed = tarball(name, version, script)
+        packed = tarball(name, "1.0.0", source, script)
         true = "sha512-" + base64.b64encode(hashlib.sha512(packed).digest()).decode()
-        self.tarballs[name] = (version, packed, integrity or true)
-        return {"registryType": "npm", "identifier": name, "version": version, "transport": {"type": "stdio"}}
+        self.tarballs[name] = ("1.0.0", packed, integrity or true)
+        return {"registryType": "npm", "identifier": name, "version": "1.0.0", "transport": {"type": "stdio"}}
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         self.asked.append(request.path)
@@ -229,10 +228,8 @@ class Registries:
             self._send(request, 404, b'{"error": "Not found"}')
             return
         version, _, integrity = self.tarballs[name]
-        about = {
-            "name": name, "version": version, "bin": {name.rpartition("/")[2]: "index.js"},
-            "dist": {"tarball": f"{self.url}/files/{name.replace('/', '%2F')}/x.tgz", "integrity": integrity},
-        }  # fmt: skip
+        file = f"{self.url}/files/{name.replace('/', '%2F')}/x.tgz"
+        about = {"name": name, "version": version, "dist": {"tarball": file, "integrity": integrity}}
         said = {"name": name, "dist-tags": {"latest": version}, "versions": {version: about}}
         self._send(request, 200, json.dumps(said).encode())
 

@@ -1003,6 +1003,7 @@ def _server_id(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name.rpartition("/")[2]).strip("-._")[:64] or "server"
 
 
-async def _remove(path: Path) -> None:
-    if path.exists() or path.is_symlink():
-        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+async def _remove(place: Path) -> None:
+    """Remove the folder of an install; no other."""
+    if (place / MARKER).is_file():
+        await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)

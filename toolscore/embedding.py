@@ -88,6 +88,8 @@ class LightEmbedder:
 
 MAX_TOKENS = 128
 BATCH = 32
+FEW_AT_ONCE = 2
+"""A query and its parts differ in length."""
 
 
 SHARE_OF_WORDS = 0.4
@@ -100,7 +102,7 @@ class SemanticEmbedder:
     model = "semantic"
     weight = 1.8
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 2) -> None:
         self._light = LightEmbedder()
         self._threads = threads
         self._loading = threading.Lock()
@@ -116,8 +118,9 @@ class SemanticEmbedder:
         encoded = self._tokenizer.encode_batch(texts)
         rows = numpy.zeros((len(texts), 384), numpy.float32)
         by_length = sorted(range(len(texts)), key=lambda number: len(encoded[number].ids))
-        for start in range(0, len(by_length), BATCH):  # texts of one length together: padding costs as much as words
-            batch = by_length[start : start + BATCH]
+        size = BATCH if len(texts) > BATCH else FEW_AT_ONCE
+        for start in range(0, len(by_length), size):  # texts of one length together: padding costs as much as words
+            batch = by_length[start : start + size]
             width = len(encoded[batch[-1]].ids)
             ids = numpy.zeros((len(batch), width), numpy.int64)
             mask = numpy.zeros_like(ids)
@@ -152,6 +155,7 @@ class SemanticEmbedder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others need the cores, too
         self._session = onnxruntime.InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
 
 

@@ -8,7 +8,9 @@ import os
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,11 @@ import httpx
 
 from toolscore import __version__
 from toolscore.gateway import executor_command
-from toolscore.models import UpstreamSpec
+from toolscore.models import Confinement, UpstreamSpec
 from toolscore.settings import Settings, load_settings
 from toolscore.stores.database import StoreError, open_database
 from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams.confine import confined_command, confined_environment, user_of
 from toolscore.upstreams.process import CommandNotFound, child_environment, resolve_command
 
 __all__ = ["Finding", "examine"]
@@ -64,6 +67,7 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
         if path or needed:
             findings.append(Finding(runner, path is not None, path or "not found", None if path else mend))
     findings += await _sandbox(settings)
+    findings.append(await asyncio.to_thread(_confinement, settings))
     running = await _running(settings)
     if running is not None:
         return findings + running
@@ -132,6 +136,29 @@ async def _sandbox(settings: Settings) -> list[Finding]:
             missing = f"not there: {layer['detail'] or 'refused'}"
             findings.append(Finding(f"sandbox {name}", fits, missing, layer.get("mend")))
     return findings
+
+
+def _confinement(settings: Settings) -> Finding:
+    """Whether servers that are installed can be confined here: an empty one is."""
+    if not settings.discovery.install.confine:
+        return Finding("confinement", True, "installed servers are not confined (discovery.install.confine is off)")
+    mend = "install bubblewrap (apt install bubblewrap), allow user namespaces, or set discovery.install.confine: false"
+    with tempfile.TemporaryDirectory(prefix="toolscore-") as home:
+        confinement = Confinement(home=home)
+        if user := user_of(home):
+            os.chown(home, user, user)
+        try:
+            command, args = confined_command(confinement, os.path.realpath(sys.executable), ("-I", "-S", "-c", ""))
+            done = subprocess.run(
+                [command, *args], env=confined_environment(confinement, {}), capture_output=True, text=True, timeout=20,
+                check=False,
+            )  # fmt: skip
+        except (CommandNotFound, OSError, subprocess.TimeoutExpired) as exc:
+            return Finding("confinement", False, str(exc), mend)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+        return Finding("confinement", False, f"installed servers cannot be confined: {said}", mend)
+    return Finding("confinement", True, f"installed servers see their own files alone ({command})")
 
 
 def _ports(settings: Settings) -> list[Finding]:

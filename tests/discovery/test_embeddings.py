@@ -120,6 +120,7 @@ def test_semantic_search_embeds_nothing_twice(tmp_path: Path) -> None:
         def first() -> str:
             process.wait_for_state("many", "up")
             process.wait_for_state("sky", "up")
+            process.wait_for_state("python-executor-mcp-server", "up")
             body = {"query": "do I need an umbrella tomorrow, will it rain"}
             answer = process.http.post("/api/v1/tools/search", json=body, timeout=120).json()
             return str(answer["data"]["tools"][0]["tool_id"])

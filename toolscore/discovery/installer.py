@@ -533,6 +533,7 @@ class Installer:
             user = user_of(str(home))
             if user:
                 os.chown(home, user, user)
+            home.chmod(0o700)
             confine = Confinement(
                 home=str(home), read=(str(place), *_interpreters(plan.kind)), network=plan.network,
                 memory_mb=self.rules.memory_mb, processes=self.rules.processes,

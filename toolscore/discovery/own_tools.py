@@ -19,6 +19,15 @@ OWN_SERVER = "toolscore"
 CALL_TOOL = "call_tool"
 
 TASK = {"type": "string", "minLength": 1, "maxLength": 4000, "description": "the task, in plain words"}
+TASK_AND_CONTEXT = {
+    "type": "object",
+    "properties": {
+        "task_description": TASK,
+        "context": {"type": "string", "maxLength": 4000, "description": "what else matters"},
+    },
+    "required": ["task_description"],
+    "additionalProperties": False,
+}
 READ_ONLY = {"readOnlyHint": True, "openWorldHint": False}
 
 TOOLS: list[dict[str, Any]] = [
@@ -57,15 +66,7 @@ TOOLS: list[dict[str, Any]] = [
         "title": "Is there a tool for it?",
         "description": "Say whether the tools here can do a task: for each of its steps sufficient, unsure or gap, "
         "with a measured confidence, the tools that cover it, and which capability is missing.",
-        "inputSchema": {
-            "type": "object",
-            "properties": {
-                "task_description": TASK,
-                "context": {"type": "string", "maxLength": 4000, "description": "what else matters"},
-            },
-            "required": ["task_description"],
-            "additionalProperties": False,
-        },
+        "inputSchema": TASK_AND_CONTEXT,
         "annotations": READ_ONLY,
     },
     {
@@ -74,15 +75,7 @@ TOOLS: list[dict[str, Any]] = [
         "description": "Where no tool here fits a task: look for a server that has one, install it if the operator's "
         "policy allows that, test it, and return its tools, ready to be called. Otherwise it says who may allow what. "
         "May take a minute.",
-        "inputSchema": {
-            "type": "object",
-            "properties": {
-                "task_description": TASK,
-                "context": {"type": "string", "maxLength": 4000, "description": "what else matters"},
-            },
-            "required": ["task_description"],
-            "additionalProperties": False,
-        },
+        "inputSchema": TASK_AND_CONTEXT,
         "annotations": {"readOnlyHint": False, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True},
     },
 ]  # fmt: skip

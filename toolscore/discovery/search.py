@@ -38,7 +38,9 @@ USES_PER_TOOL = 8
 USES_PER_CALLER = 2000
 MAX_CALLERS = 1000
 MAX_TASK = 500
-USE_WEIGHT = 4.0
+USE_WEIGHT = 12.0
+"""On MetaTool, four past tasks for half of the tools: nDCG@10 of these from 0.660 to 0.724, of the others from 0.681 to
+0.670."""
 USE_NEAR = 0.3
 """Cosine from which a past task says something of a new one."""
 USE_HALF_LIFE_SECONDS = 30 * 86400.0

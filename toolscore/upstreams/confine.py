@@ -108,9 +108,9 @@ def confined_command(confinement: Confinement, program: str, args: tuple[str, ..
         options += ["--perms", "0755", "--dir", way]
     for path in dict.fromkeys(shown):
         options += ["--ro-bind-try", path, path]
-    options += ["--bind", home, home, "--chdir", home]
+    options += ["--bind", home, home, "--chdir", "/"]
     orders = {
-        "uid": uid, "memory": confinement.memory_mb * 1024 * 1024, "processes": confinement.processes,
+        "uid": uid, "home": home, "memory": confinement.memory_mb * 1024 * 1024, "processes": confinement.processes,
         "denied_ports": sorted(OWN_PORTS) if confinement.network else [],
     }  # fmt: skip
     inner = (python, "-I", "-S", str(INNER), json.dumps(orders))

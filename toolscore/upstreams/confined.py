@@ -1,6 +1,6 @@
 """The last step into a confined server: limits, a filter of system calls, another user, its variables; then the server.
 
-    python -I -S confined.py '{"uid", "memory", "processes", "denied_ports"}' PROGRAM [ARGUMENT…]
+    python -I -S confined.py '{"uid", "home", "memory", "processes", "denied_ports"}' PROGRAM [ARGUMENT…]
 
 Standard library only. Runs inside the server's own view (bubblewrap has made it), so that limits count its own
 processes alone. The server's variables come under a prefix: they must not steer the programs before it (`LD_DEBUG`, …).
@@ -126,6 +126,7 @@ def main() -> None:
         os.setresgid(orders["uid"], orders["uid"], orders["uid"])
         os.setresuid(orders["uid"], orders["uid"], orders["uid"])
     try:
+        os.chdir(orders["home"])
         filter_calls(libc)
         os.execve(command[0], command, environment)
     except OSError as exc:

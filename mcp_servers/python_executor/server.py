@@ -170,9 +170,10 @@ class PythonExecutorServer:
                 "name": "python_execute",
                 "title": "Run Python",
                 "description": (
-                    "Run Python code in a fresh, confined process: no network, no files but its own. Returns what it "
-                    "prints, the value of a last expression, matplotlib figures and the files it wrote. Nothing is "
-                    "kept between calls, unless session_id names a session."
+                    "Run Python code in a fresh, confined process: no network, no files but its own. For whatever can "
+                    "be computed: calculate and convert numbers, dates and units, transform text, analyse data, draw "
+                    "charts. Returns what it prints, the value of a last expression, matplotlib figures and the files "
+                    "it wrote. Nothing is kept between calls, unless session_id names a session."
                 ),
                 "inputSchema": {
                     "type": "object",

@@ -198,7 +198,7 @@ def test_a_registry_may_say_anything(page: Any, tmp_path: Path) -> None:
                         plan = installer.plan(Wish(one.entry))
                     except ToolScoreError:
                         plan = None
-                    json.dumps(offer_fields(Offer(one, plan, False, None)))
+                    json.dumps(offer_fields(Offer(one, 0.5, plan, False, None)))
                 await catalog.page()
 
     asyncio.run(look())

@@ -149,6 +149,7 @@ def test_the_loop_as_an_agent_sees_it(real: tuple[GatewayProcess, Registries]) -
 
     again = process.http.post("/api/v1/tools/request-capability", json=task).json()["data"]
     assert again["installed"] == []
+    assert again["status"] in ("sufficient", "unsure")
 
 
 def test_a_server_from_npm_is_tried_and_survives_a_restart(real: tuple[GatewayProcess, Registries]) -> None:
@@ -607,3 +608,57 @@ def test_folders_that_no_install_made_stay(local: tuple[GatewayProcess, Registri
     refreshed(process)
     assert "was not made by an install" in install(process, "precious")["error"]["message"]
     assert (own / "work.txt").read_text() == "mine"
+
+
+def test_stopping_the_gateway_undoes_an_install_and_tells_whoever_waits() -> None:
+    with Registries() as registries:
+        registries.publish("org.nobody/slow", packages=[registries.add_wheel("slow-server", server_source("slow"))])
+        registries.slow = 60
+        with gateway_with(registries, own=True) as process:
+            done: list[dict[str, Any]] = []
+            waiter = threading.Thread(target=lambda: done.append(install(process, "slow")))
+            waiter.start()
+            wait_for(lambda: any("/files/slow-server" in path for path in registries.asked), 30)
+            process.stop()
+            waiter.join(10)
+            assert done[0]["error"]["code"] == "install_failed"
+            assert "shutting down" in done[0]["error"]["message"]
+            assert not (process.folder / "data" / "servers" / "slow").exists()
+            assert "Traceback" not in process.output()
+            process.start()
+            assert process.event_seen("install_failed", server_id="slow")
+
+
+def test_installing_twice_does_nothing_and_says_so(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    registries.publish("org.nobody/again", packages=[registries.add_wheel("again-server", server_source("again"))])
+    refreshed(process)
+    assert toolscore("install", "again", "--yes", gateway=process).returncode == 0
+    second = toolscore("install", "again", "--yes", gateway=process)
+    assert second.stdout == "org.nobody/again 1.0.0 is installed already: nothing done\n"
+    assert toolscore("install", "again", "--as", "other", "--yes", gateway=process).returncode == 0
+    several = toolscore("uninstall", "org.nobody/again", gateway=process)
+    assert several.returncode == 1
+    assert "name one of again, other" in several.stderr
+    for server_id in ("again", "other"):
+        assert toolscore("uninstall", server_id, gateway=process).returncode == 0
+    unset = install(process, "again", env={"A_KEY": "${env:NOT_SET_ANYWHERE}"})
+    assert unset["error"]["code"] == "invalid_arguments", "before anything is fetched"
+
+
+def test_what_is_unlikely_to_do_is_not_installed(local: tuple[GatewayProcess, Registries]) -> None:
+    """However broad the rules are."""
+    process, registries = local
+    registries.publish("org.trusted/knitting", packages=[registries.add_wheel("knit-server", server_source("knit"))],
+                       description="Knitting patterns for socks and scarfs")  # fmt: skip
+    refreshed(process)
+    task = {"task_description": "book a flight from Oslo to Rome for two people"}
+    answer = process.http.post("/api/v1/tools/request-capability", json=task, timeout=60).json()["data"]
+    assert answer["status"] == "not_found", answer["status"]
+    assert answer["installed"] == []
+    assert all(one["confidence"] < 0.5 for one in answer["candidates"])
+    nothing_left(process, "knitting")
+    task = {"task_description": "find a knitting pattern for warm socks"}
+    answer = process.http.post("/api/v1/tools/request-capability", json=task, timeout=60).json()["data"]
+    assert answer["status"] == "installed", answer
+    process.http.delete("/api/v1/catalog/installed/knitting")

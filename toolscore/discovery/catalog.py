@@ -34,7 +34,7 @@ from toolscore.names import nearest
 from toolscore.stores import Database, WriteBehind
 from toolscore.stores.database import StoreError
 
-__all__ = ["Candidate", "CatalogRules", "Entry", "MCPSearchTool", "SourceState"]
+__all__ = ["Candidate", "CatalogRules", "Entry", "MCPSearchTool", "SourceState", "doc_of"]
 
 log = structlog.get_logger(__name__)
 

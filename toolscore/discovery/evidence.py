@@ -24,7 +24,18 @@ from toolscore.embedding import Embedder
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["FEATURES", "Background", "GapModel", "Missing", "Verdict", "evidence", "judge", "keywords", "load_model"]
+__all__ = [
+    "FEATURES",
+    "Background",
+    "GapModel",
+    "Missing",
+    "Verdict",
+    "evidence",
+    "judge",
+    "keywords",
+    "load_model",
+    "says_something",
+]
 
 Verdict = Literal["sufficient", "unsure", "gap"]
 
@@ -110,7 +121,7 @@ class Background:
 
     def common(self, term: str) -> bool:
         """Whether several tools in the world use the word."""
-        return self._terms.get(term, 0) >= 5
+        return self._terms.get(term, 0) >= 2
 
     def of_words(self, words: Sequence[str]) -> Vectors:
         """A row a word; always by the light model, which knows single words."""
@@ -125,6 +136,11 @@ class Background:
         if not words:
             return numpy.zeros((0, 1), numpy.float32)
         return numpy.array([self._word_vectors[word] for word in words])
+
+
+def says_something(task: str) -> bool:
+    """Whether a text has a word by which a tool could be meant."""
+    return any(word not in FILLERS for word in raw_words(task))
 
 
 class Evidence(NamedTuple):
@@ -223,11 +239,11 @@ def judge(model: GapModel, features: Sequence[float]) -> tuple[Verdict, float]:
 
 
 def keywords(step: str, background: Background, limit: int = 5) -> list[str]:
-    """The words of a step to search a catalog with: those that tools use, the rarest first; in the step's order."""
+    """The words of a step to search a catalog with, the rarest, in the step's order; names of people and places not."""
     words = [
         word for word in dict.fromkeys(raw_words(step)) if word not in FILLERS and len(word) > 1 and not word.isdigit()
     ]
-    known = [word for word in words if background.common(stem(word))] or words
+    known = [word for word in words if background.common(stem(word)) or word in step] or words
     chosen = set(sorted(known, key=lambda word: -background.rarity(stem(word)))[:limit])
     return [word for word in words if word in chosen]
 

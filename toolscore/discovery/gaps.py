@@ -14,8 +14,17 @@ import aiohttp
 import msgspec
 import structlog
 
-from toolscore.discovery.evidence import Background, Missing, Verdict, evidence, judge, keywords, load_model
-from toolscore.discovery.index import Index
+from toolscore.discovery.evidence import (
+    Background,
+    Missing,
+    Verdict,
+    evidence,
+    judge,
+    keywords,
+    load_model,
+    says_something,
+)
+from toolscore.discovery.index import Doc, ExactVectors, Index, vector_text
 from toolscore.discovery.search import Found, ToolSearch
 from toolscore.embedding import Embedder, EmbeddingError
 from toolscore.errors import InvalidArguments, UpstreamUnavailable
@@ -178,8 +187,7 @@ class ToolGapDetector:
         """For the whole task and then for each step, if there are several: features and the nearest tools."""
         import numpy
 
-        if self._background is None:
-            self._background = Background(self._embedder, self._words)
+        background = self._known_background()
         tools = [self._library.find(doc.key, sees) for doc in index.docs]
         places = numpy.array([number for number, tool in enumerate(tools) if tool is not None], numpy.int64)
         required = [len(tool.input_schema.get("required") or ()) if tool is not None else 0 for tool in tools]
@@ -189,7 +197,7 @@ class ToolGapDetector:
             if not len(places):
                 found.append((text, None, []))
                 continue
-            seen = evidence(text, index, self._background, self._embedder, required, places)
+            seen = evidence(text, index, background, self._embedder, required, places)
             nearest = [tool for number in seen.best[:COVERING] if (tool := tools[number]) is not None]
             found.append((text, seen.features, nearest))
         return found
@@ -200,10 +208,34 @@ class ToolGapDetector:
         verdict: Verdict = "gap"
         confidence = 1.0  # without a single tool it is certain
         tools: list[Found] = []
-        if features is not None:
+        if not says_something(text):
+            verdict, confidence = "unsure", 0.5
+        elif features is not None:
             verdict, confidence = judge(self._model, features)
             tools = await self._search.search(text, principal=principal, sees=sees, limit=COVERING, remember=False)
         return Step(text, verdict, round(confidence, 3), tools, self._missing(text, verdict), "model")
+
+    async def fits(self, task: str, docs: list[Doc]) -> list[float]:
+        """How likely each of these would do for a task, by what is said of it: for servers that are not ours yet."""
+        return await asyncio.to_thread(self._fits, task, docs) if docs else []
+
+    def _fits(self, task: str, docs: list[Doc]) -> list[float]:
+        import numpy
+
+        background = self._known_background()
+        index = Index(docs, ExactVectors(self._embedder.embed([vector_text(doc) for doc in docs])))
+        none = [0] * len(docs)
+        return [
+            self._model.probability(
+                evidence(task, index, background, self._embedder, none, numpy.array([place])).features
+            )
+            for place in range(len(docs))
+        ]
+
+    def _known_background(self) -> Background:
+        if self._background is None:
+            self._background = Background(self._embedder, self._words)
+        return self._background
 
     def _missing(self, text: str, verdict: Verdict, capability: str = "") -> Missing | None:
         if verdict == "sufficient":

@@ -45,6 +45,7 @@ from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.confine import user_of
 from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.process import ChildProtocol, CommandNotFound, child_environment, spawn, stop
+from toolscore.upstreams.references import resolved_text
 
 __all__ = ["InstallRule", "InstallRules", "Installed", "Installer", "Plan", "Proof", "Wish"]
 
@@ -57,6 +58,7 @@ MARKER = ".toolscore-install"
 """Stands in each folder that an install made: no other is ever removed."""
 AT_ONCE = 2
 MAX_WAITING = 20
+OTHER_ID = "give another with `server_id` (`--as` on the command line)"
 UP_SECONDS = 60.0
 PROBE_SECONDS = 20.0
 OUTPUT_LINES = 30
@@ -255,10 +257,7 @@ class Installer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [task for _, task in self._running.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.stop()
 
     def __iter__(self) -> Any:
         return iter(list(self._installed.values()))
@@ -297,6 +296,11 @@ class Installer:
         wanted = entry.needs(package)
         for name, value in wish.env.items():
             _check_variable(name, value, {one["name"] for one in wanted if one["secret"]})
+        for value in (*wish.env.values(), *wish.arguments.values()):
+            try:
+                resolved_text(value)
+            except CommandNotFound as exc:
+                raise InvalidArguments(f"{value}: {exc}") from exc
         needs = [one["name"] for one in wanted if one["name"] not in given]
         arguments = _arguments(package or {}, wish.arguments)
         server_id = wish.server_id or _server_id(entry.name)
@@ -369,28 +373,49 @@ class Installer:
             InstallFailed: with the step, the command and its last output.
         """
         plan = self.plan(wish)
+        if (done := self.done(wish, plan)) is not None:
+            return done
         self._allow(wish, plan)
-        done, running = self._installed.get(plan.server_id), self._running.get(plan.server_id)
-        if running is None and done is not None and self._upstreams.find(plan.server_id) is not None:
-            same = (done.name, done.kind, done.identifier) == (plan.name, plan.kind, plan.identifier)
-            if same and plan.version in (None, done.version) and not (wish.env or wish.arguments or wish.network):
-                return done
-            raise Conflict(f"{done.name} {done.version} is installed as {plan.server_id!r}: uninstall it first")
-        if running is not None and msgspec.structs.replace(running[0], approved=True) != msgspec.structs.replace(
-            wish, approved=True
-        ):
-            raise Conflict(f"something else is being installed as {plan.server_id!r}: give another id with `server_id`")
-        if running is None and (self._upstreams.find(plan.server_id) is not None or plan.server_id in self._leaving):
-            raise Conflict(
-                f"server id {plan.server_id!r} is taken: give another with `server_id`, or uninstall that server first"
-            )
+        running = self._running.get(plan.server_id)
         if running is None:
             if len(self._running) >= MAX_WAITING:
                 raise Overloaded(f"{MAX_WAITING} installs are under way: try again later", retry_after_seconds=60)
             task = asyncio.create_task(self._install(wish, plan, on_progress))
             running = self._running[plan.server_id] = (wish, task)
             task.add_done_callback(lambda _: self._running.pop(plan.server_id, None))
-        return await asyncio.shield(running[1])
+        try:
+            return await asyncio.shield(running[1])
+        except asyncio.CancelledError:
+            if not running[1].cancelled():
+                raise
+            raise InstallFailed(f"the gateway is shutting down: the install of {plan.name} was undone") from None
+
+    async def stop(self) -> None:
+        """End what is under way and undo it; whoever waits is told."""
+        tasks = [task for _, task in self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def done(self, wish: Wish, plan: Plan) -> Installed | None:
+        """What a wish asks for, if it is installed already.
+
+        Raises:
+            Conflict: its id is another's.
+        """
+        done, running = self._installed.get(plan.server_id), self._running.get(plan.server_id)
+        taken = self._upstreams.find(plan.server_id) is not None or plan.server_id in self._leaving
+        if running is not None:
+            if msgspec.structs.replace(running[0], approved=True) != msgspec.structs.replace(wish, approved=True):
+                raise Conflict(f"something else is being installed as {plan.server_id!r}: {OTHER_ID}")
+        elif done is not None and taken:
+            same = (done.name, done.kind, done.identifier) == (plan.name, plan.kind, plan.identifier)
+            if same and plan.version in (None, done.version) and not (wish.env or wish.arguments or wish.network):
+                return done
+            raise Conflict(f"{done.name} {done.version} is installed as {plan.server_id!r}: uninstall it first")
+        elif taken:
+            raise Conflict(f"server id {plan.server_id!r} is taken: {OTHER_ID}")
+        return None
 
     def holds(self, server_id: str) -> bool:
         """Whether an id is an installed server's, or will be."""
@@ -487,6 +512,10 @@ class Installer:
         Raises:
             ServerNotFound: nothing of that name was installed.
         """
+        same = [one for one in self if one.name == name]
+        if name not in self._installed and len(same) > 1:
+            ids = ", ".join(sorted(one.server_id for one in same))
+            raise Conflict(f"{name} is installed several times: name one of {ids}")
         found = self.find(name)
         if found is None or found.server_id in self._leaving:
             known = ", ".join(sorted(self._installed)) or "none"

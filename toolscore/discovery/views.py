@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from toolscore.discovery.capability import Acquired, Offer
+from toolscore.discovery.capability import LIKELY, Acquired, Offer
 from toolscore.discovery.catalog import Candidate, SourceState
 from toolscore.discovery.gaps import Analysis, Step
 from toolscore.discovery.installer import Installed
@@ -93,6 +93,7 @@ def offer_fields(offer: Offer) -> dict[str, Any]:
     """A candidate, and what stands between it and us."""
     return {
         **candidate_fields(offer.candidate),
+        "confidence": offer.confidence,
         "allowed": offer.allowed,
         "obstacle": offer.obstacle,
         "plan": msgspec.to_builtins(offer.plan),
@@ -124,10 +125,11 @@ def acquired_fields(acquired: Acquired) -> dict[str, Any]:
         "sufficient": "call one of the tools",
         "installed": "call one of the tools",
         "needs_approval": "ask somebody who may to run: " + (
-            next((one["install_with"] for one in offers if one["install_with"]), None) or ""
+            next((one["install_with"] for one in offers if one["install_with"] and one["confidence"] >= LIKELY), "")
         ),
+        "unsure": "look whether one of the tools does it; if not, describe what is missing as a task of its own",
         "failed": "see `failures`; somebody with the scope admin may choose another of the candidates",
-        "not_found": "no catalog has a server for it: describe the task in other words, or add a catalog",
+        "not_found": "no catalog has a server that is likely to do: use other words, or add a catalog",
     }[acquired.status]  # fmt: skip
     return {
         "status": acquired.status,

@@ -343,6 +343,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
             yield
         finally:
             gateway.changes.close()  # calls that wait for their clients wait no longer
+            await gateway.installer.stop()
             await gateway.pipeline.close(SHUTDOWN_SECONDS)
             server.should_exit = True
             gateway.events.notifier.close()  # streams end; what is being called may finish

@@ -127,7 +127,13 @@ def add_discovery(app: FastAPI, gateway: Gateway) -> None:
         )
         plan = installer.plan(wish)
         if wanted.dry_run:
-            return answer(request, {"plan": {**msgspec.to_builtins(plan), "digest": plan.digest}})
+            done = installer.done(wish, plan)
+            shown = {
+                **msgspec.to_builtins(plan),
+                "digest": plan.digest,
+                "installed": installed_fields(done) if done else None,
+            }
+            return answer(request, {"plan": shown})
         if wanted.digest not in (None, plan.digest):
             raise Conflict(f"the plan for {plan.name} is another by now: look at it again", data={"plan": plan.digest})
         return answer(request, installed_fields(await installer.install(wish)))

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from toolscore import __version__
 from toolscore.discovery import Entry
+from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.endpoints.asgi import header, principal_of
 from toolscore.errors import ServerNotFound, ToolScoreError
 from toolscore.gateway import EXECUTOR_ID, Gateway
@@ -127,7 +128,18 @@ def _failed(exc: ToolScoreError) -> Response:
 def _shown(entry: Entry) -> dict[str, Any]:
     """A catalog's entry in the official format."""
     meta = {"isLatest": True, "status": "active", **entry.official()}
-    return {"server": entry.server, "_meta": {**entry.meta, OFFICIAL: meta}}
+    return {"server": _public(entry.server), "_meta": {**entry.meta, OFFICIAL: meta}}
+
+
+def _public(server: dict[str, Any]) -> dict[str, Any]:
+    """Without variables that mean something to our own installer alone."""
+    packages = [
+        {**package, "environmentVariables": [
+            one for one in package["environmentVariables"] if "{home}" not in str(one.get("value"))
+        ]} if "environmentVariables" in package else package
+        for package in server.get("packages") or []
+    ]  # fmt: skip
+    return {**server, "packages": packages}
 
 
 def _own(gateway: Gateway, request: Request) -> list[dict[str, Any]]:
@@ -140,7 +152,7 @@ def _own(gateway: Gateway, request: Request) -> list[dict[str, Any]]:
     shown = []
     for upstream in gateway.upstreams:
         tools = [tool for tool in gateway.library.of_server(upstream.server_id) if sees is None or sees(tool)]
-        if not tools:
+        if not tools or upstream.server_id == OWN_SERVER:
             continue
         installed = gateway.installer.find(upstream.server_id)
         info = upstream.info.implementation if upstream.info is not None else {}

@@ -199,10 +199,16 @@ def tools(
         print_json(found)
         return
     rows = [
-        (tool["tool_id"], _arguments(tool["input_schema"]), first_line(tool["description"]), _state(tool))
+        (
+            tool["tool_id"],
+            _arguments(tool["input_schema"]),
+            first_line(tool["description"], 80),
+            f"{tool['tokens_estimate']:,}",
+            _state(tool),
+        )
         for tool in found
     ]
-    print_table(("tool", "arguments", "what it does", "state"), rows, empty="no tools match")
+    print_table(("tool", "arguments", "what it does", "tokens", "state"), rows, empty="no tools match")
 
 
 @app.command()

@@ -112,6 +112,8 @@ def _evidence_of(
         rows.append(evidence(question["query"], index, background, embedder, required, places).features)
         milliseconds.append(round((time.perf_counter() - began) * 1000, 3))
         truth.append(bool(question["has_tool"]))
+    if not rows:
+        raise ValueError(f"{path} has no questions")
     return rows, truth, sorted(milliseconds)
 
 

@@ -80,6 +80,9 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
     sums = {"ndcg_at_10": 0.0, "recall_at_1": 0.0, "recall_at_5": 0.0, "recall_at_10": 0.0, "mrr": 0.0}
     milliseconds = []
     found_at = [0.0] * DRAWN
+    queries = [query for query in queries if query["relevant"]]
+    if not queries or not docs:
+        raise ValueError("a set needs tools, and queries with something relevant")
     for query in queries:
         began = time.perf_counter()
         scores = index.rank(query["query"], embedder.embed).scores

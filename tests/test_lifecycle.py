@@ -358,7 +358,7 @@ def test_a_restart_finds_the_unix_socket_of_a_killed_gateway(tmp_path: Path) -> 
 def test_memory_and_descriptors_do_not_grow_with_calls() -> None:
     with running_gateway({"alpha": odd("echo")}) as process:
         process.wait_for_state("alpha", "up")
-        process.wait_for_state("python-executor-mcp-server", "up")  # it opens its own in its time
+        process.wait_for_state(EXECUTOR, "up")  # it opens its own in its time
         itself = psutil.Process(process.pid)
 
         def calls(count: int) -> None:

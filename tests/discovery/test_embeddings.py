@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy
 import pytest
-from support import Fickle, odd, running_gateway, wait_for
+from support import EXECUTOR, Fickle, odd, running_gateway, wait_for
 
 from toolscore.discovery.evidence import load_model
 from toolscore.discovery.index import ExactVectors
@@ -120,7 +120,7 @@ def test_semantic_search_embeds_nothing_twice(tmp_path: Path) -> None:
         def first() -> str:
             process.wait_for_state("many", "up")
             process.wait_for_state("sky", "up")
-            process.wait_for_state("python-executor-mcp-server", "up")
+            process.wait_for_state(EXECUTOR, "up")
             body = {"query": "do I need an umbrella tomorrow, will it rain"}
             answer = process.http.post("/api/v1/tools/search", json=body, timeout=120).json()
             return str(answer["data"]["tools"][0]["tool_id"])

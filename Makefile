@@ -15,7 +15,7 @@ test: $(VENV)/.tested
 
 # Thousands of calls to a server that fails in every way; prints how they ended.
 storm: $(VENV)/.tested
-	@$(BIN)/pytest -q tests/pipeline/test_storm.py
+	@$(BIN)/pytest -q tests/calls/test_storm.py
 
 check: $(VENV)/.tested
 	@$(BIN)/ruff check .

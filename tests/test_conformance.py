@@ -13,16 +13,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support import ROOT, SCRIPTS, SERVERS, GatewayProcess, free_port, running_gateway, wait_for
 
-from tests.support import ROOT, SERVERS, GatewayProcess, free_port, running_gateway, wait_for
-
-FIXTURE = Path(__file__).with_name("servers") / "fixture.py"
-CLIENT = Path(__file__).with_name("servers") / "conformance_client.py"
+FIXTURE = SCRIPTS / "fixture.py"
+CLIENT = SCRIPTS / "conformance_client.py"
 SUITE = SERVERS / "npm" / "node_modules" / "@modelcontextprotocol" / "conformance"
 SESSIONS, STATELESS = "2025-11-25", "2026-07-28"
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from support import ROOT
 
-from toolscore.settings import ENV_PREFIX, load_settings
+from toolscore.app.settings import ENV_PREFIX, load_settings
 
 DEPLOY = ROOT / "deploy"
 

@@ -19,9 +19,9 @@ from support import ROOT
 import mcp_servers
 import runtimes
 import toolscore
-from toolscore import errors
-from toolscore.metrics import Metrics
-from toolscore.settings import Settings
+from toolscore.app.settings import Settings
+from toolscore.core import errors
+from toolscore.telemetry.metrics import Metrics
 
 TOP = {
     "pyproject.toml", "requirements.lock", "Makefile", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", ".ci",

@@ -1,6 +1,6 @@
 """`python -m toolscore`."""
 
-from toolscore.cli import main
+from toolscore.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -11,12 +11,9 @@ from typing import Any
 import httpx
 import pytest
 from servers.registries import Registries
-from support import GatewayProcess, odd, running_gateway, wait_for
-from test_auth import bearer
-from test_auth import cli as with_config
-from test_cli import toolscore
+from support import GatewayProcess, bearer, odd, running_gateway, toolscore, wait_for, with_config
 
-from toolscore.discovery.catalog import Entry
+from toolscore.discovery.catalog.catalog import Entry
 
 SERVERS = {
     "com.example/slack": "Post messages to Slack channels and read their history",
@@ -173,11 +170,11 @@ def test_a_registry_may_say_anything(page: Any, tmp_path: Path) -> None:
 
     import aiohttp
 
+    from toolscore.core.errors import ToolScoreError
     from toolscore.discovery import CatalogRules, Installer, MCPSearchTool, Wish
     from toolscore.discovery.capability import Offer
     from toolscore.discovery.views import offer_fields
     from toolscore.embedding import LightEmbedder
-    from toolscore.errors import ToolScoreError
     from toolscore.stores import open_database
 
     async def look() -> None:
@@ -255,7 +252,7 @@ def test_versions_and_scores(process: GatewayProcess) -> None:
     assert latest["_meta"]["io.modelcontextprotocol.registry/official"]["isLatest"]
     own = process.http.get("/v0.1/servers/local.toolscore%2Falpha/versions/latest").json()
     assert own["server"]["remotes"] == [{"type": "streamable-http", "url": f"{process.url}/servers/alpha/mcp"}]
-    assert own["_meta"]["toolscore.gateway/scores"]["tools"]["alpha__echo"]["calls"] >= 1
+    assert own["_meta"]["toolscore.app.gateway/scores"]["tools"]["alpha__echo"]["calls"] >= 1
     for path in ("no.such%2Fserver/versions", "com.example%2Fslack/versions/9.9.9", "noslash/versions/latest"):
         missing = process.http.get(f"/v0.1/servers/{path}")
         assert missing.status_code == 404

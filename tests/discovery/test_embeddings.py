@@ -14,9 +14,9 @@ import numpy
 import pytest
 from support import EXECUTOR, Fickle, odd, running_gateway, wait_for
 
-from toolscore.discovery.evidence import load_model
-from toolscore.discovery.index import ExactVectors
-from toolscore.discovery.nearest import HnswVectors, IndexRules, MilvusVectors, vector_index
+from toolscore.discovery.gaps.evidence import load_model
+from toolscore.discovery.search.index import ExactVectors
+from toolscore.discovery.search.neighbours import HnswVectors, IndexRules, MilvusVectors, vector_index
 from toolscore.embedding import EmbeddingError, LightEmbedder, RemoteEmbedder, SemanticEmbedder
 
 LIGHT, SEMANTIC = LightEmbedder(), SemanticEmbedder()

@@ -14,15 +14,12 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import GatewayProcess, odd, running_gateway
-from test_auth import bearer
-from test_auth import cli as with_config
-from test_cli import toolscore
+from support import GatewayProcess, bearer, odd, running_gateway, toolscore, with_config
 
 from toolscore.bench.gaps import fit, measure, run_gap_bench
-from toolscore.discovery.evidence import FEATURES, Background, evidence, judge, keywords, load_model
-from toolscore.discovery.gaps import steps_of
-from toolscore.discovery.index import Doc, ExactVectors, Index, vector_text
+from toolscore.discovery.gaps.evidence import FEATURES, Background, evidence, judge, keywords, load_model
+from toolscore.discovery.gaps.gaps import steps_of
+from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
 from toolscore.embedding import LightEmbedder
 
 LIGHT = LightEmbedder()

@@ -15,9 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from servers.registries import Registries, server_source
-from support import GatewayProcess, running_gateway, wait_for
-from test_auth import bearer, cli
-from test_cli import toolscore
+from support import SCRIPTS, GatewayProcess, bearer, running_gateway, toolscore, wait_for, with_config
 
 STDIO = {"type": "stdio"}
 TIME = {"registryType": "pypi", "identifier": "mcp-server-time", "version": "2026.10.19", "transport": STDIO}
@@ -200,7 +198,7 @@ def test_policy_denies_by_default_and_says_how_to_go_on(local: tuple[GatewayProc
     assert allowed["success"], allowed
     assert allowed["data"]["proof"]["ok"]
     assert process.text("fine__look") == "fine"
-    key = cli(process, "keys", "create", "agent")
+    key = with_config(process, "keys", "create", "agent")
     for body in ({"approve": True}, {"env": {"A": "b"}}, {"network": True}, {"arguments": {"a": "b"}}):
         answer = process.http.post(
             "/api/v1/catalog/install", json={"name": "org.nobody/plain", **body}, headers=bearer(key)
@@ -263,7 +261,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(local: tuple[Gateway
 
 def test_npm_packages_run_no_scripts_of_theirs(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
-    script = (Path(__file__).parents[1] / "servers" / "plain.js").read_text()
+    script = (SCRIPTS / "plain.js").read_text()
     registries.publish("org.nobody/noded", packages=[registries.add_tarball("@nobody/noded", script)])
     refreshed(process)
     ran = Path("/tmp/npm-script-ran")

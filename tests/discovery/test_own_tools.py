@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import GatewayProcess, odd, running_gateway, wait_for
-from test_auth import bearer
-from test_auth import cli as with_config
+from support import GatewayProcess, bearer, odd, running_gateway, wait_for, with_config
 
-from toolscore.discovery.fitting import fitted
-from toolscore.models import Tool
+from toolscore.core.models import Tool
+from toolscore.discovery.search.fitting import fitted
 
 ENVELOPE = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",

@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import SERVERS, Fickle, GatewayProcess, odd, running_gateway, wait_for
-from test_auth import bearer, cli
-from test_cli import toolscore
+from support import SERVERS, Fickle, GatewayProcess, bearer, odd, running_gateway, toolscore, wait_for, with_config
 
 from runtimes.client import RealTimeToolClient
 from toolscore.bench.search import evaluate
-from toolscore.discovery.index import Doc, ExactVectors, Index, clauses, terms, vector_text
+from toolscore.discovery.search.index import Doc, ExactVectors, Index, clauses, terms, vector_text
 from toolscore.embedding import LightEmbedder
 
 EMBEDDER = LightEmbedder()
@@ -97,7 +95,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with running_gateway(servers, settings=f"policy: {{rules: [{rule}]}}\n") as process:
         for server_id in servers:
             process.wait_for_state(server_id, "up", seconds=60)
-        process.keys = {name: cli(process, "keys", "create", name) for name in ("ada", "bob")}  # type: ignore[attr-defined]
+        process.keys = {name: with_config(process, "keys", "create", name) for name in ("ada", "bob")}  # type: ignore[attr-defined]
         yield process
 
 

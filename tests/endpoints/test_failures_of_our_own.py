@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 
+from toolscore.app.gateway import Gateway, open_gateway
+from toolscore.app.settings import Loaded, Settings
 from toolscore.endpoints.app import create_app
-from toolscore.gateway import Gateway, open_gateway
-from toolscore.settings import Loaded, Settings
 
 
 @asynccontextmanager

@@ -8,20 +8,19 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import mcp_types as types
 import pytest
 from mcp import Client
-from support import GatewayProcess, running_gateway, wait_for
+from support import SCRIPTS, GatewayProcess, running_gateway, wait_for
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 
-FIXTURE = Path(__file__).resolve().parents[1] / "servers" / "fixture.py"
+FIXTURE = SCRIPTS / "fixture.py"
 STATELESS = "2026-07-28"
 META = "io.modelcontextprotocol/"
 EVERYTHING = {"sampling": {}, "elicitation": {}, "roots": {}}

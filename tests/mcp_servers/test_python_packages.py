@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from executor_process import ExecutorProcess, executor_process
+from support import ExecutorProcess, executor_process
 
 SETS: dict[str, Any] = {
     "data": ["numpy", "pandas", "matplotlib"],

@@ -17,8 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from executor_process import executor_process
-from support import EXECUTOR, ROOT, process_gone, running_gateway, wait_for
+from support import EXECUTOR, ROOT, executor_process, process_gone, running_gateway, wait_for
 
 from mcp_servers.python_executor.admission import Busy
 from mcp_servers.python_executor.executor import Executor

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from executor_process import ExecutorProcess, executor_process
-from support import EXECUTOR, running_gateway, wait_for
+from support import EXECUTOR, ExecutorProcess, executor_process, running_gateway, wait_for
 
 IDLE = 1.5
 

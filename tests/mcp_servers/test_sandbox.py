@@ -11,8 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from executor_process import ExecutorProcess, executor_process
-from support import wait_for
+from support import ExecutorProcess, executor_process, wait_for
 
 SECRET = "SECRET_OF_THE_SERVER"
 TIMEOUT = 3

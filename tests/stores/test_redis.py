@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Fickle, GatewayProcess, debian_package, free_port, running_gateway, wait_for
-from test_auth import cli
+from support import Fickle, GatewayProcess, debian_package, free_port, running_gateway, wait_for, with_config
 
 MINUTE = 30
 
@@ -126,7 +125,7 @@ def calls_until_refused(processes: list[GatewayProcess], key: str) -> int:
 
 
 def keys_of(name: str, processes: list[GatewayProcess]) -> list[str]:
-    return [cli(process, "keys", "create", name) for process in processes]
+    return [with_config(process, "keys", "create", name) for process in processes]
 
 
 def test_a_budget_is_one_for_all_replicas(replicas: list[GatewayProcess]) -> None:

@@ -13,10 +13,9 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import ValidationError
-from support import Fickle, GatewayProcess, running_gateway
-from test_auth import bearer, cli
+from support import Fickle, GatewayProcess, bearer, running_gateway, with_config
 
-from toolscore.models import UpstreamSpec
+from toolscore.core.models import UpstreamSpec
 
 
 class Mirror(BaseHTTPRequestHandler):
@@ -75,7 +74,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     with running_gateway(servers, settings=settings) as process:
         process.fickle = Fickle(folder / "fickle")  # type: ignore[attr-defined]
         names = {"root": ["--scope", "admin"], "ada": [], "bob": []}
-        process.keys = {name: cli(process, "keys", "create", name, *scopes)  # type: ignore[attr-defined]
+        process.keys = {name: with_config(process, "keys", "create", name, *scopes)  # type: ignore[attr-defined]
                         for name, scopes in names.items()}  # fmt: skip
         process.http.headers["authorization"] = f"Bearer {process.keys['root']}"  # type: ignore[attr-defined]
         for server_id in servers:

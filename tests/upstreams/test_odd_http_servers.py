@@ -7,11 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from mcp import Client
-from support import GatewayProcess, free_port, running_gateway, wait_for
+from support import SCRIPTS, GatewayProcess, free_port, running_gateway, wait_for
 
 KINDS = (
     "plain",
@@ -33,7 +32,7 @@ KINDS = (
 @pytest.fixture(scope="module")
 def wild() -> Iterator[GatewayProcess]:
     port = free_port()
-    script = Path(__file__).parent.parent / "servers" / "odd_http.py"
+    script = SCRIPTS / "odd_http.py"
     child = subprocess.Popen([sys.executable, str(script), str(port)])
     try:
         with running_gateway({kind: {"url": f"http://127.0.0.1:{port}/{kind}"} for kind in KINDS}) as process:

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from toolscore.app.gateway import EXECUTOR_ID, executor_command
 from toolscore.bench.process import free_port, measure, serving, settle, wait_for_servers
-from toolscore.gateway import EXECUTOR_ID, executor_command
 
 __all__ = ["run_executor_bench"]
 

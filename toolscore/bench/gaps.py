@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolscore.bench.search import doc_of_record, print_table, read_lines
-from toolscore.discovery.evidence import FEATURES, Background, GapModel, evidence, load_model
-from toolscore.discovery.index import ExactVectors, Index, vector_text
+from toolscore.discovery.gaps.evidence import FEATURES, Background, GapModel, evidence, load_model
+from toolscore.discovery.search.index import ExactVectors, Index, vector_text
 from toolscore.embedding import Embedder, LightEmbedder
 
 if TYPE_CHECKING:

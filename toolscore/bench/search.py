@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolscore.discovery.index import Doc, ExactVectors, Index, vector_text
-from toolscore.discovery.search import argument_words
+from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
+from toolscore.discovery.search.search import argument_words
 from toolscore.embedding import Embedder, LightEmbedder
 
 __all__ = ["doc_of_record", "evaluate", "print_table", "read_lines", "run_search_bench"]

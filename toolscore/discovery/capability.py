@@ -7,12 +7,12 @@ from typing import Literal
 
 import msgspec
 
-from toolscore.discovery.catalog import Candidate, MCPSearchTool, doc_of
-from toolscore.discovery.gaps import Analysis, Step, ToolGapDetector
-from toolscore.discovery.installer import Installed, Installer, Plan, Wish
-from toolscore.discovery.search import Found, ToolSearch
-from toolscore.errors import ToolScoreError
-from toolscore.library import Sees
+from toolscore.core.errors import ToolScoreError
+from toolscore.discovery.catalog.catalog import Candidate, MCPSearchTool, doc_of
+from toolscore.discovery.gaps.gaps import Analysis, Step, ToolGapDetector
+from toolscore.discovery.install.installer import Installed, Installer, Plan, Wish
+from toolscore.discovery.search.search import Found, ToolSearch
+from toolscore.tools.library import Sees
 
 __all__ = ["LIKELY", "Acquired", "CapabilityBroker", "Offer"]
 

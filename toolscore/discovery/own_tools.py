@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from toolscore import __version__
-from toolscore.errors import InvalidArguments, ToolScoreError
-from toolscore.models import LOCAL, Principal
+from toolscore.core.errors import InvalidArguments, ToolScoreError
+from toolscore.core.models import LOCAL, Principal
 
 __all__ = ["CALL_TOOL", "OWN_SERVER", "OwnTools"]
 

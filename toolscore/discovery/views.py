@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from toolscore.discovery.capability import LIKELY, Acquired, Offer
-from toolscore.discovery.catalog import Candidate, SourceState
-from toolscore.discovery.gaps import Analysis, Step
-from toolscore.discovery.installer import Installed
-from toolscore.discovery.search import Found
+from toolscore.discovery.catalog.catalog import Candidate, SourceState
+from toolscore.discovery.gaps.gaps import Analysis, Step
+from toolscore.discovery.install.installer import Installed
+from toolscore.discovery.search.search import Found
 
 __all__ = ["acquired_fields", "analysis_fields", "found_fields", "installed_fields", "offer_fields", "source_fields"]
 

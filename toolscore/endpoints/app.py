@@ -20,7 +20,11 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from toolscore import __version__
-from toolscore.auth import Authenticator, check_origin, is_loopback
+from toolscore.access.auth import Authenticator, check_origin, is_loopback
+from toolscore.app.gateway import Gateway, open_gateway, token_rules
+from toolscore.app.settings import Loaded, Settings, database_url
+from toolscore.core.errors import InternalError, MethodNotFound, ToolScoreError, Unauthenticated
+from toolscore.core.models import NOBODY
 from toolscore.endpoints.asgi import (
     Message,
     Receive,
@@ -32,17 +36,13 @@ from toolscore.endpoints.asgi import (
     read_body,
     send_json,
 )
-from toolscore.endpoints.discovery import add_discovery
 from toolscore.endpoints.live import add_live
-from toolscore.endpoints.mcp_http import McpHttpEndpoint
-from toolscore.endpoints.mcp_router import serve_router
-from toolscore.endpoints.operations import add_operations
+from toolscore.endpoints.mcp.http import McpHttpEndpoint
+from toolscore.endpoints.mcp.socket import serve_router
 from toolscore.endpoints.registry import REGISTRY_PREFIX, add_registry
-from toolscore.endpoints.rest import EXECUTE_PATHS, ExecuteEndpoint, add_rest
-from toolscore.errors import InternalError, MethodNotFound, ToolScoreError, Unauthenticated
-from toolscore.gateway import Gateway, open_gateway, token_rules
-from toolscore.models import NOBODY
-from toolscore.settings import Loaded, Settings, database_url
+from toolscore.endpoints.rest.discovery import add_discovery
+from toolscore.endpoints.rest.operations import add_operations
+from toolscore.endpoints.rest.rest import EXECUTE_PATHS, ExecuteEndpoint, add_rest
 from toolscore.stores import open_database
 
 __all__ = ["AddressInUse", "create_app", "serve"]

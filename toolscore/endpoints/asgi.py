@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMap
 from types import TracebackType
 from typing import Any, ClassVar, Protocol
 
-from toolscore.errors import InvalidRequest, PayloadTooLarge, ToolScoreError
-from toolscore.jsonrpc import encode
-from toolscore.models import Principal, timestamp
+from toolscore.core.errors import InvalidRequest, PayloadTooLarge, ToolScoreError
+from toolscore.core.jsonrpc import encode
+from toolscore.core.models import Principal, timestamp
 
 __all__ = [
     "ClientWatch",

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from toolscore import __version__
-from toolscore.gateway import Gateway
+from toolscore.app.gateway import Gateway
 from toolscore.stores.database import StoreError
 
 __all__ = ["health"]

@@ -12,13 +12,13 @@ from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from msgspec import Raw
 
-from toolscore.auth import ADMIN
+from toolscore.access.auth import ADMIN
+from toolscore.app.gateway import Gateway
+from toolscore.core.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
+from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.models import Event, Principal, Tool, ToolCall, timestamp
 from toolscore.endpoints.asgi import new_request_id, principal_of
-from toolscore.endpoints.rest import found_tools, result_fields, stats_fields, tool_fields
-from toolscore.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
-from toolscore.gateway import Gateway
-from toolscore.jsonrpc import decode, encode
-from toolscore.models import Event, Principal, Tool, ToolCall, timestamp
+from toolscore.endpoints.rest.rest import found_tools, result_fields, stats_fields, tool_fields
 
 __all__ = ["COMMANDS", "add_live", "command"]
 

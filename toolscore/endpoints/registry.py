@@ -14,18 +14,18 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from toolscore import __version__
+from toolscore.app.gateway import EXECUTOR_ID, Gateway
+from toolscore.core.errors import ServerNotFound, ToolScoreError
+from toolscore.core.models import NOBODY, timestamp
 from toolscore.discovery import Entry
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.endpoints.asgi import header, principal_of
-from toolscore.errors import ServerNotFound, ToolScoreError
-from toolscore.gateway import EXECUTOR_ID, Gateway
-from toolscore.models import NOBODY, timestamp
 
 __all__ = ["REGISTRY_PREFIX", "add_registry"]
 
 REGISTRY_PREFIX = "/v0.1/"
 OFFICIAL = "io.modelcontextprotocol.registry/official"
-SCORES = "toolscore.gateway/scores"
+SCORES = "toolscore.app.gateway/scores"
 OWN_NAMESPACE = "local.toolscore"
 SCHEMA = "https://static.modelcontextprotocol.io/schemas/2025-12-11/server.schema.json"
 VARY = {"vary": "Origin, Authorization, X-Api-Key"}

@@ -2,6 +2,6 @@
 
 from toolscore.upstreams.caller import Caller
 from toolscore.upstreams.connection import Connection, ServerInfo
-from toolscore.upstreams.supervisor import Attempt, Upstream, UpstreamPool
+from toolscore.upstreams.pool import Attempt, Upstream, UpstreamPool
 
 __all__ = ["Attempt", "Caller", "Connection", "ServerInfo", "Upstream", "UpstreamPool"]

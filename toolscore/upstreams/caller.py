@@ -16,9 +16,9 @@ from typing import Any
 
 from msgspec import Raw
 
-from toolscore.errors import InvalidRequest
-from toolscore.jsonrpc import METHOD_NOT_FOUND, RemoteError, decode
-from toolscore.models import NOBODY, Principal
+from toolscore.core.errors import InvalidRequest
+from toolscore.core.jsonrpc import METHOD_NOT_FOUND, RemoteError, decode
+from toolscore.core.models import NOBODY, Principal
 
 __all__ = [
     "CLIENT_FEATURES",

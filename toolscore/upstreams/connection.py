@@ -16,8 +16,8 @@ import structlog
 from msgspec import Raw
 
 from toolscore import __version__
-from toolscore.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.jsonrpc import (
+from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
+from toolscore.core.jsonrpc import (
     INVALID_PARAMS,
     ConnectionLost,
     Params,

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from msgspec import Raw
 
-from toolscore.errors import InternalError, UpstreamUnavailable
-from toolscore.jsonrpc import (
+from toolscore.core.errors import InternalError, UpstreamUnavailable
+from toolscore.core.jsonrpc import (
     INVALID_PARAMS,
     METHOD_NOT_FOUND,
     ConnectionLost,
@@ -25,10 +25,10 @@ from toolscore.jsonrpc import (
     encode,
     meta_of,
 )
-from toolscore.models import UpstreamSpec
+from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.caller import Caller
 from toolscore.upstreams.connection import LATEST_SESSION_VERSION, STATS_METHOD, OnNotification, ServerInfo
-from toolscore.upstreams.process import CommandNotFound
+from toolscore.upstreams.process.spawn import CommandNotFound
 
 __all__ = ["InProcessServer", "open_inprocess"]
 

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple
 
-from toolscore.errors import Overloaded
-from toolscore.jsonrpc import ConnectionLost
+from toolscore.core.errors import Overloaded
+from toolscore.core.jsonrpc import ConnectionLost
 from toolscore.upstreams.caller import Caller, ClientSide
 from toolscore.upstreams.connection import Connection
 

@@ -10,8 +10,8 @@ import os
 import re
 from collections.abc import Mapping
 
-from toolscore.models import UpstreamSpec
-from toolscore.upstreams.process import CommandNotFound
+from toolscore.core.models import UpstreamSpec
+from toolscore.upstreams.process.spawn import CommandNotFound
 
 __all__ = ["resolved", "resolved_text"]
 

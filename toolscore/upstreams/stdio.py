@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import structlog
 
-from toolscore.errors import UpstreamProtocolError
-from toolscore.jsonrpc import Peer
-from toolscore.models import UpstreamSpec
+from toolscore.core.errors import UpstreamProtocolError
+from toolscore.core.jsonrpc import Peer
+from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
-from toolscore.upstreams.confine import confined_command, confined_environment
 from toolscore.upstreams.connection import OnNotification, PeerConnection
-from toolscore.upstreams.process import ChildProtocol, spawn, stop
+from toolscore.upstreams.process.confine import confined_command, confined_environment
+from toolscore.upstreams.process.spawn import ChildProtocol, spawn, stop
 
 __all__ = ["StdioConnection", "open_stdio"]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from msgspec import Raw
 
-from toolscore.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, Peer, RemoteError, decode, encode
-from toolscore.models import UpstreamSpec
-from toolscore.transports import dial
+from toolscore.core.channels import dial
+from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
+from toolscore.core.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, Peer, RemoteError, decode, encode
+from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
 from toolscore.upstreams.connection import LATEST_SESSION_VERSION, OnNotification, PeerConnection, ServerInfo
 

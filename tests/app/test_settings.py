@@ -1,0 +1,141 @@
+"""Settings: strict, with file, line and what was expected; overridden by variables; told when they change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolscore.app.settings import Loaded, Settings, SettingsHub, load_settings
+
+
+def load(folder: Path, environment: dict[str, str] | None = None, **files: str) -> Loaded:
+    names = {"ports": "ports_config.yaml", "main": "toolscore.yaml", "servers": "mcp_servers.json"}
+    for key, text in files.items():
+        (folder / names[key]).write_text(text)
+    return load_settings(folder, environment or {})
+
+
+def test_no_files_are_the_defaults(tmp_path: Path) -> None:
+    loaded = load(tmp_path)
+    assert loaded.problems == []
+    assert loaded.settings == Settings()
+    assert load_settings(None, {}).settings.core_services.toolscore_http.port == 8082
+
+
+def test_the_files_make_one_settings(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        ports="use_inprocess_python_executor: false\ncore_services: {toolscore_http: {port: 9000}}\n",
+        main="limits:\n  call_timeout_seconds: 5\n",
+        servers='{"mcpServers": {"time": {"command": "uvx", "args": ["mcp-server-time"]}}}',
+    )
+    assert loaded.problems == []
+    assert loaded.settings.core_services.toolscore_http.port == 9000
+    assert loaded.settings.core_services.toolscore_mcp.port == 8081
+    assert loaded.settings.limits.call_timeout_seconds == 5
+    assert loaded.settings.upstreams["time"].args == ("mcp-server-time",)
+
+
+@pytest.mark.parametrize("root", ["mcpServers", "servers"])
+def test_a_clients_own_file_works_as_it_is(tmp_path: Path, root: str) -> None:
+    """VS Code names the servers `servers`; other clients keep more beside them."""
+    text = '{"theme": "dark", "inputs": [], "ROOT": {"a": {"command": "uvx", "args": ["x"], "gallery": true}}}'
+    loaded = load(tmp_path, servers=text.replace("ROOT", root))
+    assert loaded.problems == []
+    assert loaded.settings.upstreams["a"].command == "uvx"
+
+
+def test_an_entry_copied_from_a_clients_file_works_as_it_is(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        servers="""{"mcpServers": {
+            "a": {"type": "stdio", "command": "npx", "args": ["-y", "x"], "env": {"K": "v"}, "disabled": false,
+                  "autoApprove": [], "alwaysAllow": ["t"]},
+            "b": {"type": "http", "url": "https://example.com/mcp", "headers": {"Authorization": "Bearer x"}}
+        }}""",
+    )
+    assert loaded.problems == []
+    assert loaded.settings.upstreams["b"].kind == "streamable_http"
+
+
+@pytest.mark.parametrize(
+    ("files", "line", "said"),
+    [
+        ({"main": "limits:\n  call_timeout_second: 5\n"}, 2, "did you mean 'call_timeout_seconds'"),
+        ({"main": "limitz: {}\n"}, 1, "did you mean 'limits'"),
+        ({"main": "# a comment\nlimits:\n  max_body_bytes: lots\n"}, 3, "valid integer"),
+        ({"main": "limits:\n  call_timeout_seconds: -1\n"}, 2, "greater than 0"),
+        ({"main": "limits: [1]\n"}, 1, "limits"),
+        ({"main": "limits: {\n"}, 2, "not YAML"),
+        ({"main": "- a\n"}, 1, "expected keys and values"),
+        ({"ports": "core_services:\n  toolscore_http:\n    port: 99999\n"}, 3, "65535"),
+        ({"ports": "use_inprocess_python_executor: maybe\n"}, 1, "boolean"),
+        ({"servers": '{"mcpServers": {\n "a": {"comand": "uvx"}}}'}, 2, "did you mean 'command'"),
+        ({"servers": '{"mcpServers": {\n "a": {\n  "args": []}}}'}, 2, "exactly one of `command`"),
+        ({"servers": '{"mcpServers": {\n "a": {"command": "x", "env": {"A": [1]}}}}'}, 2, "valid string"),
+        ({"servers": '{"mcpServers": {,}}'}, 1, "not JSON"),
+        ({"servers": '{"mcpServer": {}}'}, 1, "expected the key 'mcpServers', found 'mcpServer'"),
+        ({"servers": '{"servers": {\n "a": {"comand": "uvx"}}}'}, 2, "did you mean 'command'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_place(tmp_path: Path, files: dict[str, str], line: int, said: str) -> None:
+    loaded = load(tmp_path, **files)
+    assert len(loaded.problems) == 1, loaded.problems
+    name = {"ports": "ports_config.yaml", "main": "toolscore.yaml", "servers": "mcp_servers.json"}[next(iter(files))]
+    assert f"{tmp_path / name}:{line}: " in loaded.problems[0]
+    assert said in loaded.problems[0]
+    assert "\n" not in loaded.problems[0]
+
+
+def test_the_rest_holds_beside_a_mistake(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        main="limits:\n  call_timeout_seconds: 7\n  oops: 1\nevents: {keep: few}\n",
+        servers='{"mcpServers": {"good": {"command": "uvx"}, "bad": {"comand": "uvx"}}}',
+    )
+    assert len(loaded.problems) == 3
+    assert loaded.settings.limits.call_timeout_seconds == 7
+    assert loaded.settings.events.keep == 100_000
+    assert list(loaded.settings.upstreams) == ["good"]
+    assert "comand" in loaded.broken_servers["bad"]
+
+
+def test_a_key_in_two_files_is_a_mistake(tmp_path: Path) -> None:
+    loaded = load(tmp_path, ports="limits: {}\n", main="limits: {}\n")
+    assert "stands in" in loaded.problems[0]
+
+
+def test_variables_override_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__PORT", "9100")
+    monkeypatch.setenv("TOOLSCORE_USE_INPROCESS_PYTHON_EXECUTOR", "false")
+    (tmp_path / "ports_config.yaml").write_text("core_services: {toolscore_http: {port: 9000, host: localhost}}\n")
+    settings = load_settings(tmp_path).settings
+    assert settings.core_services.toolscore_http.port == 9100
+    assert settings.core_services.toolscore_http.host == "localhost"
+    assert settings.use_inprocess_python_executor is False
+
+
+def test_a_wrong_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLSCORE_LIMITS__MAX_BODY_BYTES", "lots")
+    monkeypatch.setenv("TOOLSCORE_LIMTIS__MAX_BODY_BYTES", "5")
+    problems = load_settings(tmp_path).problems
+    assert any("TOOLSCORE_LIMTIS__MAX_BODY_BYTES" in problem and "'limits'" in problem for problem in problems)
+    assert any("TOOLSCORE_LIMITS__MAX_BODY_BYTES" in problem and "integer" in problem for problem in problems)
+
+
+def test_callbacks_get_the_old_and_the_new_value() -> None:
+    hub = SettingsHub(Settings())
+    seen: list[Any] = []
+    hub.on_change("limits.call_timeout_seconds", lambda old, new: seen.append((old, new)))
+
+    @hub.on_change("limits")
+    def section(old: Any, new: Any) -> None:
+        seen.append((old.max_sessions, new.max_sessions))
+
+    hub.on_change("events.keep", lambda old, new: seen.append("never"))
+    hub.on_change("limits.max_sessions", lambda old, new: 1 / 0)
+    changed = hub.swap(Settings(limits={"call_timeout_seconds": 5, "max_sessions": 20}))  # type: ignore[arg-type]
+    assert changed == ["limits.call_timeout_seconds", "limits.max_sessions"]
+    assert seen == [(60, 5), (10_000, 20)]

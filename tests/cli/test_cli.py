@@ -1,0 +1,129 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import PYTHON, GatewayProcess, free_port, odd, running_gateway, toolscore
+
+
+def test_tools_are_a_table_or_json(gateway: GatewayProcess) -> None:
+    table = toolscore("tools", "alpha", gateway=gateway)
+    assert table.returncode == 0
+    assert "alpha__echo" in table.stdout
+    assert "text, times?" in table.stdout
+    found = json.loads(toolscore("tools", "--server", "many", "--json", gateway=gateway).stdout)
+    assert len(found) == 500
+    assert toolscore("tools", "nothing-like-it", gateway=gateway).stdout == "no tools match\n"
+
+
+def test_servers_show_their_state(gateway: GatewayProcess) -> None:
+    table = toolscore("servers", gateway=gateway).stdout
+    assert "inprocess" in table
+    assert "500" in table
+    assert {server["state"] for server in json.loads(toolscore("servers", "--json", gateway=gateway).stdout)} == {"up"}
+
+
+def test_call_takes_pairs_or_json(gateway: GatewayProcess) -> None:
+    done = toolscore("call", "alpha__echo", "text=hi there", "times=2", gateway=gateway)
+    assert (done.returncode, done.stdout) == (0, "hi there\n")
+    done = toolscore("call", "alpha", "--action", "echo", "--json", '{"text": "from json"}', gateway=gateway)
+    assert (done.returncode, done.stdout) == (0, "from json\n")
+    raw = json.loads(toolscore("call", "alpha__echo", "text=hi", "--raw", gateway=gateway).stdout)
+    assert raw["data"]["tool_id"] == "alpha__echo"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["call", "alpha__ecko"], 1, "alpha__echo"),
+        (["call", "alpha__echo"], 1, "required property"),
+        (["call", "alpha__echo", "text"], 2, "KEY=VALUE"),
+        (["call", "alpha__echo", "--json", "{"], 2, "JSON"),
+        (["call", PYTHON, "code=1/0"], 1, ""),
+    ],
+)
+def test_failures_have_a_message_and_a_code(
+    gateway: GatewayProcess, arguments: list[str], code: int, said: str
+) -> None:
+    done = toolscore(*arguments, gateway=gateway)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_gateway_is_said_plainly() -> None:
+    for command in (["tools"], ["servers"], ["call", "x"], ["events"]):
+        done = toolscore(*command, "--url", f"http://127.0.0.1:{free_port()}")
+        assert done.returncode == 3
+        assert "toolscore serve" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_events_follow(gateway: GatewayProcess) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toolscore", "events", "server_up", "--since", "0", "--url", gateway.url],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert all("server_up" in line for line in lines)
+        assert any("server_id=many" in line for line in lines)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_doctor_finds_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
+    servers = {"good": odd("echo"), "crashes": odd("crashes"), "missing": {"command": "no-such-program"}}
+    with running_gateway(servers, settings="limitz: {}\n", start=False) as process, socket.socket() as holder:
+        holder.bind(("127.0.0.1", process.http_port))
+        holder.listen()
+        holder.settimeout(0)
+        done = toolscore("doctor", "--config", str(process.config), "--json")
+        findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+        assert done.returncode == 1
+        assert findings["server good"]["ok"] is True
+        assert "frobnicator" in findings["server crashes"]["found"]
+        assert "no-such-program" in findings["server missing"]["found"]
+        assert "did you mean 'limits'" in findings["settings"]["found"]
+        assert findings[f"port {process.http_port}"]["ok"] is False
+        assert all(finding["mend"] for finding in findings.values() if not finding["ok"])
+    with running_gateway({"good": odd("echo")}, start=False) as process:
+        done = toolscore("doctor", "--config", str(process.config))
+        assert done.returncode == 0, done.stdout
+        assert "odd-echo 1 answers, MCP 2025-06-18" in done.stdout
+        assert not (process.folder / "data").exists(), "it looks, and makes nothing"
+
+
+def test_doctor_asks_a_gateway_that_runs() -> None:
+    with running_gateway({"good": odd("echo"), "crashes": odd("crashes")}, settings="") as process:
+        process.wait_for_state("good", "up")
+        process.wait_for_state("crashes", "failed")
+        done = toolscore("doctor", "--config", str(process.config), "--json")
+        findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+        assert findings["gateway"]["ok"] is True
+        assert findings["server good"]["ok"] is True
+        assert "frobnicator" in findings["server crashes"]["found"]
+        assert "restart" in findings["server crashes"]["mend"]
+        assert done.returncode == 1
+
+
+def test_text_stays_text_where_the_schema_wants_text(gateway: GatewayProcess) -> None:
+    assert toolscore("call", "alpha__echo", "text=42", "times=2", gateway=gateway).stdout == "42\n"
+    assert toolscore("call", "alpha", "text=true", "--action", "echo", gateway=gateway).stdout == "true\n"
+    assert toolscore("call", PYTHON, "code=42", gateway=gateway).stdout == "42\n"
+
+
+def test_help_and_version() -> None:
+    assert "serve" in toolscore("--help").stdout
+    assert toolscore("--version").stdout.strip().count(".") == 2
+    assert toolscore().returncode == 2
+    assert toolscore("serve", "--config", "/no/such/folder").returncode == 2

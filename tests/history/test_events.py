@@ -1,0 +1,118 @@
+"""The event log by itself: order, catching up, lagging, a database that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from toolscore.history.events import EventLog
+from toolscore.stores import Database, open_database
+from toolscore.stores.database import StoreError
+
+
+@asynccontextmanager
+async def event_log(folder: Path, **options: Any) -> AsyncIterator[EventLog]:
+    async with open_database(f"sqlite+aiosqlite:///{folder / 'events.db'}") as database:
+        async with EventLog(database, **options) as events:
+            yield events
+
+
+async def take(events: AsyncIterator[Any], count: int) -> list[Any]:
+    async with asyncio.timeout(10):
+        return [await anext(events) for _ in range(count)]
+
+
+def test_the_missed_come_first_and_none_twice(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with event_log(tmp_path) as events:
+            for number in range(1200):
+                events.publish("server_up", server_id=str(number))
+            async with events.subscribe() as live:
+                await take(live, 1)
+            while events.last_seq < 1200:
+                await asyncio.sleep(0)
+            async with events.subscribe(since=100) as following:
+                first = await take(following, 600)
+                for number in range(1200, 1210):
+                    events.publish("server_up", server_id=str(number))
+                while events.last_seq < 1210:  # stored and queued, before the last page is read
+                    await asyncio.sleep(0)
+                rest = await take(following, 510)
+                events.publish("server_up", server_id="last")
+                rest += await take(following, 1)
+            seqs = [event.seq for event in first + rest]
+            assert seqs == list(range(101, 1212))
+
+    asyncio.run(run())
+
+
+def test_numbers_go_on_after_a_restart_and_after_pruning(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with event_log(tmp_path, keep_events=100) as events:
+            for number in range(2500):
+                events.publish("server_up", server_id=str(number))
+        async with event_log(tmp_path) as events:
+            assert events.last_seq == 2500
+            async with events.subscribe(since=0) as following:
+                oldest = (await take(following, 1))[0].seq
+                assert oldest > 1
+                events.publish("server_up", server_id="next")
+            async with events.subscribe(since=2500) as following:
+                assert (await take(following, 1))[0].seq == 2501
+
+    asyncio.run(run())
+
+
+def test_one_who_lags_is_told_and_can_ask_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with event_log(tmp_path) as events, events.subscribe(queue_events=10) as slow:
+            for number in range(50):
+                events.publish("server_up", server_id=str(number))
+            while events.last_seq < 50:
+                await asyncio.sleep(0)
+            got = await take(slow, 11)
+            assert [event.seq for event in got[:10]] == list(range(1, 11))
+            assert got[10].type == "lagged"
+            assert got[10].data == {"missed": 40, "resume_from": 10}
+            async with events.subscribe(since=10) as again:
+                assert [event.seq for event in await take(again, 40)] == list(range(11, 51))
+
+    asyncio.run(run())
+
+
+def test_a_number_from_another_database_hides_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with event_log(tmp_path) as events, events.subscribe(since=10_000) as following:
+            reading = asyncio.ensure_future(take(following, 1))
+            await asyncio.sleep(0)
+            events.publish("server_up", server_id="x")
+            assert (await reading)[0].data == {"server_id": "x"}
+
+    asyncio.run(run())
+
+
+def test_a_database_that_fails_costs_the_number_not_the_news(tmp_path: Path) -> None:
+    class Failing:
+        async def last_seq(self) -> int:
+            return 7
+
+        async def append_events(self, rows: Any) -> list[int]:
+            raise StoreError("disk full")
+
+        async def prune_events(self, keep: int) -> None:
+            return
+
+    async def run() -> None:
+        failing: Any = Failing()
+        database: Database = failing
+        async with EventLog(database) as events, events.subscribe() as live:
+            events.publish("server_up", server_id="x")
+            event = (await take(live, 1))[0]
+            assert (event.type, event.seq) == ("server_up", None)
+            assert events.unsaved == 1
+            assert events.store_error == "disk full"
+
+    asyncio.run(run())

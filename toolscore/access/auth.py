@@ -1,0 +1,314 @@
+"""Who calls, and whether a browser page may.
+
+Over loopback nobody is asked for a key. That makes every web page that the user opens a possible caller, so requests
+must name a host that is ours (DNS rebinding) and, if they come from a page, an origin that is ours. Everybody else
+shows an API key of ours, or a token (JWT) of an authorization server that the operator trusts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import structlog
+
+from toolscore.core.errors import Conflict, Forbidden, ToolNotFound, Unauthenticated
+from toolscore.core.models import LOCAL, NOBODY, Principal, timestamp
+from toolscore.stores import Database
+from toolscore.stores.database import StoreError
+
+__all__ = ["ADMIN", "OUR_KEY", "Authenticator", "KeyRing", "TokenRules", "check_origin", "is_loopback", "need_scope"]
+
+log = structlog.get_logger(__name__)
+
+ADMIN = "admin"
+"""The scope that lets a principal change the gateway: servers, keys, pins."""
+
+KEY = re.compile(r"ts_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+SCOPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
+OURS = Principal("toolscore", (ADMIN,))
+OUR_KEY = f"ts_{'0' * 12}_{secrets.token_urlsafe(32)}"
+"""What the programs that this process starts show when they come back to it; good for as long as it runs."""
+
+READ_AGAIN_SECONDS = 2.0
+"""How soon a key that was made or revoked elsewhere counts."""
+READ_REST_SECONDS = 0.1
+"""A key that we do not know has them read no more often than this."""
+JWKS_SECONDS = 300.0
+"""How long the keys of an authorization server are used before they are fetched again."""
+JWKS_REST_SECONDS = 10.0
+"""A token of a key that we do not know has them fetched no more often than this."""
+LEEWAY_SECONDS = 30
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on, or a host name that a request gives, is this machine's own."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_origin(host: str | None, origin: str | None, allowed_hosts: Collection[str] = ()) -> None:
+    """Refuse a request that a foreign web page sent, or that came in under a foreign name.
+
+    Args:
+        host: the `Host` header. origin: the `Origin` header, `None` where there is none.
+        allowed_hosts: host names beside the loopback ones; `*` allows all.
+
+    Raises:
+        Forbidden: with what to configure.
+    """
+    if "*" in allowed_hosts:
+        return
+    for header, value in (("Host", _host_of(f"//{host}") if host else None), ("Origin", origin)):
+        if value is None:
+            continue
+        name = _host_of(value) if header == "Origin" else value
+        if not is_loopback(name) and name not in allowed_hosts:
+            raise Forbidden(
+                f"{header} {value!r} is not this gateway's: add {name!r} to `access.allowed_hosts` in toolscore.yaml "
+                "if it should be"
+            )
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # such as half an IPv6 address
+        return ""
+
+
+def need_scope(principal: Principal, scope: str) -> None:
+    """Raise unless the principal has a scope.
+
+    Raises:
+        Forbidden: which one is missing.
+    """
+    if scope not in principal.scopes:
+        raise Forbidden(f"{principal.name!r} may not do this: it takes the scope {scope!r}")
+
+
+class KeyRing:
+    """API keys: made, listed and revoked. Kept as SHA-256 hashes; a key itself is shown once, when it is made."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, name: str, scopes: Collection[str], expires_at: str | None = None) -> tuple[str, str]:
+        """Make a key. Returns its id and the key.
+
+        Args:
+            name: of the principal that shows it; several keys may be one principal's.
+            expires_at: RFC 3339 UTC; `None`: never.
+
+        Raises:
+            Conflict: a name or scope that cannot be one. StoreError.
+        """
+        if not NAME.fullmatch(name) or name in (LOCAL.name, NOBODY.name, OURS.name):
+            raise Conflict(f"{name!r} is no name for a principal: letters, digits and ._@- , at most 64")
+        wrong = [scope for scope in scopes if not SCOPE.fullmatch(scope)]
+        if wrong:
+            raise Conflict(f"{wrong[0]!r} is no scope: letters, digits and ._:/- , at most 64")
+        key_id = secrets.token_hex(6)
+        key = f"ts_{key_id}_{secrets.token_urlsafe(32)}"
+        await self._database.save_key(
+            {
+                "key_id": key_id,
+                "name": name,
+                "hash": _hash(key),
+                "scopes": " ".join(sorted(set(scopes))),
+                "created_at": timestamp(),
+                "expires_at": expires_at,
+                "revoked_at": None,
+            }
+        )
+        return key_id, key
+
+    async def list(self) -> list[dict[str, Any]]:
+        """All keys, without their hashes."""
+        rows = await self._database.load_keys()
+        return [{name: value for name, value in row.items() if name != "hash"} for row in rows]
+
+    async def revoke(self, key_id: str) -> None:
+        """Make a key worthless.
+
+        Raises:
+            ToolNotFound: no such key. StoreError.
+        """
+        if not await self._database.revoke_key(key_id, timestamp()):
+            raise ToolNotFound(f"no key {key_id!r} that is not revoked already: `toolscore keys list` shows them")
+
+
+class TokenRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Which tokens (JWT) count.
+
+    `issuer` and `audience` must be the token's; its signature is checked against the keys at `jwks_url`. It must
+    have all `scopes`; `admins` are subjects that get the scope `admin`.
+    """
+
+    issuer: str
+    audience: str
+    jwks_url: str
+    algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
+    scopes: tuple[str, ...] = ()
+    admins: tuple[str, ...] = ()
+
+
+class Authenticator:
+    """Turns what a caller shows into a `Principal`.
+
+    Args:
+        tokens: which JWTs count; `None`: none.
+        fetch: fetches the JSON at a URL, for the keys of the authorization server.
+        local_without_key: whether a caller over loopback needs nothing.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        tokens: TokenRules | None = None,
+        fetch: Callable[[str], Awaitable[Any]] | None = None,
+        local_without_key: bool = True,
+    ) -> None:
+        self._database = database
+        self.tokens = tokens
+        self.local_without_key = local_without_key
+        self._fetch = fetch
+        self._keys: dict[str, dict[str, Any]] = {}
+        self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
+        self._jwks: Any = None
+        self._jwks_at = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    async def any_keys(self) -> bool:
+        """Whether anybody could come in from outside."""
+        await self._read_keys()
+        return self.tokens is not None or any(row["revoked_at"] is None for row in self._keys.values())
+
+    async def authenticate(self, authorization: str | None, api_key: str | None, *, local: bool) -> Principal:
+        """Who shows this.
+
+        Args:
+            authorization: the header of that name, `Bearer …`. api_key: the header `X-API-Key`.
+            local: whether the caller came over loopback, to a port that is open to loopback only.
+
+        Raises:
+            Unauthenticated: nothing was shown, or it is not good.
+        """
+        shown = api_key
+        if authorization is not None:
+            kind, _, value = authorization.partition(" ")
+            if kind.lower() != "bearer" or not value.strip():
+                raise Unauthenticated("the Authorization header must be `Bearer` and a key or token")
+            shown = value.strip()
+        if shown is None:
+            if local and self.local_without_key:
+                return LOCAL
+            raise Unauthenticated(
+                "this gateway asks who you are: send a key (`toolscore keys create`) as `Authorization: Bearer ts_…`"
+            )
+        if KEY.fullmatch(shown):
+            return await self._of_key(shown)
+        if self.tokens is not None and shown.count(".") == 2:
+            return await self._of_token(shown, self.tokens)
+        raise Unauthenticated("the key is not valid: it was mistyped, or is for something else")
+
+    # API keys
+
+    async def _of_key(self, key: str) -> Principal:
+        if hmac.compare_digest(key, OUR_KEY):
+            return OURS
+        key_id = key[3:15]
+        age = time.monotonic() - self._read_at
+        if age > READ_AGAIN_SECONDS or (key_id not in self._keys and age > READ_REST_SECONDS):
+            await self._read_keys()
+        row = self._keys.get(key_id)
+        # The comparison takes as long for an id that there is not.
+        good = hmac.compare_digest(row["hash"] if row is not None else _hash(""), _hash(key))
+        if row is None or not good:
+            raise Unauthenticated("the key is not valid: it was mistyped, or is another gateway's")
+        if row["revoked_at"] is not None:
+            raise Unauthenticated(f"the key {key_id} was revoked: ask for another")
+        if row["expires_at"] is not None and row["expires_at"] <= timestamp():
+            raise Unauthenticated(f"the key {key_id} has expired: ask for another")
+        principal: Principal = row["principal"]
+        return principal
+
+    async def _read_keys(self) -> None:
+        async with self._reading:
+            if time.monotonic() - self._read_at <= READ_REST_SECONDS:
+                return
+            try:
+                rows = await self._database.load_keys()
+            except StoreError as exc:  # those that were known go on
+                log.error("cannot read the keys", error=str(exc))
+            else:
+                self._keys = {
+                    row["key_id"]: {**row, "principal": Principal(row["name"], tuple(row["scopes"].split()))}
+                    for row in rows
+                }
+            self._read_at = time.monotonic()
+
+    # Tokens
+
+    async def _of_token(self, token: str, rules: TokenRules) -> Principal:
+        import jwt  # 3 MB, and with it cryptography, that most gateways never need
+
+        try:
+            key = await self._signing_key(jwt.get_unverified_header(token).get("kid"), rules)
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=list(rules.algorithms),
+                issuer=rules.issuer,
+                audience=rules.audience,
+                leeway=LEEWAY_SECONDS,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except jwt.PyJWTError as exc:
+            raise Unauthenticated(f"the token is not valid: {exc}") from exc
+        scopes = claims.get("scope", claims.get("scp", ""))
+        granted = scopes.split() if isinstance(scopes, str) else [str(scope) for scope in scopes]
+        missing = [scope for scope in rules.scopes if scope not in granted]
+        if missing:
+            raise Forbidden(f"the token lacks the scope {missing[0]!r}")
+        granted = [scope for scope in granted if scope != ADMIN]  # which is ours to give
+        if claims["sub"] in rules.admins:
+            granted.append(ADMIN)
+        return Principal(f"{rules.issuer}#{claims['sub']}", tuple(granted))
+
+    async def _signing_key(self, key_id: Any, rules: TokenRules) -> Any:
+        import jwt
+
+        async with self._fetching:
+            age = time.monotonic() - self._jwks_at
+            known = self._jwks is not None and any(key.key_id == key_id for key in self._jwks.keys)
+            if age > (JWKS_SECONDS if known else JWKS_REST_SECONDS) and self._fetch is not None:
+                self._jwks_at = time.monotonic()
+                try:
+                    self._jwks = jwt.PyJWKSet.from_dict(await self._fetch(rules.jwks_url))
+                except (OSError, ValueError, TimeoutError, jwt.PyJWTError) as exc:
+                    log.error("cannot fetch the keys of the authorization server", url=rules.jwks_url, error=str(exc))
+        for key in self._jwks.keys if self._jwks is not None else ():
+            if key.key_id == key_id:
+                return key.key
+        raise Unauthenticated(f"the token is signed by a key that {rules.jwks_url} does not list")
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,187 @@
+"""What a principal may do: rules of the operator, deny before allow. Pure: no clock, no I/O.
+
+A rule says for whom it is (principals, scopes), for what (servers, tools, annotations, arguments), and the effect. It
+matches when all that it says is so; what it leaves out is anything. A tool that a principal may not call, whatever the
+arguments, does not exist for it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import msgspec
+
+from toolscore.core.models import Principal, Tool
+
+__all__ = ["ANNOTATIONS", "OPERATORS", "Decision", "Policy", "Rule"]
+
+ANNOTATIONS = {"readOnlyHint": False, "destructiveHint": True, "idempotentHint": False, "openWorldHint": True}
+"""What a tool is taken for that does not say (MCP, tool annotations)."""
+
+OPERATORS = ("equals", "not_equals", "in", "not_in", "matches", "not_matches", "at_most", "at_least", "present")
+
+Effect = Literal["allow", "deny"]
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule of the operator.
+
+    Args:
+        principals, servers, tools: glob patterns; a tool is meant by its full or its own name.
+        scopes: any one of them.
+        annotations: what the tool says of itself, or is taken for.
+        arguments: path of an argument (`options.force`) → operator of `OPERATORS` → value. An argument that is not
+            there matches `present: false`, `not_equals`, `not_in` and `not_matches`.
+        reason: shown to whoever is refused.
+    """
+
+    effect: Effect
+    principals: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    annotations: Mapping[str, bool] = {}
+    arguments: Mapping[str, Mapping[str, Any]] = {}
+    reason: str = ""
+
+    def is_for(self, principal: Principal) -> bool:
+        return _any(self.principals, principal.name) and (
+            not self.scopes or any(scope in principal.scopes for scope in self.scopes)
+        )
+
+    def is_about(self, tool: Tool) -> bool:
+        """Whether it is about this tool, whatever the arguments."""
+        said = tool.annotations
+        return (
+            _any(self.servers, tool.server_id)
+            and (_any(self.tools, tool.tool_id) or _any(self.tools, tool.name))
+            and all(said.get(name, ANNOTATIONS[name]) is wanted for name, wanted in self.annotations.items())
+        )
+
+    def fits(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the arguments are as it says."""
+        return all(
+            _holds(operator, operand, *_at(arguments, path))
+            for path, tests in self.arguments.items()
+            for operator, operand in tests.items()
+        )
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What a policy says, and which rule (counted from 1) said so; `None`: the default did."""
+
+    allowed: bool
+    rule: int | None = None
+    reason: str = ""
+
+
+class Policy:
+    """The rules together.
+
+    Args:
+        default: for what no rule is about.
+    """
+
+    def __init__(self, rules: Sequence[Rule] = (), default: Effect = "allow") -> None:
+        self.rules = tuple(rules)
+        self.default = default
+        self.is_open = not self.rules and default == "allow"
+        self._looks_at_arguments = any(rule.arguments for rule in self.rules)
+
+    @property
+    def looks_at_arguments(self) -> bool:
+        return self._looks_at_arguments
+
+    def decide(self, principal: Principal, tool: Tool, arguments: Mapping[str, Any]) -> Decision:
+        """Whether this call may be made: a rule that denies wins, then one that allows, then the default."""
+        return self._decide(
+            [
+                (number, rule)
+                for number, rule in enumerate(self.rules, 1)
+                if rule.is_for(principal) and rule.is_about(tool) and rule.fits(arguments)
+            ]
+        )
+
+    def sees(self, principal: Principal, tool: Tool) -> Decision:
+        """Whether a tool exists for a principal: it does if some call of it may be allowed."""
+        if self.is_open:
+            return Decision(True)
+        return self._decide(
+            [
+                (number, rule)
+                for number, rule in enumerate(self.rules, 1)
+                if rule.is_for(principal) and rule.is_about(tool) and not (rule.effect == "deny" and rule.arguments)
+            ]
+        )
+
+    def sees_server(self, principal: Principal, server_id: str) -> bool:
+        """Whether what a server has beside tools exists for a principal: rules about all of the server count."""
+        if self.is_open:
+            return True
+        about = [rule for rule in self.rules if rule.is_for(principal) and _any(rule.servers, server_id)]
+        if any(rule.effect == "deny" and not (rule.tools or rule.annotations or rule.arguments) for rule in about):
+            return False
+        return self.default == "allow" or any(rule.effect == "allow" for rule in about)
+
+    def _decide(self, matching: Collection[tuple[int, Rule]]) -> Decision:
+        for effect in ("deny", "allow"):
+            for number, rule in matching:
+                if rule.effect == effect:
+                    return Decision(effect == "allow", number, rule.reason)
+        return Decision(self.default == "allow")
+
+
+def _any(patterns: tuple[str, ...], name: str) -> bool:
+    """Whether a name is meant by one of the patterns; no patterns mean all names."""
+    return not patterns or any(_pattern(pattern).match(name) for pattern in patterns)
+
+
+@lru_cache(maxsize=4096)
+def _pattern(glob: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(glob))
+
+
+def _at(arguments: Mapping[str, Any], path: str) -> tuple[bool, Any]:
+    value: Any = arguments
+    for step in path.split("."):
+        if not isinstance(value, Mapping) or step not in value:
+            return False, None
+        value = value[step]
+    return True, value
+
+
+def _holds(operator: str, operand: Any, present: bool, value: Any) -> bool:
+    match operator:
+        case "present":
+            return present is operand
+        case "equals":
+            return present and _same(value, operand)
+        case "not_equals":
+            return not (present and _same(value, operand))
+        case "in":
+            return present and any(_same(value, one) for one in operand)
+        case "not_in":
+            return not (present and any(_same(value, one) for one in operand))
+        case "matches":
+            return isinstance(value, str) and re.search(operand, value) is not None
+        case "not_matches":
+            return not (isinstance(value, str) and re.search(operand, value) is not None)
+        case "at_most":
+            return _is_number(value) and value <= operand
+        case "at_least":
+            return _is_number(value) and value >= operand
+        case _:
+            raise ValueError(f"no operator {operator!r}")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal as JSON is: true is not 1."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Opens the rooms, puts settings in force, closes the rooms."""

@@ -1,0 +1,139 @@
+"""Past calls made again: against the server as it is now, or another version of it, and where the results differ."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+from typing import Any
+
+from msgspec import Raw
+
+from toolscore.calls.call import CallPipeline
+from toolscore.core.errors import Conflict, InvalidRequest, ToolScoreError
+from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.models import Principal, ToolCall
+
+__all__ = ["difference", "replay_call", "replay_calls"]
+
+AT_ONCE = 4
+MAX_DIFF_LINES = 200
+MAX_DIFF_LINE = 1000
+MAX_COMPARED_LINES = 2000
+"""Of longer results the first difference is shown."""
+
+
+async def replay_call(
+    pipeline: CallPipeline,
+    call: dict[str, Any],
+    principal: Principal,
+    *,
+    request_id: str,
+    server_id: str | None = None,
+    confirm: bool = False,
+) -> dict[str, Any]:
+    """Make a recorded call again, past the cache, and say where its result differs.
+
+    Args:
+        call: as the journal gives it, with its bodies.
+        server_id: another server with a tool of the same name; `None`: the one that was called.
+        confirm: also if it may do something a second time.
+
+    Raises:
+        Conflict: its arguments are not whole, or it may do something a second time. InvalidRequest: it named no tool.
+        ToolNotFound: the tool is gone, or not for this principal.
+    """
+    if call["tool_id"] == "-":
+        raise InvalidRequest(f"call {call['call_id']} named no tool that existed: there is nothing to replay")
+    if "arguments" in call["redacted"] or call["arguments"] is None:
+        raise Conflict(f"the arguments of call {call['call_id']} are not kept as they were: it cannot be made again")
+    tool = pipeline.find(call["name"], server_id or call["server_id"], principal)
+    if not tool.safe_to_repeat and not confirm:
+        raise Conflict(
+            f"{tool.tool_id} does not say that it may be called twice: pass `confirm` if it may do its work again"
+        )
+    again = ToolCall(
+        tool_id=tool.name,
+        server_id=tool.server_id,
+        arguments=Raw(encode(call["arguments"])),
+        request_id=request_id,
+    )
+    now: dict[str, Any]
+    try:
+        result = await pipeline.call(again, principal, fresh=True)
+    except ToolScoreError as exc:
+        now = {"call_id": None, "outcome": exc.code, "result": None, "error": exc.message, "duration_ms": None}
+    else:
+        now = {
+            "call_id": result.call_id,
+            "outcome": "tool_error" if result.is_error else "ok",
+            "result": decode(result.raw),
+            "error": None,
+            "duration_ms": round(result.duration_ms, 3),
+        }
+    then = {name: call[name] for name in ("call_id", "outcome", "result", "error", "duration_ms")}
+    differs = await asyncio.to_thread(difference, then["result"], now["result"])
+    return {
+        "tool_id": tool.tool_id,
+        "same": then["outcome"] == now["outcome"] and not differs,
+        "difference": differs,
+        "definition_changed": tool.definition_hash != call["definition_hash"] and tool.tool_id == call["tool_id"],
+        "result_was_redacted": "result" in call["redacted"],
+        "then": then,
+        "now": now,
+    }
+
+
+async def replay_calls(
+    pipeline: CallPipeline,
+    calls: list[dict[str, Any]],
+    principal: Principal,
+    *,
+    request_id: str,
+    server_id: str | None = None,
+    confirm: bool = False,
+) -> dict[str, Any]:
+    """Make many recorded calls again, a few at a time, the oldest first; those that cannot be are named."""
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(call: dict[str, Any]) -> dict[str, Any]:
+        async with places:
+            try:
+                return await replay_call(
+                    pipeline, call, principal, request_id=request_id, server_id=server_id, confirm=confirm
+                )
+            except ToolScoreError as exc:
+                return {"tool_id": call["tool_id"], "skipped": exc.message, "then": {"call_id": call["call_id"]}}
+
+    ordered = sorted(calls, key=lambda call: str(call["call_id"]))
+    ended = await asyncio.gather(*map(one, ordered))
+    skipped = [{"call_id": end["then"]["call_id"], "reason": end["skipped"]} for end in ended if "skipped" in end]
+    made = [end for end in ended if "skipped" not in end]
+    return {
+        "replayed": len(made),
+        "same": sum(1 for end in made if end["same"]),
+        "different": [end for end in made if not end["same"]],
+        "skipped": skipped,
+    }
+
+
+def difference(then: Any, now: Any) -> str:
+    """Where two results differ, as a unified diff of their JSON; empty where they do not. `_meta` does not count."""
+    before, after = _lines(then), _lines(now)
+    if before == after:
+        return ""
+    if len(before) + len(after) > MAX_COMPARED_LINES:  # comparing all with all would take minutes
+        at = next(
+            (n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+        )
+        before, after = before[max(0, at - 2) : at + 50], after[max(0, at - 2) : at + 50]
+    found = list(difflib.unified_diff(before, after, "recorded", "replayed", lineterm="", n=2))
+    if len(found) > MAX_DIFF_LINES:
+        found[MAX_DIFF_LINES:] = [f"… and {len(found) - MAX_DIFF_LINES} more lines"]
+    return "\n".join(line[:MAX_DIFF_LINE] for line in found)
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = {key: member for key, member in value.items() if key != "_meta"}
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True).splitlines() if value is not None else []

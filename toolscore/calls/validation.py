@@ -1,0 +1,74 @@
+"""Arguments against a tool's schema: which field, what came, what was expected."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from msgspec import Raw
+
+from toolscore.core.errors import InvalidArguments, InvalidRequest
+from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.models import Tool
+
+__all__ = ["check_arguments"]
+
+MAX_PROBLEMS = 5
+MAX_SHOWN = 80
+
+
+def check_arguments(tool: Tool, validator: Any, arguments: Raw) -> None:
+    """Raise if the arguments are no object or do not fit.
+
+    Args:
+        validator: the compiled schema; `None` checks only that there is an object.
+
+    Raises:
+        InvalidArguments: naming each field.
+    """
+    try:
+        value = decode(arguments) if memoryview(arguments) else None
+    except InvalidRequest as exc:
+        raise InvalidArguments(f"the arguments of {tool.tool_id} are {exc}") from exc
+    if not isinstance(value, dict):
+        raise InvalidArguments(
+            f"the arguments of {tool.tool_id} must be an object, found {_shown(value)}", suggestion=_hint(tool)
+        )
+    if validator is None or validator.is_valid(value) or validator.is_valid(_without_nulls(tool, value)):
+        return
+    problems = [_problem(error) for error in itertools.islice(validator.iter_errors(value), MAX_PROBLEMS)]
+    raise InvalidArguments(
+        f"the arguments of {tool.tool_id} do not fit its schema: {'; '.join(problems)}",
+        suggestion=_hint(tool),
+        data={"problems": problems},
+    )
+
+
+def _without_nulls(tool: Tool, value: dict[str, Any]) -> dict[str, Any]:
+    """Models write null for an argument that they leave out: where it is optional, the server may have it so."""
+    required = tool.input_schema.get("required") if isinstance(tool.input_schema, dict) else None
+    kept = required if isinstance(required, list) else []
+    return {name: given for name, given in value.items() if given is not None or name in kept}
+
+
+def _problem(error: Any) -> str:
+    path = ".".join(str(part) for part in error.instance_path)
+    message = error.message if len(error.message) <= 2 * MAX_SHOWN else error.message[: 2 * MAX_SHOWN] + "…"
+    return f"{path}: {message}" if path else message
+
+
+def _hint(tool: Tool) -> str | None:
+    properties = tool.input_schema.get("properties") if isinstance(tool.input_schema, dict) else None
+    if not isinstance(properties, dict) or not properties:
+        return None
+    required = tool.input_schema.get("required") or []
+    shown = []
+    for name, described in itertools.islice(properties.items(), 12):
+        kind = described.get("type", "any") if isinstance(described, dict) else "any"
+        shown.append(f"{name}{'' if name in required else '?'}: {kind}")
+    return f"expected {{{', '.join(shown)}}}"
+
+
+def _shown(value: Any) -> str:
+    text = encode(value).decode()
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"

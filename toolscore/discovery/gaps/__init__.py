@@ -1,0 +1,1 @@
+"""Whether any tool fits a task, and what is missing."""

@@ -1,0 +1,1 @@
+"""From a candidate in a catalog to a running server."""

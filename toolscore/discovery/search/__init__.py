@@ -1,0 +1,1 @@
+"""Which of our tools fit a task."""

@@ -1,0 +1,1 @@
+"""REST: the monitoring API of docs/wire.md."""

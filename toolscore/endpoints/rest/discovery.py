@@ -1,0 +1,158 @@
+"""REST for discovery: gaps, catalogs, installs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Body, FastAPI, Query, Request
+from fastapi.responses import Response
+
+from toolscore.access.auth import ADMIN, need_scope
+from toolscore.app.gateway import Gateway
+from toolscore.core.errors import Conflict, InvalidArguments
+from toolscore.discovery import Wish
+from toolscore.discovery.views import (
+    acquired_fields,
+    analysis_fields,
+    installed_fields,
+    offer_fields,
+    source_fields,
+)
+from toolscore.endpoints.asgi import principal_of, whole
+from toolscore.endpoints.rest.rest import FAILURE_OPENAPI, answer
+
+__all__ = ["add_discovery"]
+
+
+class Task(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `analyze-gap` and `request-capability`. `context`: what else matters, as text or an object."""
+
+    task_description: str
+    context: str | dict[str, Any] | None = None
+
+    def context_text(self) -> str:
+        if isinstance(self.context, dict):
+            return msgspec.json.encode(self.context).decode()[:4000]
+        return (self.context or "")[:4000]
+
+
+class InstallRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /api/v1/catalog/install`.
+
+    Attributes:
+        name: of the server in its catalog.
+        env: secrets by reference: `${env:NAME}` or `${file:/path}`.
+        approve: allow it though no rule does; takes the scope `admin`.
+        digest: of the plan that was looked at: another one is refused.
+        dry_run: only say what would be done.
+    """
+
+    name: str
+    version: str | None = None
+    registry: str | None = None
+    server_id: str | None = None
+    env: dict[str, str] = {}
+    arguments: dict[str, str] = {}
+    network: bool = False
+    approve: bool = False
+    digest: str | None = None
+    dry_run: bool = False
+
+
+TASK_EXAMPLE = {"task_description": "what time is it in Tokyo?"}
+INSTALL_EXAMPLE = {"name": "io.github.modelcontextprotocol/time", "dry_run": True}
+
+
+def add_discovery(app: FastAPI, gateway: Gateway) -> None:
+    """Add the routes to an application that has the envelope for errors already."""
+    router = APIRouter()
+    installer, catalog = gateway.installer, gateway.catalog
+
+    @router.post("/api/v1/tools/analyze-gap", summary="Do our tools fit a task?", tags=["discovery"])
+    async def analyze_gap(request: Request, body: Annotated[dict[str, Any], Body(examples=[TASK_EXAMPLE])]) -> Response:
+        """Each step of the task is `sufficient`, `unsure` or `gap`, with a measured confidence."""
+        who, task = principal_of(request.scope), _read(body, Task)
+        analysis = await gateway.gaps.analyze(
+            task.task_description, context=task.context_text(), principal=who.name, sees=gateway.pipeline.sees(who)
+        )
+        return answer(request, analysis_fields(analysis))
+
+    @router.post("/api/v1/tools/request-capability", summary="Get what a task lacks", tags=["discovery"])
+    async def request_capability(
+        request: Request, body: Annotated[dict[str, Any], Body(examples=[TASK_EXAMPLE])]
+    ) -> Response:
+        """Gap, candidates, install (if a rule allows it), tools. Progress: the events `install_progress`."""
+        who, task = principal_of(request.scope), _read(body, Task)
+        acquired = await gateway.broker.request(
+            task.task_description, context=task.context_text(), principal=who.name, sees=gateway.pipeline.sees(who)
+        )
+        return answer(request, acquired_fields(acquired))
+
+    @router.get("/api/v1/catalog/search", summary="Servers that may do", tags=["discovery"])
+    async def search_catalog(
+        request: Request,
+        q: Annotated[str, Query(description="a task or keywords", examples=["send a message to Slack"])],
+        limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    ) -> Response:
+        offers = await gateway.broker.offers(q, limit)
+        installed = {one.name: one.server_id for one in installer}
+        found = [
+            {**offer_fields(offer), "installed_as": installed.get(offer.candidate.entry.name)} for offer in offers
+        ]  # fmt: skip
+        sources = [source_fields(state) for state in await catalog.states()]
+        return answer(request, {"servers": found, "total_count": len(found), "sources": sources})
+
+    @router.post("/api/v1/catalog/refresh", summary="Copy the registries now", tags=["discovery"])
+    async def refresh_catalog(request: Request) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        return answer(request, {"sources": [source_fields(state) for state in await catalog.refresh()]})
+
+    @router.post("/api/v1/catalog/install", summary="Install a server", tags=["discovery"])
+    async def install(request: Request, body: Annotated[dict[str, Any], Body(examples=[INSTALL_EXAMPLE])]) -> Response:
+        """What no rule under `discovery.install.allow` allows needs `approve`, and that the scope `admin`."""
+        wanted = _read(body, InstallRequest)
+        if wanted.approve or wanted.env or wanted.arguments or wanted.network or wanted.server_id:
+            need_scope(principal_of(request.scope), ADMIN)
+        if wanted.registry not in (None, "pypi", "npm", "oci", "remote"):
+            raise InvalidArguments(f"`registry` is pypi, npm, oci or remote, found {wanted.registry!r:.80}")
+        wish = Wish(
+            await catalog.get(wanted.name, wanted.version),
+            server_id=wanted.server_id,
+            registry=wanted.registry,
+            env=wanted.env,
+            arguments=wanted.arguments,
+            network=wanted.network,
+            approved=wanted.approve,
+        )
+        plan = installer.plan(wish)
+        if wanted.dry_run:
+            done = installer.done(wish, plan)
+            shown = {
+                **msgspec.to_builtins(plan),
+                "digest": plan.digest,
+                "installed": installed_fields(done) if done else None,
+            }
+            return answer(request, {"plan": shown})
+        if wanted.digest not in (None, plan.digest):
+            raise Conflict(f"the plan for {plan.name} is another by now: look at it again", data={"plan": plan.digest})
+        return answer(request, installed_fields(await installer.install(wish)))
+
+    @router.get("/api/v1/catalog/installed", summary="What was installed", tags=["discovery"])
+    async def list_installed(request: Request) -> Response:
+        found = [installed_fields(one) for one in installer]
+        return answer(request, {"servers": found, "total_count": len(found)})
+
+    @router.delete("/api/v1/catalog/installed/{name:path}", summary="Uninstall a server", tags=["discovery"])
+    async def uninstall(request: Request, name: str) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        return answer(request, installed_fields(await installer.uninstall(name)))
+
+    app.include_router(router, responses=FAILURE_OPENAPI)
+
+
+def _read(body: dict[str, Any], kind: type[Any]) -> Any:
+    try:
+        return msgspec.convert(whole(body), kind)
+    except msgspec.ValidationError as exc:
+        raise InvalidArguments(f"the body does not fit: {exc}") from exc

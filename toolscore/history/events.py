@@ -1,0 +1,250 @@
+"""The ordered log of what changed, and those who listen.
+
+One log feeds the events socket, the SSE stream, MCP's `list_changed` and the dashboard. An event is stored before
+anybody hears of it, so its `seq` never repeats and whoever was away can catch up. What is told and not kept
+(`stats_update`, `call_finished`) goes past the store and has no `seq`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.models import Event, timestamp
+from toolscore.stores import Database
+from toolscore.stores.database import StoreError
+
+__all__ = ["ON_REQUEST_ONLY", "EventLog", "Subscription", "UnifiedNotifier"]
+
+log = structlog.get_logger(__name__)
+
+ON_REQUEST_ONLY = frozenset({"stats_update", "call_finished"})
+"""Frequent events, sent only to those who name them."""
+
+QUEUE_EVENTS = 1000
+"""What a subscriber may leave unread before it is told that it lags."""
+
+KEEP_EVENTS = 100_000
+PRUNE_EVERY = 1000
+"""Old events go in strides, so that pruning costs nothing at each write."""
+
+PAGE_EVENTS = 500
+
+
+class Subscription:
+    """One listener's bounded queue. Iterate it; each item is an `Event`.
+
+    A listener that does not keep up gets `lagged {missed, resume_from}` in place of what it missed: asking again
+    with `since=resume_from` brings it all.
+    """
+
+    def __init__(self, types: Collection[str] | None, queue_events: int) -> None:
+        self.types = frozenset(types) if types is not None else None
+        self._bound = queue_events
+        self._queue: deque[Event] = deque()
+        self._arrived = asyncio.Event()
+        self._missed = 0
+        self._resume_from = 0
+        self._last_seq = 0
+        self._closed = False
+
+    def wants(self, event_type: str) -> bool:
+        return event_type in self.types if self.types is not None else event_type not in ON_REQUEST_ONLY
+
+    def put(self, event: Event) -> None:
+        """Queue an event, or count it as missed at the bound. Never waits."""
+        if event.seq is not None and event.seq <= self._last_seq:
+            return  # it came already while catching up
+        if self._missed or len(self._queue) >= self._bound:
+            if event.seq is not None:
+                if not self._missed:
+                    self._resume_from = self._last_seq
+                self._missed += 1
+            return
+        if event.seq is not None:
+            self._last_seq = event.seq
+        self._queue.append(event)
+        self._arrived.set()
+
+    def skip_to(self, seq: int) -> None:
+        """Nothing up to `seq` is wanted."""
+        self._last_seq = max(self._last_seq, seq)
+
+    def close(self) -> None:
+        """End the iteration after what is queued."""
+        self._closed = True
+        self._arrived.set()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._queue:
+            if self._missed:
+                lagged = {"missed": self._missed, "resume_from": self._resume_from}
+                self._missed = 0
+                return Event(type="lagged", data=lagged, timestamp=timestamp())
+            if self._closed:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._queue.popleft()
+
+
+class UnifiedNotifier:
+    """Hands each event to every subscriber that wants it; a slow one never holds up the others."""
+
+    def __init__(self) -> None:
+        self._subscriptions: set[Subscription] = set()
+
+    def subscribe(self, types: Collection[str] | None, queue_events: int = QUEUE_EVENTS) -> Subscription:
+        subscription = Subscription(types, queue_events)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self._subscriptions.discard(subscription)
+        subscription.close()
+
+    def notify(self, event: Event) -> None:
+        for subscription in self._subscriptions:
+            if subscription.wants(event.type):
+                subscription.put(event)
+
+    def wanted(self, event_type: str) -> bool:
+        """Whether anybody asks for this type: spares making events that nobody reads."""
+        return any(subscription.wants(event_type) for subscription in self._subscriptions)
+
+    def __len__(self) -> int:
+        return len(self._subscriptions)
+
+    def close(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.close()
+
+
+class EventLog:
+    """Append, subscribe, catch up. Use as `async with EventLog(database) as events`."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        keep_events: int = KEEP_EVENTS,
+        queue_events: int = QUEUE_EVENTS,
+        on_event: Callable[[str], None] | None = None,
+    ) -> None:
+        self._database = database
+        self._keep = keep_events
+        self._queue_events = queue_events
+        self._on_event = on_event
+        self.notifier = UnifiedNotifier()
+        self._pending: deque[Event] = deque()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._since_prune = 0
+        self.last_seq = 0
+        self.unsaved = 0
+        """Events that were told but could not be stored."""
+        self.store_error: str | None = None
+
+    async def __aenter__(self) -> EventLog:
+        self.last_seq = await self._database.last_seq()
+        self._writer = asyncio.create_task(self._write_groups())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stopping = True
+        self._wake.set()
+        await self._writer
+        self.notifier.close()
+
+    def publish(self, event_type: str, **data: Any) -> None:
+        """Add an event to the log. Returns at once; it is stored and then told, in order."""
+        self._pending.append(Event(type=event_type, data=data, timestamp=timestamp()))
+        self._wake.set()
+
+    def tell(self, event_type: str, **data: Any) -> None:
+        """Tell those who asked for this type, without keeping it."""
+        self.notifier.notify(Event(type=event_type, data=data, timestamp=timestamp()))
+
+    @asynccontextmanager
+    async def subscribe(
+        self, types: Collection[str] | None = None, *, since: int | None = None, queue_events: int | None = None
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """Listen: the missed events first, then the live ones, none twice and none left out.
+
+        Args:
+            types: only these; `None`: all but those of `ON_REQUEST_ONLY`.
+            since: the last `seq` seen; `None`: from now on.
+        """
+        subscription = self.notifier.subscribe(types, queue_events or self._queue_events)
+        try:
+            yield self._replay_then_live(subscription, since)
+        finally:
+            self.notifier.unsubscribe(subscription)
+
+    async def _replay_then_live(self, subscription: Subscription, since: int | None) -> AsyncIterator[Event]:
+        if since is not None:
+            until = self.last_seq  # what is newer is in the subscription's queue already
+            since = min(since, until)  # a number from another database must not hide what comes
+            while since < until:
+                try:
+                    rows = await self._database.read_events(since, PAGE_EVENTS)
+                except StoreError as exc:
+                    log.error("cannot read the event log", error=str(exc))
+                    break
+                for row in rows:
+                    since = int(row["seq"])
+                    subscription.skip_to(since)
+                    if subscription.wants(row["type"]):
+                        yield Event(
+                            type=row["type"], data=decode(row["data"].encode()), timestamp=row["timestamp"], seq=since
+                        )
+                if not rows:
+                    break
+        async for event in subscription:
+            if since is None or event.seq is None or event.seq > since:
+                yield event
+
+    async def _write_groups(self) -> None:
+        while not (self._stopping and not self._pending):
+            await self._wake.wait()
+            self._wake.clear()
+            while self._pending:
+                group = [self._pending.popleft() for _ in range(min(len(self._pending), PAGE_EVENTS))]
+                rows = [
+                    {"type": event.type, "data": encode(event.data).decode(), "timestamp": event.timestamp}
+                    for event in group
+                ]
+                seqs: list[int | None]
+                try:
+                    seqs = list(await self._database.append_events(rows))
+                    self.store_error = None
+                except StoreError as exc:
+                    # Telling matters more than keeping: the listeners hear of it, without a number.
+                    seqs = [None] * len(group)
+                    self.unsaved += len(group)
+                    self.store_error = str(exc)
+                    log.error("cannot store events", count=len(group), error=str(exc))
+                for event, seq in zip(group, seqs, strict=True):
+                    self.last_seq = seq or self.last_seq
+                    self.notifier.notify(Event(type=event.type, data=event.data, timestamp=event.timestamp, seq=seq))
+                    if self._on_event is not None:
+                        self._on_event(event.type)
+                await self._prune(len(group))
+
+    async def _prune(self, added: int) -> None:
+        self._since_prune += added
+        if self._since_prune >= PRUNE_EVERY:
+            self._since_prune = 0
+            try:
+                await self._database.prune_events(self._keep)
+            except StoreError as exc:
+                log.warning("cannot prune the event log", error=str(exc))

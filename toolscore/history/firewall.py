@@ -1,0 +1,604 @@
+"""ErrorFirewall: a failure becomes a pattern and a class, similar ones are found, and what helped before comes back.
+
+    message ─(mask, mine: drain3)─► pattern ─(rules)─► class
+                                       ├─(vector)─► similar patterns
+                                       └─► fixes: what was changed before a call succeeded that had failed so
+
+Fixes are learned. When a call of the same caller to the same tool succeeds within minutes of a failure, the difference
+between the two (arguments, or the tools called in between) is a fix of that pattern, and every later try of it counts
+for or against. Other callers see which arguments were changed; the values only if several callers came to the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Container, Mapping
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from msgspec import Raw
+
+from toolscore.core.errors import InvalidArguments, InvalidRequest, ToolNotFound
+from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.models import timestamp
+from toolscore.core.redaction import redact_json, redact_text
+from toolscore.embedding import Embedder
+from toolscore.stores import Database, WriteBehind
+
+__all__ = ["Category", "ErrorFirewall", "FirewallRules", "Fix", "Match", "categorise"]
+
+log = structlog.get_logger(__name__)
+
+Category = Literal[
+    "validation", "not_found", "permission", "rate_limit", "timeout", "network", "database", "resource", "conflict",
+    "upstream", "code", "other",
+]  # fmt: skip
+
+CATEGORIES: tuple[tuple[Category, str], ...] = (
+    ("rate_limit", r"rate.?limit|too many requests|\b429\b|quota|throttl|overloaded|too often"),
+    ("permission", r"permission|denied|forbidden|unauthori[sz]ed|unauthenticated|not allowed|access is|\b40[13]\b"
+                   r"|credential|api.?key|not permitted|read-only|outside (?:of )?allowed"),
+    ("timeout", r"time[ds]?.?out|deadline|took too long|no answer within"),
+    ("database", r"\bsql|sqlite|postgres|mysql|database|no such (?:table|column)|relation .* does not exist|constraint"
+                 r"|deadlock|duplicate key|integrityerror|operationalerror"),
+    ("network", r"connection|connect\b|econn|dns|resolve host|getaddrinfo|unreachable|socket|ssl|tls|certificate|proxy"
+                r"|network|name resolution|\b50[234]\b|broken pipe|went away"),
+    ("code", r"traceback|nameerror|syntaxerror|typeerror|attributeerror|indexerror|modulenotfound|importerror"
+             r"|zerodivision|keyerror|undefined is not|referenceerror"),
+    ("validation", r"invalid|validation|required|must be|expected|not a valid|malformed|schema|unsupported|missing"
+                   r"|cannot parse|could not parse|bad request|\b4(?:00|22)\b|do not fit"
+                   r"|unknown (?:argument|parameter|field)"
+                   r"|no time zone|unrecogni[sz]ed"),
+    ("not_found", r"not found|no such|does not exist|doesn't exist|unknown|\b404\b|cannot find|enoent|no tool"),
+    ("resource", r"memory|disk|no space|enospc|too (?:large|big|long|many)|quota|out of|limit exceeded|emfile"),
+    ("conflict", r"conflict|already exists|\b409\b|locked|busy|in use|eexist"),
+)  # fmt: skip
+_categories = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in CATEGORIES]
+
+MASKS = (
+    (r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b", "UUID"),
+    (r"https?://\S+", "URL"),
+    (r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?", "TIME"),
+    (r"\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b", "IP"),
+    (r"(?<![\w/])(?:/[\w.@+-]+){2,}/?", "PATH"),
+    (r"\b[A-Za-z]:\\\S+", "PATH"),
+    (r"\b0x[0-9a-fA-F]+\b|\b[0-9a-fA-F]{16,}\b", "HEX"),
+    (r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w])", "NUM"),
+    (r"'[^'\n]{1,200}'|\"[^\"\n]{1,200}\"|`[^`\n]{1,200}`|“[^”\n]{1,200}”", "QUOTED"),
+)
+"""What differs from one time to the next."""
+
+MAX_MESSAGE = 1000
+MAX_PATTERNS = 2000
+MAX_FIXES = 5000
+MAX_OPEN = 2000
+MAX_STEPS = 16
+MAX_CHANGES = 3
+"""A call that differs in more than this is another call, not the same one mended."""
+MAX_PATH = 100
+MAX_ARGUMENT_BYTES = 16 * 1024
+"""Calls with more are not compared: no small change mends them."""
+MAX_CALLERS = 8
+MAX_VALUE = 80
+NEAR = 0.7
+"""Cosine from which two patterns count as similar."""
+DEPTH = 3
+
+
+class FirewallRules(msgspec.Struct, frozen=True, kw_only=True):
+    """When fixes are learned and shown.
+
+    Args:
+        window_seconds: a success within this of a failure is taken for its repair.
+        min_confidence: a suggestion is shown from here on: times worked / (times tried + 1).
+    """
+
+    enabled: bool = True
+    window_seconds: float = 300.0
+    min_confidence: float = 0.6
+
+
+class Fix(msgspec.Struct, kw_only=True):
+    """What helped. `changes`: `path: what` of each changed argument; `steps`: tools called before the second try."""
+
+    fix_id: str
+    pattern_id: str
+    tool_id: str
+    changes: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    public: bool = False
+    """It names nothing but arguments that the tool itself declares: others may hear of it."""
+    text: str | None = None
+    """Written by hand."""
+    worked: int = 0
+    failed: int = 0
+    values: dict[str, dict[str, list[str]]] = {}
+    """Caller → path → [before, after], as JSON."""
+    last_used: str = ""
+
+    @property
+    def confidence(self) -> float:
+        """Between 0 and 1. Written by hand and never tried: 1."""
+        if self.text is not None and not (self.worked + self.failed):
+            return 1.0
+        return self.worked / (self.worked + self.failed + 1)
+
+
+class Pattern(msgspec.Struct, kw_only=True):
+    pattern_id: str
+    template: str
+    category: Category
+    count: int
+    first_seen: str
+    last_seen: str
+    seen_by: list[str] = []
+
+
+class Match(msgspec.Struct, frozen=True):
+    """What is known of an error."""
+
+    pattern_id: str | None
+    template: str
+    category: Category
+    count: int
+    suggestion: str | None
+    confidence: float | None
+    fix_id: str | None
+    similar: list[dict[str, Any]]
+
+
+class _Failure(msgspec.Struct):
+    """A failed call that may yet be mended."""
+
+    pattern_id: str
+    arguments: Any
+    at: float
+    steps: list[str]
+
+
+def categorise(message: str) -> Category:
+    """The class of an error, by its words."""
+    return next((name for name, pattern in _categories if pattern.search(message)), "other")
+
+
+class ErrorFirewall:
+    """Use as `async with ErrorFirewall(database) as firewall`. `failed` and `succeeded` cost microseconds."""
+
+    def __init__(self, database: Database, embedder: Embedder, rules: FirewallRules | None = None) -> None:
+        self._database = database
+        self._embedder = embedder
+        self.rules = rules or FirewallRules()
+        self._patterns: dict[str, Pattern] = {}
+        self._of_cluster: dict[int, str] = {}
+        self._fixes: dict[str, dict[str, Fix]] = {}
+        self._fix_count = 0
+        self._vectors: dict[str, Any] = {}
+        self._open: OrderedDict[tuple[str, str], _Failure] = OrderedDict()
+        self._open_of: dict[str, set[str]] = {}
+        self._miner: Any = None
+        self.writes = WriteBehind("error patterns")
+
+    async def __aenter__(self) -> ErrorFirewall:
+        rows, fixes = await self._database.load_patterns()
+        for row in rows[-MAX_PATTERNS:]:
+            row["seen_by"] = decode(row["seen_by"].encode())
+            self._patterns[row["pattern_id"]] = Pattern(**row)
+        for row in fixes:
+            fix = msgspec.json.decode(row["content"], type=Fix)
+            self._fixes.setdefault(fix.pattern_id, {})[fix.fix_id] = fix
+            self._fix_count += 1
+        await self.writes.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.writes.__aexit__(*exc)
+
+    # On the way of a call
+
+    def failed(
+        self, principal: str, tool_id: str, message: str, arguments: Raw, declared: Container[str] = ()
+    ) -> Match | None:
+        """Take a failed call, and say what helped before.
+
+        Args:
+            declared: names of the tool's arguments, by its schema: only of these others may hear.
+        """
+        if not self.rules.enabled:
+            return None
+        message = redact_text(message[:MAX_MESSAGE])
+        pattern = self._learn(message, principal)
+        self._judge_try(principal, tool_id, arguments, declared, worked=False)
+        self._forget_late()
+        if len(self._open) >= MAX_OPEN:
+            self._forget_open(next(iter(self._open)))
+        self._forget_open((principal, tool_id))
+        self._open[principal, tool_id] = _Failure(pattern.pattern_id, _decoded(arguments), time.monotonic(), [])
+        self._open_of.setdefault(principal, set()).add(tool_id)
+        return self._match(pattern, principal, tool_id)
+
+    def succeeded(self, principal: str, tool_id: str, arguments: Raw, declared: Container[str] = ()) -> None:
+        """Take a call that went well: it may have mended one that failed."""
+        if not self._open or not self.rules.enabled:
+            return
+        if (principal, tool_id) in self._open:
+            self._judge_try(principal, tool_id, arguments, declared, worked=True)
+            self._forget_open((principal, tool_id))
+        else:
+            for other in self._open_of.get(principal, ()):
+                failure = self._open[principal, other]
+                if len(failure.steps) < MAX_STEPS and tool_id not in failure.steps:
+                    failure.steps.append(tool_id)
+
+    # Asked without a call
+
+    async def match(self, message: str, principal: str, tool_id: str | None = None) -> Match:
+        """What is known of an error message, with similar ones that this caller may see."""
+        message = redact_text(message[:MAX_MESSAGE])
+        pattern = self._find(message)
+        similar = await self._similar(message, principal, exclude=pattern.pattern_id if pattern else None)
+        if pattern is not None:
+            return msgspec.structs.replace(self._match(pattern, principal, tool_id), similar=similar)
+        unknown = Match(
+            pattern_id=None,
+            template=message,
+            category=categorise(message),
+            count=0,
+            suggestion=None,
+            confidence=None,
+            fix_id=None,
+            similar=similar,
+        )
+        near = self._patterns[similar[0]["pattern_id"]] if similar else None
+        if near is None or near.category != unknown.category:
+            return unknown
+        best = self._best(near, principal, tool_id)
+        confidence = round(best.confidence * similar[0]["similarity"], 3) if best is not None else 0.0
+        if best is None or confidence < self.rules.min_confidence:
+            return unknown
+        return msgspec.structs.replace(
+            unknown, suggestion=self._worded(best, principal), confidence=confidence, fix_id=best.fix_id
+        )
+
+    def write_fix(self, message: str, text: str, principal: str, tool_id: str | None = None) -> Fix:
+        """Keep a fix of an error by hand, for everybody.
+
+        Raises:
+            InvalidArguments: without words.
+        """
+        if not text.strip() or len(text) > MAX_MESSAGE or not message.strip():
+            raise InvalidArguments(f"a fix needs the error's `message` and a `text` of 1 to {MAX_MESSAGE} characters")
+        pattern = self._learn(redact_text(message[:MAX_MESSAGE]), principal)
+        fix_id = _digest(pattern.pattern_id, tool_id or "", text)
+        fix = Fix(fix_id=fix_id, pattern_id=pattern.pattern_id, tool_id=tool_id or "", text=text.strip(),
+                  last_used=timestamp())  # fmt: skip
+        self._put(fix)
+        return fix
+
+    def remove_fix(self, fix_id: str) -> None:
+        """Forget a fix.
+
+        Raises:
+            ToolNotFound: there is none.
+        """
+        found = next((of_pattern[fix_id] for of_pattern in self._fixes.values() if fix_id in of_pattern), None)
+        if found is None:
+            raise ToolNotFound(f"no fix {fix_id!r}: GET /api/v1/errors lists them")
+        self._remove([found])
+
+    def shown(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The patterns with their fixes, the most frequent first."""
+        found = sorted(self._patterns.values(), key=lambda pattern: (-pattern.count, pattern.pattern_id))[:limit]
+        return [
+            {
+                **{name: getattr(pattern, name) for name in ("pattern_id", "template", "category", "count",
+                                                             "first_seen", "last_seen")},
+                "fixes": [
+                    {
+                        "fix_id": fix.fix_id,
+                        "tool_id": fix.tool_id or None,
+                        "text": self._worded(fix, None),
+                        "by_hand": fix.text is not None,
+                        "worked": fix.worked,
+                        "failed": fix.failed,
+                        "confidence": round(fix.confidence, 3),
+                    }
+                    for fix in self._fixes.get(pattern.pattern_id, {}).values()
+                ],
+            }
+            for pattern in found
+        ]  # fmt: skip
+
+    # Patterns
+
+    def _mine(self) -> Any:
+        """The template miner, with what was learned before."""
+        if self._miner is None:
+            from drain3 import TemplateMiner
+            from drain3.masking import MaskingInstruction
+            from drain3.template_miner_config import TemplateMinerConfig
+
+            config = TemplateMinerConfig()
+            config.drain_sim_th = 0.6
+            config.drain_max_clusters = MAX_PATTERNS
+            config.masking_instructions = [MaskingInstruction(pattern, mask) for pattern, mask in MASKS]
+            self._miner = TemplateMiner(config=config)
+            for pattern in self._patterns.values():
+                found = self._miner.add_log_message(pattern.template)
+                self._of_cluster.setdefault(found["cluster_id"], pattern.pattern_id)
+        return self._miner
+
+    def _find(self, message: str) -> Pattern | None:
+        cluster = self._mine().match(" ".join(message.split()))
+        return self._patterns.get(self._of_cluster.get(cluster.cluster_id, "")) if cluster is not None else None
+
+    def _learn(self, message: str, principal: str) -> Pattern:
+        message = message.replace("\0", "�")
+        mined = self._mine().add_log_message(" ".join(message.split()) or "(no message)")
+        template, cluster = mined["template_mined"], mined["cluster_id"]
+        pattern = self._patterns.get(self._of_cluster.get(cluster, ""))
+        now = timestamp()
+        if pattern is None:
+            if len(self._patterns) >= MAX_PATTERNS:
+                self._forget_oldest_patterns()
+            pattern = Pattern(
+                pattern_id=_digest(template, now),
+                template=template,
+                category=categorise(message),
+                count=0,
+                first_seen=now,
+                last_seen=now,
+            )
+            self._patterns[pattern.pattern_id] = pattern
+            self._of_cluster[cluster] = pattern.pattern_id
+        pattern.count += 1
+        pattern.last_seen = now
+        if pattern.template != template:
+            pattern.template = template
+            self._vectors.pop(pattern.pattern_id, None)
+        if principal not in pattern.seen_by and len(pattern.seen_by) < MAX_CALLERS:
+            pattern.seen_by.append(principal)
+        if pattern.count < 20 or pattern.count % 20 == 0:
+            row = {**msgspec.structs.asdict(pattern), "seen_by": encode(pattern.seen_by).decode()}
+            self.writes.put(lambda: self._database.save_patterns([row], []))
+        return pattern
+
+    def _forget_oldest_patterns(self) -> None:
+        """Make room: a tenth goes, with its fixes; the miner begins anew with what is left."""
+        oldest = sorted(self._patterns.values(), key=lambda one: one.last_seen)[: MAX_PATTERNS // 10]
+        for pattern in oldest:
+            del self._patterns[pattern.pattern_id]
+            self._vectors.pop(pattern.pattern_id, None)
+            self._remove(list(self._fixes.get(pattern.pattern_id, {}).values()))
+        gone = [pattern.pattern_id for pattern in oldest]
+        self.writes.put(lambda: self._database.delete_patterns(gone))
+        known = set(self._patterns)
+        self._of_cluster = {cluster: pattern for cluster, pattern in self._of_cluster.items() if pattern in known}
+
+    async def _similar(self, message: str, principal: str, exclude: str | None) -> list[dict[str, Any]]:
+        """The patterns nearest in meaning, that this caller has met or several have."""
+        seen = [
+            pattern
+            for pattern in self._patterns.values()
+            if pattern.pattern_id != exclude and (principal in pattern.seen_by or len(pattern.seen_by) > 1)
+        ]
+        if not seen:
+            return []
+        missing = [pattern for pattern in seen if pattern.pattern_id not in self._vectors]
+        texts = [_plain(message), *(_plain(pattern.template) for pattern in missing)]
+        vectors = await asyncio.to_thread(self._embedder.embed, texts)
+        for pattern, vector in zip(missing, vectors[1:], strict=True):
+            self._vectors[pattern.pattern_id] = vector
+        near = [
+            (float(vectors[0] @ self._vectors[one.pattern_id]), one) for one in seen if one.pattern_id in self._vectors
+        ]
+        near.sort(key=lambda pair: (-pair[0], pair[1].pattern_id))
+        return [
+            {"pattern_id": one.pattern_id, "template": one.template, "category": one.category, "count": one.count,
+             "similarity": round(similarity, 3)}
+            for similarity, one in near[:5]
+            if similarity >= NEAR
+        ]  # fmt: skip
+
+    # Fixes
+
+    def _match(self, pattern: Pattern, principal: str, tool_id: str | None) -> Match:
+        best = self._best(pattern, principal, tool_id)
+        return Match(
+            pattern_id=pattern.pattern_id,
+            template=pattern.template,
+            category=pattern.category,
+            count=pattern.count,
+            suggestion=self._worded(best, principal) if best is not None else None,
+            confidence=round(best.confidence, 3) if best is not None else None,
+            fix_id=best.fix_id if best is not None else None,
+            similar=[],
+        )
+
+    def _best(self, pattern: Pattern, principal: str, tool_id: str | None) -> Fix | None:
+        """The surest fix that is sure enough."""
+        found = [
+            fix
+            for fix in self._fixes.get(pattern.pattern_id, {}).values()
+            if self._may_see(fix, principal, tool_id) and fix.confidence >= self.rules.min_confidence
+        ]
+        return max(found, key=lambda fix: (fix.confidence, fix.worked, fix.fix_id), default=None)
+
+    @staticmethod
+    def _may_see(fix: Fix, principal: str, tool_id: str | None) -> bool:
+        """By hand for everybody; one's own; of others, what was changed in the same tool, and never their steps."""
+        if fix.text is not None:
+            return fix.tool_id in ("", tool_id)
+        if principal in fix.values:
+            return tool_id in (None, fix.tool_id)
+        return fix.public and fix.tool_id == tool_id
+
+    def _judge_try(
+        self, principal: str, tool_id: str, arguments: Raw, declared: Container[str], *, worked: bool
+    ) -> None:
+        """Count what was changed since the failure for or against itself."""
+        failure = self._open.get((principal, tool_id))
+        if failure is None or time.monotonic() - failure.at > self.rules.window_seconds:
+            return
+        before, after = failure.arguments, _decoded(arguments)
+        if not isinstance(before, dict) or not isinstance(after, dict):
+            return
+        values: dict[str, list[str]] = {}
+        changes = _changes(before, after, values)
+        if len(changes) > MAX_CHANGES or any(len(change) > MAX_PATH for change in changes):
+            return
+        steps = () if changes else tuple(failure.steps)
+        fix_id = _digest(failure.pattern_id, tool_id, *changes, "steps", *steps)
+        fix = self._fixes.get(failure.pattern_id, {}).get(fix_id)
+        if fix is None:
+            if not worked:
+                return  # what never helped is no fix
+            # Names that are not in the schema are the caller's own words.
+            public = not steps and all(change.partition(": ")[0] in declared for change in changes)
+            fix = Fix(fix_id=fix_id, pattern_id=failure.pattern_id, tool_id=tool_id, changes=changes, steps=steps,
+                      public=public)  # fmt: skip
+        if worked:
+            fix.worked += 1
+            if len(fix.values) < MAX_CALLERS or principal in fix.values:
+                fix.values = {**fix.values, principal: values}
+        else:
+            fix.failed += 1
+        fix.last_used = timestamp()
+        self._put(fix)
+
+    def _put(self, fix: Fix) -> None:
+        if fix.fix_id not in self._fixes.get(fix.pattern_id, {}):
+            if self._fix_count >= MAX_FIXES:
+                self._drop_oldest_fixes()  # which may be all that the pattern had
+            self._fix_count += 1
+        self._fixes.setdefault(fix.pattern_id, {})[fix.fix_id] = fix
+        row = {"fix_id": fix.fix_id, "pattern_id": fix.pattern_id, "tool_id": fix.tool_id,
+               "content": encode(fix).decode()}  # fmt: skip
+        self.writes.put(lambda: self._database.save_patterns([], [row]))
+
+    def _drop_oldest_fixes(self) -> None:
+        """Make room: a tenth of what was learned goes, what was used longest ago first; what was written stays."""
+        learned = [fix for of_pattern in self._fixes.values() for fix in of_pattern.values() if fix.text is None]
+        learned.sort(key=lambda fix: fix.last_used)
+        self._remove(learned[: max(1, MAX_FIXES // 10)])
+
+    def _remove(self, fixes: list[Fix]) -> None:
+        for fix in fixes:
+            of_pattern = self._fixes[fix.pattern_id]
+            del of_pattern[fix.fix_id]
+            if not of_pattern:
+                del self._fixes[fix.pattern_id]
+            self._fix_count -= 1
+        gone = [fix.fix_id for fix in fixes]
+        if gone:
+            self.writes.put(lambda: self._database.save_patterns([], [], gone))
+
+    def _forget_late(self) -> None:
+        """Failures that nobody has mended in time."""
+        bound = time.monotonic() - self.rules.window_seconds
+        while self._open and next(iter(self._open.values())).at < bound:
+            self._forget_open(next(iter(self._open)))
+
+    def _forget_open(self, key: tuple[str, str]) -> None:
+        if self._open.pop(key, None) is not None:
+            tools = self._open_of[key[0]]
+            tools.discard(key[1])
+            if not tools:
+                del self._open_of[key[0]]
+
+    def _worded(self, fix: Fix, principal: str | None) -> str:
+        """A fix in words, with the values that this caller may see."""
+        tried = fix.worked + fix.failed
+        often = f" (worked {fix.worked} of {tried} times)" if tried else ""
+        if fix.text is not None:
+            return fix.text + often
+        if fix.steps:
+            return f"call {', then '.join(fix.steps)} first{often}"
+        if not fix.changes:
+            return f"call it again: the same call succeeded later{often}"
+        known = _visible_values(fix.values, principal)
+        parts = []
+        for change in fix.changes:
+            path, _, what = change.partition(": ")
+            before, after = known.get(path, ("", ""))
+            match what:
+                case "added":
+                    parts.append(f"give `{path}`" + (f", such as {after}" if after else ""))
+                case "removed":
+                    parts.append(f"leave `{path}` out")
+                case "changed":
+                    parts.append(f"give another `{path}`" + (f", as {after} instead of {before}" if after else ""))
+                case _:
+                    parts.append(
+                        f"make `{path}` {what.replace('to ', 'of type ', 1)}" + (f", such as {after}" if after else "")
+                    )
+        return " and ".join(parts) + often
+
+
+def _visible_values(values: Mapping[str, dict[str, list[str]]], principal: str | None) -> dict[str, tuple[str, str]]:
+    """Of each path the values of this caller, or those that several callers came to."""
+    own = values.get(principal, {}) if principal is not None else {}
+    found = {path: (pair[0], pair[1]) for path, pair in own.items()}
+    seen: dict[tuple[str, str], int] = {}
+    for of_caller in values.values():
+        for path, (_, after) in of_caller.items():
+            seen[path, after] = seen.get((path, after), 0) + 1
+    for (path, after), callers in seen.items():
+        if callers > 1 and path not in found:
+            found[path] = ("what was given", after)
+    return found
+
+
+def _changes(before: Any, after: Any, values: dict[str, list[str]], path: str = "", depth: int = 0) -> tuple[str, ...]:
+    """`path: what` of each difference between two objects; their values go into `values`."""
+    changes: list[str] = []
+    for name in sorted({*before, *after}):
+        here = f"{path}{name}"
+        if name not in before:
+            changes.append(f"{here}: added")
+            values[here] = ["", _value(after[name])]
+        elif name not in after:
+            changes.append(f"{here}: removed")
+        elif before[name] != after[name] or type(before[name]) is not type(after[name]):
+            if isinstance(before[name], dict) and isinstance(after[name], dict) and depth < DEPTH:
+                changes += _changes(before[name], after[name], values, f"{here}.", depth + 1)
+                continue
+            was, now = _type(before[name]), _type(after[name])
+            changes.append(f"{here}: changed" if was == now else f"{here}: to {now}")
+            values[here] = [_value(before[name]), _value(after[name])]
+    return tuple(changes)
+
+
+def _type(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
+    return names.get(type(value), "value")
+
+
+def _value(value: Any) -> str:
+    text = encode(value).decode()
+    return text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…"
+
+
+def _decoded(arguments: Raw) -> Any:
+    """Arguments without secrets, to be compared later."""
+    if memoryview(arguments).nbytes > MAX_ARGUMENT_BYTES:
+        return None
+    try:
+        return decode(redact_json(arguments)[0])
+    except InvalidRequest:
+        return None
+
+
+def _plain(template: str) -> str:
+    """A pattern's words, for its vector."""
+    return re.sub(r"<[A-Z*]+>", " ", template)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,5 +1,0 @@
-"""What one call passes, on one screen: `call.py`. The steps stand beside it."""
-
-from toolscore.pipeline.call import CallPipeline
-
-__all__ = ["CallPipeline"]

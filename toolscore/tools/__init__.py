@@ -1,0 +1,1 @@
+"""Which tools exist, and what they are held to."""

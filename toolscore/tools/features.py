@@ -1,0 +1,279 @@
+"""What servers offer beside tools: prompts, resources and templates, their capabilities, and under which name each is
+shown where all servers share one address. Kept, so that lists are whole while a server is away.
+
+A resource keeps its URI; only where two servers have the same one does the later get a prefix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+import structlog
+
+from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.names import tool_id
+from toolscore.stores import Database
+from toolscore.stores.database import StoreError
+from toolscore.upstreams import ServerInfo
+
+__all__ = ["KINDS", "ChangeFeed", "FeatureIndex"]
+
+log = structlog.get_logger(__name__)
+
+KINDS = ("prompts", "resources", "templates")
+MAX_LINKS = 10_000
+MAX_URI = 8192
+MAX_TEMPLATE = 1024
+
+Entry = dict[str, Any]
+
+
+class FeatureIndex:
+    """The features of all servers. Use as `async with FeatureIndex(database) as features`.
+
+    Reading is plain memory; writes go to the database in the background.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._info: dict[str, ServerInfo] = {}
+        self._entries: dict[str, dict[str, list[Entry]]] = {}
+        self._prompts: dict[str, tuple[str, str]] = {}
+        self._owners: dict[str, str] = {}
+        self._shared: dict[str, str] = {}
+        self._templates: dict[str, list[Any]] = {}
+        self._links: OrderedDict[str, str] = OrderedDict()
+        self._dirty: dict[tuple[str, str], str | None] = {}
+        self._wake = asyncio.Event()
+
+    async def __aenter__(self) -> FeatureIndex:
+        for row in await self._database.load_features():
+            if row["kind"] == "owners":
+                self._owners = decode(row["content"].encode())
+            elif row["kind"] == "info":
+                self._info[row["server_id"]] = msgspec.json.decode(row["content"], type=ServerInfo)
+            else:
+                self._entries.setdefault(row["server_id"], {})[row["kind"]] = decode(row["content"].encode())
+        self._index()
+        self._writer = asyncio.create_task(self._write())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+        await self._save()
+
+    # Reading
+
+    def info(self, server_id: str) -> ServerInfo | None:
+        """What a server said of itself when it was last connected."""
+        return self._info.get(server_id)
+
+    def capabilities(self, server_id: str) -> dict[str, Any]:
+        info = self._info.get(server_id)
+        return info.capabilities if info is not None else {}
+
+    def servers(self) -> list[str]:
+        """All servers that were ever connected, in the order of their ids."""
+        return sorted(self._info)
+
+    def entries(self, server_id: str, kind: str) -> list[Entry]:
+        """What a server listed last, as it came. `kind` is one of `KINDS`."""
+        return self._entries.get(server_id, {}).get(kind, [])
+
+    def shown(self, server_id: str, kind: str) -> Iterator[Entry]:
+        """The same under the names of the common address."""
+        for entry in self.entries(server_id, kind):
+            if kind == "prompts":
+                yield {**entry, "name": tool_id(server_id, entry["name"])}
+            else:
+                member = "uri" if kind == "resources" else "uriTemplate"
+                yield {**entry, member: self.shown_uri(server_id, entry[member])}
+
+    def find_prompt(self, name: str) -> tuple[str, str] | None:
+        """Server and own name of a prompt."""
+        return self._prompts.get(name)
+
+    def prompt_names(self) -> dict[str, str]:
+        """The server of each prompt, by its full name."""
+        return {name: server_id for name, (server_id, _) in self._prompts.items()}
+
+    def shown_uri(self, server_id: str, uri: str) -> str:
+        """A server's URI as it is shown: with a prefix where it is another's too."""
+        owner = self._owners.get(uri) or self._links.get(uri)
+        return uri if owner in (None, server_id) else f"{_prefix(server_id)}{uri}"
+
+    def note_link(self, server_id: str, uri: str) -> str:
+        """A server has named a URI in a result. Returns how it is shown."""
+        if uri not in self._owners and uri not in self._links:
+            self._links[uri] = server_id
+            if len(self._links) > MAX_LINKS:
+                self._links.popitem(last=False)
+        return self.shown_uri(server_id, uri)
+
+    def find_resource(self, uri: str) -> tuple[str, str] | None:
+        """Server and own URI of a resource (or of a template, spelled as it is listed)."""
+        for server_id in self._info:
+            prefix = _prefix(server_id)
+            if uri.startswith(prefix):
+                return server_id, uri[len(prefix) :]
+        owner = self._owners.get(uri) or self._links.get(uri)
+        if owner is not None:
+            return owner, uri
+        if len(uri) <= MAX_URI:
+            for server_id, matchers in self._templates.items():
+                if any(matcher.is_valid(uri) for matcher in matchers):
+                    return server_id, uri
+        holders = [server_id for server_id in self.servers() if "resources" in self.capabilities(server_id)]
+        return (holders[0], uri) if len(holders) == 1 else None
+
+    # Writing
+
+    def describe(self, server_id: str, info: ServerInfo) -> bool:
+        """Take what a server says of itself. Whether that is new."""
+        if self._info.get(server_id) == info:
+            return False
+        self._info[server_id] = info
+        self._keep(server_id, "info", msgspec.json.encode(info).decode())
+        return True
+
+    def update(self, server_id: str, kind: str, entries: list[Entry]) -> bool:
+        """Take what a server lists now. Whether that is new."""
+        own = self._entries.setdefault(server_id, {})
+        if own.get(kind, []) == entries:
+            own.setdefault(kind, entries)
+            return False
+        own[kind] = entries
+        self._index()
+        self._keep(server_id, kind, encode(entries).decode())
+        return True
+
+    def forget(self, server_id: str) -> None:
+        """A server is detached for good."""
+        self._info.pop(server_id, None)
+        kinds = self._entries.pop(server_id, {})
+        for uri in [uri for uri, owner in self._links.items() if owner == server_id]:
+            del self._links[uri]
+        self._index()
+        for kind in ("info", *kinds):
+            self._keep(server_id, kind, None)
+
+    def _index(self) -> None:
+        """Names from lists. Whoever owns a URI keeps it while it lists it, whoever else comes."""
+        before, self._owners = self._owners, {}
+        self._prompts = {}
+        self._templates = {}
+        for server_id in sorted(self._entries):
+            lists = self._entries[server_id]
+            for prompt in lists.get("prompts", []):
+                self._prompts[tool_id(server_id, prompt["name"])] = (server_id, prompt["name"])
+            self._templates[server_id] = [
+                matcher
+                for entry in lists.get("templates", [])
+                if (matcher := _template_matcher(entry["uriTemplate"])) is not None
+            ]
+            for uri in self._own_uris(server_id):
+                if before.get(uri) == server_id:
+                    self._owners[uri] = server_id
+        shared: dict[str, str] = {}
+        for server_id in sorted(self._entries):
+            for uri in self._own_uris(server_id):
+                if self._owners.setdefault(uri, server_id) != server_id:
+                    shared[uri] = self._owners[uri]
+        if shared != self._shared:  # so that it is whose it was after a restart, too
+            self._shared = shared
+            self._keep("", "owners", encode(shared).decode())
+
+    def _own_uris(self, server_id: str) -> Iterator[str]:
+        lists = self._entries[server_id]
+        yield from (entry["uri"] for entry in lists.get("resources", []))
+        yield from (entry["uriTemplate"] for entry in lists.get("templates", []))
+
+    def _keep(self, server_id: str, kind: str, content: str | None) -> None:
+        self._dirty[server_id, kind] = content
+        self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._save()
+
+    async def _save(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        if not dirty:
+            return
+        try:
+            await self._database.save_features(dirty)
+        except StoreError as exc:
+            log.error("cannot save what servers offer", count=len(dirty), error=str(exc))
+
+
+def _prefix(server_id: str) -> str:
+    """A URI scheme of the server's own (RFC 3986: letters, digits, `+`, `-`, `.`)."""
+    return f"toolscore+{re.sub('[^a-z0-9.-]', '-', server_id.lower())}+"
+
+
+_EXPRESSION = re.compile(r"\{([+#./;?&]?)[^{}]*\}")
+_PART = {"": "[^/?#]+", "+": ".+", "#": "(#.*)?", ".": "(\\.[^/?#]*)?", "/": "(/[^?#]*)?", ";": "(;[^/?#]*)?",
+         "?": "(\\?.*)?", "&": "(&.*)?"}  # fmt: skip
+
+
+@lru_cache(maxsize=20_000)
+def _template_matcher(template: str) -> Any:
+    """What says in linear time whether a URI is one of a template (RFC 6570); `None` for a template that is none."""
+    if len(template) > MAX_TEMPLATE:
+        return None
+    pattern, end = "^", 0
+    for expression in _EXPRESSION.finditer(template):
+        pattern += re.escape(template[end : expression.start()]) + _PART[expression[1]]
+        end = expression.end()
+    pattern += re.escape(template[end:]) + "$"
+    try:
+        return jsonschema_rs.validator_for(
+            {"type": "string", "pattern": pattern}, pattern_options=jsonschema_rs.RegexOptions(size_limit=1 << 20)
+        )
+    except (jsonschema_rs.ValidationError, ValueError):
+        return None
+
+
+Told = Callable[[str, str, msgspec.Raw | None], None]
+
+
+class ChangeFeed:
+    """Tells those who listen what servers announce: that a list has changed, that a resource has."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[object, tuple[Told, Callable[[], None]]] = {}
+
+    def listen(self, listener: Told, on_close: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener(server_id, method, params)` from now on. Returns what ends it. Listeners never wait.
+
+        Args:
+            on_close: called when nothing more will come.
+        """
+        key = object()
+        self._listeners[key] = (listener, on_close)
+
+        def end() -> None:
+            self._listeners.pop(key, None)
+
+        return end
+
+    def tell(self, server_id: str, method: str, params: msgspec.Raw | None = None) -> None:
+        for listener, _ in list(self._listeners.values()):
+            try:
+                listener(server_id, method, params)
+            except Exception:  # one listener's trouble is no server's, and no other listener's
+                log.exception("telling a change failed", server=server_id, method=method)
+
+    def close(self) -> None:
+        for _, on_close in list(self._listeners.values()):
+            on_close()

@@ -1,0 +1,508 @@
+"""UnifiedToolLibrary: which tools exist, on which server, under which name. Persisted, so they are listed at once after
+a restart, marked offline until their server is back.
+
+Decides nothing about who may call them, and does not call them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+import structlog
+
+from toolscore.core.errors import InvalidRequest, ToolNotFound
+from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.models import Change, ServerState, Tool, UpstreamSpec, now, timestamp
+from toolscore.core.names import nearest, tool_id
+from toolscore.stores import Database, WriteBehind
+from toolscore.tools.pins import Pins
+from toolscore.upstreams.headers import Mirrored, mirrored_arguments
+
+__all__ = ["Sees", "UnifiedToolLibrary", "change_fields", "compile_schema", "event_fields"]
+
+log = structlog.get_logger(__name__)
+
+MAX_SCHEMA_SIZE = 50_000
+MAX_SCHEMA_DEPTH = 200
+MAX_NAME = 256
+MAX_DEFINITION_DEPTH = 64
+MAX_DEFINITION_BYTES = 256 * 1024
+
+BYTES_PER_TOKEN = 3.5
+"""Of definitions of tools: 3.68 on average over 1,600 of them with a tokenizer of the Llama family."""
+
+Sees = Callable[[Tool], bool]
+"""Says which tools exist for somebody."""
+
+AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
+
+
+def compile_schema(schema: Any) -> Any:
+    """A validator of a tool's schema, or `None` where the schema is none.
+
+    References are never fetched, and patterns run in linear time.
+    """
+    if not isinstance(schema, dict):
+        return None
+    if _expanded_size(schema) > MAX_SCHEMA_SIZE:
+        log.warning("a tool's schema unfolds without end: its arguments go unchecked")
+        return None
+    try:
+        return jsonschema_rs.validator_for(
+            schema, offline=True, pattern_options=jsonschema_rs.RegexOptions(size_limit=1 << 20)
+        )
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError) as exc:
+        log.warning("a tool's schema cannot be compiled: its arguments go unchecked", error=str(exc)[:200])
+        return None
+
+
+def _expanded_size(schema: dict[str, Any]) -> float:
+    """How many parts a schema has once its local references are written out: what checking against it may cost."""
+    sizes: dict[int, float] = {}
+
+    def size(part: Any, depth: int) -> float:
+        if depth > MAX_SCHEMA_DEPTH:
+            return float("inf")
+        if isinstance(part, list):
+            return 1 + sum(size(member, depth + 1) for member in part)
+        if not isinstance(part, dict):
+            return 1
+        known = sizes.get(id(part))
+        if known is None:
+            sizes[id(part)] = 1  # a schema that contains itself ends with its instance
+            known = 1 + sum(
+                size(member, depth + 1) for key, member in part.items() if key not in ("$defs", "definitions")
+            )
+            reference = part.get("$ref")
+            if isinstance(reference, str) and reference.startswith("#"):
+                known += size(_at_pointer(schema, reference), depth + 1)
+            sizes[id(part)] = known
+        return known
+
+    return size(schema, 0)
+
+
+def _at_pointer(schema: Any, reference: str) -> Any:
+    for step in reference.removeprefix("#").split("/")[1:]:
+        if not isinstance(schema, dict):
+            return None
+        schema = schema.get(step.replace("~1", "/").replace("~0", "~"))
+    return schema
+
+
+def event_fields(tool: Tool) -> dict[str, Any]:
+    """A tool as events show it (WIRE.md 4)."""
+    return {
+        "tool_id": tool.tool_id,
+        "name": tool.name,
+        "description": tool.description,
+        "capabilities": [
+            {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
+        ],
+        "tool_type": "mcp_server",
+        "server_id": tool.server_id,
+    }
+
+
+def _usable(server_id: str, definition: dict[str, Any]) -> bool:
+    """Whether a definition can be kept, shown and judged; if not the tool is left out, and the log says why."""
+    problem = None
+    if len(definition["name"]) > MAX_NAME:
+        problem = f"its name has more than {MAX_NAME} characters"
+    elif _depth(definition) > MAX_DEFINITION_DEPTH:
+        problem = f"it is nested more than {MAX_DEFINITION_DEPTH} levels deep"
+    elif len(encode(definition)) > MAX_DEFINITION_BYTES:
+        problem = f"it has more than {MAX_DEFINITION_BYTES // 1024} KB"
+    if problem is not None:
+        log.error("a tool's definition is not usable: it is left out", server=server_id,
+                  tool=definition["name"][:100], reason=problem)  # fmt: skip
+    return problem is None
+
+
+def _depth(value: Any) -> int:
+    """How deeply lists and objects stand in one another; no deeper than is looked."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEFINITION_DEPTH:
+        level = [
+            member
+            for one in level
+            if isinstance(one, dict | list)
+            for member in (one.values() if isinstance(one, dict) else one)
+            if isinstance(member, dict | list)
+        ]
+        depth += 1
+    return depth
+
+
+def _identity(tool: Tool) -> dict[str, Any]:
+    return {"tool_id": tool.tool_id, "name": tool.name, "server_id": tool.server_id}
+
+
+def change_fields(change: Change) -> dict[str, Any]:
+    """A change of a definition, as events and REST show it."""
+    return {
+        "change": change.kind,
+        "reasons": list(change.reasons),
+        "changed": list(change.changed),
+        "diff": change.diff,
+    }
+
+
+class UnifiedToolLibrary:
+    """The tools. Use as `async with UnifiedToolLibrary(…) as library`.
+
+    Reading is plain memory; writes go to the database in the background, in order.
+
+    Args:
+        pins: judges what servers say of their tools. trusted: servers that are ours, and say what they like.
+        publish: `(event_type, **data)`, told of each tool that came, changed or went.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        pins: Pins,
+        *,
+        trusted: Collection[str] = (),
+        publish: Callable[..., None] = lambda *_, **__: None,
+    ) -> None:
+        self._trusted = frozenset(trusted)
+        self._database = database
+        self.pins = pins
+        self._publish = publish
+        self._tools: dict[str, Tool] = {}
+        self._by_server: dict[str, dict[str, Tool]] = {}
+        self._order: list[str] = []
+        self._state: dict[str, ServerState] = {}
+        self._validators: dict[tuple[str, str], Any] = {}
+        self._mirrored: dict[str, Mirrored] = {}
+        self._tokens: dict[str, int] = {}
+        self.writes = WriteBehind("tools")
+        self.generation = 0
+        """Grows with each change of the list: what was made from the list is good while it stands."""
+
+    async def __aenter__(self) -> UnifiedToolLibrary:
+        for row in await self._database.load_tools():
+            pin = self.pins.find(row["server_id"], row["name"])
+            tool = Tool(
+                tool_id=row["tool_id"],
+                server_id=row["server_id"],
+                name=row["name"],
+                definition=decode(row["definition"].encode()),
+                definition_hash=row["definition_hash"],
+                first_seen=row["first_seen"],
+                held=pin.held if pin is not None else None,
+            )
+            self._put(tool)
+        await self.writes.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.writes.__aexit__(*exc)
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __iter__(self) -> Iterator[Tool]:
+        return (self._tools[key] for key in self._order)
+
+    # Reading
+
+    def find(self, key: str, sees: Sees | None = None) -> Tool | None:
+        tool = self._tools.get(key)
+        return tool if tool is not None and (sees is None or sees(tool)) else None
+
+    def resolve(
+        self, key: str, action: str | None = None, server_id: str | None = None, *, sees: Sees | None = None
+    ) -> Tool:
+        """The tool that a caller means.
+
+        Args:
+            key: a full name; or a server id, with the tool's own name in `action` (or a server with one tool only);
+                or, with `server_id`, the tool's own name.
+            sees: says which tools exist for the caller; `None`: all.
+
+        Raises:
+            ToolNotFound: with the nearest names.
+        """
+        if server_id is not None:
+            own = self._seen(server_id, sees)
+            tool = own.get(key)
+            if tool is None:
+                raise self._not_found(f"server {server_id!r} has no tool {key!r}", key, own)
+            return tool
+        tool = self.find(key, sees)
+        if tool is not None and action in (None, "", tool.name, key):
+            return tool
+        own = self._seen(key, sees)
+        if own:
+            if action:
+                tool = own.get(action) or next((t for t in own.values() if t.tool_id == action), None)
+                if tool is None:
+                    raise self._not_found(f"server {key!r} has no tool {action!r}", action, own)
+                return tool
+            if len(own) == 1:
+                return next(iter(own.values()))
+            raise self._not_found(f"{key!r} is a server: name one of its tools in `action`", key, own)
+        if tool is not None:
+            raise ToolNotFound(f"{key!r} is a tool of its own and has no action {action!r}: leave `action` out")
+        raise self._not_found(
+            f"no tool {key!r}",
+            key,
+            self._tools if sees is None else {tool.tool_id: tool for tool in self if sees(tool)},
+        )
+
+    def _seen(self, server_id: str, sees: Sees | None) -> dict[str, Tool]:
+        own = self._by_server.get(server_id, {})
+        return own if sees is None else {name: tool for name, tool in own.items() if sees(tool)}
+
+    def _not_found(self, message: str, wanted: str, known: dict[str, Tool]) -> ToolNotFound:
+        names = nearest(wanted, known) or sorted(known)[:5]
+        suggestion = f"nearest: {', '.join(names)}" if names else "no tools are known yet: add a server"
+        return ToolNotFound(message, suggestion=suggestion)
+
+    def state(self, server_id: str) -> ServerState:
+        """The state of a tool's server as the library was told; `down` until it was."""
+        return self._state.get(server_id, "down")
+
+    def available(self, tool: Tool) -> bool:
+        """Whether a call would reach it now (an idle server starts for it)."""
+        return self._state.get(tool.server_id) in AVAILABLE
+
+    def of_server(self, server_id: str) -> list[Tool]:
+        """The tools of one server, in the server's own order."""
+        return list(self._by_server.get(server_id, {}).values())
+
+    def page(
+        self,
+        *,
+        cursor: str | None = None,
+        limit: int | None = None,
+        server_id: str | None = None,
+        tag: str | None = None,
+        text: str | None = None,
+        sees: Sees | None = None,
+    ) -> tuple[list[Tool], str | None]:
+        """A page of the list, ordered by `tool_id`, and the cursor of the next.
+
+        A cursor names the last tool of its page, so the order stands when tools come and go in between.
+
+        Raises:
+            InvalidRequest: a limit below 1.
+        """
+        if limit is not None and limit < 1:
+            raise InvalidRequest(f"`limit` must be at least 1, found {limit}")
+        start = bisect.bisect_right(self._order, cursor) if cursor else 0
+        found: list[Tool] = []
+        needle = text.casefold() if text else None
+        for key in self._order[start:]:
+            tool = self._tools[key]
+            if server_id is not None and tool.server_id != server_id:
+                continue
+            if tag is not None and tag not in tool.tags:
+                continue
+            if sees is not None and not sees(tool):
+                continue
+            if needle and needle not in tool.tool_id.casefold() and needle not in tool.description.casefold():
+                continue
+            if limit is not None and len(found) == limit:
+                return found, found[-1].tool_id
+            found.append(tool)
+        return found, None
+
+    def count(self, sees: Sees | None = None) -> int:
+        """How many tools there are for somebody."""
+        return len(self._tools) if sees is None else sum(1 for tool in self if sees(tool))
+
+    def validator(self, tool: Tool) -> Any:
+        """The compiled schema of a tool's arguments, `None` where there is nothing to check."""
+        return self._compiled(tool, "inputSchema")
+
+    def output_validator(self, tool: Tool) -> Any:
+        """The compiled schema of a tool's structured results, `None` where there is nothing to check."""
+        return self._compiled(tool, "outputSchema")
+
+    def _compiled(self, tool: Tool, member: str) -> Any:
+        try:
+            return self._validators[tool.definition_hash, member]
+        except KeyError:
+            validator = compile_schema(tool.definition.get(member))
+            if len(self._validators) >= 4 * len(self._tools) + 100:
+                self._validators.clear()
+            self._validators[tool.definition_hash, member] = validator
+            return validator
+
+    def tokens(self, tool: Tool) -> int:
+        """About what a model reads to know this tool."""
+        found = self._tokens.get(tool.definition_hash)
+        if found is None:
+            found = math.ceil(len(encode({**tool.definition, "name": tool.tool_id})) / BYTES_PER_TOKEN)
+            if len(self._tokens) >= 2 * len(self._tools) + 100:
+                self._tokens.clear()
+            self._tokens[tool.definition_hash] = found
+        return found
+
+    def mirrored(self, tool: Tool) -> Mirrored:
+        """The arguments of a tool that clients of the stateless era repeat in HTTP headers."""
+        found = self._mirrored.get(tool.definition_hash)
+        if found is None:
+            try:
+                found = mirrored_arguments(tool.input_schema)
+            except ValueError:
+                found = {}
+            if len(self._mirrored) >= 2 * len(self._tools) + 100:
+                self._mirrored.clear()
+            self._mirrored[tool.definition_hash] = found
+        return found
+
+    # Writing
+
+    def update(self, server_id: str, spec: UpstreamSpec, definitions: list[dict[str, Any]]) -> None:
+        """Take what a server lists now, as far as the pins let it; what it lists no more is removed."""
+        before = dict(self._by_server.get(server_id, {}))
+        verdicts = self.pins.review(
+            server_id,
+            [definition for definition in definitions if _usable(server_id, definition)],
+            lambda: self._names_beside(server_id),
+            trusted=spec.identify_callers and server_id in self._trusted,
+        )
+        own: dict[str, Tool] = {}
+        upserts: list[Tool] = []
+        for name, verdict in verdicts.items():
+            old = before.get(name)
+            if old is not None and old.definition_hash == verdict.definition_hash:
+                own[name] = (
+                    old
+                    if (old.tags, old.held) == (spec.tags, verdict.held)
+                    else msgspec.structs.replace(old, tags=spec.tags, held=verdict.held)
+                )
+                continue
+            own[name] = Tool(
+                tool_id=old.tool_id if old else tool_id(server_id, name),
+                server_id=server_id,
+                name=name,
+                definition=verdict.definition,
+                definition_hash=verdict.definition_hash,
+                first_seen=old.first_seen if old else timestamp(now()),
+                tags=spec.tags,
+                held=verdict.held,
+            )
+            upserts.append(own[name])
+        for name, tool in list(own.items()):
+            holder = self._tools.get(tool.tool_id)
+            if holder is not None and (holder.server_id, holder.name) != (server_id, name):
+                log.error("a tool's name is taken by another's: it is left out", tool=tool.tool_id, server=server_id)
+                del own[name]
+                upserts = [upsert for upsert in upserts if upsert.name != name]
+        removed = [tool for name, tool in before.items() if name not in own]
+        marked = any(before[name].held != tool.held for name, tool in own.items() if name in before)
+        for tool in removed:
+            self._remove(tool)
+        for tool in own.values():
+            self._put(tool)
+        self._by_server[server_id] = own
+        if upserts or removed:
+            self._save(upserts, removed)
+        if upserts or removed or marked:
+            self.generation += 1
+        for tool in upserts:
+            old = before.get(tool.name)
+            change = verdicts[tool.name].change
+            if old is None:
+                warned = {"warnings": list(change.reasons)} if change is not None else {}
+                status = "quarantined" if tool.held is not None else "ready"
+                self._publish("tool_installed", **event_fields(tool), status=status, **warned)
+            elif not verdicts[tool.name].newly_held:
+                self._tell_updated(old, tool, change)
+        for name, tool in own.items():
+            if tool.held is not None and verdicts[name].newly_held:
+                self._publish("tool_quarantined", **_identity(tool), **change_fields(tool.held.change))
+            elif name in before and before[name].held is not None and tool.held is None:
+                self._publish("tool_released", **_identity(tool), reason="its server took the change back")
+        for tool in removed:
+            self._publish("tool_removed", **_identity(tool))
+
+    def approve(self, tool: Tool, by: str, seen: str) -> Tool:
+        """Show and call the tool as its server describes it now.
+
+        Args:
+            seen: hash of the definition that was looked at.
+
+        Raises:
+            Conflict: it is not quarantined, or says something else by now.
+        """
+        change = tool.held.change if tool.held is not None else None
+        pin = self.pins.approve(tool.server_id, tool.name, by, seen)
+        approved = msgspec.structs.replace(
+            tool, definition=pin.definition, definition_hash=pin.definition_hash, held=None
+        )
+        self._put(approved)
+        self.generation += 1
+        self._save([approved], [])
+        self._tell_updated(tool, approved, change, approved_by=by)
+        return approved
+
+    def _tell_updated(self, old: Tool, tool: Tool, change: Change | None, **more: Any) -> None:
+        changed = sorted(
+            key for key in {*old.definition, *tool.definition} if old.definition.get(key) != tool.definition.get(key)
+        )
+        told = change_fields(change) if change is not None else {}
+        self._publish("tool_updated", **event_fields(tool), **{**told, "changed": changed}, **more)
+
+    def _names_beside(self, server_id: str) -> set[str]:
+        """Names of other servers' tools; not those that this one has, too."""
+        own = self._by_server.get(server_id, {})
+        names = {name for tool in self if tool.server_id != server_id for name in (tool.tool_id, tool.name)}
+        return names - own.keys() - {tool.tool_id for tool in own.values()}
+
+    def set_state(self, server_id: str, state: ServerState) -> None:
+        """Note whether a server's tools can be called."""
+        if self._state.get(server_id) != state:
+            self._state[server_id] = state
+            self.generation += 1
+
+    def forget(self, server_id: str) -> None:
+        """Remove a server's tools. What they were held to is kept: the server may come back."""
+        removed = list(self._by_server.pop(server_id, {}).values())
+        self._state.pop(server_id, None)
+        for tool in removed:
+            self._remove(tool)
+        self.generation += 1
+        if removed:
+            self._save([], removed)
+        for tool in removed:
+            self._publish("tool_removed", **_identity(tool))
+
+    def servers(self) -> set[str]:
+        """The ids of all servers that have tools here."""
+        return set(self._by_server)
+
+    def _put(self, tool: Tool) -> None:
+        if tool.tool_id not in self._tools:
+            bisect.insort(self._order, tool.tool_id)
+        self._tools[tool.tool_id] = tool
+        self._by_server.setdefault(tool.server_id, {})[tool.name] = tool
+
+    def _remove(self, tool: Tool) -> None:
+        if self._tools.pop(tool.tool_id, None) is not None:
+            del self._order[bisect.bisect_left(self._order, tool.tool_id)]
+
+    def _save(self, upserts: list[Tool], removed: list[Tool]) -> None:
+        rows = [
+            {
+                "tool_id": tool.tool_id,
+                "server_id": tool.server_id,
+                "name": tool.name,
+                "definition": encode(tool.definition).decode(),
+                "definition_hash": tool.definition_hash,
+                "first_seen": tool.first_seen,
+            }
+            for tool in upserts
+        ]
+        gone = [tool.tool_id for tool in removed]
+        self.writes.put(lambda: self._database.save_tools(rows, gone))

@@ -202,8 +202,8 @@ async def _server(server_id: str, spec: UpstreamSpec, settings: Settings) -> Fin
             resolve_command(spec.command, child_environment(spec.command, spec.env))
         except CommandNotFound as exc:
             return Finding(check, False, str(exc), str(exc).partition(": ")[2] or None)
-    limit = spec.start_timeout_seconds or settings.servers.start_timeout_seconds
-    async with UpstreamPool(start_timeout_seconds=limit, max_start_failures=1) as pool:
+    once = settings.servers.model_copy(update={"max_start_failures": 1})
+    async with UpstreamPool(rules=once, limits=settings.limits) as pool:
         upstream = pool.add(server_id, spec.model_copy(update={"lazy": False}))
         while upstream.state not in ("up", "failed", "down"):
             await asyncio.sleep(0.02)

@@ -66,9 +66,8 @@ from toolscore.tools.features import ChangeFeed, FeatureIndex
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import PinRules, Pins
 from toolscore.upstreams import ServerInfo, UpstreamPool
-from toolscore.upstreams.connection import CAPABILITY_OF, STATS_METHOD
-from toolscore.upstreams.process.confine import OWN_PORTS
 from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, resolve_command
+from toolscore.upstreams.protocol import CAPABILITY_OF, STATS_METHOD
 from toolscore.upstreams.references import resolved_text
 
 __all__ = ["EXECUTOR_ID", "LIST_CHANGED", "Gateway", "executor_command", "open_gateway", "token_rules"]
@@ -296,10 +295,7 @@ class Gateway:
             for method in LIST_CHANGED.values():  # what a client sees may be other things
                 for server_id in self.features.servers():
                     self.changes.tell(server_id, method)
-        self.upstreams.start_timeout_seconds = new.servers.start_timeout_seconds
-        self.upstreams.max_start_failures = new.servers.max_start_failures
-        self.upstreams.drain_seconds = new.servers.drain_seconds
-        self.upstreams.max_message_bytes = new.limits.max_result_bytes
+        self.upstreams.use(new.servers, new.limits)
         return self.settings.swap(new)
 
     async def attach(self, server_id: str, spec: UpstreamSpec) -> None:
@@ -537,7 +533,6 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
     """
     settings = loaded.settings
     services = settings.core_services
-    OWN_PORTS.update({services.toolscore_http.port, services.toolscore_mcp.port})
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(database_url(settings)))
@@ -599,10 +594,9 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
                 on_state=state_changed,
                 on_restart=metrics.server_restarted,
                 has_tools=lambda server_id: bool(library.of_server(server_id)),
-                start_timeout_seconds=settings.servers.start_timeout_seconds,
-                max_start_failures=settings.servers.max_start_failures,
-                max_message_bytes=settings.limits.max_result_bytes,
-                drain_seconds=settings.servers.drain_seconds,
+                rules=settings.servers,
+                limits=settings.limits,
+                own_ports=(services.toolscore_http.port, services.toolscore_mcp.port),
             )
         )
         cache = ResultCache(database, shared, CacheRules(**settings.cache.model_dump()))
@@ -671,7 +665,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             settings_problems=loaded.problems,
             broken_servers={**loaded.broken_servers, **self_references(settings)},
         )
-        upstreams.inside[OWN_TOOLS] = gateway.own_tools()
+        upstreams.provide(OWN_TOOLS, gateway.own_tools())
         await stack.enter_async_context(gateway.installer)
         servers = configured_servers(settings)
         for row in await database.load_servers():

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from toolscore.core.models import UpstreamSpec
+from toolscore.core.rules import LimitRules, ServerRules
 
 __all__ = [
     "ENV_PREFIX",
@@ -98,17 +99,6 @@ class Access(_Section):
     allow_unauthenticated: bool = False
     local_without_key: bool = True
     tokens: Tokens | None = None
-
-
-class Limits(_Section):
-    call_timeout_seconds: Seconds = 60
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
-    max_result_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
-    max_frame_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
-    calls_per_connection: Annotated[int, Field(ge=1)] = 64
-    max_sessions: Annotated[int, Field(ge=1)] = 10_000
-    session_idle_seconds: Seconds = 1800
-    input_seconds: Seconds = 300
 
 
 class CallRate(_Section):
@@ -277,17 +267,6 @@ class Tracing(_Section):
     endpoint: str | None = Field(None, pattern=r"^https?://")
 
 
-class Servers(_Section):
-    start_timeout_seconds: Seconds = 60
-    max_start_failures: Annotated[int, Field(ge=1)] = 5
-    drain_seconds: Seconds = 30
-    heartbeat_seconds: Seconds = 20
-    dead_after_seconds: Seconds = 60
-    max_concurrent: Annotated[int, Field(ge=1)] = 256
-    max_queued: Annotated[int, Field(ge=0)] = 1000
-    retries: Annotated[int, Field(ge=0, le=10)] = 2
-
-
 class Storage(_Section):
     data_dir: str = "data"
     database_url: str | None = None
@@ -343,8 +322,8 @@ class Settings(BaseSettings):
     core_services: CoreServices = CoreServices()
     mcp_servers: OwnServers = OwnServers()
     access: Access = Access()
-    limits: Limits = Limits()
-    servers: Servers = Servers()
+    limits: LimitRules = LimitRules()
+    servers: ServerRules = ServerRules()
     storage: Storage = Storage()
     events: Events = Events()
     policy: PolicySettings = PolicySettings()

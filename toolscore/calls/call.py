@@ -454,7 +454,7 @@ class CallPipeline:
         if call.extra is not None and call.extra.keys() - {"_meta"}:
             return None
         upstream = self._upstreams.find(tool.server_id)
-        if upstream is None or upstream.asks:  # each client may get an answer of its own
+        if upstream is None or upstream.habits.asks:  # each client may get an answer of its own
             return None
         spec = upstream.spec
         if spec.forward_headers and caller is not None and caller.headers:
@@ -466,7 +466,7 @@ class CallPipeline:
         raw = await self._reach(tool, call, principal, caller)
         parsed = _parsed(tool, raw)
         upstream = self._upstreams.find(tool.server_id)
-        asked = upstream is None or upstream.asks  # just now, maybe
+        asked = upstream is None or upstream.habits.asks  # just now, maybe
         if asked or parsed.result_type != "complete":
             return raw, "own"
         return raw, "shared" if parsed.is_error else "kept"
@@ -571,8 +571,7 @@ class CallPipeline:
     ) -> Raw:
         server_id = upstream.server_id
         if caller is None and upstream.spec.credentials:
-            caller = Caller()
-            caller.principal = principal
+            caller = Caller(principal)
         if upstream.spec.identify_callers:
             who = {PRINCIPAL: principal.name, SCOPES: list(principal.scopes)}
             params = {**(params or {}), "_meta": {**meta_of(params), **who}}

@@ -6,7 +6,7 @@ Knows bytes and frames, not what is in them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -50,6 +50,17 @@ class WebSocketChannel:
             yield message if isinstance(message, bytes) else message.encode()
 
     closed_reason = "the WebSocket closed"
+
+    async def feed(self, take: Callable[[bytes], None], closed: Callable[[str], None]) -> None:
+        """Hand on what arrives until the socket closes.
+
+        Args:
+            take: gets each message.
+            closed: gets the reason of the end; not called if this is cancelled.
+        """
+        async for message in self.messages():
+            take(message)
+        closed(self.closed_reason)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close with the handshake of RFC 6455. Idempotent."""

@@ -1,7 +1,7 @@
 """What a room can be told: the base of every `…Rules` class, and the two that several rooms obey.
 
-A room exports its own class beside the code that obeys it. The class says everything about a setting once: its name, its
-unit, its bounds, its default, and one line for whoever sets it; `toolscore.app.settings` composes the classes, and
+A room exports its own class beside the code that obeys it. The class says everything about a setting once: its
+name, its unit, its bounds, its default, and one line for whoever sets it; `toolscore.app.settings` composes them, and
 `config/toolscore.yaml` is made from them.
 """
 

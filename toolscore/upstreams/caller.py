@@ -70,6 +70,8 @@ OnAsked = Callable[[bool], None]
 ABANDONED_SECONDS = 60.0
 """How long a server may still ask on behalf of a request that was cancelled, before we take it that it has stopped."""
 
+NO_HEADERS: Mapping[str, str] = {}
+
 HOLD_SECONDS = 2.0
 """How long a server's question waits until the requests of all clients but one have ended."""
 
@@ -95,12 +97,19 @@ class Caller:
     suspended = False
     wants_progress = False
     log_level: str | None = None
-    principal: Principal = NOBODY
 
-    def __init__(self, client: object | None = None, capabilities: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        principal: Principal = NOBODY,
+        *,
+        client: object | None = None,
+        capabilities: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
+        self.principal = principal
         self.client: object = client if client is not None else self
         self.capabilities: Mapping[str, Any] = capabilities if capabilities is not None else {}
-        self.headers: Mapping[str, str] = {}
+        self.headers = headers
         self.pause: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.refused: Callable[[dict[str, Any]], None] = lambda required: None
 

@@ -1,128 +1,48 @@
-"""One negotiated MCP connection to a server, whatever carries it: the interface, the handshake of both eras, listing.
+"""One negotiated MCP connection to a server, whatever carries it: the interface, and MCP over one duplex channel.
 
-`PeerConnection` is MCP over one duplex channel (stdio, WebSocket). HTTP and in-process servers have their own
-`Connection`s beside this module.
+`PeerConnection` serves stdio and WebSockets. HTTP and in-process servers have `Connection`s of their own beside this
+module.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Protocol
 
-import msgspec
 import structlog
 from msgspec import Raw
 
-from toolscore import __version__
 from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.core.jsonrpc import (
-    INVALID_PARAMS,
-    ConnectionLost,
-    Params,
-    Peer,
-    RemoteError,
-    RequestId,
-    decode,
-    decode_object,
-    encode,
-    meta_of,
+from toolscore.core.jsonrpc import ConnectionLost, Params, Peer, RemoteError, RequestId
+from toolscore.upstreams.caller import EVERYBODY, LOG_LEVELS, Caller, ClientSide, InFlight, OnAsked
+from toolscore.upstreams.protocol import (
+    BROADCAST,
+    INPUT_METHODS,
+    LATEST_SESSION_VERSION,
+    ServerInfo,
+    client_capabilities,
+    info_from_discover,
+    info_from_initialize,
+    initialize_params,
+    input_required,
+    questions,
+    session_params,
+    stateless_envelope,
 )
-from toolscore.upstreams.caller import CLIENT_FEATURES, EVERYBODY, LOG_LEVELS, Caller, ClientSide, InFlight, OnAsked
 
-__all__ = [
-    "BROADCAST",
-    "CAPABILITY_OF",
-    "CLIENT_INFO",
-    "INPUT_METHODS",
-    "LATEST_SESSION_VERSION",
-    "LATEST_STATELESS_VERSION",
-    "LISTS",
-    "META",
-    "SESSION_VERSIONS",
-    "STATS_METHOD",
-    "UNSUPPORTED_PROTOCOL_VERSION",
-    "Connection",
-    "OnNotification",
-    "PeerConnection",
-    "ServerInfo",
-    "client_capabilities",
-    "ensure_log_level",
-    "info_from_discover",
-    "info_from_initialize",
-    "initialize_params",
-    "input_required",
-    "read_list",
-    "session_params",
-    "speaks_stateless",
-    "stateless_envelope",
-    "with_input",
-]
+__all__ = ["Connection", "OnNotification", "PeerConnection", "ensure_log_level", "with_input"]
 
 log = structlog.get_logger(__name__)
 
-SESSION_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
-LATEST_SESSION_VERSION = SESSION_VERSIONS[-1]
-LATEST_STATELESS_VERSION = "2026-07-28"
-
-STATS_METHOD = "toolscore/stats"
-"""Our own servers answer it with their figures; those that do name it among their experimental capabilities."""
-
-UNSUPPORTED_PROTOCOL_VERSION = -32022
-
-CLIENT_INFO = {"name": "toolscore", "version": __version__}
-
-MAX_PAGES = 200
-MAX_ENTRIES = 20_000
-"""Bounds on what one server may list: a broken paginator ends instead of filling the memory."""
-
 OnNotification = Callable[[str, Raw | None], None]
-
-META = "io.modelcontextprotocol/"
-
-LISTS = {
-    "tools": ("tools/list", "tools", "name"),
-    "prompts": ("prompts/list", "prompts", "name"),
-    "resources": ("resources/list", "resources", "uri"),
-    "templates": ("resources/templates/list", "resourceTemplates", "uriTemplate"),
-}
-"""What a server lists: the method, the member of its answer, and the member of an entry that tells it from others."""
-
-CAPABILITY_OF = {"tools": "tools", "prompts": "prompts", "resources": "resources", "templates": "resources"}
 
 PROBE_SECONDS = 0.5
 """How long a server on a pipe may leave `server/discover` unanswered before `initialize` is sent behind it."""
 
-INPUT_METHODS = frozenset({"tools/call", "prompts/get", "resources/read"})
-"""Requests that a server of the stateless era may answer with `input_required` (revision 2026-07-28, MRTR)."""
-
 MAX_INPUT_ROUNDS = 10
 STATE_ONLY_SECONDS = 0.1
-
-
-class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server said of itself when the connection was made.
-
-    `implementation` is its `Implementation` object (name, version, icons, …), `capabilities` its `ServerCapabilities`.
-    """
-
-    protocol_version: str
-    implementation: dict[str, Any] = {}
-    instructions: str | None = None
-    capabilities: dict[str, Any] = {}
-
-    @property
-    def name(self) -> str:
-        return str(self.implementation.get("name", ""))
-
-    @property
-    def version(self) -> str:
-        return str(self.implementation.get("version", ""))
-
-    @property
-    def stateless(self) -> bool:
-        return self.protocol_version not in SESSION_VERSIONS
 
 
 class Connection(Protocol):
@@ -154,80 +74,6 @@ class Connection(Protocol):
         ...
 
 
-def stateless_envelope(
-    params: Params | None,
-    version: str = LATEST_STATELESS_VERSION,
-    caller: Caller | None = None,
-    features: Collection[str] = tuple(CLIENT_FEATURES),
-) -> Params:
-    """The params with the `_meta` that each request of the stateless era carries (revision 2026-07-28, basic).
-
-    A caller of the same era brings its own; for one of the session era we say what it declared when it came.
-
-    Args:
-        features: what the server may ask clients for.
-    """
-    members = meta_of(params)
-    members[f"{META}protocolVersion"] = version
-    members.setdefault(f"{META}clientInfo", CLIENT_INFO)
-    members.setdefault(f"{META}clientCapabilities", caller.capabilities if caller is not None else {})
-    if len(features) < len(CLIENT_FEATURES):
-        offered = members[f"{META}clientCapabilities"]
-        offered = decode(offered) if isinstance(offered, Raw) else offered
-        if isinstance(offered, Mapping):
-            kept = {name: value for name, value in offered.items() if name not in CLIENT_FEATURES or name in features}
-            members[f"{META}clientCapabilities"] = kept
-    if caller is not None and caller.live:
-        members.setdefault(f"{META}logLevel", caller.log_level or "info")
-    return {**(params or {}), "_meta": members}
-
-
-def session_params(params: Params | None) -> Params | None:
-    """The params without the stateless era's envelope, which a server of the session era does not know.
-
-    Raises:
-        RemoteError: they go on with a request that such a server cannot have begun.
-    """
-    if not params:
-        return params
-    if "requestState" in params:
-        raise RemoteError({"code": INVALID_PARAMS, "message": "requestState is not valid: make the request anew"})
-    if "inputResponses" in params:
-        params = {key: value for key, value in params.items() if key != "inputResponses"}
-    if params.get("_meta") is None:
-        return params
-    kept = {key: value for key, value in meta_of(params).items() if not key.startswith("io.modelcontextprotocol/")}
-    rest = {key: value for key, value in params.items() if key != "_meta"}
-    return {**rest, "_meta": kept} if kept else rest
-
-
-def input_required(result: Raw) -> dict[str, Raw] | None:
-    """The members of an `InputRequiredResult`, `None` if the result is none."""
-    try:
-        if _kinds.decode(result).result_type != "input_required":
-            return None
-        return decode_object(result)
-    except (msgspec.MsgspecError, UnicodeDecodeError, InvalidRequest) as exc:
-        raise UpstreamProtocolError(f"the server answered nonsense: {exc}") from exc
-
-
-class _Kind(msgspec.Struct, rename="camel"):
-    result_type: Any = "complete"
-
-
-_kinds = msgspec.json.Decoder(_Kind)
-
-
-def _questions(members: dict[str, Raw]) -> dict[str, tuple[str, Raw | None]]:
-    """What a server asks: method and params, by its own keys."""
-    try:
-        asked = decode_object(members["inputRequests"]) if "inputRequests" in members else {}
-        requests = {key: decode_object(request) for key, request in asked.items()}
-        return {key: (str(decode(request["method"])), request.get("params")) for key, request in requests.items()}
-    except (InvalidRequest, KeyError) as exc:
-        raise UpstreamProtocolError(f"the server asks for input in a way that is no MCP: {exc}") from exc
-
-
 async def with_input(
     request: Callable[[Params | None], Awaitable[Raw]],
     info: ServerInfo,
@@ -249,7 +95,7 @@ async def with_input(
         members = input_required(result)
         if members is None:
             return result
-        wanted = _questions(members)
+        wanted = questions(members)
         retry = {key: value for key, value in params.items() if key not in ("inputResponses", "requestState")}
         if "requestState" in members:
             retry["requestState"] = members["requestState"]
@@ -381,26 +227,6 @@ class PeerConnection:
             self._closed.set_result(reason)
 
 
-BROADCAST = frozenset(
-    {
-        "notifications/tools/list_changed",
-        "notifications/prompts/list_changed",
-        "notifications/resources/list_changed",
-        "notifications/resources/updated",
-    }
-)
-"""Notifications that are about the server, and not about a request."""
-
-
-def initialize_params(capabilities: Mapping[str, Any]) -> Params:
-    return {"protocolVersion": LATEST_SESSION_VERSION, "capabilities": capabilities, "clientInfo": CLIENT_INFO}
-
-
-def client_capabilities(features: Collection[str], side: ClientSide) -> dict[str, Any]:
-    """What we declare to a server: that part of what its clients offer which it may ask for."""
-    return {name: side.offered[name] for name in features if name in side.offered}
-
-
 async def ensure_log_level(connection: Connection, level: str) -> None:
     """Have a server of the session era log from this level on; who wants less is spared the rest."""
     now = connection.log_level
@@ -411,102 +237,3 @@ async def ensure_log_level(connection: Connection, level: str) -> None:
         await connection.request("logging/setLevel", {"level": level})
     except RemoteError as exc:
         log.info("a server does not set its log level", level=level, error=str(exc))
-
-
-def info_from_initialize(answer: Raw) -> ServerInfo:
-    """Read the answer to `initialize`.
-
-    Raises:
-        UpstreamProtocolError: not such an answer, or a revision that we do not speak.
-    """
-    body = _object(answer, "initialize")
-    version = body.get("protocolVersion")
-    if version not in SESSION_VERSIONS:
-        raise UpstreamProtocolError(
-            f"the server speaks MCP revision {version!r}; this gateway speaks {', '.join(SESSION_VERSIONS)} "
-            f"and {LATEST_STATELESS_VERSION}"
-        )
-    return _info(body, version, body.get("serverInfo"))
-
-
-def info_from_discover(answer: Raw) -> ServerInfo:
-    """Read the answer to `server/discover` (revision 2026-07-28)."""
-    body = _object(answer, "server/discover")
-    versions = body.get("supportedVersions")
-    if not isinstance(versions, list) or LATEST_STATELESS_VERSION not in versions:
-        raise UpstreamProtocolError(
-            f"the server speaks {versions!r}, none of which this gateway has in common with it without a session"
-        )
-    meta = body.get("_meta")
-    implementation = meta.get("io.modelcontextprotocol/serverInfo") if isinstance(meta, dict) else None
-    return _info(body, LATEST_STATELESS_VERSION, implementation)
-
-
-def speaks_stateless(refusal: RemoteError) -> bool:
-    """Whether a server that refused our revision names it among those that it speaks, so that it may be asked again."""
-    data = refusal.error.get("data")
-    supported = data.get("supported") if isinstance(data, dict) else None
-    return (
-        refusal.code == UNSUPPORTED_PROTOCOL_VERSION
-        and isinstance(supported, list)
-        and LATEST_STATELESS_VERSION in supported
-    )
-
-
-def _info(body: dict[str, Any], version: str, implementation: Any) -> ServerInfo:
-    implementation = implementation if isinstance(implementation, dict) else {}
-    capabilities = body.get("capabilities")
-    instructions = body.get("instructions")
-    return ServerInfo(
-        protocol_version=version,
-        implementation=implementation,
-        instructions=instructions if isinstance(instructions, str) else None,
-        capabilities={
-            name: member
-            for name, member in (capabilities.items() if isinstance(capabilities, dict) else ())
-            if isinstance(member, dict)  # each is an object; some servers say true
-        },
-    )
-
-
-def _object(answer: Raw, method: str) -> dict[str, Any]:
-    try:
-        body = decode(answer)
-    except InvalidRequest as exc:
-        raise UpstreamProtocolError(f"the answer to {method} is {exc}") from exc
-    if not isinstance(body, dict):
-        raise UpstreamProtocolError(f"the answer to {method} is {type(body).__name__}, not an object")
-    return body
-
-
-async def read_list(connection: Connection, kind: str) -> list[dict[str, Any]]:
-    """All entries of one list of a server, page after page. Entries without a name are left out, with a log line.
-
-    Args:
-        kind: a key of `LISTS`.
-
-    Raises:
-        RemoteError, ConnectionLost.
-        UpstreamProtocolError: the answer is not such a list.
-    """
-    if CAPABILITY_OF[kind] not in connection.info.capabilities:
-        return []
-    method, member, name = LISTS[kind]
-    found: dict[str, dict[str, Any]] = {}
-    params: Params = {}
-    for _ in range(MAX_PAGES):
-        body = _object(await connection.request(method, params), method)
-        page = body.get(member)
-        if not isinstance(page, list):
-            raise UpstreamProtocolError(f"the answer to {method} has no list of {member}")
-        for entry in page:
-            if not (isinstance(entry, dict) and isinstance(entry.get(name), str) and entry[name]):
-                shown = encode(entry)[:200].decode(errors="replace")
-                log.warning("an entry was left out of a list", method=method, without=name, entry=shown)
-            elif len(found) < MAX_ENTRIES:
-                found.setdefault(entry[name], entry)
-        cursor = body.get("nextCursor")
-        if not isinstance(cursor, str) or cursor == params.get("cursor") or len(found) >= MAX_ENTRIES:
-            break
-        params = {"cursor": cursor}
-    return list(found.values())

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import socket
 from collections.abc import AsyncIterator, Awaitable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,10 +35,12 @@ from toolscore.core.jsonrpc import (
 )
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, InFlight, OnAsked
-from toolscore.upstreams.connection import (
+from toolscore.upstreams.connection import OnNotification, with_input
+from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
+from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
+from toolscore.upstreams.protocol import (
     BROADCAST,
     LATEST_STATELESS_VERSION,
-    OnNotification,
     ServerInfo,
     client_capabilities,
     info_from_discover,
@@ -49,11 +49,9 @@ from toolscore.upstreams.connection import (
     session_params,
     speaks_stateless,
     stateless_envelope,
-    with_input,
 )
-from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
 
-__all__ = ["HttpConnection", "http_session", "open_streamable_http"]
+__all__ = ["HttpConnection", "open_streamable_http"]
 
 log = structlog.get_logger(__name__)
 
@@ -62,9 +60,6 @@ PING_SECONDS = 15
 
 LISTEN_RETRY_SECONDS = 5
 LOOK_SECONDS = 2.0
-
-KEEPALIVE_SECONDS = 4
-"""Below uvicorn's 5 s and Node's 5 s: we let go of an idle connection before the server closes it under a request."""
 
 MAX_ROUTINGS = 10_000
 MAX_ROUTED_NAME = 256
@@ -75,37 +70,7 @@ MAX_IGNORED_BYTES = 64 * 1024
 
 RESUME_TRIES = 5
 """How often in a row we come back to a stream that has nothing new."""
-MAX_EVENT_ID = 1024
 MIN_RETRY_SECONDS = 0.5
-MAX_RETRY_SECONDS = 30.0
-
-
-@asynccontextmanager
-async def http_session(*, public_only: bool = False) -> AsyncIterator[aiohttp.ClientSession]:
-    """An HTTP client of the gateway's hot path; shared, since making one costs 30 ms.
-
-    Args:
-        public_only: names that stand for a private address are not found, whatever they stood for before.
-    """
-    resolver = _PublicResolver() if public_only else None
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, resolver=resolver)
-    async with aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-        auto_decompress=False,  # we ask for none; a packed answer could unpack to more than any bound
-        skip_auto_headers=("User-Agent", "Accept-Encoding"),  # servers nearby: packing costs more than it saves
-    ) as session:
-        yield session
-
-
-class _PublicResolver(aiohttp.ThreadedResolver):
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> Any:
-        found = await super().resolve(host, port, family)
-        for one in found:
-            if not ipaddress.ip_address(one["host"]).is_global:
-                raise OSError(f"{host} is {one['host']}, a private address")
-        return found
 
 
 class HttpConnection:
@@ -303,7 +268,7 @@ class HttpConnection:
             if response.status != 200 or response.content_type != "text/event-stream":
                 self._last_event = ""
                 return False
-            stream = _EventStream(response.content, self._max)
+            stream = EventStream(response.content, self._max)
             async for message in stream.messages():
                 frame = decode_frame(message)
                 if isinstance(frame.method, str):
@@ -456,7 +421,7 @@ class HttpConnection:
         caller: Caller | None,
     ) -> Raw:
         """The answer out of a stream of events; a server may end the stream and have us come back for the rest."""
-        stream = _EventStream(response.content, self._max)
+        stream = EventStream(response.content, self._max)
         tries, seen = 0, ""
         while tries < RESUME_TRIES:
             try:
@@ -476,13 +441,13 @@ class HttpConnection:
             async with self._session.get(self._url, headers=resume, allow_redirects=False) as resumed:
                 if resumed.status != 200 or resumed.content_type != "text/event-stream":
                     break
-                stream = _EventStream(resumed.content, self._max, stream)
+                stream = EventStream(resumed.content, self._max, stream)
                 answer = await self._answer_in(stream, request_id, caller)
                 if answer is not None:
                     return answer
         raise ConnectionLost(f"{self._shown} ended its stream without an answer", sent=True)
 
-    async def _answer_in(self, stream: _EventStream, request_id: int, caller: Caller | None) -> Raw | None:
+    async def _answer_in(self, stream: EventStream, request_id: int, caller: Caller | None) -> Raw | None:
         async for message in stream.messages():
             try:
                 frame = decode_frame(message)
@@ -591,49 +556,3 @@ async def open_streamable_http(
         await asyncio.gather(listener, return_exceptions=True)
         connection.close("the server was detached")
         await connection.end_session()
-
-
-class _EventStream:
-    """Server-sent events (HTML standard), with what is needed to come back to where a stream broke off.
-
-    Args:
-        before: the stream that this one goes on with.
-    """
-
-    def __init__(self, content: aiohttp.StreamReader, max_bytes: int, before: _EventStream | None = None) -> None:
-        self._content = content
-        self._max = max_bytes
-        self.last_id: str = before.last_id if before is not None else ""
-        self.retry_seconds: float | None = before.retry_seconds if before is not None else None
-
-    async def messages(self) -> AsyncIterator[bytes]:
-        """The `data` of each event that has any."""
-        buffer = bytearray()
-        data: list[bytes] = []
-        size = 0
-        async for chunk in self._content.iter_any():
-            buffer += chunk
-            if len(buffer) > self._max:
-                raise self._too_large()
-            while (end := buffer.find(b"\n")) >= 0:
-                line = bytes(buffer[:end]).rstrip(b"\r")
-                del buffer[: end + 1]
-                if line.startswith(b"data:"):
-                    data.append(line[5:].removeprefix(b" "))
-                    size += len(line)
-                    if size > self._max:
-                        raise self._too_large()
-                elif line.startswith(b"id:"):
-                    given = line[3:].strip().decode("latin-1")
-                    if len(given) <= MAX_EVENT_ID and given.isprintable():  # it comes back in a header
-                        self.last_id = given
-                elif line.startswith(b"retry:") and line[6:].strip().isdigit():
-                    self.retry_seconds = min(int(line[6:].strip()[:9]) / 1000, MAX_RETRY_SECONDS)
-                elif not line:
-                    if any(data):
-                        yield b"\n".join(data)
-                    data.clear()
-                    size = 0
-
-    def _too_large(self) -> UpstreamProtocolError:
-        return UpstreamProtocolError(f"the server sent an event over the bound of {self._max:,} bytes")

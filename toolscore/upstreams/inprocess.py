@@ -27,8 +27,9 @@ from toolscore.core.jsonrpc import (
 )
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.caller import Caller
-from toolscore.upstreams.connection import LATEST_SESSION_VERSION, STATS_METHOD, OnNotification, ServerInfo
+from toolscore.upstreams.connection import OnNotification
 from toolscore.upstreams.process.spawn import CommandNotFound
+from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, STATS_METHOD, ServerInfo
 
 __all__ = ["InProcessServer", "open_inprocess"]
 

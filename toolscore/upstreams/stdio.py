@@ -102,6 +102,7 @@ async def open_stdio(
     probe: bool = True,
     side: ClientSide = EVERYBODY,
     on_asked: OnAsked = lambda unasked: None,
+    own_ports: tuple[int, ...] = (),
 ) -> AsyncIterator[StdioConnection]:
     """Start a server and negotiate with it; leaving ends it and all it started.
 
@@ -111,6 +112,7 @@ async def open_stdio(
         probe: ask for the stateless era first.
         side: for whom the server is started.
         on_asked: told when the server asks something of its clients.
+        own_ports: TCP ports that a confined server is kept off.
 
     Raises:
         CommandNotFound, UpstreamProtocolError, ConnectionLost, RemoteError.
@@ -153,7 +155,7 @@ async def open_stdio(
         if spec.confine is None:
             await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
         else:
-            command, args = confined_command(spec.confine, spec.command, spec.args)
+            command, args = confined_command(spec.confine, spec.command, spec.args, own_ports)
             environment = confined_environment(spec.confine, spec.env)
             await spawn(lines, command, args, env=environment, cwd=None, pipes=True, whole_environment=True)
         connection.pid = lines.pid

@@ -19,7 +19,8 @@ from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
 from toolscore.core.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, Peer, RemoteError, decode, encode
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
-from toolscore.upstreams.connection import LATEST_SESSION_VERSION, OnNotification, PeerConnection, ServerInfo
+from toolscore.upstreams.connection import OnNotification, PeerConnection
+from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, ServerInfo
 
 __all__ = ["TypedConnection", "open_endpoint", "open_websocket", "tool_from_capability"]
 
@@ -111,6 +112,15 @@ class TypedConnection:
         finally:
             self._waiting.pop(request_id, None)
 
+    def receive(self, message: bytes) -> None:
+        """Take one message; of those of this dialect only answers count here."""
+        try:
+            frame = decode(message)
+        except InvalidRequest:
+            return
+        if isinstance(frame, dict) and frame.get("type") == "execute_tool_action_response":
+            self.answered(frame)
+
     def answered(self, frame: dict[str, Any]) -> None:
         """Take an `execute_tool_action_response`. One that nobody waits for is dropped."""
         answer = self._waiting.get(str(frame.get("request_id")))
@@ -182,13 +192,7 @@ async def open_websocket(
         ) as channel:
             make_peer = partial(Peer, channel.send, on_junk=lambda _: None)
             connection = PeerConnection(make_peer, on_notification, spec.client_features, side, on_asked)
-
-            async def read() -> None:
-                async for message in channel.messages():
-                    connection.peer.receive(message)
-                connection.closed(channel.closed_reason)
-
-            reader = asyncio.create_task(read())
+            reader = asyncio.create_task(channel.feed(connection.peer.receive, connection.closed))
             try:
                 await connection.negotiate(probe=probe)
                 yield connection
@@ -213,18 +217,7 @@ async def open_endpoint(
     try:
         async with dial(spec.endpoint, subprotocol=None, max_frame_bytes=max_message_bytes) as channel:
             connection = TypedConnection(channel.send, server_id, tools)
-
-            async def read() -> None:
-                async for message in channel.messages():
-                    try:
-                        frame = decode(message)
-                    except InvalidRequest:
-                        continue
-                    if isinstance(frame, dict) and frame.get("type") == "execute_tool_action_response":
-                        connection.answered(frame)
-                connection.closed(channel.closed_reason)
-
-            reader = asyncio.create_task(read())
+            reader = asyncio.create_task(channel.feed(connection.receive, connection.closed))
             try:
                 yield connection
             finally:

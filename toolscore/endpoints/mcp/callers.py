@@ -20,7 +20,7 @@ from toolscore.core.errors import InvalidArguments, InvalidRequest, Overloaded
 from toolscore.core.jsonrpc import INVALID_PARAMS, decode, decode_object, encode
 from toolscore.core.models import LOCAL, Principal
 from toolscore.upstreams import Caller
-from toolscore.upstreams.connection import (
+from toolscore.upstreams.protocol import (
     INPUT_METHODS,
     LATEST_STATELESS_VERSION,
     META,
@@ -99,8 +99,7 @@ class SessionCaller(Caller):
     live = True
 
     def __init__(self, home: Caller, tell: Tell, ask: Ask, token: Raw | None) -> None:
-        super().__init__(home.client, home.capabilities)
-        self.principal = home.principal
+        super().__init__(home.principal, client=home.client, capabilities=home.capabilities)
         self.log_level = home.log_level
         self._home = home
         self._tell = tell
@@ -133,8 +132,7 @@ class StatelessCaller(Caller):
     stateless = True
 
     def __init__(self, params: Mapping[str, Any], tell: Tell, principal: Principal) -> None:
-        super().__init__(capabilities=declared_capabilities(params))
-        self.principal = principal
+        super().__init__(principal, capabilities=declared_capabilities(params))
         meta = params.get("_meta") or {}
         level = decode(meta[f"{META}logLevel"]) if f"{META}logLevel" in meta else None
         self.log_level = level if isinstance(level, str) else None

@@ -69,8 +69,8 @@ from toolscore.endpoints.mcp.server import (
     watch_resource,
 )
 from toolscore.upstreams import Caller
-from toolscore.upstreams.connection import META, SESSION_VERSIONS, UNSUPPORTED_PROTOCOL_VERSION
 from toolscore.upstreams.headers import NAMED_METHODS, PARAM_PREFIX, header_text, param_mismatch
+from toolscore.upstreams.protocol import META, SESSION_VERSIONS, UNSUPPORTED_PROTOCOL_VERSION
 
 __all__ = ["McpHttpEndpoint"]
 
@@ -205,8 +205,7 @@ class _Session(Caller):
         principal: Principal,
     ) -> None:
         declared = decode(params["capabilities"]) if "capabilities" in params else None
-        super().__init__(capabilities=declared if isinstance(declared, dict) else {})
-        self.principal = principal
+        super().__init__(principal, capabilities=declared if isinstance(declared, dict) else {})
         self.server = server
         self.server_id = server_id
         self.resumable = version >= RESUMABLE_SINCE
@@ -518,8 +517,7 @@ class McpHttpEndpoint:
             if (task := asyncio.current_task()) is not None:
                 session.calls[frame.id] = task
         else:
-            caller = Caller()
-            caller.principal = principal_of(scope)
+            caller = Caller(principal_of(scope))
         caller.headers = forwarded_headers(self._gateway.upstreams.forwarded, scope)
         status = 200
         message: bytes | None

@@ -26,7 +26,7 @@ from toolscore.discovery.search.fitting import fitted
 from toolscore.tools.library import Sees
 from toolscore.upstreams import Caller, Upstream
 from toolscore.upstreams.caller import LOG_LEVELS
-from toolscore.upstreams.connection import (
+from toolscore.upstreams.protocol import (
     CAPABILITY_OF,
     LATEST_SESSION_VERSION,
     LATEST_STATELESS_VERSION,
@@ -629,8 +629,7 @@ async def open_listener(
         elif changed is None:
             early.append(method)
 
-    caller = Caller()
-    caller.principal = principal
+    caller = Caller(principal)
     listener = Listener(gateway, server, caller, told, on_close, wanted=features, messages=False)
     uris = wanted.get("resourceSubscriptions")
     try:

@@ -72,7 +72,8 @@ from toolscore.endpoints.mcp.server import (
     watch_resource,
 )
 from toolscore.upstreams import Caller
-from toolscore.upstreams.connection import META, PeerConnection
+from toolscore.upstreams.connection import PeerConnection
+from toolscore.upstreams.protocol import META
 from toolscore.upstreams.websocket import TypedConnection, tool_from_capability
 
 __all__ = ["serve_router"]
@@ -234,8 +235,7 @@ class _McpClient(Caller):
     def __init__(
         self, gateway: Gateway, channel: WebSocketChannel, server_id: str | None, principal: Principal
     ) -> None:
-        super().__init__()
-        self.principal = principal
+        super().__init__(principal)
         self._gateway = gateway
         self._channel = channel
         self._server = McpServer(gateway, server_id)
@@ -417,7 +417,7 @@ async def _serve_registered(gateway: Gateway, channel: WebSocketChannel) -> None
     reader = asyncio.create_task(read())
     stopping = asyncio.create_task(upstream.wait_drained())
     try:
-        async with asyncio.timeout(gateway.upstreams.start_timeout_seconds):
+        async with asyncio.timeout(gateway.upstreams.rules.start_timeout_seconds):
             await upstream.negotiate(connection)
         async with upstream.instance(connection):
             await asyncio.wait({reader, stopping}, return_when=asyncio.FIRST_COMPLETED)

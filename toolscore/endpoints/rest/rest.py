@@ -118,8 +118,7 @@ class ExecuteEndpoint:
         principal = principal_of(scope)
         caller = None
         if headers := forwarded_headers(self._gateway.upstreams.forwarded, scope):
-            caller = Caller()
-            caller.principal, caller.headers = principal, headers
+            caller = Caller(principal, headers=headers)
         parameters = request.parameters
         if request.session_id is not None:
             parameters = _with_session(parameters, request.session_id)

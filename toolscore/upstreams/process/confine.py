@@ -18,7 +18,7 @@ from toolscore.core.models import Confinement
 from toolscore.upstreams.process.confined import PREFIX
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["OWN_PORTS", "confined_command", "confined_environment", "find_bubblewrap", "user_of"]
+__all__ = ["confined_command", "confined_environment", "find_bubblewrap", "user_of"]
 
 INNER = Path(__file__).with_name("confined.py")
 
@@ -30,9 +30,6 @@ CONFIGURATION = ("/etc/ssl", "/etc/ca-certificates", "/etc/pki", "/etc/hosts", "
 PASSED = ("LANG", "LANGUAGE", "TZ")
 PASSED_WITH_NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
                        "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE")  # fmt: skip
-
-OWN_PORTS: set[int] = set()
-"""Where the gateway listens: a server with a network is kept off them, where the kernel can (Landlock, Linux 6.7)."""
 
 FIRST_UID = 600_000
 TEMPORARY_BYTES = 256 * 1024 * 1024
@@ -66,8 +63,14 @@ def confined_environment(confinement: Confinement, env: Mapping[str, str]) -> di
     return {"PATH": os.defpath, **{PREFIX + key: value for key, value in own.items()}}
 
 
-def confined_command(confinement: Confinement, program: str, args: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def confined_command(
+    confinement: Confinement, program: str, args: tuple[str, ...], own_ports: tuple[int, ...] = ()
+) -> tuple[str, tuple[str, ...]]:
     """The command that runs a program in its view.
+
+    Args:
+        own_ports: where the gateway listens: a server with a network is kept off them, where the kernel can (Landlock,
+            Linux 6.7).
 
     Raises:
         CommandNotFound: there is no bubblewrap here.
@@ -111,7 +114,7 @@ def confined_command(confinement: Confinement, program: str, args: tuple[str, ..
     options += ["--bind", home, home, "--chdir", "/"]
     orders = {
         "uid": uid, "home": home, "memory": confinement.memory_mb * 1024 * 1024, "processes": confinement.processes,
-        "denied_ports": sorted(OWN_PORTS) if confinement.network else [],
+        "denied_ports": sorted(own_ports) if confinement.network else [],
     }  # fmt: skip
     inner = (python, "-I", "-S", str(INNER), json.dumps(orders))
     return bubblewrap, (*options, "--", *inner, program, *args)

@@ -1,0 +1,275 @@
+"""What keeps one server alive: one task that starts it, watches it, backs off, starts it again, or gives up.
+
+The task that enters a connection also leaves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import structlog
+
+from toolscore.core.errors import ToolScoreError
+from toolscore.core.jsonrpc import ConnectionLost, RemoteError
+from toolscore.core.models import UpstreamSpec
+from toolscore.upstreams.connection import Connection
+from toolscore.upstreams.lists import read_tools
+from toolscore.upstreams.process.spawn import ChildProtocol, CommandNotFound, spawn, stop
+from toolscore.upstreams.references import resolved
+from toolscore.upstreams.upstream import Host, Upstream
+
+__all__ = ["Life", "backoff_seconds"]
+
+log = structlog.get_logger(__name__)
+
+FIRST_RESTART_SECONDS = 0.1
+"""A server that was killed is back at once; the next failures wait twice as long each."""
+MAX_BACKOFF_SECONDS = 30.0
+HEALTHY_SECONDS = 10.0
+"""Up for this long, a server has earned a fast restart again."""
+
+
+def backoff_seconds(failures: int, jitter: float) -> float:
+    """The wait before try number `failures` + 1; `jitter` in [0, 1) spreads servers that failed together."""
+    return float(min(MAX_BACKOFF_SECONDS, FIRST_RESTART_SECONDS * 2.0**failures) * (0.75 + jitter / 2))
+
+
+@dataclass(frozen=True)
+class _End:
+    """How one life of a server ended that was not meant to.
+
+    Attributes:
+        reason: in words.
+        hopeless: trying again will not help.
+        lost_sent: the connection broke off after something had been sent.
+    """
+
+    reason: str
+    hopeless: bool = False
+    lost_sent: bool = False
+
+
+class Life:
+    """Supervises one upstream, from `start` to `stop`."""
+
+    def __init__(self, upstream: Upstream, host: Host) -> None:
+        self.upstream = upstream
+        self._host = host
+        self._orders = upstream.orders
+        self._sleeps = False
+        self._up_at: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to supervise; returns at once."""
+        self._task = asyncio.create_task(self._run(), name=f"upstream {self.upstream.server_id}")
+
+    async def stop(self) -> None:
+        """End the task and everything that the server started. Idempotent."""
+        self._orders.stop.set()
+        if self._task is not None:
+            if self.upstream.state == "starting":
+                self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.upstream.lanes.close()
+
+    async def _run(self) -> None:
+        try:
+            if self.upstream.spec.dialin:
+                await self._supervise_dialled_in()
+            else:
+                await self._supervise()
+        finally:
+            self.upstream.set_state("stopped")
+
+    # A server that we start or connect to
+
+    async def _supervise(self) -> None:
+        upstream, orders = self.upstream, self._orders
+        failures = start_failures = 0
+        was_ever_up = False
+        while not orders.stop.is_set():
+            asleep = self._sleeps or (upstream.spec.lazy and self._host.has_tools(upstream.server_id))
+            if asleep and not orders.called.is_set():
+                upstream.set_state("idle")
+                await orders.first_of(orders.called, orders.restart)
+                if orders.stop.is_set():
+                    return
+            ended = await self._live_once()
+            upstream.pid = None
+            if orders.stop.is_set():
+                return
+            if not upstream.connections:
+                await upstream.lanes.end_all()
+            was_ever_up |= self._up_at is not None
+            if self._up_at is not None:
+                start_failures = 0
+            if ended is None:  # idle, or restarted on request
+                upstream.restarts += not self._sleeps
+                continue
+            if self._left_when_asked(ended):
+                upstream.probe = False
+                continue
+            healthy = self._up_at is not None and time.monotonic() - self._up_at > HEALTHY_SECONDS
+            failures = 0 if healthy else failures + 1
+            start_failures += self._up_at is None
+            if self._up_at is not None:
+                upstream.restarts += 1
+                self._host.restarted(upstream)
+            error = ended.reason + self._last_line()
+            # What worked before, or stands elsewhere, may come back; a process of ours that never started is given up.
+            never_started = start_failures >= self._host.rules.max_start_failures and not was_ever_up
+            if ended.hopeless or (never_started and upstream.spec.command):
+                log.error("a server does not start", server=upstream.server_id, error=error)
+                await self._give_up(error)
+                failures = start_failures = 0
+            else:
+                log.warning("a server is down", server=upstream.server_id, error=error)
+                upstream.set_state("down", error)
+                await self._back_off(failures - 1 if failures else 0)
+
+    async def _live_once(self) -> _End | None:
+        """Start the server and serve over it to its end. `None`: it was meant to end."""
+        upstream, orders = self.upstream, self._orders
+        upstream.set_state("starting")
+        self._sleeps = False
+        orders.restart.clear()
+        upstream.started_at = time.monotonic()
+        self._up_at = None
+        try:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(upstream.start_seconds):
+                    connection: Connection = await stack.enter_async_context(upstream.open())
+                    tools = await read_tools(connection)
+                self._up_at = time.monotonic()
+                upstream.came_up(connection, tools)
+                reason: str | None = None
+                try:
+                    reason = await self._serve(connection)
+                finally:
+                    upstream.connections.clear()
+                    upstream.leave(connection)
+                    self._host.server_down(upstream, "idle" if self._sleeps else reason or "stopped on request")
+            return _End(reason) if reason is not None else None
+        except CommandNotFound as exc:
+            return _End(str(exc), hopeless=True)
+        except TimeoutError:
+            return _End(
+                f"it did not answer within {upstream.start_seconds:g} s of its start: check its command, or raise its "
+                "`start_timeout_seconds`"
+            )
+        except RemoteError as exc:
+            return _End(f"it refused to start: {exc}")
+        except (ConnectionLost, ToolScoreError) as exc:
+            return _End(str(exc), lost_sent=isinstance(exc, ConnectionLost) and exc.sent)
+        except Exception as exc:  # a task's outermost line: one broken server must not end the gateway
+            log.exception("supervising a server failed", server=upstream.server_id)
+            return _End(f"{type(exc).__name__}: {exc}")
+
+    def _left_when_asked(self, ended: _End) -> bool:
+        """Whether it may have left since it was asked for the stateless era: there are servers that leave when the
+        first message is not `initialize`.
+        """
+        spec = self.upstream.spec
+        may_leave = bool(spec.command) or (spec.url or "").startswith("ws")
+        return self._up_at is None and self.upstream.probe and may_leave and ended.lost_sent
+
+    async def _serve(self, connection: Connection) -> str | None:
+        """Wait until the connection ends (the reason), or it shall end (`None`)."""
+        upstream, orders = self.upstream, self._orders
+        closed = asyncio.create_task(connection.wait_closed())
+        ordered = {asyncio.create_task(orders.stop.wait()), asyncio.create_task(orders.restart.wait())}
+        refresher = asyncio.create_task(upstream.lists.keep_fresh(connection))
+        idle_stop = upstream.spec.idle_stop_seconds
+        try:
+            while True:
+                idle = time.monotonic() - upstream.last_call
+                timeout = max(0.01, idle_stop - idle) if idle_stop else None
+                done, _ = await asyncio.wait({closed, *ordered}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if closed in done:
+                    return closed.result()
+                if done:
+                    await upstream.drain_connection(connection)
+                    return None
+                idle = time.monotonic() - upstream.last_call
+                if idle_stop and not upstream.in_flight and idle >= idle_stop:
+                    orders.called.clear()
+                    self._sleeps = True
+                    upstream.connections.clear()
+                    return None
+        finally:
+            for task in (closed, *ordered, refresher):
+                task.cancel()
+
+    # A server that dials in
+
+    async def _supervise_dialled_in(self) -> None:
+        """Wait for instances; start one ourselves where a command is given."""
+        upstream, orders = self.upstream, self._orders
+        if upstream.state != "up":
+            upstream.set_state("down", "no instance has connected yet")
+        if upstream.spec.command is None:
+            await orders.stop.wait()
+        failures = 0
+        while not orders.stop.is_set():
+            started = time.monotonic()
+            error = await self._run_instance(upstream.spec) + self._last_line()
+            if orders.stop.is_set():
+                break
+            failures = 0 if time.monotonic() - started > HEALTHY_SECONDS else failures + 1
+            upstream.restarts += 1
+            self._host.restarted(upstream)
+            if failures >= self._host.rules.max_start_failures:
+                await self._give_up(error)
+                orders.restart.clear()
+                failures = 0
+            else:
+                upstream.last_error = error
+                await self._back_off(failures)
+        await upstream.drain()
+
+    async def _run_instance(self, given: UpstreamSpec) -> str:
+        """One life of the process that dials in. Returns how it ended."""
+        upstream, orders = self.upstream, self._orders
+        protocol = ChildProtocol()
+        try:
+            spec = resolved(given)
+            assert spec.command is not None
+            await spawn(protocol, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=False)
+            upstream.pid, upstream.stderr = protocol.pid, protocol.stderr
+            orders.restart.clear()
+            exited = asyncio.ensure_future(asyncio.shield(protocol.exited))
+            stopping = asyncio.create_task(orders.first_of(orders.restart))
+            await asyncio.wait({exited, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if orders.stop.is_set():
+                await upstream.drain()
+            return protocol.exit_reason()
+        except CommandNotFound as exc:
+            return str(exc)
+        finally:
+            upstream.pid = None
+            await asyncio.shield(asyncio.ensure_future(stop(protocol)))
+
+    # Both
+
+    async def _give_up(self, error: str) -> None:
+        """Leave the server alone until somebody asks for a restart."""
+        self.upstream.set_state("failed", error)
+        self._host.failed(self.upstream, error)
+        await self._orders.first_of(self._orders.restart)
+
+    async def _back_off(self, failures: int) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(backoff_seconds(failures, random.random())):
+                await self._orders.first_of(self._orders.restart)
+
+    def _last_line(self) -> str:
+        """What the process said last: most often the reason."""
+        said = [line for line in self.upstream.stderr if not line.startswith((" ", "Traceback", "["))]
+        return f"; its last line: {said[-1]}" if said else ""

@@ -1,0 +1,184 @@
+"""What one server lists (tools, prompts, resources, templates), and reading again what has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from toolscore.core.errors import ToolScoreError, UpstreamProtocolError
+from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError, encode
+from toolscore.upstreams.connection import Connection
+from toolscore.upstreams.http import HttpConnection
+from toolscore.upstreams.protocol import CAPABILITY_OF, CHANGED_LISTS, LISTS, read_object
+
+__all__ = ["REFRESH_SECONDS", "Lists", "read_list", "read_tools"]
+
+log = structlog.get_logger(__name__)
+
+Entries = list[dict[str, Any]]
+
+MAX_PAGES = 200
+MAX_ENTRIES = 20_000
+"""Bounds on what one server may list: a broken paginator ends instead of filling the memory."""
+
+REFRESH_SECONDS = 0.1
+"""Changes of a server's list within this time are read once."""
+REFRESH_REST_SECONDS = 1.0
+"""A server that changes all the time is read no more often than this."""
+READ_AGAIN_SECONDS = 1.0
+"""A server that does not tell when a list changes is asked for it no more often than this."""
+
+OTHER_LISTS = ("prompts", "resources", "templates")
+
+
+class Lists:
+    """The lists of one server, over all its connections.
+
+    Args:
+        seconds: says how long reading one list may take.
+        on_tools: gets the tools of all connections, when they were read again.
+        on_list: gets the kind (a key of `LISTS`) and the entries of another list that was read.
+        on_change: gets the method of a `list_changed`, once the list has been read again.
+    """
+
+    def __init__(
+        self,
+        server_id: str,
+        *,
+        seconds: Callable[[], float],
+        on_tools: Callable[[Entries], None],
+        on_list: Callable[[str, Entries], None],
+        on_change: Callable[[str], None],
+    ) -> None:
+        self._server_id = server_id
+        self._seconds = seconds
+        self._on_tools = on_tools
+        self._on_list = on_list
+        self._on_change = on_change
+        self._tools: dict[Connection, Entries] = {}
+        self._stale: set[str] = set()
+        self._announced: set[str] = set()
+        self._reads: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
+        self._wake = asyncio.Event()
+
+    @property
+    def tools(self) -> Entries:
+        """The tools of all connections; where two have one of the same name, that of the older connection."""
+        tools: dict[str, dict[str, Any]] = {}
+        for listed in self._tools.values():
+            for tool in listed:
+                tools.setdefault(tool["name"], tool)
+        return list(tools.values())
+
+    def put(self, connection: Connection, tools: Entries) -> None:
+        """Take the tools of a new connection, and have its other lists read."""
+        self._tools[connection] = tools
+        self._stale.update(OTHER_LISTS)
+        self._wake.set()
+
+    def drop(self, connection: Connection) -> None:
+        """Forget what a connection listed. Idempotent."""
+        self._tools.pop(connection, None)
+
+    def changed(self, method: str) -> None:
+        """Take a `list_changed` of the server: the list is read again, and then those who listen are told."""
+        self._stale.update(CHANGED_LISTS[method])
+        self._announced.add(method)
+        self._wake.set()
+
+    async def keep_fresh(self, connection: Connection) -> None:
+        """Read whatever changes, until cancelled. Changes that come close together count once."""
+        while True:
+            await self._wake.wait()
+            announced = bool(self._announced)
+            if announced:
+                await asyncio.sleep(REFRESH_SECONDS)
+            self._wake.clear()
+            try:
+                await self._catch_up(connection)
+            except Exception:  # a task's outermost line: what is stale once must not be stale for ever
+                log.exception("reading a server's lists failed", server=self._server_id)
+            if announced:
+                await asyncio.sleep(REFRESH_REST_SECONDS)
+
+    async def _catch_up(self, connection: Connection) -> None:
+        stale, self._stale = self._stale, set()
+        announced, self._announced = self._announced, set()
+        for kind in LISTS:
+            if kind in stale:
+                await self._read(connection, kind)
+        for method in announced:
+            self._on_change(method)
+
+    async def read_anew(self, connection: Connection, kind: str) -> None:
+        """Read a list again if the server would not tell of its changes, or if it has not been read yet.
+
+        Cancelling this lets the reading go on, for whoever asks next.
+        """
+        if CAPABILITY_OF[kind] not in connection.info.capabilities:
+            return
+        read_at, reading = self._reads.get(kind, (0.0, None))
+        tells = connection.info.declares(CAPABILITY_OF[kind], "listChanged")
+        if read_at and (tells or time.monotonic() - read_at < READ_AGAIN_SECONDS) and reading is None:
+            return
+        if reading is None:
+            reading = asyncio.create_task(self._read(connection, kind))
+            self._reads[kind] = (read_at, reading)
+        await asyncio.shield(reading)
+
+    async def _read(self, connection: Connection, kind: str) -> None:
+        try:
+            async with asyncio.timeout(self._seconds()):
+                if kind == "tools":
+                    tools = await read_tools(connection)
+                    if connection in self._tools:  # it may have left meanwhile
+                        self._tools[connection] = tools
+                        self._on_tools(self.tools)
+                else:
+                    self._on_list(kind, await read_list(connection, kind))
+        except (RemoteError, ConnectionLost, ToolScoreError, TimeoutError) as exc:
+            log.warning("cannot read a server's list", server=self._server_id, list=kind, error=str(exc))
+        self._reads[kind] = (time.monotonic(), None)
+
+
+async def read_tools(connection: Connection) -> Entries:
+    """The tools of a server that may be used. Raises as `read_list`."""
+    tools = await read_list(connection, "tools")
+    return connection.learn_tools(tools) if isinstance(connection, HttpConnection) else tools
+
+
+async def read_list(connection: Connection, kind: str) -> list[dict[str, Any]]:
+    """All entries of one list of a server, page after page. Entries without a name are left out, with a log line.
+
+    Args:
+        kind: a key of `LISTS`.
+
+    Raises:
+        RemoteError, ConnectionLost.
+        UpstreamProtocolError: the answer is not such a list.
+    """
+    if CAPABILITY_OF[kind] not in connection.info.capabilities:
+        return []
+    method, member, name = LISTS[kind]
+    found: dict[str, dict[str, Any]] = {}
+    params: Params = {}
+    for _ in range(MAX_PAGES):
+        body = read_object(await connection.request(method, params), method)
+        page = body.get(member)
+        if not isinstance(page, list):
+            raise UpstreamProtocolError(f"the answer to {method} has no list of {member}")
+        for entry in page:
+            if not (isinstance(entry, dict) and isinstance(entry.get(name), str) and entry[name]):
+                shown = encode(entry)[:200].decode(errors="replace")
+                log.warning("an entry was left out of a list", method=method, without=name, entry=shown)
+            elif len(found) < MAX_ENTRIES:
+                found.setdefault(entry[name], entry)
+        cursor = body.get("nextCursor")
+        if not isinstance(cursor, str) or cursor == params.get("cursor") or len(found) >= MAX_ENTRIES:
+            break
+        params = {"cursor": cursor}
+    return list(found.values())

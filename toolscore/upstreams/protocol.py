@@ -1,0 +1,264 @@
+"""MCP's own words, in both eras: revisions, methods, envelopes, and what a server says of itself.
+
+Pure: reads and makes params and results; sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from toolscore import __version__
+from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
+from toolscore.core.jsonrpc import INVALID_PARAMS, Params, RemoteError, decode, decode_object, meta_of
+from toolscore.upstreams.caller import CLIENT_FEATURES, Caller, ClientSide
+
+__all__ = [
+    "BROADCAST",
+    "CAPABILITY_OF",
+    "CHANGED_LISTS",
+    "CLIENT_INFO",
+    "INPUT_METHODS",
+    "LATEST_SESSION_VERSION",
+    "LATEST_STATELESS_VERSION",
+    "LISTS",
+    "META",
+    "SESSION_VERSIONS",
+    "STATS_METHOD",
+    "UNSUPPORTED_PROTOCOL_VERSION",
+    "ServerInfo",
+    "client_capabilities",
+    "info_from_discover",
+    "info_from_initialize",
+    "initialize_params",
+    "input_required",
+    "questions",
+    "read_object",
+    "session_params",
+    "speaks_stateless",
+    "stateless_envelope",
+]
+
+SESSION_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+LATEST_SESSION_VERSION = SESSION_VERSIONS[-1]
+LATEST_STATELESS_VERSION = "2026-07-28"
+
+STATS_METHOD = "toolscore/stats"
+"""Our own servers answer it with their figures; those that do name it among their experimental capabilities."""
+
+UNSUPPORTED_PROTOCOL_VERSION = -32022
+
+CLIENT_INFO = {"name": "toolscore", "version": __version__}
+
+META = "io.modelcontextprotocol/"
+
+LISTS = {
+    "tools": ("tools/list", "tools", "name"),
+    "prompts": ("prompts/list", "prompts", "name"),
+    "resources": ("resources/list", "resources", "uri"),
+    "templates": ("resources/templates/list", "resourceTemplates", "uriTemplate"),
+}
+"""What a server lists: the method, the member of its answer, and the member of an entry that tells it from others."""
+
+CAPABILITY_OF = {"tools": "tools", "prompts": "prompts", "resources": "resources", "templates": "resources"}
+
+CHANGED_LISTS = {
+    "notifications/tools/list_changed": ("tools",),
+    "notifications/prompts/list_changed": ("prompts",),
+    "notifications/resources/list_changed": ("resources", "templates"),
+}
+"""Which lists a notification says have changed."""
+
+BROADCAST = frozenset(
+    {
+        "notifications/tools/list_changed",
+        "notifications/prompts/list_changed",
+        "notifications/resources/list_changed",
+        "notifications/resources/updated",
+    }
+)
+"""Notifications that are about the server, and not about a request."""
+
+INPUT_METHODS = frozenset({"tools/call", "prompts/get", "resources/read"})
+"""Requests that a server of the stateless era may answer with `input_required` (revision 2026-07-28, MRTR)."""
+
+
+class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server said of itself when the connection was made.
+
+    `implementation` is its `Implementation` object (name, version, icons, …), `capabilities` its `ServerCapabilities`.
+    """
+
+    protocol_version: str
+    implementation: dict[str, Any] = {}
+    instructions: str | None = None
+    capabilities: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return str(self.implementation.get("name", ""))
+
+    @property
+    def version(self) -> str:
+        return str(self.implementation.get("version", ""))
+
+    def declares(self, feature: str, flag: str) -> bool:
+        """Whether the server says `flag: true` of a feature, such as `listChanged` of `tools`."""
+        declared = self.capabilities.get(feature)
+        return isinstance(declared, dict) and declared.get(flag) is True
+
+    @property
+    def stateless(self) -> bool:
+        return self.protocol_version not in SESSION_VERSIONS
+
+
+def initialize_params(capabilities: Mapping[str, Any]) -> Params:
+    return {"protocolVersion": LATEST_SESSION_VERSION, "capabilities": capabilities, "clientInfo": CLIENT_INFO}
+
+
+def client_capabilities(features: Collection[str], side: ClientSide) -> dict[str, Any]:
+    """What we declare to a server: that part of what its clients offer which it may ask for."""
+    return {name: side.offered[name] for name in features if name in side.offered}
+
+
+def info_from_initialize(answer: Raw) -> ServerInfo:
+    """Read the answer to `initialize`.
+
+    Raises:
+        UpstreamProtocolError: not such an answer, or a revision that we do not speak.
+    """
+    body = read_object(answer, "initialize")
+    version = body.get("protocolVersion")
+    if version not in SESSION_VERSIONS:
+        raise UpstreamProtocolError(
+            f"the server speaks MCP revision {version!r}; this gateway speaks {', '.join(SESSION_VERSIONS)} "
+            f"and {LATEST_STATELESS_VERSION}"
+        )
+    return _info(body, version, body.get("serverInfo"))
+
+
+def info_from_discover(answer: Raw) -> ServerInfo:
+    """Read the answer to `server/discover` (revision 2026-07-28)."""
+    body = read_object(answer, "server/discover")
+    versions = body.get("supportedVersions")
+    if not isinstance(versions, list) or LATEST_STATELESS_VERSION not in versions:
+        raise UpstreamProtocolError(
+            f"the server speaks {versions!r}, none of which this gateway has in common with it without a session"
+        )
+    meta = body.get("_meta")
+    implementation = meta.get("io.modelcontextprotocol/serverInfo") if isinstance(meta, dict) else None
+    return _info(body, LATEST_STATELESS_VERSION, implementation)
+
+
+def speaks_stateless(refusal: RemoteError) -> bool:
+    """Whether a server that refused our revision names it among those that it speaks, so that it may be asked again."""
+    data = refusal.error.get("data")
+    supported = data.get("supported") if isinstance(data, dict) else None
+    return (
+        refusal.code == UNSUPPORTED_PROTOCOL_VERSION
+        and isinstance(supported, list)
+        and LATEST_STATELESS_VERSION in supported
+    )
+
+
+def _info(body: dict[str, Any], version: str, implementation: Any) -> ServerInfo:
+    implementation = implementation if isinstance(implementation, dict) else {}
+    capabilities = body.get("capabilities")
+    instructions = body.get("instructions")
+    return ServerInfo(
+        protocol_version=version,
+        implementation=implementation,
+        instructions=instructions if isinstance(instructions, str) else None,
+        capabilities={
+            name: member
+            for name, member in (capabilities.items() if isinstance(capabilities, dict) else ())
+            if isinstance(member, dict)  # each is an object; some servers say true
+        },
+    )
+
+
+def read_object(answer: Raw, method: str) -> dict[str, Any]:
+    try:
+        body = decode(answer)
+    except InvalidRequest as exc:
+        raise UpstreamProtocolError(f"the answer to {method} is {exc}") from exc
+    if not isinstance(body, dict):
+        raise UpstreamProtocolError(f"the answer to {method} is {type(body).__name__}, not an object")
+    return body
+
+
+def stateless_envelope(
+    params: Params | None,
+    version: str = LATEST_STATELESS_VERSION,
+    caller: Caller | None = None,
+    features: Collection[str] = tuple(CLIENT_FEATURES),
+) -> Params:
+    """The params with the `_meta` that each request of the stateless era carries (revision 2026-07-28, basic).
+
+    A caller of the same era brings its own; for one of the session era we say what it declared when it came.
+
+    Args:
+        features: what the server may ask clients for.
+    """
+    members = meta_of(params)
+    members[f"{META}protocolVersion"] = version
+    members.setdefault(f"{META}clientInfo", CLIENT_INFO)
+    members.setdefault(f"{META}clientCapabilities", caller.capabilities if caller is not None else {})
+    if len(features) < len(CLIENT_FEATURES):
+        offered = members[f"{META}clientCapabilities"]
+        offered = decode(offered) if isinstance(offered, Raw) else offered
+        if isinstance(offered, Mapping):
+            kept = {name: value for name, value in offered.items() if name not in CLIENT_FEATURES or name in features}
+            members[f"{META}clientCapabilities"] = kept
+    if caller is not None and caller.live:
+        members.setdefault(f"{META}logLevel", caller.log_level or "info")
+    return {**(params or {}), "_meta": members}
+
+
+def session_params(params: Params | None) -> Params | None:
+    """The params without the stateless era's envelope, which a server of the session era does not know.
+
+    Raises:
+        RemoteError: they go on with a request that such a server cannot have begun.
+    """
+    if not params:
+        return params
+    if "requestState" in params:
+        raise RemoteError({"code": INVALID_PARAMS, "message": "requestState is not valid: make the request anew"})
+    if "inputResponses" in params:
+        params = {key: value for key, value in params.items() if key != "inputResponses"}
+    if params.get("_meta") is None:
+        return params
+    kept = {key: value for key, value in meta_of(params).items() if not key.startswith("io.modelcontextprotocol/")}
+    rest = {key: value for key, value in params.items() if key != "_meta"}
+    return {**rest, "_meta": kept} if kept else rest
+
+
+def input_required(result: Raw) -> dict[str, Raw] | None:
+    """The members of an `InputRequiredResult`, `None` if the result is none."""
+    try:
+        if _kinds.decode(result).result_type != "input_required":
+            return None
+        return decode_object(result)
+    except (msgspec.MsgspecError, UnicodeDecodeError, InvalidRequest) as exc:
+        raise UpstreamProtocolError(f"the server answered nonsense: {exc}") from exc
+
+
+class _Kind(msgspec.Struct, rename="camel"):
+    result_type: Any = "complete"
+
+
+_kinds = msgspec.json.Decoder(_Kind)
+
+
+def questions(members: dict[str, Raw]) -> dict[str, tuple[str, Raw | None]]:
+    """What a server asks: method and params, by its own keys."""
+    try:
+        asked = decode_object(members["inputRequests"]) if "inputRequests" in members else {}
+        requests = {key: decode_object(request) for key, request in asked.items()}
+        return {key: (str(decode(request["method"])), request.get("params")) for key, request in requests.items()}
+    except (InvalidRequest, KeyError) as exc:
+        raise UpstreamProtocolError(f"the server asks for input in a way that is no MCP: {exc}") from exc

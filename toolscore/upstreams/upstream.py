@@ -1,0 +1,473 @@
+"""One server as the rest of the gateway sees it: its state, its connections, and requests to it.
+
+What keeps it alive is `life`; what it lists is `lists`; which connection a request goes over is `lanes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import structlog
+from msgspec import Raw
+
+from toolscore.core.errors import ToolScoreError, UpstreamUnavailable
+from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError
+from toolscore.core.models import ServerState, UpstreamSpec, timestamp
+from toolscore.core.rules import ServerRules
+from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide
+from toolscore.upstreams.connection import Connection, PeerConnection, ensure_log_level
+from toolscore.upstreams.http import HttpConnection
+from toolscore.upstreams.lanes import Habits, Lane, Lanes, has_own_lane, lane_for, own_lane
+from toolscore.upstreams.lists import Lists, read_list
+from toolscore.upstreams.opening import Dialer
+from toolscore.upstreams.process.spawn import CommandNotFound
+from toolscore.upstreams.protocol import BROADCAST, CHANGED_LISTS, ServerInfo, session_params
+from toolscore.upstreams.stdio import StdioConnection
+from toolscore.upstreams.subscriptions import Subscriptions
+
+__all__ = ["Attempt", "Host", "Orders", "Upstream"]
+
+log = structlog.get_logger(__name__)
+
+RETRY_ON_CALL_SECONDS = 1.0
+"""A call to a server that is down ends the back-off, but no more often than this."""
+ANOTHER_TRY_SECONDS = 0.1
+"""How long a request that was never sent waits for another connection."""
+MAX_TRIALS = 3
+SESSION_SECONDS = 5.0
+"""How long a server that speaks without sessions may take to open one."""
+WATCH_SECONDS = 10.0
+DRAIN_POLL_SECONDS = 0.01
+
+
+class Attempt:
+    """Whether a request has been handed to a server: if so, it may have been carried out."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+class Host(Protocol):
+    """What an upstream needs of the pool that it stands in, and what it tells it."""
+
+    rules: ServerRules
+    reconnect_seconds: float
+
+    def has_tools(self, server_id: str) -> bool: ...
+    def server_up(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None: ...
+    def server_down(self, upstream: Upstream, reason: str) -> None: ...
+    def failed(self, upstream: Upstream, reason: str) -> None: ...
+    def restarted(self, upstream: Upstream) -> None: ...
+    def described(self, upstream: Upstream, info: ServerInfo) -> None: ...
+    def tools_changed(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None: ...
+    def listed(self, upstream: Upstream, kind: str, entries: list[dict[str, Any]]) -> None: ...
+    def announced(self, upstream: Upstream, method: str, params: Raw | None) -> None: ...
+
+
+class Orders:
+    """What a server's supervising task is told: that somebody calls, to restart, to stop."""
+
+    def __init__(self) -> None:
+        self.called = asyncio.Event()
+        self.restart = asyncio.Event()
+        self.stop = asyncio.Event()
+
+    async def first_of(self, *events: asyncio.Event) -> None:
+        """Wait for one of these events, or for the order to stop."""
+        tasks = [asyncio.create_task(event.wait()) for event in (*events, self.stop)]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+class Upstream:
+    """One server. It has one connection; more where several instances of it dialled in, or clients need their own.
+
+    Attributes:
+        connections: those that any client may use.
+        stderr: the last lines of its process, live.
+        in_flight: requests under way.
+    """
+
+    def __init__(self, server_id: str, spec: UpstreamSpec, host: Host, dialer: Dialer) -> None:
+        self.server_id = server_id
+        self.spec = spec
+        self.orders = Orders()
+        self.connections: list[Connection] = []
+        self.state: ServerState = "starting"
+        self.last_error: str | None = None
+        self.up_since: str | None = None
+        self.restarts = 0
+        self.stderr: deque[str] = deque()
+        self.pid: int | None = None
+        self.in_flight = 0
+        self.info: ServerInfo | None = None
+        self.habits = Habits()
+        self.last_call = self.started_at = time.monotonic()
+        self.probe = True
+        """Whether to ask for the stateless era at the next start."""
+        self.lanes = Lanes(self._open_lane)
+        self.subscriptions = Subscriptions()
+        self.lists = Lists(
+            server_id,
+            seconds=lambda: host.rules.start_timeout_seconds,
+            on_tools=partial(host.tools_changed, self),
+            on_list=partial(host.listed, self),
+            on_change=lambda method: host.announced(self, method, None),
+        )
+        self._host = host
+        self._dialer = dialer
+        self._changed = asyncio.Event()
+
+    @property
+    def start_seconds(self) -> float:
+        """How long it may take to start."""
+        return self.spec.start_timeout_seconds or self._host.rules.start_timeout_seconds
+
+    # Requests
+
+    async def request(
+        self,
+        method: str,
+        params: Params | None = None,
+        *,
+        caller: Caller | None = None,
+        attempt: Attempt | None = None,
+    ) -> Raw:
+        """Ask the least busy connection, or the caller's own; wait for one while the server starts.
+
+        Args:
+            caller: on whose behalf; `None`: the gateway's own.
+            attempt: notes whether the request was handed over.
+
+        Raises:
+            UpstreamUnavailable: it is down or given up: the call did not happen.
+            ConnectionLost: it went away while it was asked.
+            RemoteError: it answered with an error.
+        """
+        self.in_flight += 1
+        try:
+            for trial in range(1, MAX_TRIALS + 1):
+                connection = self._pick(caller) or await self._wait_for_connection()
+                connection.in_flight += 1
+                try:
+                    if not connection.info.stateless and params is not None and "requestState" in params:
+                        session_params(params)  # refuses, before a connection is opened for it
+                    lane = self._lane(connection, caller)
+                    if lane is not None:
+                        return await self._request_in(lane, method, params, caller, attempt)
+                    return await self._ask(connection, method, params, caller, attempt)
+                except ConnectionLost as exc:
+                    if attempt is not None:
+                        attempt.asked = exc.sent
+                    # Never sent: it certainly did not happen, so another connection may have it.
+                    if exc.sent or trial == MAX_TRIALS:
+                        raise
+                    await self.changed_within(ANOTHER_TRY_SECONDS)
+                finally:
+                    connection.in_flight -= 1
+            raise AssertionError("unreachable")
+        finally:
+            self.in_flight -= 1
+            self.last_call = time.monotonic()
+
+    def _lane(self, connection: Connection, caller: Caller | None) -> Lane | None:
+        if self.spec.dialin or not isinstance(connection, PeerConnection | HttpConnection):
+            return None
+        return lane_for(
+            self.spec, connection.info, self.habits, caller,
+            shared_is_free=connection.requests.free_for, lane_is_free=self.lanes.is_free,
+        )  # fmt: skip
+
+    async def _request_in(
+        self, lane: Lane, method: str, params: Params | None, caller: Caller | None, attempt: Attempt | None = None
+    ) -> Raw:
+        try:
+            async with self.lanes.use(lane) as connection:
+                return await self._ask(connection, method, params, caller, attempt)
+        except (CommandNotFound, ValueError) as exc:  # a header cannot have two lines, for one
+            log.error("a server cannot be reached with a caller's credentials", server=self.server_id, error=str(exc))
+            raise UpstreamUnavailable(
+                f"server {self.server_id!r} cannot be reached for this client: the gateway's log says why"
+            ) from exc
+
+    async def _ask(
+        self,
+        connection: Connection,
+        method: str,
+        params: Params | None,
+        caller: Caller | None,
+        attempt: Attempt | None,
+    ) -> Raw:
+        if attempt is not None:
+            attempt.asked = True
+        if caller is not None and caller.log_level:
+            await self._hear(connection, caller.log_level)
+        return await connection.request(method, params, caller=caller)
+
+    async def hear(self, level: str) -> None:
+        """Have the server log from this level on, if it runs."""
+        connection = self._pick()
+        if connection is not None:
+            await self._hear(connection, level)
+
+    async def _hear(self, connection: Connection, level: str) -> None:
+        if "logging" in connection.info.capabilities and not connection.info.stateless:
+            await ensure_log_level(connection, level)
+
+    async def read_anew(self, kind: str) -> None:
+        """Read a list (a key of `LISTS`) again, if the server is there and would not tell of its changes."""
+        connection = self._pick()
+        if connection is not None:
+            await self.lists.read_anew(connection, kind)
+
+    # What clients watch
+
+    async def watch(self, uri: str, caller: Caller) -> None:
+        """Have the server tell of changes of a resource. Each call needs an `unwatch`.
+
+        Raises:
+            RemoteError, ConnectionLost, UpstreamUnavailable, UpstreamProtocolError: it does not.
+        """
+        try:
+            async with asyncio.timeout(WATCH_SECONDS), self.subscriptions.changing:
+                connection = self._pick() or await self._wait_for_connection()
+                if has_own_lane(self.spec, self.habits, caller):
+                    lane = own_lane(self.spec, caller)
+                    await self._request_in(lane, "resources/subscribe", {"uri": uri}, caller)
+                else:
+                    await self.subscriptions.add(uri, connection, caller)
+        except TimeoutError:
+            raise UpstreamUnavailable(f"{self.server_id} did not answer within {WATCH_SECONDS:g} s") from None
+
+    async def unwatch(self, uri: str, caller: Caller) -> None:
+        """One who was told of a resource's changes is so no more. Never raises."""
+        with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError, TimeoutError):
+            async with asyncio.timeout(WATCH_SECONDS):
+                if not has_own_lane(self.spec, self.habits, caller):
+                    await self.subscriptions.remove(uri, self._pick(), caller)
+                elif (lane := own_lane(self.spec, caller)).key in self.lanes:
+                    await self._request_in(lane, "resources/unsubscribe", {"uri": uri}, caller)
+
+    def take_over(self, old: Upstream) -> None:
+        """What was watched on the form of the server before this one is watched here."""
+        self.subscriptions.take_over(old.subscriptions, self.connections)
+
+    # Connections
+
+    def _pick(self, caller: Caller | None = None) -> Connection | None:
+        connections = self.connections
+        if len(connections) == 1:
+            return connections[0]
+        if self.habits.asks and caller is not None and caller.can_be_asked:  # an instance to itself, if there is one
+            own = (PeerConnection, HttpConnection)
+            free = [one for one in connections if isinstance(one, own) and one.requests.free_for(caller)]
+            connections = [*free] or connections
+        return min(connections, key=lambda connection: connection.in_flight) if connections else None
+
+    async def _wait_for_connection(self) -> Connection:
+        """A server that is starting is worth the caller's own time-out; one that is down gets a moment."""
+        self.orders.called.set()
+        deadline = time.monotonic() + self._host.reconnect_seconds
+        while True:
+            connection = self._pick()
+            if connection is not None:
+                return connection
+            remaining = deadline - time.monotonic()
+            if self.state in ("failed", "stopped") or (self.state == "down" and remaining <= 0):
+                raise UpstreamUnavailable(
+                    f"server {self.server_id!r} is {self.state}" + (f": {self.last_error}" if self.last_error else ""),
+                    suggestion=f"GET /api/v1/servers/{self.server_id} shows its last lines; POST …/restart tries again",
+                )
+            waited = time.monotonic() - self.started_at
+            if self.state == "down" and not self.spec.dialin and waited > RETRY_ON_CALL_SECONDS:
+                self.orders.restart.set()
+            await self.changed_within(remaining if self.state == "down" else 3600)
+
+    async def wait_up(self) -> None:
+        """Wait until the server is up, starting it if it sleeps.
+
+        Raises:
+            UpstreamUnavailable: it does not come up.
+        """
+        await self._wait_for_connection()
+
+    def open(self, side: ClientSide = EVERYBODY) -> contextlib.AbstractAsyncContextManager[Any]:
+        """A connection to the server, for a client's side. Raises as `Dialer.open`."""
+
+        def keep(stderr: Any) -> None:
+            if side is EVERYBODY:
+                self.stderr = stderr
+
+        return self._dialer.open(
+            self.server_id,
+            self.spec,
+            side=side,
+            probe=self.probe,
+            on_notification=self.notified if side is EVERYBODY else partial(self._notified_in_lane, side),
+            on_asked=self.asked,
+            stderr_into=keep,
+        )
+
+    @asynccontextmanager
+    async def _open_lane(self, side: ClientSide) -> AsyncIterator[Connection]:
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(self.start_seconds):
+                connection = await self._enter_lane(stack, side)
+                if isinstance(connection, HttpConnection):
+                    connection.learn_tools(self.lists.tools)
+            yield connection
+
+    async def _enter_lane(self, stack: AsyncExitStack, side: ClientSide) -> Connection:
+        opened: Connection
+        if self.info is None or not self.info.stateless or side.is_shared:
+            opened = await stack.enter_async_context(self.open(side))
+            return opened
+        try:
+            async with asyncio.timeout(SESSION_SECONDS):
+                opened = await stack.enter_async_context(self.open(side))
+                return opened
+        except (RemoteError, ToolScoreError, ConnectionLost, TimeoutError) as exc:
+            self.habits.has_sessions = False  # it has the stateless era alone, which few servers say
+            raise ConnectionLost(f"it opens no session: {exc or 'time-out'}", sent=False) from exc
+
+    # What its life, and instances that dial in, tell it
+
+    def set_state(self, state: ServerState, error: str | None = None) -> None:
+        """Put it into another state, and wake whoever waits for one."""
+        self.state = state
+        if error is not None:
+            self.last_error = error
+        elif state == "up":
+            self.last_error = None
+            self.up_since = timestamp()
+        if state != "up":
+            self.up_since = None
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def changed_within(self, seconds: float) -> None:
+        """Wait for another state, for so long at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+
+    def came_up(self, connection: Connection, tools: list[dict[str, Any]]) -> None:
+        """Use a connection from now on."""
+        if isinstance(connection, StdioConnection):
+            self.pid = connection.pid
+        self.connections.append(connection)
+        self.last_call = time.monotonic()
+        self.info = connection.info
+        self.probe = connection.info.stateless  # the next start need not ask again
+        self.lists.put(connection, tools)
+        if len(self.connections) == 1:
+            self._host.server_up(self, tools)
+        else:
+            self._host.tools_changed(self, self.lists.tools)
+        self._host.described(self, connection.info)
+        self.subscriptions.follow(connection)
+        self.set_state("up")
+
+    def leave(self, connection: Connection) -> None:
+        """Use a connection no more. Idempotent."""
+        self.subscriptions.leave(connection)
+        self.lists.drop(connection)
+        if connection in self.connections:
+            self.connections.remove(connection)
+
+    def asked(self, unasked: bool) -> None:
+        """The server asks something of its clients. One without sessions asks in its results: nothing to tell apart.
+
+        Args:
+            unasked: while no client waited for it.
+        """
+        if self.info is None or not self.info.stateless or len(self.lanes):
+            self.habits.asks = True
+            self.habits.keeps_roots |= unasked
+
+    def notified(self, method: str, params: Raw | None) -> None:
+        """The server tells something that belongs to no request."""
+        if method in CHANGED_LISTS:
+            self.lists.changed(method)
+        else:
+            self._host.announced(self, method, params)
+
+    def _notified_in_lane(self, side: ClientSide, method: str, params: Raw | None) -> None:
+        if method in CHANGED_LISTS or (side.owner is None and method in BROADCAST):
+            self.notified(method, params)
+        elif side.owner is not None:
+            side.owner.announce(self.server_id, method, params)
+
+    # Instances that dial in
+
+    async def negotiate(self, connection: PeerConnection) -> None:
+        """Settle the protocol with an instance that dialled in.
+
+        Raises:
+            ConnectionLost, RemoteError, UpstreamProtocolError.
+        """
+        try:
+            await connection.negotiate(probe=self.probe)
+        except ConnectionLost as exc:
+            self.probe &= not exc.sent  # there are servers that leave when the first message is not `initialize`
+            raise
+
+    @asynccontextmanager
+    async def instance(self, connection: Connection) -> AsyncIterator[None]:
+        """Serve calls over an instance that dialled in, for as long as the body runs.
+
+        Raises:
+            RemoteError, ConnectionLost, ToolScoreError: it does not list its tools.
+        """
+        async with asyncio.timeout(self._host.rules.start_timeout_seconds):
+            tools = await read_list(connection, "tools")
+        if self.orders.stop.is_set():
+            raise UpstreamUnavailable(f"server {self.server_id!r} was detached meanwhile")
+        self.came_up(connection, tools)
+        refresher = asyncio.create_task(self.lists.keep_fresh(connection))
+        try:
+            yield
+        finally:
+            refresher.cancel()
+            self.leave(connection)
+            if self.connections:
+                self._host.tools_changed(self, self.lists.tools)
+            elif self.state != "stopped":
+                self.set_state("down", "the last instance disconnected")
+                self._host.server_down(self, "the last instance disconnected")
+
+    # Ending
+
+    def restart(self) -> None:
+        """Start again, now, whatever the back-off says."""
+        self.orders.restart.set()
+
+    async def drain(self) -> None:
+        """Wait until the requests under way have ended; bounded."""
+        deadline = time.monotonic() + self._host.rules.drain_seconds
+        while self.in_flight and self.connections and time.monotonic() < deadline:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    async def drain_connection(self, connection: Connection) -> None:
+        """Have new calls wait for the next connection, and those under way on this one end; bounded."""
+        self.connections.clear()
+        deadline = time.monotonic() + self._host.rules.drain_seconds
+        while connection.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    async def wait_drained(self) -> None:
+        """Wait until this upstream shall end and its calls have."""
+        await self.orders.stop.wait()
+        await self.drain()

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from support import ROOT
 
-from toolscore.app.settings import ENV_PREFIX, load_settings
+from toolscore.app.files import load_settings
+from toolscore.app.settings import ENV_PREFIX
 
 DEPLOY = ROOT / "deploy"
 

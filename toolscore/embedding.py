@@ -7,16 +7,68 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import Field, model_validator
+
+from toolscore.core.rules import HttpUrl, Rules
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Embedder", "EmbeddingError", "LightEmbedder", "RemoteEmbedder", "SemanticEmbedder"]
+__all__ = [
+    "Embedder",
+    "EmbeddingError",
+    "EmbeddingRules",
+    "LightEmbedder",
+    "RemoteEmbedder",
+    "SemanticEmbedder",
+    "embedder_for",
+]
 
 # One product of a matrix and a vector takes a tenth of a millisecond; waking other threads for it takes more, and on a
 # busy machine a hundred times more. Read when numpy is imported, which is later.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+class EmbeddingRules(Rules):
+    """How texts are compared."""
+
+    needs_restart = True
+
+    mode: Literal["light", "semantic", "endpoint"] = Field(
+        "light",
+        description="semantic (pip install toolscore[semantic]), or endpoint: one that speaks OpenAI's API",
+    )
+    url: HttpUrl | None = Field(None, description="of the endpoint, up to /embeddings: http://127.0.0.1:11434/v1")
+    model: str = Field("", description="its name there")
+    key: str | None = Field(None, description="by reference: ${env:OPENAI_API_KEY} or ${file:/path}")
+    index: Literal["auto", "exact", "hnsw", "milvus"] = Field(
+        "auto", description="exact up to 30,000 tools, then hnsw (pip install toolscore[hnsw]); milvus ([milvus])"
+    )
+    milvus_uri: str | None = Field(None, description="a file, or http://host:19530")
+
+    @model_validator(mode="after")
+    def _complete(self) -> EmbeddingRules:
+        if self.mode == "endpoint" and not (self.url and self.model):
+            raise ValueError("mode `endpoint` needs `url` and `model`")
+        if self.index == "milvus" and not self.milvus_uri:
+            raise ValueError("index `milvus` needs `milvus_uri`")
+        return self
+
+
+def embedder_for(rules: EmbeddingRules, key: str | None) -> Embedder:
+    """What makes vectors of texts.
+
+    Args:
+        key: what the reference `rules.key` stands for.
+    """
+    if rules.mode == "semantic":
+        return SemanticEmbedder()
+    if rules.mode == "endpoint":
+        assert rules.url is not None
+        return RemoteEmbedder(rules.url, rules.model, key)
+    return LightEmbedder()
 
 
 class EmbeddingError(Exception):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 from support import SCRIPTS, GatewayProcess, odd, running_gateway
 
-from toolscore.access.limits import Rate, RateLimits, Turnstile
+from toolscore.access.limits import Rate, RateLimits, RateRules, Turnstile
 from toolscore.core.errors import Overloaded, RateLimited
 from toolscore.core.jsonrpc import decode
 from toolscore.core.models import LOCAL, Principal, Tool
@@ -48,7 +48,7 @@ async def taken(limits: RateLimits, principal: Principal, name: str, calls: int)
 @given(burst=st.integers(1, 50), calls=st.integers(0, 80))
 def test_a_burst_is_let_through_and_no_more(burst: int, calls: int) -> None:
     async def run() -> None:
-        limits = RateLimits(Rate(60, burst), {})
+        limits = RateLimits(RateRules(per_minute=60, burst=burst))
         ada, bob = Principal("ada"), Principal("bob")
         # A caller may have what a second of waiting brings, on a machine that is slow just now.
         assert min(burst, calls) <= await taken(limits, ada, "t", calls) <= min(burst + 1, calls)
@@ -60,7 +60,7 @@ def test_a_burst_is_let_through_and_no_more(burst: int, calls: int) -> None:
 
 def test_a_budget_comes_back_with_time() -> None:
     async def run() -> None:
-        limits = RateLimits(Rate(600, 1), {})
+        limits = RateLimits(RateRules(per_minute=600, burst=1))
         ada = Principal("ada")
         assert await taken(limits, ada, "t", 1) == 1
         with pytest.raises(RateLimited) as refused:
@@ -73,7 +73,7 @@ def test_a_budget_comes_back_with_time() -> None:
 
 def test_a_tool_may_have_a_budget_of_its_own() -> None:
     async def run() -> None:
-        limits = RateLimits(None, {"mail__*": Rate(1, 2)})
+        limits = RateLimits(RateRules(per_minute=0, tools={"mail__*": Rate(per_minute=1, burst=2)}))
         ada = Principal("ada")
         assert await taken(limits, ada, "mail__send", 3) == 2
         assert await taken(limits, ada, "mail__draft", 1) == 0, "a pattern is one budget"

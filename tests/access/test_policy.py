@@ -80,7 +80,7 @@ def test_a_call_is_allowed_only_of_a_tool_that_is_seen(
 def test_a_rule_more_that_denies_never_allows_more(
     policy: Policy, principal: Principal, called: Tool, given_arguments: dict[str, Any], more: Rule
 ) -> None:
-    denying = Rule(**{**{name: getattr(more, name) for name in more.__struct_fields__}, "effect": "deny"})
+    denying = more.model_copy(update={"effect": "deny"})
     stricter = Policy([*policy.rules, denying], policy.default)
     if stricter.decide(principal, called, given_arguments).allowed:
         assert policy.decide(principal, called, given_arguments).allowed

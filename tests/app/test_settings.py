@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from toolscore.app.settings import Loaded, Settings, SettingsHub, load_settings
+from toolscore.app.files import Loaded, load_settings
+from toolscore.app.settings import Settings, SettingsHub
 
 
 def load(folder: Path, environment: dict[str, str] | None = None, **files: str) -> Loaded:

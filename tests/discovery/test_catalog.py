@@ -252,7 +252,7 @@ def test_versions_and_scores(process: GatewayProcess) -> None:
     assert latest["_meta"]["io.modelcontextprotocol.registry/official"]["isLatest"]
     own = process.http.get("/v0.1/servers/local.toolscore%2Falpha/versions/latest").json()
     assert own["server"]["remotes"] == [{"type": "streamable-http", "url": f"{process.url}/servers/alpha/mcp"}]
-    assert own["_meta"]["toolscore.app.gateway/scores"]["tools"]["alpha__echo"]["calls"] >= 1
+    assert own["_meta"]["toolscore.gateway/scores"]["tools"]["alpha__echo"]["calls"] >= 1
     for path in ("no.such%2Fserver/versions", "com.example%2Fslack/versions/9.9.9", "noslash/versions/latest"):
         missing = process.http.get(f"/v0.1/servers/{path}")
         assert missing.status_code == 404

@@ -8,15 +8,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from toolscore.history.events import EventLog
+from toolscore.history.events import EventLog, EventRules
 from toolscore.stores import Database, open_database
 from toolscore.stores.database import StoreError
 
 
 @asynccontextmanager
-async def event_log(folder: Path, **options: Any) -> AsyncIterator[EventLog]:
+async def event_log(folder: Path, rules: EventRules | None = None) -> AsyncIterator[EventLog]:
     async with open_database(f"sqlite+aiosqlite:///{folder / 'events.db'}") as database:
-        async with EventLog(database, **options) as events:
+        async with EventLog(database, rules) as events:
             yield events
 
 
@@ -51,7 +51,7 @@ def test_the_missed_come_first_and_none_twice(tmp_path: Path) -> None:
 
 def test_numbers_go_on_after_a_restart_and_after_pruning(tmp_path: Path) -> None:
     async def run() -> None:
-        async with event_log(tmp_path, keep_events=100) as events:
+        async with event_log(tmp_path, EventRules(keep=100)) as events:
             for number in range(2500):
                 events.publish("server_up", server_id=str(number))
         async with event_log(tmp_path) as events:

@@ -143,7 +143,7 @@ def test_another_call_is_no_fix_and_neither_is_a_late_one(tmp_path: Path) -> Non
         before, after = given_(a=1, b=2, c=3, d=4), given_(a=5, b=6, c=7, d=8)
         for _ in range(5):
             assert mend(firewall, "ada", "all wrong", before, after) is None
-        firewall.rules = FirewallRules(window_seconds=0.0)
+        firewall.use(FirewallRules(window_seconds=1e-9))
         for _ in range(5):
             assert mend(firewall, "ada", "late", given_(a=1), given_(a=2)) is None
         for _ in range(5):  # somebody else's success is not ada's

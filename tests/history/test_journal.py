@@ -235,7 +235,7 @@ def test_another_recorder_takes_the_place_of_one_that_dies(tmp_path: Path) -> No
 def test_old_calls_and_too_many_of_them_go(tmp_path: Path) -> None:
     import asyncio
 
-    from toolscore.history.recording import JournalRules, new_call_id, prune
+    from toolscore.history.recording import Order, new_call_id, prune
     from toolscore.stores import open_database
 
     def row(call_id: str, body: str) -> dict[str, Any]:
@@ -256,10 +256,10 @@ def test_old_calls_and_too_many_of_them_go(tmp_path: Path) -> None:
             ]
             await database.append_calls([row(call_id, "gone") for call_id in old], large)
             await database.append_calls([row(call_id, "kept") for call_id in new], [])
-            assert await prune(database, JournalRules(keep_days=7)) == 1000
+            assert await prune(database, Order(keep_days=7)) == 1000
             assert set(await database.read_bodies(["gone", "kept"])) == {"kept"}
-            assert await prune(database, JournalRules(keep_days=7)) == 0
-            assert await prune(database, JournalRules(keep_days=7, keep_mb=1)) > 300
+            assert await prune(database, Order(keep_days=7)) == 0
+            assert await prune(database, Order(keep_days=7, keep_mb=1)) > 300
             left, size = await database.journal_size()
             assert size + 400 * left < 1_000_000
             assert left > 500

@@ -1,7 +1,9 @@
 """What the tests share."""
 
 from support.commands import bearer, toolscore, with_config
+from support.doubles import Double, text
 from support.executors import ExecutorProcess, executor_process
+from support.memory import MemoryGateway, eventually, in_memory_gateway
 from support.processes import (
     EXECUTOR,
     ODD,
@@ -26,16 +28,21 @@ __all__ = [
     "ROOT",
     "SCRIPTS",
     "SERVERS",
+    "Double",
     "ExecutorProcess",
     "Fickle",
     "GatewayProcess",
+    "MemoryGateway",
     "bearer",
     "debian_package",
+    "eventually",
     "executor_process",
     "free_port",
+    "in_memory_gateway",
     "odd",
     "process_gone",
     "running_gateway",
+    "text",
     "toolscore",
     "wait_for",
     "with_config",

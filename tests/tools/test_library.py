@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from toolscore.tools.library import compile_schema
+from toolscore.tools.schemas import compile_schema
 
 
 def doubling(levels: int) -> dict[str, Any]:

@@ -18,15 +18,26 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
 import structlog
+from pydantic import Field
 
 from toolscore.core.errors import Conflict, Forbidden, ToolNotFound, Unauthenticated
 from toolscore.core.models import LOCAL, NOBODY, Principal, timestamp
+from toolscore.core.rules import HttpUrl, Rules
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError
 
-__all__ = ["ADMIN", "OUR_KEY", "Authenticator", "KeyRing", "TokenRules", "check_origin", "is_loopback", "need_scope"]
+__all__ = [
+    "ADMIN",
+    "OUR_KEY",
+    "AccessRules",
+    "Authenticator",
+    "KeyRing",
+    "TokenRules",
+    "check_origin",
+    "is_loopback",
+    "need_scope",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -152,41 +163,52 @@ class KeyRing:
             raise ToolNotFound(f"no key {key_id!r} that is not revoked already: `toolscore keys list` shows them")
 
 
-class TokenRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tokens (JWT) count.
+class TokenRules(Rules):
+    """Which tokens (JWT) of an authorization server count: those with this issuer and audience, signed by its keys."""
 
-    `issuer` and `audience` must be the token's; its signature is checked against the keys at `jwks_url`. It must
-    have all `scopes`; `admins` are subjects that get the scope `admin`.
-    """
+    issuer: str = Field(description="the token's `iss`")
+    audience: str = Field(description="the token's `aud`")
+    jwks_url: HttpUrl = Field(description="where its keys stand")
+    algorithms: tuple[str, ...] = Field(("RS256", "ES256", "EdDSA"), description="of the signature")
+    scopes: tuple[str, ...] = Field((), description="a token must have them all")
+    admins: tuple[str, ...] = Field((), description="subjects that get the scope `admin`")
 
-    issuer: str
-    audience: str
-    jwks_url: str
-    algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
-    scopes: tuple[str, ...] = ()
-    admins: tuple[str, ...] = ()
+
+class AccessRules(Rules):
+    """Who may come in."""
+
+    needs_restart = True
+
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="host names under which browsers and proxies may reach us, beside localhost"
+    )
+    local_without_key: bool = Field(
+        True, description="false: callers on this machine show a key, too (as behind a proxy)"
+    )
+    tokens: TokenRules | None = Field(
+        None, description="JWTs that count: {issuer: …, audience: …, jwks_url: …, scopes: [], admins: []}"
+    )
+    allow_unauthenticated: bool = Field(
+        False, description="true: listen beyond this machine without keys. Whoever gets there runs any tool."
+    )
 
 
 class Authenticator:
     """Turns what a caller shows into a `Principal`.
 
     Args:
-        tokens: which JWTs count; `None`: none.
         fetch: fetches the JSON at a URL, for the keys of the authorization server.
-        local_without_key: whether a caller over loopback needs nothing.
     """
 
     def __init__(
         self,
         database: Database,
+        rules: AccessRules | None = None,
         *,
-        tokens: TokenRules | None = None,
         fetch: Callable[[str], Awaitable[Any]] | None = None,
-        local_without_key: bool = True,
     ) -> None:
         self._database = database
-        self.tokens = tokens
-        self.local_without_key = local_without_key
+        self._rules = rules or AccessRules()
         self._fetch = fetch
         self._keys: dict[str, dict[str, Any]] = {}
         self._read_at = float("-inf")
@@ -198,7 +220,7 @@ class Authenticator:
     async def any_keys(self) -> bool:
         """Whether anybody could come in from outside."""
         await self._read_keys()
-        return self.tokens is not None or any(row["revoked_at"] is None for row in self._keys.values())
+        return self._rules.tokens is not None or any(row["revoked_at"] is None for row in self._keys.values())
 
     async def authenticate(self, authorization: str | None, api_key: str | None, *, local: bool) -> Principal:
         """Who shows this.
@@ -217,15 +239,15 @@ class Authenticator:
                 raise Unauthenticated("the Authorization header must be `Bearer` and a key or token")
             shown = value.strip()
         if shown is None:
-            if local and self.local_without_key:
+            if local and self._rules.local_without_key:
                 return LOCAL
             raise Unauthenticated(
                 "this gateway asks who you are: send a key (`toolscore keys create`) as `Authorization: Bearer ts_…`"
             )
         if KEY.fullmatch(shown):
             return await self._of_key(shown)
-        if self.tokens is not None and shown.count(".") == 2:
-            return await self._of_token(shown, self.tokens)
+        if self._rules.tokens is not None and shown.count(".") == 2:
+            return await self._of_token(shown, self._rules.tokens)
         raise Unauthenticated("the key is not valid: it was mistyped, or is for something else")
 
     # API keys

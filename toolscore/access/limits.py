@@ -9,62 +9,80 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 from msgspec import Raw
+from pydantic import Field
 
 from toolscore.core.errors import Overloaded, RateLimited
 from toolscore.core.jsonrpc import encode
+from toolscore.core.memo import Memo
 from toolscore.core.models import LOCAL, Principal, Tool
+from toolscore.core.rules import Rules
 from toolscore.stores import SharedStore
 from toolscore.upstreams import Caller
 
 if TYPE_CHECKING:
     from throttled.asyncio import MemoryStore, RateLimitResult, RedisStore
 
-__all__ = ["Rate", "RateLimits", "Turnstile"]
+__all__ = ["Rate", "RateLimits", "RateRules", "Turnstile"]
 
 MAX_BUCKETS = 100_000
 MAX_SHOWN = 10_000
 SMOOTHING = 0.2
 
 
-class Rate(msgspec.Struct, frozen=True):
+class Rate(Rules):
     """Calls a minute, and how many of them may come at once."""
 
-    per_minute: int
-    burst: int
+    per_minute: Annotated[int, Field(ge=1, le=1_000_000)]
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+
+
+class RateRules(Rules):
+    """Calls a minute of callers with a key; those on this machine without one are not bounded."""
+
+    per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = Field(100, description="calls of each caller; 0: no bound")
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] = Field(20, description="of them at once")
+    tools: dict[str, Rate] = Field(
+        {}, description='further bounds by the tool\'s name: {"mail__*": {per_minute: 5, burst: 2}}'
+    )
 
 
 class RateLimits:
     """The budgets of callers. A caller on this machine that needs no key has none.
 
     Args:
-        rate: of each caller, over all tools; `None`: no bound.
-        tools: of each caller, for tools whose full name is like one of these patterns; all that fit count.
+        rules: the budget of each caller: over all tools, and for tools whose full name fits a pattern; all that fit
+            count.
         shared: Redis, where the budgets are all replicas' together; while it is down each has its own.
         redis_url: of that Redis.
     """
 
     def __init__(
-        self,
-        rate: Rate | None,
-        tools: Mapping[str, Rate],
-        shared: SharedStore | None = None,
-        redis_url: str | None = None,
+        self, rules: RateRules | None = None, shared: SharedStore | None = None, redis_url: str | None = None
     ) -> None:
-        library = _throttled(redis_url is not None)
-        store = library.MemoryStore(options={"MAX_SIZE": MAX_BUCKETS})
-        far = library.RedisStore(server=redis_url) if redis_url is not None else None
         self._shared = shared
-        self._all = _Bucket(rate, store, far) if rate is not None else None
-        self._tools = {pattern: _Bucket(of_tool, store, far) for pattern, of_tool in tools.items()}
-        self._matching: dict[str, list[str]] = {}
+        self._redis_url = redis_url
+        self._set(rules or RateRules())
+
+    def use(self, rules: RateRules) -> None:
+        """Count by other rules from now on; if they are others, what was counted so far is forgotten."""
+        if rules != self._rules:
+            self._set(rules)
+
+    def _set(self, rules: RateRules) -> None:
+        self._rules = rules
+        library = _throttled(self._redis_url is not None)
+        store = library.MemoryStore(options={"MAX_SIZE": MAX_BUCKETS})
+        far = library.RedisStore(server=self._redis_url) if self._redis_url is not None else None
+        rate = Rate(per_minute=rules.per_minute, burst=rules.burst) if rules.per_minute else None
         self._rate = rate
+        self._all = _Bucket(rate, store, far) if rate is not None else None
+        self._tools = {pattern: _Bucket(of_tool, store, far) for pattern, of_tool in rules.tools.items()}
+        self._matching: Memo[str, list[str]] = Memo(MAX_SHOWN)
         self._last: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     @property
@@ -82,8 +100,6 @@ class RateLimits:
             return
         patterns = self._matching.get(tool.tool_id)
         if patterns is None:
-            if len(self._matching) >= MAX_SHOWN:
-                self._matching.clear()
             patterns = [pattern for pattern in self._tools if fnmatchcase(tool.tool_id, pattern)]
             self._matching[tool.tool_id] = patterns
         for pattern in patterns:
@@ -160,6 +176,10 @@ class Turnstile:
         self.inside = 0
         self._waiting: deque[tuple[asyncio.Future[None], Caller | None]] = deque()
         self._seconds = 0.0
+
+    def resize(self, places: int, queue: int) -> None:
+        """Have other numbers of places from now on; those inside stay."""
+        self.places, self.queue = places, queue
 
     @property
     def waiting(self) -> int:

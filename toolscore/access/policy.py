@@ -14,39 +14,43 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
+from pydantic import Field, model_validator
 
 from toolscore.core.models import Principal, Tool
+from toolscore.core.rules import Rules
 
-__all__ = ["ANNOTATIONS", "OPERATORS", "Decision", "Policy", "Rule"]
+__all__ = ["ANNOTATIONS", "Decision", "Policy", "PolicyRules", "Rule"]
 
 ANNOTATIONS = {"readOnlyHint": False, "destructiveHint": True, "idempotentHint": False, "openWorldHint": True}
 """What a tool is taken for that does not say (MCP, tool annotations)."""
 
-OPERATORS = ("equals", "not_equals", "in", "not_in", "matches", "not_matches", "at_most", "at_least", "present")
-
+Operator = Literal["equals", "not_equals", "in", "not_in", "matches", "not_matches", "at_most", "at_least", "present"]
+Hint = Literal["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"]
 Effect = Literal["allow", "deny"]
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule of the operator.
-
-    Args:
-        principals, servers, tools: glob patterns; a tool is meant by its full or its own name.
-        scopes: any one of them.
-        annotations: what the tool says of itself, or is taken for.
-        arguments: path of an argument (`options.force`) → operator of `OPERATORS` → value. An argument that is not
-            there matches `present: false`, `not_equals`, `not_in` and `not_matches`.
-        reason: shown to whoever is refused.
-    """
+class Rule(Rules):
+    """One rule of the operator. It matches when all that it says is so; what it leaves out is anything."""
 
     effect: Effect
-    principals: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = ()
-    servers: tuple[str, ...] = ()
-    tools: tuple[str, ...] = ()
-    annotations: Mapping[str, bool] = {}
-    arguments: Mapping[str, Mapping[str, Any]] = {}
-    reason: str = ""
+    principals: tuple[str, ...] = Field((), description="glob patterns of names")
+    scopes: tuple[str, ...] = Field((), description="any one of them")
+    servers: tuple[str, ...] = Field((), description="glob patterns of ids")
+    tools: tuple[str, ...] = Field((), description="glob patterns of full or own names")
+    annotations: dict[Hint, bool] = Field({}, description="what the tool says of itself, or is taken for")
+    arguments: dict[str, dict[Operator, Any]] = Field(
+        {},
+        description="path of an argument (`options.force`) → operator → value; an argument that is not there matches "
+        "`present: false`, `not_equals`, `not_in` and `not_matches`",
+    )
+    reason: str = Field("", description="shown to whoever is refused")
+
+    @model_validator(mode="after")
+    def _operands_fit(self) -> Rule:
+        for tests in self.arguments.values():
+            for operator, operand in tests.items():
+                _check_operand(operator, operand)
+        return self
 
     def is_for(self, principal: Principal) -> bool:
         return _any(self.principals, principal.name) and (
@@ -79,6 +83,17 @@ class Decision(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class PolicyRules(Rules):
+    """What callers may do; a rule that denies wins, then one that allows."""
+
+    default: Effect = Field("allow", description="for what no rule is about")
+    rules: tuple[Rule, ...] = Field(
+        (),
+        description='{effect: deny, principals: ["guest*"], tools: ["*__delete_*"], reason: "…"}; a rule also takes '
+        'scopes, servers, annotations ({readOnlyHint: false}), arguments ({path: {matches: "^/etc"}})',
+    )
+
+
 class Policy:
     """The rules together.
 
@@ -90,11 +105,7 @@ class Policy:
         self.rules = tuple(rules)
         self.default = default
         self.is_open = not self.rules and default == "allow"
-        self._looks_at_arguments = any(rule.arguments for rule in self.rules)
-
-    @property
-    def looks_at_arguments(self) -> bool:
-        return self._looks_at_arguments
+        self.looks_at_arguments = any(rule.arguments for rule in self.rules)
 
     def decide(self, principal: Principal, tool: Tool, arguments: Mapping[str, Any]) -> Decision:
         """Whether this call may be made: a rule that denies wins, then one that allows, then the default."""
@@ -185,3 +196,22 @@ def _same(one: Any, other: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_operand(operator: Operator, operand: Any) -> None:
+    """Refuse an operand that its operator cannot be held against.
+
+    Raises:
+        ValueError: what it takes.
+    """
+    if operator in ("matches", "not_matches"):
+        try:
+            re.compile(operand)
+        except (re.error, TypeError) as exc:
+            raise ValueError(f"`{operator}` takes a regular expression: {exc}") from exc
+    elif operator in ("in", "not_in") and not isinstance(operand, list):
+        raise ValueError(f"`{operator}` takes a list")
+    elif operator in ("at_most", "at_least") and not isinstance(operand, int | float):
+        raise ValueError(f"`{operator}` takes a number")
+    elif operator == "present" and not isinstance(operand, bool):
+        raise ValueError("`present` takes true or false")

@@ -18,8 +18,9 @@ from pathlib import Path
 import httpx
 
 from toolscore import __version__
-from toolscore.app.gateway import executor_command
-from toolscore.app.settings import Settings, load_settings
+from toolscore.app.executor import executor_command
+from toolscore.app.files import load_settings
+from toolscore.app.settings import Settings
 from toolscore.core.models import Confinement, UpstreamSpec
 from toolscore.stores.database import StoreError, open_database
 from toolscore.upstreams import UpstreamPool

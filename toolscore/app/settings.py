@@ -1,314 +1,90 @@
-"""Settings: from the files in `config/`, overridden by `TOOLSCORE_…` variables; strict, and watched.
+"""Every setting, composed of what each room can be told; and what has changed between two of them.
 
-Three files make one `Settings`: `ports_config.yaml`, `toolscore.yaml` and `mcp_servers.json`. A problem names the file,
-the line, and what was expected. Nothing below this floor reads settings: rooms take plain arguments.
+A setting is written in the `…Rules` class of the room that obeys it, and nowhere else. Rooms get their classes from
+`toolscore.app`; nothing below this floor reads settings.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import difflib
-import json
-import os
-import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import structlog
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from toolscore.access.auth import AccessRules
+from toolscore.access.limits import RateRules
+from toolscore.access.policy import PolicyRules
+from toolscore.app.executor import PythonExecutorRules
+from toolscore.calls.breaker import BreakerRules
+from toolscore.calls.cache import CacheRules
 from toolscore.core.models import UpstreamSpec
-from toolscore.core.rules import LimitRules, ServerRules
+from toolscore.core.rules import LimitRules, Rules, ServerRules
+from toolscore.discovery.rules import DiscoveryRules
+from toolscore.embedding import EmbeddingRules
+from toolscore.history.events import EventRules
+from toolscore.history.firewall import FirewallRules
+from toolscore.history.journal import JournalRules
+from toolscore.history.scores import ScoreRules
+from toolscore.stores.rules import StoreRules
+from toolscore.telemetry.rules import LogRules, TracingRules
+from toolscore.tools.pins import PinRules
 
-__all__ = [
-    "ENV_PREFIX",
-    "FILES",
-    "NEEDS_RESTART",
-    "Loaded",
-    "Settings",
-    "SettingsHub",
-    "database_url",
-    "differences",
-    "load_settings",
-    "watch_files",
-]
+__all__ = ["ENV_PREFIX", "Settings", "SettingsHub", "differences", "needs_restart"]
 
 log = structlog.get_logger(__name__)
 
-FILES = ("ports_config.yaml", "toolscore.yaml", "mcp_servers.json")
 ENV_PREFIX = "TOOLSCORE_"
-NOT_SETTINGS = frozenset({"TOOLSCORE_CONFIG_DIR", "TOOLSCORE_URL"})
-"""Variables of the command line and the clients, which share the prefix."""
 
-NEEDS_RESTART = ("core_services", "storage", "access", "events", "logging", "tracing", "embeddings")
-"""What cannot change while the gateway runs: open sockets, the open database, who may come in."""
-
-DEBOUNCE_SECONDS = 1.0
-
-Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class HttpService(Rules):
+    """REST, MCP over HTTP, events, health."""
+
+    host: str = Field("127.0.0.1", description="beyond this machine only with keys (`toolscore keys create`)")
+    port: Port = Field(8082, description="0: any free port")
 
 
-class HttpService(_Section):
+class RouterService(Rules):
+    """The WebSocket router: MCP clients, typed clients, servers that dial in."""
+
     host: str = "127.0.0.1"
-    port: Port = 8082
+    port: Port = Field(8081, description="0: any free port")
+    endpoint: str = Field("/websocket", pattern=r"^/", description="the path at which clients connect")
+    unix_socket: str | None = Field(None, description="a path; for clients on this machine")
+
+    def local_url(self, path: str) -> str:
+        """The address of a path of the router for a program on this machine, in the form that `websockets` dials."""
+        if self.unix_socket:
+            return f"ws+unix://{Path(self.unix_socket).absolute()}:{path}"
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host  # noqa: S104
+        return f"ws://{f'[{host}]' if ':' in host else host}:{self.port}{path}"
 
 
-class RouterService(_Section):
-    host: str = "127.0.0.1"
-    port: Port = 8081
-    endpoint: str = Field("/websocket", pattern=r"^/")
-    unix_socket: str | None = None
+class CoreServices(Rules):
+    """Where the gateway listens."""
 
+    needs_restart = True
 
-class CoreServices(_Section):
     toolscore_http: HttpService = HttpService()
     toolscore_mcp: RouterService = RouterService()
 
 
-class PythonExecutorService(_Section):
+class PythonExecutorService(Rules):
+    """The executor as a process of its own."""
+
     host: str = "127.0.0.1"
-    port: Port | None = 8083
-    auto_start: bool = True
+    port: Port | None = Field(8083, description="MCP over HTTP, beside the router; null: not at all")
+    auto_start: bool = Field(True, description="false: it is started by somebody else, and dials in")
 
 
-class OwnServers(_Section):
+class OwnServers(Rules):
+    """Our own servers."""
+
     python_executor: PythonExecutorService = PythonExecutorService()
-
-
-class Tokens(_Section):
-    issuer: str
-    audience: str
-    jwks_url: str = Field(pattern=r"^https?://")
-    algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
-    scopes: tuple[str, ...] = ()
-    admins: tuple[str, ...] = ()
-
-
-class Access(_Section):
-    allowed_hosts: tuple[str, ...] = ()
-    allow_unauthenticated: bool = False
-    local_without_key: bool = True
-    tokens: Tokens | None = None
-
-
-class CallRate(_Section):
-    per_minute: Annotated[int, Field(ge=1, le=1_000_000)]
-    burst: Annotated[int, Field(ge=1, le=1_000_000)] = 20
-
-
-class Rates(_Section):
-    per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = 100
-    burst: Annotated[int, Field(ge=1, le=1_000_000)] = 20
-    tools: dict[str, CallRate] = {}
-
-
-class PolicyRule(_Section):
-    effect: Literal["allow", "deny"]
-    principals: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = ()
-    servers: tuple[str, ...] = ()
-    tools: tuple[str, ...] = ()
-    annotations: dict[Literal["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"], bool] = {}
-    arguments: dict[str, dict[Operator, Any]] = {}
-    reason: str = ""
-
-    @model_validator(mode="after")
-    def _patterns(self) -> PolicyRule:
-        for tests in self.arguments.values():
-            for operator, operand in tests.items():
-                if operator in ("matches", "not_matches"):
-                    try:
-                        re.compile(operand)
-                    except (re.error, TypeError) as exc:
-                        raise ValueError(f"`{operator}` takes a regular expression: {exc}") from exc
-                elif operator in ("in", "not_in") and not isinstance(operand, list):
-                    raise ValueError(f"`{operator}` takes a list")
-                elif operator in ("at_most", "at_least") and not isinstance(operand, int | float):
-                    raise ValueError(f"`{operator}` takes a number")
-                elif operator == "present" and not isinstance(operand, bool):
-                    raise ValueError("`present` takes true or false")
-        return self
-
-
-class PolicySettings(_Section):
-    default: Literal["allow", "deny"] = "allow"
-    rules: tuple[PolicyRule, ...] = ()
-
-
-class Breaker(_Section):
-    window_seconds: Seconds = 30
-    min_calls: Annotated[int, Field(ge=1)] = 10
-    failure_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
-    open_seconds: Seconds = 5
-    max_open_seconds: Seconds = 60
-    probes: Annotated[int, Field(ge=1, le=100)] = 2
-
-
-class Cache(_Section):
-    enabled: bool = True
-    ttl_seconds: Annotated[float, Field(ge=0)] = 60
-    stale_seconds: Annotated[float, Field(ge=0)] = 300
-    max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
-    max_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
-    max_result_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
-    tools: dict[str, Annotated[float, Field(ge=0)]] = {}
-    shared: tuple[str, ...] = ()
-
-
-class Journal(_Section):
-    enabled: bool = True
-    keep_days: Annotated[float, Field(gt=0)] = 30
-    keep_mb: Annotated[int, Field(ge=1)] = 1024
-    max_body_bytes: Annotated[int, Field(ge=0)] = 4 * 1024 * 1024
-    log_calls: bool = True
-
-
-Action = Literal["accept", "report", "quarantine"]
-
-
-class Pins(_Section):
-    compatible: Action = "accept"
-    breaking: Action = "report"
-    suspicious: Action = "quarantine"
-    first: Action = "report"
-
-
-class Firewall(_Section):
-    enabled: bool = True
-    window_seconds: Seconds = 300
-    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.6
-
-
-class Scores(_Section):
-    enabled: bool = True
-
-
-class Embeddings(_Section):
-    mode: Literal["light", "semantic", "endpoint"] = "light"
-    url: str | None = Field(None, pattern=r"^https?://")
-    model: str = ""
-    key: str | None = None
-    index: Literal["auto", "exact", "hnsw", "milvus"] = "auto"
-    milvus_uri: str | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> Embeddings:
-        if self.mode == "endpoint" and not (self.url and self.model):
-            raise ValueError("mode `endpoint` needs `url` and `model`")
-        if self.index == "milvus" and not self.milvus_uri:
-            raise ValueError("index `milvus` needs `milvus_uri`")
-        return self
-
-
-class Judge(_Section):
-    url: str | None = Field(None, pattern=r"^https?://")
-    model: str = ""
-    key: str | None = None
-    timeout_seconds: Seconds = 5.0
-    per_hour: Annotated[int, Field(ge=0)] = 60
-
-
-class Catalog(_Section):
-    registries: tuple[Annotated[str, Field(pattern=r"^https?://")], ...] = ("https://registry.modelcontextprotocol.io",)
-    file: str | None = None
-    snapshot: bool = True
-    max_age_hours: Annotated[float, Field(gt=0)] = 24.0
-
-
-class Allowed(_Section):
-    """What may be installed without being approved: all that is given must fit."""
-
-    registry: Literal["pypi", "npm", "oci", "remote"] | None = None
-    package: str | None = None
-    version: str | None = None
-    name: str | None = None
-    publisher: str | None = None
-    network: bool = False
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Allowed:
-        if not (self.registry or self.package or self.name or self.publisher):
-            raise ValueError("an entry names at least one of registry, package, name and publisher")
-        return self
-
-
-class Install(_Section):
-    allow: tuple[Allowed, ...] = ()
-    confine: bool = True
-    memory_mb: Annotated[int, Field(ge=64)] = 2048
-    processes: Annotated[int, Field(ge=1)] = 256
-    source_builds: bool = False
-    private_addresses: bool = False
-    fetch_timeout_seconds: Seconds = 300
-    start_timeout_seconds: Seconds = 60
-
-
-class Discovery(_Section):
-    mcp_tools: bool = True
-    list_tokens: Annotated[int, Field(ge=500)] | None = None
-    always_listed: tuple[str, ...] = ()
-    subregistry: bool = True
-    judge: Judge = Judge()
-    catalog: Catalog = Catalog()
-    install: Install = Install()
-
-
-class Tracing(_Section):
-    endpoint: str | None = Field(None, pattern=r"^https?://")
-
-
-class Storage(_Section):
-    data_dir: str = "data"
-    database_url: str | None = None
-    redis_url: str | None = Field(None, pattern=r"^(rediss?|unix)://")
-
-
-class Events(_Section):
-    keep: Annotated[int, Field(ge=100)] = 100_000
-    queue: Annotated[int, Field(ge=10)] = 1000
-
-
-Operator = Literal["equals", "not_equals", "in", "not_in", "matches", "not_matches", "at_most", "at_least", "present"]
-Engine = Literal["fork", "fresh", "reset", "persistent", "restricted", "container"]
-
-
-class PythonExecutor(_Section):
-    engine: Engine = "fork"
-    allowed_engines: tuple[Engine, ...] = ()
-    timeout_seconds: Seconds = 30
-    max_timeout_seconds: Seconds = 300
-    memory_mb: Annotated[int, Field(ge=32)] = 512
-    scratch_mb: Annotated[int, Field(ge=1)] = 64
-    max_processes: Annotated[int, Field(ge=1)] = 64
-    max_output_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
-    max_concurrent: Annotated[int, Field(ge=1, le=256)] = 16
-    max_queued: Annotated[int, Field(ge=0)] = 256
-    max_sessions: Annotated[int, Field(ge=0, le=200)] = 16
-    max_sessions_per_principal: Annotated[int, Field(ge=0)] = 8
-    session_idle_seconds: Seconds = 600
-    packages: dict[str, tuple[str, ...]] = {"data": ("numpy", "pandas", "matplotlib")}
-    allow_processes: bool = False
-    min_tier: Literal["A", "B", "C"] = "C"
-    max_executions: Annotated[int, Field(ge=1)] = 1000
-    reused_processes: Annotated[int, Field(ge=1, le=64)] = 1
-    interpreter: str | None = None
-    container_image: str = "python:3.12-slim"
-    container_command: str | None = None
-
-
-class Logging(_Section):
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["console", "json"] = "console"
 
 
 class Settings(BaseSettings):
@@ -318,27 +94,29 @@ class Settings(BaseSettings):
         extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", populate_by_name=True
     )
 
-    use_inprocess_python_executor: bool = True
+    use_inprocess_python_executor: bool = Field(
+        True, description="whether our Python executor runs in the gateway; it moves live when this changes"
+    )
     core_services: CoreServices = CoreServices()
     mcp_servers: OwnServers = OwnServers()
-    access: Access = Access()
+    access: AccessRules = AccessRules()
     limits: LimitRules = LimitRules()
     servers: ServerRules = ServerRules()
-    storage: Storage = Storage()
-    events: Events = Events()
-    policy: PolicySettings = PolicySettings()
-    rates: Rates = Rates()
-    breaker: Breaker = Breaker()
-    cache: Cache = Cache()
-    pins: Pins = Pins()
-    journal: Journal = Journal()
-    scores: Scores = Scores()
-    firewall: Firewall = Firewall()
-    tracing: Tracing = Tracing()
-    embeddings: Embeddings = Embeddings()
-    discovery: Discovery = Discovery()
-    python_executor: PythonExecutor = PythonExecutor()
-    logging: Logging = Logging()
+    storage: StoreRules = StoreRules()
+    events: EventRules = EventRules()
+    policy: PolicyRules = PolicyRules()
+    rates: RateRules = RateRules()
+    breaker: BreakerRules = BreakerRules()
+    cache: CacheRules = CacheRules()
+    pins: PinRules = PinRules()
+    journal: JournalRules = JournalRules()
+    scores: ScoreRules = ScoreRules()
+    firewall: FirewallRules = FirewallRules()
+    tracing: TracingRules = TracingRules()
+    embeddings: EmbeddingRules = EmbeddingRules()
+    discovery: DiscoveryRules = DiscoveryRules()
+    python_executor: PythonExecutorRules = PythonExecutorRules()
+    logging: LogRules = LogRules()
     upstreams: dict[str, UpstreamSpec] = Field(default_factory=dict, alias="mcpServers")
 
     @classmethod
@@ -348,200 +126,10 @@ class Settings(BaseSettings):
         return (EnvSettingsSource(settings_cls), init_settings)
 
 
-class Loaded:
-    """What was read.
-
-    Attributes:
-        settings: valid settings; a refused key has its default.
-        problems: a line each: where, what, and what was expected.
-        broken_servers: server id → why its entry was refused.
-    """
-
-    def __init__(self, settings: Settings, problems: list[str], broken_servers: dict[str, str]) -> None:
-        self.settings = settings
-        self.problems = problems
-        self.broken_servers = broken_servers
-
-
-class _File:
-    """One settings file: its data, and the line of each key."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.problem: str | None = None
-        self.data: dict[str, Any] = {}
-        self._lines: dict[tuple[str, ...], int] = {}
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            return
-        except (OSError, UnicodeDecodeError) as exc:
-            self.problem = f"{path}: cannot be read: {exc}"
-            return
-        try:
-            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-            # JSON is read as YAML for its line numbers; tabs, which YAML refuses, only cost these.
-            with contextlib.suppress(yaml.YAMLError):
-                self._note(yaml.compose(text, Loader=yaml.SafeLoader), ())
-        except json.JSONDecodeError as exc:
-            self.problem = f"{path}:{exc.lineno}: not JSON: {exc.msg}"
-            return
-        except yaml.YAMLError as exc:
-            mark = getattr(exc, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark else ""
-            self.problem = f"{path}{line}: not YAML: {getattr(exc, 'problem', None) or exc}"
-            return
-        if data is None:
-            return
-        if not isinstance(data, dict):
-            self.problem = f"{path}:1: expected keys and values, found {type(data).__name__}"
-            return
-        self.data = data
-
-    def keep_servers(self, problems: list[str]) -> None:
-        """Of a file that MCP clients share keep the servers: under `mcpServers`, or `servers` as VS Code has it."""
-        root = next((key for key in ("mcpServers", "servers") if key in self.data), None)
-        if root is None:
-            if self.data:
-                found = ", ".join(map(repr, self.data))
-                problems.append(f"{self.path}:1: expected the key 'mcpServers', found {found}")
-            self.data = {}
-            return
-        self.data = {"mcpServers": self.data[root]}
-        self._lines = {("mcpServers", *path[1:]): line for path, line in self._lines.items() if path[0] == root}
-
-    def _note(self, node: Any, path: tuple[str, ...]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                below = (*path, str(key.value))
-                self._lines[below] = key.start_mark.line + 1
-                self._note(value, below)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                below = (*path, str(index))
-                self._lines[below] = value.start_mark.line + 1
-                self._note(value, below)
-
-    def line(self, path: tuple[str, ...]) -> int | None:
-        """The line of a key, or of the nearest key around it."""
-        while path:
-            if path in self._lines:
-                return self._lines[path]
-            path = path[:-1]
-        return None
-
-
-def database_url(settings: Settings) -> str:
-    """Where state is kept, in SQLAlchemy's form: a file in the data folder unless the settings say otherwise."""
-    return settings.storage.database_url or (
-        f"sqlite+aiosqlite:///{Path(settings.storage.data_dir).absolute() / 'toolscore.db'}"
-    )
-
-
-def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.environ) -> Loaded:
-    """Read the files that exist in `config_dir` (`None`: the embedded defaults) and the environment. Never raises."""
-    files = [_File(config_dir / name) for name in FILES] if config_dir is not None else []
-    problems = [file.problem for file in files if file.problem]
-    data: dict[str, Any] = {}
-    origin: dict[str, _File] = {}
-    for file in files:
-        if file.path.name == "mcp_servers.json":
-            file.keep_servers(problems)
-        for key, value in file.data.items():
-            if key in data:
-                problems.append(f"{file.path}:{file.line((key,))}: {key!r} stands in {origin[key].path} already")
-                continue
-            data[key], origin[key] = value, file
-    problems += _unknown_variables(environment)
-    broken: dict[str, str] = {}
-    for _ in range(50):  # each round takes out what was refused; the rest is valid sooner or later
-        try:
-            return Loaded(Settings(**data), problems, broken)
-        except ValidationError as exc:
-            for error in exc.errors(include_url=False):
-                path = tuple(str(part) for part in error["loc"])
-                problem = _describe(error, path, origin, environment)
-                if path[:1] == ("mcpServers",) and len(path) > 1:
-                    broken.setdefault(path[1], problem)
-                    path = path[:2]
-                if problem not in problems:
-                    problems.append(problem)
-                _remove(data, path)
-        except Exception as exc:  # a variable that should hold JSON and does not
-            problems.append(f"environment: {exc}")
-            break
-    with _without_variables():
-        return Loaded(Settings(), problems, broken)
-
-
-@contextlib.contextmanager
-def _without_variables() -> Any:
-    kept = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(ENV_PREFIX)}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
-
-
-def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    known = [name for name in Settings.model_fields if name != "upstreams"]
-    problems = []
-    for variable in sorted(environment):
-        if variable.startswith(ENV_PREFIX) and variable not in NOT_SETTINGS:
-            name = variable.removeprefix(ENV_PREFIX).split("__")[0].lower()
-            if name not in known:
-                problems.append(f"environment variable {variable}: there is no setting {name!r}{_nearest(name, known)}")
-    return problems
-
-
-def _describe(error: Any, path: tuple[str, ...], origin: Mapping[str, _File], environment: Mapping[str, str]) -> str:
-    dotted = ".".join(path)
-    variable = ENV_PREFIX + "__".join(path).upper()
-    file = origin.get(path[0]) if path else None
-    if variable in environment:
-        where = f"environment variable {variable}"
-    elif file is not None:
-        where = f"{file.path}:{file.line(path) or '?'}"
-    else:
-        where = "settings"
-    if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key {dotted!r}{_nearest(path[-1], _keys_beside(path))}"
-    found = error.get("input")
-    shown = "" if isinstance(found, dict | list) else f", found {found!r}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {dotted}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-def _keys_beside(path: tuple[str, ...]) -> list[str]:
-    """The keys that may stand where an unknown one was found."""
-    if path[0] == "mcpServers":
-        return list(UpstreamSpec.model_fields)
-    model: type[BaseModel] = Settings
-    for part in path[:-1]:
-        field = model.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f": did you mean {close[0]!r}?"
-    return f": expected one of {', '.join(known)}" if known else ""
-
-
-def _remove(data: dict[str, Any], path: tuple[str, ...]) -> None:
-    """Take out the deepest part of a path that is there."""
-    holder: Any = data
-    for index, part in enumerate(path):
-        below = holder.get(part) if isinstance(holder, dict) else None
-        if index == len(path) - 1 or not isinstance(below, dict) or path[index + 1] not in below:
-            if isinstance(holder, dict):
-                holder.pop(part, None)
-            return
-        holder = below
+def needs_restart(path: str) -> bool:
+    """Whether a setting at this dotted path counts only at the next start: open sockets, the open database."""
+    field = Settings.model_fields.get(path.split(".", maxsplit=1)[0])
+    return field is not None and isinstance(field.default, Rules) and field.default.needs_restart
 
 
 def differences(old: BaseModel, new: BaseModel, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -607,45 +195,3 @@ def _at(settings: Any, path: str) -> Any:
     for part in path.split("."):
         settings = getattr(settings, part, None)
     return settings
-
-
-@asynccontextmanager
-async def watch_files(config_dir: Path, changed: Callable[[], Any]) -> AsyncIterator[None]:
-    """Call `changed` (a coroutine function, never twice at once) a second after the first of a burst of changes."""
-    from watchdog.events import FileSystemEvent, FileSystemEventHandler
-    from watchdog.observers import Observer
-
-    loop = asyncio.get_running_loop()
-    touched = asyncio.Event()
-
-    class Handler(FileSystemEventHandler):
-        def on_any_event(self, event: FileSystemEvent) -> None:
-            if event.event_type in ("opened", "closed_no_write"):
-                return  # our own reading
-            paths = (str(event.src_path), str(getattr(event, "dest_path", "")))
-            if any(os.path.basename(path) in FILES for path in paths):
-                with contextlib.suppress(RuntimeError):  # the loop is gone: we are shutting down
-                    loop.call_soon_threadsafe(touched.set)
-
-    async def run() -> None:
-        while True:
-            await touched.wait()
-            await asyncio.sleep(DEBOUNCE_SECONDS)
-            touched.clear()
-            try:
-                await changed()
-            except Exception:  # the watch outlives one failed reload
-                log.exception("reloading the settings failed")
-
-    observer = Observer()
-    observer.schedule(Handler(), str(config_dir), recursive=False)
-    observer.daemon = True
-    observer.start()
-    task = asyncio.create_task(run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        observer.stop()
-        await asyncio.gather(task, return_exceptions=True)
-        await asyncio.to_thread(observer.join, 2)

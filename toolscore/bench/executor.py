@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from toolscore.app.gateway import EXECUTOR_ID, executor_command
+from toolscore.app.executor import EXECUTOR_ID, executor_command
 from toolscore.bench.process import free_port, measure, serving, settle, wait_for_servers
 
 __all__ = ["run_executor_bench"]

@@ -1,5 +1,6 @@
-"""What one call passes, on one screen: `call.py`. The steps stand beside it."""
+"""What one call passes, and the steps beside it."""
 
 from toolscore.calls.call import CallPipeline
+from toolscore.calls.model import Call
 
-__all__ = ["CallPipeline"]
+__all__ = ["Call", "CallPipeline"]

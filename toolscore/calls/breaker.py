@@ -10,32 +10,30 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal
+from typing import Annotated, Literal
 
-import msgspec
+from pydantic import Field
+
+from toolscore.core.rules import Count, Rules, Seconds
 
 __all__ = ["Breaker", "BreakerRules", "BreakerState"]
 
 BreakerState = Literal["closed", "open", "half_open"]
 
 
-class BreakerRules(msgspec.Struct, frozen=True, kw_only=True):
-    """When a breaker opens and closes.
+class BreakerRules(Rules):
+    """When a server that keeps failing is left alone for a while."""
 
-    Args:
-        window_seconds: only calls that ended within it count.
-        min_calls: fewer than these say nothing.
-        failure_ratio: of them failed, it opens.
-        open_seconds: how long it stays open at first; then twice as long each time in a row, up to `max_open_seconds`.
-        probes: calls that are let through at a time while half open; as many must succeed to close it.
-    """
-
-    window_seconds: float = 30.0
-    min_calls: int = 10
-    failure_ratio: float = 0.5
-    open_seconds: float = 5.0
-    max_open_seconds: float = 60.0
-    probes: int = 2
+    window_seconds: Seconds = Field(30, description="calls that ended within it count")
+    min_calls: Count = Field(10, description="fewer say nothing")
+    failure_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="if so many of them failed, it is left alone"
+    )
+    open_seconds: Seconds = Field(5, description="for so long; then twice as long each time in a row")
+    max_open_seconds: Seconds = Field(60, description="and no longer than this")
+    probes: Annotated[int, Field(ge=1, le=100)] = Field(
+        2, description="calls at a time that find out whether it is back; as many must succeed"
+    )
 
 
 class Breaker:

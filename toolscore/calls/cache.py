@@ -11,19 +11,22 @@ import asyncio
 import copy
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
 from cachetools import LRUCache
 from msgspec import Raw
+from pydantic import Field
 
 from toolscore.core.errors import ToolScoreError, UpstreamTimeout
+from toolscore.core.memo import Memo
 from toolscore.core.models import Principal, Tool
 from toolscore.core.redaction import redact_json
+from toolscore.core.rules import Bytes, Count, Rules
 from toolscore.stores import Database, SharedStore
 from toolscore.stores.database import StoreError
 
@@ -39,6 +42,7 @@ MAX_UNWRITTEN = 2000
 MAX_STORED_BYTES = 256 * 1024 * 1024
 """Of results in the database; the oldest go first."""
 MAX_STORED = 100_000
+MAX_TTLS = 50_000
 MAX_EXPIRED = 5000
 MAX_UNWRITTEN_BYTES = 32 * 1024 * 1024
 READ_SECONDS = 0.2
@@ -52,25 +56,23 @@ _exact = msgspec.json.Decoder(float_hook=Decimal)  # 0.10 and 0.1 are equal; 20 
 _sorted = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
 
-class CacheRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept, and for how long.
-
-    Args:
-        ttl_seconds: of tools that call themselves read-only and idempotent.
-        stale_seconds: for so long after that a result may still stand in for one that cannot be had.
-        max_entries, max_bytes: of the results in memory, together. max_result_bytes: of one.
-        tools: pattern of the full name → seconds, for whatever the tool says of itself; 0: never. The first that fits.
-        shared: patterns of tools that answer all callers alike.
-    """
+class CacheRules(Rules):
+    """Which results are kept, and for how long: those of tools that call themselves read-only and idempotent."""
 
     enabled: bool = True
-    ttl_seconds: float = 60.0
-    stale_seconds: float = 300.0
-    max_entries: int = 2000
-    max_bytes: int = 64 * 1024 * 1024
-    max_result_bytes: int = 1024 * 1024
-    tools: Mapping[str, float] = {}
-    shared: tuple[str, ...] = ()
+    ttl_seconds: Annotated[float, Field(ge=0)] = Field(60, description="for so long they are given again")
+    stale_seconds: Annotated[float, Field(ge=0)] = Field(
+        300, description="and for so long after that while the server cannot be reached"
+    )
+    max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = Field(2000, description="in memory")
+    max_bytes: Bytes = Field(64 * 1024 * 1024, description="of them all")
+    max_result_bytes: Count = Field(1024 * 1024, description="a larger result is not kept")
+    tools: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description='seconds by the tool\'s name, whatever it says of itself: {"docs__*": 3600, "time__*": 0}'
+    )
+    shared: tuple[str, ...] = Field(
+        (), description="tools that answer all callers alike; else each caller has results of its own"
+    )
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -162,12 +164,19 @@ class ResultCache:
         self._unshared: set[str] = set()
         self._wake = asyncio.Event()
         self._closing = False
-        self.use(rules or CacheRules())
+        self.rules = rules or CacheRules()
+        self._make_room()
 
     def use(self, rules: CacheRules) -> None:
-        """Keep by other rules from now on. What is in memory is dropped."""
+        """Keep by other rules from now on. What is in memory is dropped, if they are others."""
+        if rules == self.rules:
+            return
         self.rules = rules
-        self._ttls: dict[tuple[str, str], float] = {}
+        self._make_room()
+
+    def _make_room(self) -> None:
+        rules = self.rules
+        self._ttls: Memo[tuple[str, str], float] = Memo(MAX_TTLS)
         # Each entry counts as its share of the places at least: so both bounds are one.
         least = max(1, rules.max_bytes // max(1, rules.max_entries))
         self._memory: LRUCache[str, Cached] = LRUCache(
@@ -202,8 +211,6 @@ class ResultCache:
         key = (tool.tool_id, tool.definition_hash)
         ttl = self._ttls.get(key)
         if ttl is None:
-            if len(self._ttls) > 50_000:
-                self._ttls.clear()
             ttl = self._ttls[key] = self._ttl(tool)
         if ttl <= 0:
             return None

@@ -9,12 +9,16 @@ from typing import Any
 
 from msgspec import Raw
 
+from toolscore.access.permissions import Permissions
 from toolscore.calls.call import CallPipeline
+from toolscore.calls.model import Call
 from toolscore.core.errors import Conflict, InvalidRequest, ToolScoreError
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Principal, ToolCall
+from toolscore.core.models import Principal
+from toolscore.tools.library import UnifiedToolLibrary
+from toolscore.upstreams import Caller
 
-__all__ = ["difference", "replay_call", "replay_calls"]
+__all__ = ["Replay", "difference"]
 
 AT_ONCE = 4
 MAX_DIFF_LINES = 200
@@ -23,98 +27,109 @@ MAX_COMPARED_LINES = 2000
 """Of longer results the first difference is shown."""
 
 
-async def replay_call(
-    pipeline: CallPipeline,
-    call: dict[str, Any],
-    principal: Principal,
-    *,
-    request_id: str,
-    server_id: str | None = None,
-    confirm: bool = False,
-) -> dict[str, Any]:
-    """Make a recorded call again, past the cache, and say where its result differs.
+class Replay:
+    """Makes recorded calls again."""
 
-    Args:
-        call: as the journal gives it, with its bodies.
-        server_id: another server with a tool of the same name; `None`: the one that was called.
-        confirm: also if it may do something a second time.
+    def __init__(self, pipeline: CallPipeline, library: UnifiedToolLibrary, permissions: Permissions) -> None:
+        self._pipeline = pipeline
+        self._library = library
+        self._permissions = permissions
 
-    Raises:
-        Conflict: its arguments are not whole, or it may do something a second time. InvalidRequest: it named no tool.
-        ToolNotFound: the tool is gone, or not for this principal.
-    """
-    if call["tool_id"] == "-":
-        raise InvalidRequest(f"call {call['call_id']} named no tool that existed: there is nothing to replay")
-    if "arguments" in call["redacted"] or call["arguments"] is None:
-        raise Conflict(f"the arguments of call {call['call_id']} are not kept as they were: it cannot be made again")
-    tool = pipeline.find(call["name"], server_id or call["server_id"], principal)
-    if not tool.safe_to_repeat and not confirm:
-        raise Conflict(
-            f"{tool.tool_id} does not say that it may be called twice: pass `confirm` if it may do its work again"
+    async def one(
+        self,
+        recorded: dict[str, Any],
+        principal: Principal,
+        *,
+        request_id: str,
+        server_id: str | None = None,
+        confirm: bool = False,
+    ) -> dict[str, Any]:
+        """Make a recorded call again, past the cache, and say where its result differs.
+
+        Args:
+            recorded: as the journal gives it, with its bodies.
+            server_id: another server with a tool of the same name; `None`: the one that was called.
+            confirm: also if it may do something a second time.
+
+        Raises:
+            Conflict: its arguments are not whole, or it may do something a second time.
+            InvalidRequest: it named no tool.
+            ToolNotFound: the tool is gone, or not for this principal.
+        """
+        call_id = recorded["call_id"]
+        if recorded["tool_id"] == "-":
+            raise InvalidRequest(f"call {call_id} named no tool that existed: there is nothing to replay")
+        if "arguments" in recorded["redacted"] or recorded["arguments"] is None:
+            raise Conflict(f"the arguments of call {call_id} are not kept as they were: it cannot be made again")
+        sees = self._permissions.sees(principal)
+        tool = self._library.resolve(recorded["name"], None, server_id or recorded["server_id"], sees=sees)
+        if not tool.safe_to_repeat and not confirm:
+            raise Conflict(
+                f"{tool.tool_id} does not say that it may be called twice: pass `confirm` if it may do its work again"
+            )
+        again = Call(
+            tool.name,
+            Raw(encode(recorded["arguments"])),
+            caller=Caller(principal),
+            request_id=request_id,
+            server_id=tool.server_id,
+            fresh=True,
         )
-    again = ToolCall(
-        tool_id=tool.name,
-        server_id=tool.server_id,
-        arguments=Raw(encode(call["arguments"])),
-        request_id=request_id,
-    )
-    now: dict[str, Any]
-    try:
-        result = await pipeline.call(again, principal, fresh=True)
-    except ToolScoreError as exc:
-        now = {"call_id": None, "outcome": exc.code, "result": None, "error": exc.message, "duration_ms": None}
-    else:
-        now = {
-            "call_id": result.call_id,
-            "outcome": "tool_error" if result.is_error else "ok",
-            "result": decode(result.raw),
-            "error": None,
-            "duration_ms": round(result.duration_ms, 3),
+        now: dict[str, Any]
+        try:
+            result = await self._pipeline.call(again)
+        except ToolScoreError as exc:
+            now = {"call_id": None, "outcome": exc.code, "result": None, "error": exc.message, "duration_ms": None}
+        else:
+            now = {
+                "call_id": result.call_id,
+                "outcome": "tool_error" if result.is_error else "ok",
+                "result": decode(result.raw),
+                "error": None,
+                "duration_ms": round(result.duration_ms, 3),
+            }
+        then = {name: recorded[name] for name in ("call_id", "outcome", "result", "error", "duration_ms")}
+        differs = await asyncio.to_thread(difference, then["result"], now["result"])
+        return {
+            "tool_id": tool.tool_id,
+            "same": then["outcome"] == now["outcome"] and not differs,
+            "difference": differs,
+            "definition_changed": tool.definition_hash != recorded["definition_hash"]
+            and tool.tool_id == recorded["tool_id"],
+            "result_was_redacted": "result" in recorded["redacted"],
+            "then": then,
+            "now": now,
         }
-    then = {name: call[name] for name in ("call_id", "outcome", "result", "error", "duration_ms")}
-    differs = await asyncio.to_thread(difference, then["result"], now["result"])
-    return {
-        "tool_id": tool.tool_id,
-        "same": then["outcome"] == now["outcome"] and not differs,
-        "difference": differs,
-        "definition_changed": tool.definition_hash != call["definition_hash"] and tool.tool_id == call["tool_id"],
-        "result_was_redacted": "result" in call["redacted"],
-        "then": then,
-        "now": now,
-    }
 
+    async def many(
+        self,
+        recorded: list[dict[str, Any]],
+        principal: Principal,
+        *,
+        request_id: str,
+        server_id: str | None = None,
+        confirm: bool = False,
+    ) -> dict[str, Any]:
+        """Make recorded calls again, a few at a time, the oldest first; those that cannot be are named."""
+        places = asyncio.Semaphore(AT_ONCE)
 
-async def replay_calls(
-    pipeline: CallPipeline,
-    calls: list[dict[str, Any]],
-    principal: Principal,
-    *,
-    request_id: str,
-    server_id: str | None = None,
-    confirm: bool = False,
-) -> dict[str, Any]:
-    """Make many recorded calls again, a few at a time, the oldest first; those that cannot be are named."""
-    places = asyncio.Semaphore(AT_ONCE)
+        async def one(call: dict[str, Any]) -> dict[str, Any]:
+            async with places:
+                try:
+                    return await self.one(call, principal, request_id=request_id, server_id=server_id, confirm=confirm)
+                except ToolScoreError as exc:
+                    return {"tool_id": call["tool_id"], "skipped": exc.message, "then": {"call_id": call["call_id"]}}
 
-    async def one(call: dict[str, Any]) -> dict[str, Any]:
-        async with places:
-            try:
-                return await replay_call(
-                    pipeline, call, principal, request_id=request_id, server_id=server_id, confirm=confirm
-                )
-            except ToolScoreError as exc:
-                return {"tool_id": call["tool_id"], "skipped": exc.message, "then": {"call_id": call["call_id"]}}
-
-    ordered = sorted(calls, key=lambda call: str(call["call_id"]))
-    ended = await asyncio.gather(*map(one, ordered))
-    skipped = [{"call_id": end["then"]["call_id"], "reason": end["skipped"]} for end in ended if "skipped" in end]
-    made = [end for end in ended if "skipped" not in end]
-    return {
-        "replayed": len(made),
-        "same": sum(1 for end in made if end["same"]),
-        "different": [end for end in made if not end["same"]],
-        "skipped": skipped,
-    }
+        ordered = sorted(recorded, key=lambda call: str(call["call_id"]))
+        ended = await asyncio.gather(*map(one, ordered))
+        skipped = [{"call_id": end["then"]["call_id"], "reason": end["skipped"]} for end in ended if "skipped" in end]
+        made = [end for end in ended if "skipped" not in end]
+        return {
+            "replayed": len(made),
+            "same": sum(1 for end in made if end["same"]),
+            "different": [end for end in made if not end["same"]],
+            "skipped": skipped,
+        }
 
 
 def difference(then: Any, now: Any) -> str:

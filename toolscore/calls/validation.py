@@ -1,24 +1,23 @@
-"""Arguments against a tool's schema: which field, what came, what was expected."""
+"""The step that holds arguments against the tool's schema: which field, what came, what was expected."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
-from msgspec import Raw
-
-from toolscore.core.errors import InvalidArguments, InvalidRequest
-from toolscore.core.jsonrpc import decode, encode
+from toolscore.calls.model import Call
+from toolscore.core.errors import InvalidArguments
+from toolscore.core.jsonrpc import encode
 from toolscore.core.models import Tool
 
-__all__ = ["check_arguments"]
+__all__ = ["validate"]
 
 MAX_PROBLEMS = 5
 MAX_SHOWN = 80
 
 
-def check_arguments(tool: Tool, validator: Any, arguments: Raw) -> None:
-    """Raise if the arguments are no object or do not fit.
+def validate(call: Call, validator: Any) -> None:
+    """Refuse arguments that are no object, or do not fit the tool's schema.
 
     Args:
         validator: the compiled schema; `None` checks only that there is an object.
@@ -26,10 +25,7 @@ def check_arguments(tool: Tool, validator: Any, arguments: Raw) -> None:
     Raises:
         InvalidArguments: naming each field.
     """
-    try:
-        value = decode(arguments) if memoryview(arguments) else None
-    except InvalidRequest as exc:
-        raise InvalidArguments(f"the arguments of {tool.tool_id} are {exc}") from exc
+    tool, value = call.target, call.values
     if not isinstance(value, dict):
         raise InvalidArguments(
             f"the arguments of {tool.tool_id} must be an object, found {_shown(value)}", suggestion=_hint(tool)

@@ -23,7 +23,7 @@ from toolscore.cli.terminal import (
 )
 from toolscore.cli.terminal import say as tell
 
-__all__ = ["add_discovery_commands"]
+__all__ = ["catalog", "gap", "install", "uninstall"]
 
 INSTALL_SECONDS = 1200
 
@@ -287,14 +287,6 @@ def refresh(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         (source["name"], source["kind"], str(source["servers"]), source["error"] or "ok") for source in sources
     ]  # fmt: skip
     print_table(("catalog", "kind", "servers", "state"), rows, empty="no catalogs are configured")
-
-
-def add_discovery_commands(app: typer.Typer) -> None:
-    """Add the commands to an application."""
-    app.command()(gap)
-    app.command()(install)
-    app.command()(uninstall)
-    app.add_typer(catalog, name="catalog")
 
 
 def _pairs(given: list[str] | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the commands share: talking to a gateway that runs, and printing."""
+"""What the commands share: finding the settings, talking to a gateway that runs, and printing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 __all__ = [
+    "BAD_SETTINGS",
     "DEFAULT_URL",
+    "NO_DATABASE",
     "NO_GATEWAY",
+    "PORT_TAKEN",
     "AsJson",
+    "ConfigDir",
     "Url",
     "answer_of",
+    "config_folder",
     "connected",
     "first_line",
     "plain",
@@ -27,11 +33,35 @@ __all__ = [
 ]
 
 NO_GATEWAY = 3
+NO_DATABASE, PORT_TAKEN, BAD_SETTINGS = 69, 73, 78
+"""Exit codes; the last three as in `sysexits.h`."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+SETTINGS_FILES = ("ports_config.yaml", "toolscore.yaml", "mcp_servers.json")
 DEFAULT_URL = "http://127.0.0.1:8082"
 
 Url = Annotated[str, typer.Option(envvar="TOOLSCORE_URL", help="Where the gateway answers.")]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", envvar="TOOLSCORE_CONFIG_DIR", help="Folder of the settings files; ./config if it exists."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def config_folder(given: Path | None) -> Path | None:
+    """The folder of the settings files: the one that is given, or ./config; `None`: the embedded defaults.
+
+    Raises:
+        typer.Exit: there is no such folder.
+    """
+    if given is not None:
+        if not given.is_dir():
+            say(f"toolscore: there is no folder {given}: give the one with ports_config.yaml with --config")
+            raise typer.Exit(2)
+        return given
+    local = Path("config")
+    return local if any((local / name).is_file() for name in SETTINGS_FILES) else None
 
 
 @contextmanager

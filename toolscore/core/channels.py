@@ -6,6 +6,7 @@ Knows bytes and frames, not what is in them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -38,6 +39,11 @@ class WebSocketChannel:
             await self._socket.send(message, text=True)
         except ConnectionClosed as exc:
             raise ConnectionResetError(_reason(exc)) from exc
+
+    async def try_send(self, message: bytes) -> None:
+        """Write one message, unless the socket is closed."""
+        with contextlib.suppress(ConnectionResetError):
+            await self.send(message)
 
     async def messages(self) -> AsyncIterator[bytes]:
         """What arrives, until the socket closes; `closed_reason` then says why."""

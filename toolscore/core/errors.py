@@ -66,6 +66,7 @@ class ToolScoreError(Exception):
         suggestion: a way out, such as the names that the caller may have meant.
         data: facts for programs (JSON-serialisable), sent as `error.data` over JSON-RPC.
         upstream_error: the JSON-RPC error object that an upstream answered; MCP doors pass it on unchanged.
+        transient: the trouble may be over in a moment, and making the same call again does no harm.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -81,6 +82,7 @@ class ToolScoreError(Exception):
         suggestion: str | None = None,
         data: dict[str, Any] | None = None,
         upstream_error: dict[str, Any] | None = None,
+        transient: bool = False,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -88,6 +90,12 @@ class ToolScoreError(Exception):
         self.suggestion = suggestion
         self.data = data
         self.upstream_error = upstream_error
+        self.transient = transient
+
+    @property
+    def text(self) -> str:
+        """The message, and the way out where there is one; for those who read one line."""
+        return f"{self.message}; {self.suggestion}" if self.suggestion else self.message
 
     def body(self) -> dict[str, Any]:
         """The `error` object of the REST envelope; `details` only where there are some."""

@@ -23,6 +23,10 @@ class Memo(dict[K, V]):
         super().__init__()
         self._max_entries = max_entries
 
+    def resize(self, max_entries: int) -> None:
+        """Hold so many entries from now on."""
+        self._max_entries = max_entries
+
     def __setitem__(self, key: K, value: V) -> None:
         if len(self) >= self._max_entries and key not in self:
             self.clear()

@@ -1,9 +1,10 @@
-"""The nouns: tools, calls, results, upstreams, principals, events. Frozen; nothing here does I/O."""
+"""The nouns: tools, results, upstreams, principals, events. Frozen; nothing here does I/O."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -21,14 +22,14 @@ __all__ = [
     "Event",
     "Held",
     "Principal",
+    "Sees",
     "ServerState",
     "Tool",
-    "ToolCall",
     "ToolResult",
     "UpstreamSpec",
     "definition_hash",
-    "shown_url",
     "now",
+    "shown_url",
     "timestamp",
 ]
 
@@ -299,6 +300,10 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         return hints.get("readOnlyHint") is True or hints.get("idempotentHint") is True
 
 
+Sees = Callable[[Tool], bool]
+"""Says which tools exist for somebody."""
+
+
 class Principal(msgspec.Struct, frozen=True):
     """Who calls."""
 
@@ -312,26 +317,6 @@ LOCAL = Principal("local", ("admin",))
 
 NOBODY = Principal("nobody")
 """Whoever asks for what is everybody's to see."""
-
-
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller wants.
-
-    Args:
-        tool_id: full name, or a server id with the tool's own name in `action`.
-        arguments: the JSON object's bytes, relayed as they came.
-        timeout_seconds: `None`: the upstream's or the gateway's default.
-        extra: the other members of an MCP request's params (`_meta`, and those we do not know), for the upstream.
-    """
-
-    tool_id: str
-    action: str | None = None
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
-    timeout_seconds: float | None = None
-    request_id: str
-    extra: dict[str, Any] | None = None
-    server_id: str | None = None
-    """Only this server's tools count, and `tool_id` is the tool's own name."""
 
 
 class ToolResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,8 +21,9 @@ from fastapi_offline import FastAPIOffline
 
 from toolscore import __version__
 from toolscore.access.auth import Authenticator, check_origin, is_loopback
-from toolscore.app.gateway import Gateway, open_gateway, token_rules
-from toolscore.app.settings import Loaded, Settings, database_url
+from toolscore.app.compose import Gateway, open_gateway
+from toolscore.app.files import Loaded
+from toolscore.app.settings import Settings
 from toolscore.core.errors import InternalError, MethodNotFound, ToolScoreError, Unauthenticated
 from toolscore.core.models import NOBODY
 from toolscore.endpoints.asgi import (
@@ -36,13 +37,12 @@ from toolscore.endpoints.asgi import (
     read_body,
     send_json,
 )
+from toolscore.endpoints.execute import EXECUTE_PATHS, ExecuteEndpoint
 from toolscore.endpoints.live import add_live
 from toolscore.endpoints.mcp.http import McpHttpEndpoint
-from toolscore.endpoints.mcp.socket import serve_router
 from toolscore.endpoints.registry import REGISTRY_PREFIX, add_registry
-from toolscore.endpoints.rest.discovery import add_discovery
-from toolscore.endpoints.rest.operations import add_operations
-from toolscore.endpoints.rest.rest import EXECUTE_PATHS, ExecuteEndpoint, add_rest
+from toolscore.endpoints.rest import add_rest
+from toolscore.endpoints.router import serve_router
 from toolscore.stores import open_database
 
 __all__ = ["AddressInUse", "create_app", "serve"]
@@ -221,8 +221,6 @@ def create_app(gateway: Gateway) -> Callable[..., Any]:
         )
 
     add_rest(app, gateway)
-    add_operations(app, gateway)
-    add_discovery(app, gateway)
     add_live(app, gateway)
     if gateway.settings.current.discovery.subregistry:
         add_registry(app, gateway)
@@ -304,8 +302,8 @@ async def _check_guarded(settings: Settings) -> None:
     if settings.access.allow_unauthenticated and open_to:
         log.warning("whoever reaches this address may run any tool", hosts=[host for _, host in open_to])
     elif open_to:
-        async with open_database(database_url(settings)) as database:
-            if not await Authenticator(database, tokens=token_rules(settings)).any_keys():
+        async with open_database(settings.storage.url) as database:
+            if not await Authenticator(database, settings.access).any_keys():
                 name, host = open_to[0]
                 raise AddressInUse(
                     f"core_services.{name}.host is {host!r}, and nobody has a key yet. Make one with `toolscore keys "
@@ -342,9 +340,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
                 await asyncio.sleep(0.005)
             yield
         finally:
-            gateway.changes.close()  # calls that wait for their clients wait no longer
-            await gateway.installer.stop()
-            await gateway.pipeline.close(SHUTDOWN_SECONDS)
+            await gateway.close_calls(SHUTDOWN_SECONDS)
             server.should_exit = True
             gateway.events.notifier.close()  # streams end; what is being called may finish
             await asyncio.gather(task, return_exceptions=True)

@@ -7,19 +7,23 @@ more than ours.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from toolscore.core.errors import InvalidRequest, PayloadTooLarge, ToolScoreError
+import msgspec
+
+from toolscore.core.errors import InvalidArguments, InvalidRequest, PayloadTooLarge, ToolScoreError
 from toolscore.core.jsonrpc import encode
 from toolscore.core.models import Principal, timestamp
 
 __all__ = [
+    "SSE_COMMENT_SECONDS",
     "ClientWatch",
     "Message",
     "Receive",
@@ -31,8 +35,12 @@ __all__ = [
     "header",
     "new_request_id",
     "principal_of",
+    "read_as",
     "read_body",
     "send_json",
+    "send_stream",
+    "sse_event",
+    "text_member",
     "whole",
 ]
 
@@ -45,6 +53,14 @@ SWEEP_SECONDS = 0.05
 """A call that outlives one sweep is watched from the next on."""
 
 MAX_REQUEST_ID = 128
+
+SSE_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+SSE_COMMENT_SECONDS = 15.0
+"""Proxies cut silent streams; a comment now and then keeps them open."""
 
 _run = uuid.uuid4().hex[:16]
 _count = itertools.count(1)
@@ -140,6 +156,33 @@ def whole(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
+T = TypeVar("T")
+
+
+def read_as(body: dict[str, Any], kind: type[T]) -> T:
+    """A body as a struct of its own.
+
+    Raises:
+        InvalidArguments: it does not fit. InvalidRequest: half a surrogate pair stands in it.
+    """
+    try:
+        return msgspec.convert(whole(body), kind)
+    except msgspec.ValidationError as exc:
+        raise InvalidArguments(f"the body does not fit: {exc}") from exc
+
+
+def text_member(body: Mapping[str, Any], name: str) -> str:
+    """A member that must be a text, and not empty.
+
+    Raises:
+        InvalidArguments: it is none.
+    """
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise InvalidArguments(f"`{name}` must be a text, found {value!r:.80}")
+    return value
+
+
 def envelope(
     data: Any,
     *,
@@ -175,6 +218,21 @@ def failure(error: ToolScoreError, *, request_id: str, started: float) -> tuple[
     if error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_seconds))).encode()))
     return encode(body), headers
+
+
+async def send_stream(send: Send, chunks: AsyncGenerator[bytes]) -> None:
+    """One answer of server-sent events, to the end of the stream."""
+    await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def sse_event(data: bytes, *, event: str = "message", event_id: str = "") -> bytes:
+    """One event of a stream (HTML standard, section 9.2); `data` is JSON, so a line break in it is a blank."""
+    head = f"id: {event_id}\nevent: {event}\ndata: " if event_id else f"event: {event}\ndata: "
+    return head.encode() + data.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n\n"
 
 
 class LongResponse(Protocol):

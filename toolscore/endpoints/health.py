@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from toolscore import __version__
-from toolscore.app.gateway import Gateway
+from toolscore.app.compose import Gateway
 from toolscore.stores.database import StoreError
 
 __all__ = ["health"]
@@ -20,15 +20,14 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         checks["database"] = {"status": "healthy"}
     except StoreError as exc:
         checks["database"] = {"status": "degraded", "reason": str(exc)}
-    pipeline = gateway.pipeline
     for name, error, lost in (
         ("events", gateway.events.store_error, gateway.events.unsaved),
         ("library", gateway.library.writes.error, gateway.library.writes.lost),
-        ("pins", gateway.library.pins.writes.error, gateway.library.pins.writes.lost),
-        ("journal", pipeline.journal.store_error, pipeline.journal.lost),
-        ("cache", pipeline.cache.store_error, 0),
-        ("scores", pipeline.scores.writes.error, pipeline.scores.writes.lost),
-        ("firewall", pipeline.firewall.writes.error, pipeline.firewall.writes.lost),
+        ("pins", gateway.pins.writes.error, gateway.pins.writes.lost),
+        ("journal", gateway.journal.store_error, gateway.journal.lost),
+        ("cache", gateway.cache.store_error, 0),
+        ("scores", gateway.scores.writes.error, gateway.scores.writes.lost),
+        ("firewall", gateway.firewall.writes.error, gateway.firewall.writes.lost),
         ("search", gateway.search.writes.error, gateway.search.writes.lost),
     ):
         checks[name] = {"status": "degraded", "reason": error} if error else {"status": "healthy"}
@@ -38,25 +37,25 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         checks["redis"] = (
             {"status": "healthy"} if gateway.shared.up else {"status": "degraded", "reason": gateway.shared.error}
         )
-    if gateway.settings_problems:
-        checks["settings"] = {"status": "degraded", "reason": "; ".join(gateway.settings_problems)}
+    if gateway.reload.problems:
+        checks["settings"] = {"status": "degraded", "reason": "; ".join(gateway.reload.problems)}
     else:
         checks["settings"] = {"status": "healthy"}
-    await gateway.refresh_server_stats()
+    await gateway.figures.refresh()
     servers: dict[str, Any] = {}
     for upstream in gateway.upstreams:
         well = upstream.state in ("up", "idle", "starting")
         servers[upstream.server_id] = {"status": "healthy" if well else "degraded", "state": upstream.state}
         if not well and upstream.last_error:
             servers[upstream.server_id]["reason"] = upstream.last_error
-        stats = gateway.server_stats.get(upstream.server_id, {})
+        stats = gateway.figures.latest.get(upstream.server_id, {})
         if "tier" in stats:
             servers[upstream.server_id]["sandbox"] = {
                 name: stats[name]
                 for name in ("engine", "tier", "slow_path", "slow_path_reason", "layers")
                 if name in stats
             }
-    for server_id, reason in gateway.broken_servers.items():
+    for server_id, reason in gateway.servers.broken.items():
         servers[server_id] = {"status": "degraded", "state": "failed", "reason": reason}
     unwell = [name for name, check in {**checks, **servers}.items() if check["status"] != "healthy"]
     return {

@@ -13,12 +13,15 @@ from fastapi.responses import StreamingResponse
 from msgspec import Raw
 
 from toolscore.access.auth import ADMIN
-from toolscore.app.gateway import Gateway
+from toolscore.app.compose import Gateway
+from toolscore.calls import Call
 from toolscore.core.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Event, Principal, Tool, ToolCall, timestamp
-from toolscore.endpoints.asgi import new_request_id, principal_of
-from toolscore.endpoints.rest.rest import found_tools, result_fields, stats_fields, tool_fields
+from toolscore.core.models import Event, Principal, Tool, timestamp
+from toolscore.core.tasks import TaskSet
+from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, new_request_id, principal_of, sse_event
+from toolscore.endpoints.views import found_tools, result_fields, stats_fields, tool_fields
+from toolscore.upstreams import Caller
 
 __all__ = ["COMMANDS", "add_live", "command"]
 
@@ -27,7 +30,6 @@ log = structlog.get_logger(__name__)
 TOOL_EVENTS = frozenset({"tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released"})
 PRIVATE_EVENTS = frozenset({"call_finished", "gap_detected"})
 STATS_SECONDS = 1.0
-SSE_COMMENT_SECONDS = 15.0
 MAX_COMMANDS = 64
 """Commands of one socket under way at a time."""
 
@@ -43,7 +45,7 @@ def command(function: Command) -> Command:
 
 @command
 async def get_stats(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
-    await gateway.refresh_server_stats()
+    await gateway.figures.refresh()
     return stats_fields(gateway, principal)
 
 
@@ -52,7 +54,7 @@ async def list_tools(gateway: Gateway, params: dict[str, Any], principal: Princi
     limit = params.get("limit", 100)
     if not isinstance(limit, int) or not 1 <= limit <= 1000:
         raise InvalidArguments(f"`limit` must be a number from 1 to 1000, found {limit!r:.80}")
-    sees = gateway.pipeline.sees(principal)
+    sees = gateway.permissions.sees(principal)
     tools, after = gateway.library.page(
         cursor=params.get("cursor"), limit=limit, server_id=params.get("server_id"), text=params.get("q"), sees=sees
     )
@@ -70,7 +72,7 @@ async def search_tools(gateway: Gateway, params: dict[str, Any], principal: Prin
 
 @command
 async def get_tool(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
-    sees = gateway.pipeline.sees(principal)
+    sees = gateway.permissions.sees(principal)
     tool = gateway.library.resolve(_text(params, "tool_id"), params.get("action"), sees=sees)
     return tool_fields(gateway, tool, full=True)
 
@@ -80,18 +82,15 @@ async def execute_tool(gateway: Gateway, params: dict[str, Any], principal: Prin
     timeout = params.get("timeout_seconds")
     if timeout is not None and (not isinstance(timeout, int | float) or timeout <= 0):
         raise InvalidArguments(f"`timeout_seconds` must be a number above 0, found {timeout!r:.80}")
-    request_id = new_request_id(None)
-    result = await gateway.pipeline.call(
-        ToolCall(
-            tool_id=_text(params, "tool_id"),
-            action=params.get("action"),
-            arguments=Raw(encode(params.get("parameters") or {})),
-            timeout_seconds=timeout,
-            request_id=request_id,
-        ),
-        principal,
+    call = Call(
+        _text(params, "tool_id"),
+        Raw(encode(params.get("parameters") or {})),
+        caller=Caller(principal),
+        request_id=new_request_id(None),
+        action=params.get("action"),
+        timeout_seconds=timeout,
     )
-    return result_fields(result)
+    return result_fields(await gateway.calls.call(call))
 
 
 def _text(params: dict[str, Any], name: str) -> str:
@@ -136,7 +135,7 @@ def concerns(gateway: Gateway, event: Event, principal: Principal) -> bool:
     """Whether an event is for this principal's eyes: the calls of others and tools that it may not call are not."""
     if event.type in PRIVATE_EVENTS:
         return event.data.get("principal") == principal.name or ADMIN in principal.scopes
-    sees = gateway.pipeline.sees(principal)
+    sees = gateway.permissions.sees(principal)
     if sees is None or event.type not in TOOL_EVENTS:
         return True
     # One that is gone cannot be judged any more: its name may be known only to who saw it.
@@ -162,8 +161,8 @@ async def _sse(
                 if not concerns(gateway, event, principal):
                     reading = asyncio.ensure_future(anext(events, None))
                     continue
-                head = f"id: {event.seq}\n" if event.seq is not None else ""
-                yield f"{head}event: {event.type}\ndata: ".encode() + encode(event.body()) + b"\n\n"
+                event_id = str(event.seq) if event.seq is not None else ""
+                yield sse_event(encode(event.body()), event=event.type, event_id=event_id)
                 reading = asyncio.ensure_future(anext(events, None))
         finally:
             reading.cancel()
@@ -196,7 +195,7 @@ class _StatsTeller:
 
     async def _run(self) -> None:
         while True:
-            await self._gateway.refresh_server_stats()
+            await self._gateway.figures.refresh()
             self._gateway.events.tell("stats_update", payload=stats_fields(self._gateway, None))
             await asyncio.sleep(STATS_SECONDS)
 
@@ -210,7 +209,7 @@ class _EventsSocket:
         self._principal = principal_of(socket.scope)
         self._stats_teller = stats_teller
         self._pump: asyncio.Task[None] | None = None
-        self._commands: set[asyncio.Task[None]] = set()
+        self._commands = TaskSet()
 
     async def run(self) -> None:
         try:
@@ -224,10 +223,10 @@ class _EventsSocket:
         except (WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's word for a socket already closed
             pass
         finally:
-            tasks = [task for task in (self._pump, *self._commands) if task is not None]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._pump is not None:
+                self._pump.cancel()
+                await asyncio.gather(self._pump, return_exceptions=True)
+            await self._commands.close()
 
     def _tools(self) -> dict[str, Any]:
         library = self._gateway.library
@@ -241,7 +240,7 @@ class _EventsSocket:
                 "enabled": library.available(tool),
             }
 
-        sees = self._gateway.pipeline.sees(self._principal)
+        sees = self._gateway.permissions.sees(self._principal)
         seen = [shown(tool) for tool in library if sees is None or sees(tool)]
         return {"tools": seen, "total_count": len(seen), "timestamp": timestamp()}
 
@@ -276,9 +275,7 @@ class _EventsSocket:
             case "call":
                 if len(self._commands) >= MAX_COMMANDS:
                     raise InvalidRequest(f"{MAX_COMMANDS} commands are under way on this socket: wait for one to end")
-                task = asyncio.create_task(self._call(frame))
-                self._commands.add(task)
-                task.add_done_callback(self._commands.discard)
+                self._commands.start(self._call(frame))
             case other:
                 raise InvalidRequest(f"unknown type {other!r:.80}: expected subscribe, ping, get_tools or call")
 

@@ -14,7 +14,8 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from toolscore import __version__
-from toolscore.app.gateway import EXECUTOR_ID, Gateway
+from toolscore.app.compose import Gateway
+from toolscore.app.executor import EXECUTOR_ID
 from toolscore.core.errors import ServerNotFound, ToolScoreError
 from toolscore.core.models import NOBODY, timestamp
 from toolscore.discovery import Entry
@@ -25,7 +26,7 @@ __all__ = ["REGISTRY_PREFIX", "add_registry"]
 
 REGISTRY_PREFIX = "/v0.1/"
 OFFICIAL = "io.modelcontextprotocol.registry/official"
-SCORES = "toolscore.app.gateway/scores"
+SCORES = "toolscore.gateway/scores"
 OWN_NAMESPACE = "local.toolscore"
 SCHEMA = "https://static.modelcontextprotocol.io/schemas/2025-12-11/server.schema.json"
 VARY = {"vary": "Origin, Authorization, X-Api-Key"}
@@ -147,7 +148,7 @@ def _own(gateway: Gateway, request: Request) -> list[dict[str, Any]]:
     principal = principal_of(request.scope)
     if principal is NOBODY:
         return []
-    sees = gateway.pipeline.sees(principal)
+    sees = gateway.permissions.sees(principal)
     base = f"{request.url.scheme}://{header(request.scope, b'host') or 'localhost'}"
     shown = []
     for upstream in gateway.upstreams:
@@ -159,7 +160,7 @@ def _own(gateway: Gateway, request: Request) -> list[dict[str, Any]]:
         about = upstream.spec.description or str(info.get("title") or info.get("name") or upstream.server_id)
         ours = upstream.server_id == EXECUTOR_ID or upstream.spec.inprocess
         version = str(installed.version if installed else __version__ if ours else info.get("version") or "0.0.0")
-        scores = [(tool.tool_id, gateway.pipeline.scores.of(tool)) for tool in tools]
+        scores = [(tool.tool_id, gateway.scores.of(tool)) for tool in tools]
         shown.append(
             {
                 "server": {

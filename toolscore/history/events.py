@@ -11,30 +11,39 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
+from pydantic import Field
 
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Event, timestamp
+from toolscore.core.rules import Rules
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError
 
-__all__ = ["ON_REQUEST_ONLY", "EventLog", "Subscription", "UnifiedNotifier"]
+__all__ = ["ON_REQUEST_ONLY", "EventLog", "EventRules", "Subscription", "UnifiedNotifier"]
 
 log = structlog.get_logger(__name__)
 
 ON_REQUEST_ONLY = frozenset({"stats_update", "call_finished"})
 """Frequent events, sent only to those who name them."""
 
-QUEUE_EVENTS = 1000
-"""What a subscriber may leave unread before it is told that it lags."""
-
-KEEP_EVENTS = 100_000
 PRUNE_EVERY = 1000
 """Old events go in strides, so that pruning costs nothing at each write."""
 
 PAGE_EVENTS = 500
+
+
+class EventRules(Rules):
+    """What the log of events keeps."""
+
+    needs_restart = True
+
+    keep: Annotated[int, Field(ge=100)] = Field(100_000, description="how many the log keeps")
+    queue: Annotated[int, Field(ge=10)] = Field(
+        1000, description="what a subscriber may leave unread before it is told that it lags"
+    )
 
 
 class Subscription:
@@ -103,7 +112,7 @@ class UnifiedNotifier:
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
 
-    def subscribe(self, types: Collection[str] | None, queue_events: int = QUEUE_EVENTS) -> Subscription:
+    def subscribe(self, types: Collection[str] | None, queue_events: int) -> Subscription:
         subscription = Subscription(types, queue_events)
         self._subscriptions.add(subscription)
         return subscription
@@ -135,14 +144,12 @@ class EventLog:
     def __init__(
         self,
         database: Database,
+        rules: EventRules | None = None,
         *,
-        keep_events: int = KEEP_EVENTS,
-        queue_events: int = QUEUE_EVENTS,
         on_event: Callable[[str], None] | None = None,
     ) -> None:
         self._database = database
-        self._keep = keep_events
-        self._queue_events = queue_events
+        self._rules = rules or EventRules()
         self._on_event = on_event
         self.notifier = UnifiedNotifier()
         self._pending: deque[Event] = deque()
@@ -184,7 +191,7 @@ class EventLog:
             types: only these; `None`: all but those of `ON_REQUEST_ONLY`.
             since: the last `seq` seen; `None`: from now on.
         """
-        subscription = self.notifier.subscribe(types, queue_events or self._queue_events)
+        subscription = self.notifier.subscribe(types, queue_events or self._rules.queue)
         try:
             yield self._replay_then_live(subscription, since)
         finally:
@@ -245,6 +252,6 @@ class EventLog:
         if self._since_prune >= PRUNE_EVERY:
             self._since_prune = 0
             try:
-                await self._database.prune_events(self._keep)
+                await self._database.prune_events(self._rules.keep)
             except StoreError as exc:
                 log.warning("cannot prune the event log", error=str(exc))

@@ -17,16 +17,18 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Container, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
 from msgspec import Raw
+from pydantic import Field
 
 from toolscore.core.errors import InvalidArguments, InvalidRequest, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import timestamp
 from toolscore.core.redaction import redact_json, redact_text
+from toolscore.core.rules import Rules, Seconds
 from toolscore.embedding import Embedder
 from toolscore.stores import Database, WriteBehind
 
@@ -90,17 +92,14 @@ NEAR = 0.7
 DEPTH = 3
 
 
-class FirewallRules(msgspec.Struct, frozen=True, kw_only=True):
-    """When fixes are learned and shown.
-
-    Args:
-        window_seconds: a success within this of a failure is taken for its repair.
-        min_confidence: a suggestion is shown from here on: times worked / (times tried + 1).
-    """
+class FirewallRules(Rules):
+    """What helped before when a call failed like this: `toolscore errors`."""
 
     enabled: bool = True
-    window_seconds: float = 300.0
-    min_confidence: float = 0.6
+    window_seconds: Seconds = Field(300, description="a success within this of a failure is taken for its repair")
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.6, description="times a fix worked, over the times it was tried and one"
+    )
 
 
 class Fix(msgspec.Struct, kw_only=True):
@@ -182,6 +181,10 @@ class ErrorFirewall:
         self._open_of: dict[str, set[str]] = {}
         self._miner: Any = None
         self.writes = WriteBehind("error patterns")
+
+    def use(self, rules: FirewallRules) -> None:
+        """Learn and advise by other rules from now on."""
+        self.rules = rules
 
     async def __aenter__(self) -> ErrorFirewall:
         rows, fixes = await self._database.load_patterns()

@@ -12,19 +12,21 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import structlog
 from msgspec import Raw
+from pydantic import Field
 
 from toolscore.core.errors import ToolNotFound
 from toolscore.core.jsonrpc import decode
 from toolscore.core.models import timestamp
-from toolscore.history.recording import CallRecord, JournalRules, Order, Taken, call_frame, order_frame, unpacked
+from toolscore.core.rules import Count, Places, Rules
+from toolscore.history.recording import CallRecord, Order, Taken, call_frame, order_frame, unpacked
 from toolscore.stores import Database
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "JournalRules"]
 
 log = structlog.get_logger(__name__)
 
@@ -39,22 +41,35 @@ SETTLE_SECONDS = 2.0
 _taken = msgspec.json.Decoder(Taken)
 
 
+class JournalRules(Rules):
+    """What was called, by whom, and how it went: `toolscore calls`."""
+
+    enabled: bool = True
+    keep_days: Annotated[float, Field(gt=0)] = Field(30, description="after that a record goes")
+    keep_mb: Count = Field(1024, description="roughly; the oldest goes first")
+    max_body_bytes: Places = Field(4 * 1024 * 1024, description="larger arguments and results are left out")
+    log_calls: bool = Field(True, description="a line in the log for each call, too")
+
+
 class Journal:
     """Use as `async with Journal(…) as journal`; leaving waits until what there is has been written.
 
     Args:
         command: of the recorder.
-        order: what the recorder is told first.
+        order: what the recorder is told first, beside the rules: the database, how to log.
 
     Attributes:
         written: records that are in the database. lost: that could not be written.
         store_error: why nothing is being written just now.
     """
 
-    def __init__(self, database: Database, command: Sequence[str], order: Order) -> None:
+    def __init__(
+        self, database: Database, command: Sequence[str], order: Order, rules: JournalRules | None = None
+    ) -> None:
         self._database = database
         self._command = command
-        self._order = order
+        self.rules = rules or JournalRules()
+        self._order = _obeying(order, self.rules)
         self.written = 0
         self.lost = 0
         self.store_error: str | None = None
@@ -67,10 +82,6 @@ class Journal:
         self._progress = asyncio.Event()
         self._closing = False
         self._keeper: asyncio.Task[None] | None = None
-
-    @property
-    def rules(self) -> JournalRules:
-        return self._order.rules
 
     async def __aenter__(self) -> Journal:
         self._start()
@@ -93,8 +104,8 @@ class Journal:
 
     def use(self, rules: JournalRules) -> None:
         """Record by other rules from now on."""
-        if rules != self._order.rules:
-            self._order = msgspec.structs.replace(self._order, rules=rules)
+        if rules != self.rules:
+            self.rules, self._order = rules, _obeying(self._order, rules)
             if self._pipe is not None:
                 self._pipe.write(order_frame(self._order))
             self._start()
@@ -103,7 +114,7 @@ class Journal:
 
     def add(self, record: CallRecord, arguments: Raw, result: Raw | None) -> None:
         """Have a call recorded. Never waits; at the bound the record is lost, and counted."""
-        rules = self._order.rules
+        rules = self.rules
         if not rules.enabled:
             return
         if record.arguments_bytes > rules.max_body_bytes:
@@ -142,7 +153,7 @@ class Journal:
             self._unsent.clear()
 
     def _start(self) -> None:
-        if self._keeper is None and self._order.rules.enabled:
+        if self._keeper is None and self.rules.enabled:
             self._keeper = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
@@ -252,6 +263,10 @@ class Journal:
             return decode(unpacked(content)) if content is not None else None
 
         return {row["call_id"]: {name: value(row, name) for name in ("arguments", "result")} for row in rows}
+
+
+def _obeying(order: Order, rules: JournalRules) -> Order:
+    return msgspec.structs.replace(order, keep_days=rules.keep_days, keep_mb=rules.keep_mb, log_calls=rules.log_calls)
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,6 @@ from toolscore.stores.database import StoreError
 
 __all__ = [
     "CallRecord",
-    "JournalRules",
     "Order",
     "Taken",
     "call_frame",
@@ -76,26 +75,17 @@ def new_call_id(moment: float | None = None) -> str:
     return f"{milliseconds:012x}{_process}{next(_numbers) & 0xFFFFFF:06x}"
 
 
-class JournalRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept.
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """How to record from now on. `database_url` and the log's form count in the first only.
 
-    Args:
-        keep_days: for how long. keep_mb: how much, roughly, in MB; the oldest goes first.
-        max_body_bytes: of the arguments and of the result; of a larger one only its size is kept.
+    Attributes:
+        keep_days: records are kept for so long. keep_mb: roughly so much, in MB; the oldest goes first.
         log_calls: also write a line to the log for each call.
     """
 
-    enabled: bool = True
     keep_days: float = 30.0
     keep_mb: int = 1024
-    max_body_bytes: int = 4 * 1024 * 1024
     log_calls: bool = True
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """How to record from now on. `database_url` and the log's form count in the first only."""
-
-    rules: JournalRules
     database_url: str = ""
     log_level: str = "info"
     log_format: str = "console"
@@ -157,7 +147,7 @@ class _Rows:
     """Makes rows of calls: redacted, large bodies apart."""
 
     def __init__(self) -> None:
-        self.rules = JournalRules()
+        self.order = Order()
         self._known: dict[str, str] = {}
 
     def of(self, group: list[tuple[CallRecord, bytes, bytes]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -258,7 +248,7 @@ class _Recorder:
         self._reader = reader
         self._database = database
         self._rows = _Rows()
-        self._rows.rules = order.rules
+        self._rows.order = order
         self._log = log_lines
         self._line = _json_line if order.log_format == "json" else _console_line
         self._waiting: deque[tuple[CallRecord, bytes, bytes]] = deque()
@@ -291,7 +281,7 @@ class _Recorder:
                     break
                 at = end
                 if kind == _ORDER:
-                    self._rows.rules = _orders.decode(buffer[start : start + head]).rules
+                    self._rows.order = _orders.decode(buffer[start : start + head])
                     continue
                 body = bytes(buffer[start:end])
                 self._waiting.append((_records.decode(body[:head]), body[head : head + given], body[head + given :]))
@@ -329,7 +319,7 @@ class _Recorder:
                 self._waiting.clear()  # the database has had its last chance
         self._taken += len(group)
         self._say(None)
-        if self._rows.rules.log_calls:
+        if self._rows.order.log_calls:
             self._log("".join(map(self._line, rows)))
 
     def _failed(self, error: str) -> None:
@@ -343,18 +333,18 @@ class _Recorder:
     async def _prune(self) -> None:
         while True:
             try:
-                await prune(self._database, self._rows.rules)
+                await prune(self._database, self._rows.order)
             except StoreError as exc:
                 log.warning("the journal cannot be pruned", error=str(exc))
             await asyncio.sleep(PRUNE_SECONDS)
 
 
-async def prune(database: Database, rules: JournalRules) -> int:
+async def prune(database: Database, order: Order) -> int:
     """Forget what is too old, and the oldest of what is too much. Returns how many calls went."""
-    gone = await _prune_before(database, new_call_id(time.time() - rules.keep_days * 86400))
+    gone = await _prune_before(database, new_call_id(time.time() - order.keep_days * 86400))
     number, size = await database.journal_size()
     size += number * ROW_BYTES
-    bound = rules.keep_mb * 1_000_000
+    bound = order.keep_mb * 1_000_000
     if number and size > bound:
         keep = int(number * 0.9 * bound / size)  # somewhat more than needed, so as not to come back at once
         before = await database.nth_newest_call(keep)

@@ -17,9 +17,10 @@ import msgspec
 import structlog
 
 from toolscore.core.models import Tool
+from toolscore.core.rules import Rules
 from toolscore.stores import Database, WriteBehind
 
-__all__ = ["LATENCY_CLASSES", "Evidence", "Score", "Scores"]
+__all__ = ["LATENCY_CLASSES", "Evidence", "Score", "ScoreRules", "Scores"]
 
 log = structlog.get_logger(__name__)
 
@@ -152,19 +153,29 @@ def _share(yes: float, no: float) -> float | None:
     return (yes + PRIOR_WEIGHT) / (yes + no + PRIOR_WEIGHT) if yes + no else None
 
 
+class ScoreRules(Rules):
+    """How well each tool serves, from live calls."""
+
+    enabled: bool = True
+
+
 class Scores:
     """All tools' evidence. Use as `async with Scores(database) as scores`.
 
     Kept every few seconds: a gateway that is killed forgets no more than that.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, rules: ScoreRules | None = None) -> None:
         self._database = database
+        self._rules = rules or ScoreRules()
         self._evidence: dict[str, Evidence] = {}
         self._dirty: set[str] = set()
         self._flushed = 0.0
-        self.enabled = True
         self.writes = WriteBehind("scores")
+
+    def use(self, rules: ScoreRules) -> None:
+        """Measure by other rules from now on."""
+        self._rules = rules
 
     async def __aenter__(self) -> Scores:
         for row in await self._database.load_scores():
@@ -185,7 +196,7 @@ class Scores:
 
     def add(self, tool: Tool, outcome: str, seconds: float, fits: bool | None) -> None:
         """Take how a call of a tool ended."""
-        if not self.enabled:
+        if not self._rules.enabled:
             return
         evidence = self._evidence.get(tool.tool_id)
         if evidence is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -40,7 +40,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self._cache = Counter(
-            "toolscore_cache_hits_total", "Results that were given again, by the level that had them.", ["level"],
+            "toolscore_cache_hits_total", "Cache hits, by the level that had the result.", ["level"],
             registry=self.registry,
         )  # fmt: skip
         self.in_flight = Gauge("toolscore_calls_in_flight", "Tool calls under way.", registry=self.registry)
@@ -56,9 +56,8 @@ class Metrics:
             registry=self.registry,
         )
         self._events = Counter("toolscore_events_total", "Events told.", ["type"], registry=self.registry)
-        self.server_stats: dict[str, dict[str, Any]] = {}
-        """What our own servers said of themselves last: server id → figures."""
-        self.registry.register(_PythonExecutors(self))
+        self._executors = _PythonExecutors()
+        self.registry.register(self._executors)
         # labels() costs as much as the observation itself: keep its answers
         self._call_children: dict[tuple[str, str], Counter] = {}
         self._seconds_children: dict[str, Histogram] = {}
@@ -118,6 +117,10 @@ class Metrics:
         gone = set(tool_ids)
         self._tool_children = {key: child for key, child in self._tool_children.items() if key[0] not in gone}
 
+    def show_servers(self, figures: Mapping[str, dict[str, Any]]) -> None:
+        """Show what our own servers say of themselves: server id → figures."""
+        self._executors.figures = figures
+
     def event(self, event_type: str) -> None:
         self._events.labels(event_type).inc()
 
@@ -129,8 +132,7 @@ class Metrics:
 class _PythonExecutors(Collector):
     """The figures of Python executors, as they last gave them."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    figures: Mapping[str, dict[str, Any]] = {}
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         by_engine, by_pool = ["server", "engine"], ["server", "engine", "packages"]
@@ -155,7 +157,7 @@ class _PythonExecutors(Collector):
         )
         calls = GaugeMetricFamily("toolscore_python_calls", "Calls that run or wait.", labels=["server", "state"])
         sessions = GaugeMetricFamily("toolscore_python_sessions", "Open sessions.", labels=["server"])
-        for server, stats in self._metrics.server_stats.items():
+        for server, stats in self.figures.items():
             if "engines" not in stats:
                 continue
             sandbox.add_metric([server, str(stats.get("tier")), str(stats.get("slow_path", False)).lower()], 1)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import msgspec
 
 from toolscore.core.errors import InvalidRequest, ToolScoreError
 from toolscore.core.jsonrpc import decode, meta_of
-from toolscore.core.models import Principal, ToolCall, ToolResult
+from toolscore.core.models import Principal, ToolResult
 
-__all__ = ["CARRIED", "Span", "Tracing", "open_tracing"]
+__all__ = ["CARRIED", "NO_TRACING", "Span", "Tracing", "open_tracing"]
 
 CARRIED = ("traceparent", "tracestate", "baggage")
 """W3C Trace Context and Baggage, as members of `_meta` (MCP, OpenTelemetry trace context)."""
@@ -26,15 +26,56 @@ CLOSE_SECONDS = 3.0
 
 
 class Span:
-    """One span under way."""
+    """One span under way. This base class is one that nobody looks at."""
 
+    def ended(self, result: ToolResult) -> None:
+        """Note how a call ended."""
+
+    def carried(self) -> dict[str, str]:
+        """What the other side needs to go on with this trace, as members of `_meta`."""
+        return {}
+
+
+class Tracing(Protocol):
+    """Makes spans."""
+
+    def call(
+        self, tool_id: str, principal: Principal, request_id: str, extra: dict[str, Any] | None
+    ) -> AbstractContextManager[Span]:
+        """A span around one call, within the caller's trace.
+
+        Args:
+            extra: the members of the request's params beside its arguments; the caller's trace stands in its `_meta`.
+        """
+        ...
+
+    def request(self, server_id: str, method: str, what: str) -> AbstractContextManager[Span]:
+        """A span around one request to a server."""
+        ...
+
+
+class _NoTracing:
+    """Makes spans that nobody looks at, at no cost."""
+
+    _nothing = nullcontext(Span())
+
+    def call(self, *_: Any) -> AbstractContextManager[Span]:
+        return self._nothing
+
+    def request(self, *_: Any) -> AbstractContextManager[Span]:
+        return self._nothing
+
+
+NO_TRACING: Tracing = _NoTracing()
+
+
+class _OpenTelemetrySpan(Span):
     def __init__(self, span: Any, propagator: Any, context: Any) -> None:
         self._span = span
         self._propagator = propagator
         self._context = context
 
     def ended(self, result: ToolResult) -> None:
-        """Note how a call ended."""
         self._span.set_attribute("gen_ai.tool.name", result.tool.tool_id)
         self._span.set_attribute("toolscore.server_id", result.tool.server_id)
         self._span.set_attribute("toolscore.is_error", result.is_error)
@@ -42,13 +83,12 @@ class Span:
             self._span.set_attribute("toolscore.cache_level", result.cache_level)
 
     def carried(self) -> dict[str, str]:
-        """What the other side needs to go on with this trace."""
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier, context=self._context)
         return carrier
 
 
-class Tracing:
+class _OpenTelemetry:
     """Makes spans. `open_tracing` says where they go."""
 
     def __init__(self, provider: Any) -> None:
@@ -63,23 +103,22 @@ class Tracing:
         self._propagator = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
 
     @contextmanager
-    def call(self, call: ToolCall, principal: Principal) -> Iterator[Span]:
-        """A span around one call, within the caller's trace."""
+    def call(self, tool_id: str, principal: Principal, request_id: str, extra: dict[str, Any] | None) -> Iterator[Span]:
         try:
-            meta = meta_of(call.extra)
+            meta = meta_of(extra)
             carrier = {key: _text(meta[key]) for key in CARRIED if key in meta}
         except InvalidRequest:
             carrier = {}
         context = self._propagator.extract(carrier)
         with self._tracer.start_as_current_span(
-            f"tools/call {call.tool_id[:128]}",
+            f"tools/call {tool_id[:128]}",
             context=context,
             kind=self._trace.SpanKind.SERVER,
             attributes={
                 "gen_ai.operation.name": "execute_tool",
-                "gen_ai.tool.name": call.tool_id[:128],
+                "gen_ai.tool.name": tool_id[:128],
                 "enduser.id": principal.name,
-                "toolscore.request_id": call.request_id,
+                "toolscore.request_id": request_id,
             },
             record_exception=False,
             set_status_on_exception=False,
@@ -88,7 +127,6 @@ class Tracing:
 
     @contextmanager
     def request(self, server_id: str, method: str, what: str) -> Iterator[Span]:
-        """A span around one request to a server."""
         with self._tracer.start_as_current_span(
             f"{method} {what[:128]}",
             kind=self._trace.SpanKind.CLIENT,
@@ -100,7 +138,7 @@ class Tracing:
 
     def _watched(self, span: Any) -> Iterator[Span]:
         try:
-            yield Span(span, self._propagator, self._trace.set_span_in_context(span))
+            yield _OpenTelemetrySpan(span, self._propagator, self._trace.set_span_in_context(span))
         except ToolScoreError as exc:
             span.set_attribute("error.type", exc.code)
             span.set_status(self._trace.StatusCode.ERROR, exc.message[:200])
@@ -118,7 +156,7 @@ def _text(value: Any) -> str:
 
 
 @contextmanager
-def open_tracing(endpoint: str | None, headers: dict[str, str] | None = None) -> Iterator[Tracing | None]:
+def open_tracing(endpoint: str | None, headers: dict[str, str] | None = None) -> Iterator[Tracing]:
     """Send spans to a collector, if one is configured.
 
     Args:
@@ -126,7 +164,7 @@ def open_tracing(endpoint: str | None, headers: dict[str, str] | None = None) ->
         headers: sent along, for a collector that asks for a key.
     """
     if endpoint is None:
-        yield None
+        yield NO_TRACING
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -140,7 +178,7 @@ def open_tracing(endpoint: str | None, headers: dict[str, str] | None = None) ->
     provider = TracerProvider(resource=Resource.create({"service.name": "toolscore"}))
     exporter = OTLPSpanExporter(endpoint=endpoint, headers=headers or {}, timeout=EXPORT_SECONDS)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    tracing = Tracing(provider)
+    tracing = _OpenTelemetry(provider)
     try:
         yield tracing
     finally:

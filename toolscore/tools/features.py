@@ -23,9 +23,12 @@ from toolscore.stores import Database
 from toolscore.stores.database import StoreError
 from toolscore.upstreams import ServerInfo
 
-__all__ = ["KINDS", "ChangeFeed", "FeatureIndex"]
+__all__ = ["KINDS", "LIST_CHANGED", "ChangeFeed", "FeatureIndex"]
 
 log = structlog.get_logger(__name__)
+
+LIST_CHANGED = {feature: f"notifications/{feature}/list_changed" for feature in ("tools", "prompts", "resources")}
+"""What tells that a list has changed (MCP, list changed notifications)."""
 
 KINDS = ("prompts", "resources", "templates")
 MAX_LINKS = 10_000
@@ -274,6 +277,12 @@ class ChangeFeed:
             except Exception:  # one listener's trouble is no server's, and no other listener's
                 log.exception("telling a change failed", server=server_id, method=method)
 
+    def lists_changed(self, server_id: str) -> None:
+        """Tell that all that a server lists may be another now."""
+        for method in LIST_CHANGED.values():
+            self.tell(server_id, method)
+
     def close(self) -> None:
+        """Tell those who listen that nothing more will come."""
         for _, on_close in list(self._listeners.values()):
             on_close()

@@ -7,92 +7,25 @@ Decides nothing about who may call them, and does not call them.
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-import jsonschema_rs
 import msgspec
 import structlog
 
 from toolscore.core.errors import InvalidRequest, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Change, ServerState, Tool, UpstreamSpec, now, timestamp
+from toolscore.core.models import Change, Sees, ServerState, Tool, UpstreamSpec, now, timestamp
 from toolscore.core.names import nearest, tool_id
 from toolscore.stores import Database, WriteBehind
 from toolscore.tools.pins import Pins
-from toolscore.upstreams.headers import Mirrored, mirrored_arguments
+from toolscore.tools.schemas import Schemas, is_usable
 
-__all__ = ["Sees", "UnifiedToolLibrary", "change_fields", "compile_schema", "event_fields"]
+__all__ = ["UnifiedToolLibrary", "change_fields", "event_fields"]
 
 log = structlog.get_logger(__name__)
 
-MAX_SCHEMA_SIZE = 50_000
-MAX_SCHEMA_DEPTH = 200
-MAX_NAME = 256
-MAX_DEFINITION_DEPTH = 64
-MAX_DEFINITION_BYTES = 256 * 1024
-
-BYTES_PER_TOKEN = 3.5
-"""Of definitions of tools: 3.68 on average over 1,600 of them with a tokenizer of the Llama family."""
-
-Sees = Callable[[Tool], bool]
-"""Says which tools exist for somebody."""
-
 AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
-
-
-def compile_schema(schema: Any) -> Any:
-    """A validator of a tool's schema, or `None` where the schema is none.
-
-    References are never fetched, and patterns run in linear time.
-    """
-    if not isinstance(schema, dict):
-        return None
-    if _expanded_size(schema) > MAX_SCHEMA_SIZE:
-        log.warning("a tool's schema unfolds without end: its arguments go unchecked")
-        return None
-    try:
-        return jsonschema_rs.validator_for(
-            schema, offline=True, pattern_options=jsonschema_rs.RegexOptions(size_limit=1 << 20)
-        )
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError) as exc:
-        log.warning("a tool's schema cannot be compiled: its arguments go unchecked", error=str(exc)[:200])
-        return None
-
-
-def _expanded_size(schema: dict[str, Any]) -> float:
-    """How many parts a schema has once its local references are written out: what checking against it may cost."""
-    sizes: dict[int, float] = {}
-
-    def size(part: Any, depth: int) -> float:
-        if depth > MAX_SCHEMA_DEPTH:
-            return float("inf")
-        if isinstance(part, list):
-            return 1 + sum(size(member, depth + 1) for member in part)
-        if not isinstance(part, dict):
-            return 1
-        known = sizes.get(id(part))
-        if known is None:
-            sizes[id(part)] = 1  # a schema that contains itself ends with its instance
-            known = 1 + sum(
-                size(member, depth + 1) for key, member in part.items() if key not in ("$defs", "definitions")
-            )
-            reference = part.get("$ref")
-            if isinstance(reference, str) and reference.startswith("#"):
-                known += size(_at_pointer(schema, reference), depth + 1)
-            sizes[id(part)] = known
-        return known
-
-    return size(schema, 0)
-
-
-def _at_pointer(schema: Any, reference: str) -> Any:
-    for step in reference.removeprefix("#").split("/")[1:]:
-        if not isinstance(schema, dict):
-            return None
-        schema = schema.get(step.replace("~1", "/").replace("~0", "~"))
-    return schema
 
 
 def event_fields(tool: Tool) -> dict[str, Any]:
@@ -107,36 +40,6 @@ def event_fields(tool: Tool) -> dict[str, Any]:
         "tool_type": "mcp_server",
         "server_id": tool.server_id,
     }
-
-
-def _usable(server_id: str, definition: dict[str, Any]) -> bool:
-    """Whether a definition can be kept, shown and judged; if not the tool is left out, and the log says why."""
-    problem = None
-    if len(definition["name"]) > MAX_NAME:
-        problem = f"its name has more than {MAX_NAME} characters"
-    elif _depth(definition) > MAX_DEFINITION_DEPTH:
-        problem = f"it is nested more than {MAX_DEFINITION_DEPTH} levels deep"
-    elif len(encode(definition)) > MAX_DEFINITION_BYTES:
-        problem = f"it has more than {MAX_DEFINITION_BYTES // 1024} KB"
-    if problem is not None:
-        log.error("a tool's definition is not usable: it is left out", server=server_id,
-                  tool=definition["name"][:100], reason=problem)  # fmt: skip
-    return problem is None
-
-
-def _depth(value: Any) -> int:
-    """How deeply lists and objects stand in one another; no deeper than is looked."""
-    depth, level = 0, [value]
-    while level and depth <= MAX_DEFINITION_DEPTH:
-        level = [
-            member
-            for one in level
-            if isinstance(one, dict | list)
-            for member in (one.values() if isinstance(one, dict) else one)
-            if isinstance(member, dict | list)
-        ]
-        depth += 1
-    return depth
 
 
 def _identity(tool: Tool) -> dict[str, Any]:
@@ -179,9 +82,7 @@ class UnifiedToolLibrary:
         self._by_server: dict[str, dict[str, Tool]] = {}
         self._order: list[str] = []
         self._state: dict[str, ServerState] = {}
-        self._validators: dict[tuple[str, str], Any] = {}
-        self._mirrored: dict[str, Mirrored] = {}
-        self._tokens: dict[str, int] = {}
+        self.schemas = Schemas()
         self.writes = WriteBehind("tools")
         self.generation = 0
         """Grows with each change of the list: what was made from the list is good while it stands."""
@@ -319,47 +220,6 @@ class UnifiedToolLibrary:
         """How many tools there are for somebody."""
         return len(self._tools) if sees is None else sum(1 for tool in self if sees(tool))
 
-    def validator(self, tool: Tool) -> Any:
-        """The compiled schema of a tool's arguments, `None` where there is nothing to check."""
-        return self._compiled(tool, "inputSchema")
-
-    def output_validator(self, tool: Tool) -> Any:
-        """The compiled schema of a tool's structured results, `None` where there is nothing to check."""
-        return self._compiled(tool, "outputSchema")
-
-    def _compiled(self, tool: Tool, member: str) -> Any:
-        try:
-            return self._validators[tool.definition_hash, member]
-        except KeyError:
-            validator = compile_schema(tool.definition.get(member))
-            if len(self._validators) >= 4 * len(self._tools) + 100:
-                self._validators.clear()
-            self._validators[tool.definition_hash, member] = validator
-            return validator
-
-    def tokens(self, tool: Tool) -> int:
-        """About what a model reads to know this tool."""
-        found = self._tokens.get(tool.definition_hash)
-        if found is None:
-            found = math.ceil(len(encode({**tool.definition, "name": tool.tool_id})) / BYTES_PER_TOKEN)
-            if len(self._tokens) >= 2 * len(self._tools) + 100:
-                self._tokens.clear()
-            self._tokens[tool.definition_hash] = found
-        return found
-
-    def mirrored(self, tool: Tool) -> Mirrored:
-        """The arguments of a tool that clients of the stateless era repeat in HTTP headers."""
-        found = self._mirrored.get(tool.definition_hash)
-        if found is None:
-            try:
-                found = mirrored_arguments(tool.input_schema)
-            except ValueError:
-                found = {}
-            if len(self._mirrored) >= 2 * len(self._tools) + 100:
-                self._mirrored.clear()
-            self._mirrored[tool.definition_hash] = found
-        return found
-
     # Writing
 
     def update(self, server_id: str, spec: UpstreamSpec, definitions: list[dict[str, Any]]) -> None:
@@ -367,7 +227,7 @@ class UnifiedToolLibrary:
         before = dict(self._by_server.get(server_id, {}))
         verdicts = self.pins.review(
             server_id,
-            [definition for definition in definitions if _usable(server_id, definition)],
+            [definition for definition in definitions if is_usable(server_id, definition)],
             lambda: self._names_beside(server_id),
             trusted=spec.identify_callers and server_id in self._trusted,
         )
@@ -485,6 +345,7 @@ class UnifiedToolLibrary:
     def _put(self, tool: Tool) -> None:
         if tool.tool_id not in self._tools:
             bisect.insort(self._order, tool.tool_id)
+            self.schemas.expect(len(self._order))
         self._tools[tool.tool_id] = tool
         self._by_server.setdefault(tool.server_id, {})[tool.name] = tool
 

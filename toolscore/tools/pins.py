@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import msgspec
 import structlog
+from pydantic import Field
 
 from toolscore.core.errors import Conflict
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Change, Held, definition_hash, timestamp
+from toolscore.core.rules import Rules
 from toolscore.stores import Database, WriteBehind
 
 __all__ = ["Pin", "PinRules", "Pins", "Verdict", "classify", "first_sight", "readable_diff"]
@@ -79,17 +81,16 @@ SECRETS = re.compile(
 )
 
 
-class PinRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of a change: it is accepted, accepted and reported, or held until somebody approves.
+class PinRules(Rules):
+    """Tools are held to what they said of themselves first: accept, report or quarantine a change."""
 
-    Args:
-        first: a tool that is new, and says what would be suspicious in a change.
-    """
-
-    compatible: Action = "accept"
-    breaking: Action = "report"
-    suspicious: Action = "quarantine"
-    first: Action = "report"
+    compatible: Action = Field("accept", description="a change that breaks no caller")
+    breaking: Action = Field("report", description="one that does")
+    suspicious: Action = Field(
+        "quarantine",
+        description="one that talks to the model, hides characters, names secrets or other servers' tools",
+    )
+    first: Action = Field("report", description="a new tool that does")
 
 
 class Pin(msgspec.Struct, kw_only=True):
@@ -342,6 +343,10 @@ class Pins:
         self.rules = rules or PinRules()
         self._pins: dict[str, dict[str, Pin]] = {}
         self.writes = WriteBehind("pins")
+
+    def use(self, rules: PinRules) -> None:
+        """Judge changes by other rules from now on."""
+        self.rules = rules
 
     async def __aenter__(self) -> Pins:
         for row in await self._database.load_pins():

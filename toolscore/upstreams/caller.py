@@ -24,6 +24,7 @@ __all__ = [
     "CLIENT_FEATURES",
     "EVERYBODY",
     "LOG_LEVELS",
+    "NO_HEADERS",
     "Caller",
     "ClientSide",
     "InFlight",

@@ -20,6 +20,7 @@ from toolscore.core.errors import InvalidArguments, InvalidRequest, Overloaded
 from toolscore.core.jsonrpc import INVALID_PARAMS, decode, decode_object, encode
 from toolscore.core.models import LOCAL, Principal
 from toolscore.upstreams import Caller
+from toolscore.upstreams.caller import NO_HEADERS
 from toolscore.upstreams.protocol import (
     INPUT_METHODS,
     LATEST_STATELESS_VERSION,
@@ -94,12 +95,15 @@ class SessionCaller(Caller):
         tell: takes a method and its params, on the way of this request.
         ask: puts a request to the client on the same way.
         token: under which the client wants to hear of progress.
+        headers: of its HTTP request, those that some server is given.
     """
 
     live = True
 
-    def __init__(self, home: Caller, tell: Tell, ask: Ask, token: Raw | None) -> None:
-        super().__init__(home.principal, client=home.client, capabilities=home.capabilities)
+    def __init__(
+        self, home: Caller, tell: Tell, ask: Ask, token: Raw | None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
+        super().__init__(home.principal, client=home.client, capabilities=home.capabilities, headers=headers)
         self.log_level = home.log_level
         self._home = home
         self._tell = tell
@@ -127,12 +131,15 @@ class StatelessCaller(Caller):
         params: from `read_params`.
         tell: takes a method and its params, on the response of this request.
         principal: who makes it.
+        headers: of its HTTP request, those that some server is given.
     """
 
     stateless = True
 
-    def __init__(self, params: Mapping[str, Any], tell: Tell, principal: Principal) -> None:
-        super().__init__(principal, capabilities=declared_capabilities(params))
+    def __init__(
+        self, params: Mapping[str, Any], tell: Tell, principal: Principal, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
+        super().__init__(principal, capabilities=declared_capabilities(params), headers=headers)
         meta = params.get("_meta") or {}
         level = decode(meta[f"{META}logLevel"]) if f"{META}logLevel" in meta else None
         self.log_level = level if isinstance(level, str) else None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Body, FastAPI, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import Response
 
 from toolscore.access.auth import ADMIN, need_scope
-from toolscore.app.gateway import Gateway
-from toolscore.core.errors import Conflict, InvalidArguments
+from toolscore.app.compose import Gateway
+from toolscore.core.errors import Conflict
 from toolscore.discovery import Wish
 from toolscore.discovery.views import (
     acquired_fields,
@@ -19,10 +19,10 @@ from toolscore.discovery.views import (
     offer_fields,
     source_fields,
 )
-from toolscore.endpoints.asgi import principal_of, whole
-from toolscore.endpoints.rest.rest import FAILURE_OPENAPI, answer
+from toolscore.endpoints.asgi import principal_of, read_as
+from toolscore.endpoints.rest.answers import answer
 
-__all__ = ["add_discovery"]
+__all__ = ["discovery_router"]
 
 
 class Task(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,7 +50,7 @@ class InstallRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     version: str | None = None
-    registry: str | None = None
+    registry: Literal["pypi", "npm", "oci", "remote"] | None = None
     server_id: str | None = None
     env: dict[str, str] = {}
     arguments: dict[str, str] = {}
@@ -64,32 +64,32 @@ TASK_EXAMPLE = {"task_description": "what time is it in Tokyo?"}
 INSTALL_EXAMPLE = {"name": "io.github.modelcontextprotocol/time", "dry_run": True}
 
 
-def add_discovery(app: FastAPI, gateway: Gateway) -> None:
-    """Add the routes to an application that has the envelope for errors already."""
-    router = APIRouter()
+def discovery_router(gateway: Gateway) -> APIRouter:
+    """The routes of discovery."""
+    router = APIRouter(tags=["discovery"])
     installer, catalog = gateway.installer, gateway.catalog
 
-    @router.post("/api/v1/tools/analyze-gap", summary="Do our tools fit a task?", tags=["discovery"])
+    @router.post("/api/v1/tools/analyze-gap", summary="Do our tools fit a task?")
     async def analyze_gap(request: Request, body: Annotated[dict[str, Any], Body(examples=[TASK_EXAMPLE])]) -> Response:
         """Each step of the task is `sufficient`, `unsure` or `gap`, with a measured confidence."""
-        who, task = principal_of(request.scope), _read(body, Task)
+        who, task = principal_of(request.scope), read_as(body, Task)
         analysis = await gateway.gaps.analyze(
-            task.task_description, context=task.context_text(), principal=who.name, sees=gateway.pipeline.sees(who)
+            task.task_description, context=task.context_text(), principal=who.name, sees=gateway.permissions.sees(who)
         )
         return answer(request, analysis_fields(analysis))
 
-    @router.post("/api/v1/tools/request-capability", summary="Get what a task lacks", tags=["discovery"])
+    @router.post("/api/v1/tools/request-capability", summary="Get what a task lacks")
     async def request_capability(
         request: Request, body: Annotated[dict[str, Any], Body(examples=[TASK_EXAMPLE])]
     ) -> Response:
         """Gap, candidates, install (if a rule allows it), tools. Progress: the events `install_progress`."""
-        who, task = principal_of(request.scope), _read(body, Task)
+        who, task = principal_of(request.scope), read_as(body, Task)
         acquired = await gateway.broker.request(
-            task.task_description, context=task.context_text(), principal=who.name, sees=gateway.pipeline.sees(who)
+            task.task_description, context=task.context_text(), principal=who.name, sees=gateway.permissions.sees(who)
         )
         return answer(request, acquired_fields(acquired))
 
-    @router.get("/api/v1/catalog/search", summary="Servers that may do", tags=["discovery"])
+    @router.get("/api/v1/catalog/search", summary="Servers that may do")
     async def search_catalog(
         request: Request,
         q: Annotated[str, Query(description="a task or keywords", examples=["send a message to Slack"])],
@@ -103,19 +103,17 @@ def add_discovery(app: FastAPI, gateway: Gateway) -> None:
         sources = [source_fields(state) for state in await catalog.states()]
         return answer(request, {"servers": found, "total_count": len(found), "sources": sources})
 
-    @router.post("/api/v1/catalog/refresh", summary="Copy the registries now", tags=["discovery"])
+    @router.post("/api/v1/catalog/refresh", summary="Copy the registries now")
     async def refresh_catalog(request: Request) -> Response:
         need_scope(principal_of(request.scope), ADMIN)
         return answer(request, {"sources": [source_fields(state) for state in await catalog.refresh()]})
 
-    @router.post("/api/v1/catalog/install", summary="Install a server", tags=["discovery"])
+    @router.post("/api/v1/catalog/install", summary="Install a server")
     async def install(request: Request, body: Annotated[dict[str, Any], Body(examples=[INSTALL_EXAMPLE])]) -> Response:
         """What no rule under `discovery.install.allow` allows needs `approve`, and that the scope `admin`."""
-        wanted = _read(body, InstallRequest)
+        wanted = read_as(body, InstallRequest)
         if wanted.approve or wanted.env or wanted.arguments or wanted.network or wanted.server_id:
             need_scope(principal_of(request.scope), ADMIN)
-        if wanted.registry not in (None, "pypi", "npm", "oci", "remote"):
-            raise InvalidArguments(f"`registry` is pypi, npm, oci or remote, found {wanted.registry!r:.80}")
         wish = Wish(
             await catalog.get(wanted.name, wanted.version),
             server_id=wanted.server_id,
@@ -138,21 +136,14 @@ def add_discovery(app: FastAPI, gateway: Gateway) -> None:
             raise Conflict(f"the plan for {plan.name} is another by now: look at it again", data={"plan": plan.digest})
         return answer(request, installed_fields(await installer.install(wish)))
 
-    @router.get("/api/v1/catalog/installed", summary="What was installed", tags=["discovery"])
+    @router.get("/api/v1/catalog/installed", summary="What was installed")
     async def list_installed(request: Request) -> Response:
         found = [installed_fields(one) for one in installer]
         return answer(request, {"servers": found, "total_count": len(found)})
 
-    @router.delete("/api/v1/catalog/installed/{name:path}", summary="Uninstall a server", tags=["discovery"])
+    @router.delete("/api/v1/catalog/installed/{name:path}", summary="Uninstall a server")
     async def uninstall(request: Request, name: str) -> Response:
         need_scope(principal_of(request.scope), ADMIN)
         return answer(request, installed_fields(await installer.uninstall(name)))
 
-    app.include_router(router, responses=FAILURE_OPENAPI)
-
-
-def _read(body: dict[str, Any], kind: type[Any]) -> Any:
-    try:
-        return msgspec.convert(whole(body), kind)
-    except msgspec.ValidationError as exc:
-        raise InvalidArguments(f"the body does not fit: {exc}") from exc
+    return router

@@ -1,0 +1,347 @@
+"""`open_gateway`: makes the rooms in reading order, hands each what it needs, and closes them in reverse."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from msgspec import Raw
+
+from toolscore.access.auth import Authenticator
+from toolscore.access.limits import RateLimits
+from toolscore.access.permissions import Permissions
+from toolscore.app.executor import EXECUTOR_ID
+from toolscore.app.files import Loaded, watch_files
+from toolscore.app.reload import Reload
+from toolscore.app.servers import OWN_TOOLS, Servers, self_references
+from toolscore.app.settings import Settings, SettingsHub
+from toolscore.calls.admit import Circuits, Places
+from toolscore.calls.cache import ResultCache
+from toolscore.calls.call import CallPipeline
+from toolscore.calls.lookup import KeptResults
+from toolscore.calls.model import Call
+from toolscore.calls.note import Notes
+from toolscore.calls.reach import Reach
+from toolscore.calls.relay import Relay
+from toolscore.calls.replay import Replay
+from toolscore.core.errors import Conflict
+from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.models import Principal, ServerState, UpstreamSpec
+from toolscore.discovery import (
+    Analysis,
+    CapabilityBroker,
+    Installer,
+    MCPSearchTool,
+    Proof,
+    ToolGapDetector,
+    ToolSearch,
+)
+from toolscore.discovery.own_tools import OWN_SERVER, OwnTools
+from toolscore.embedding import LightEmbedder, embedder_for
+from toolscore.history.events import EventLog
+from toolscore.history.firewall import ErrorFirewall
+from toolscore.history.journal import Journal
+from toolscore.history.recording import Order
+from toolscore.history.scores import Scores
+from toolscore.stores import Database, SharedStore, open_database, open_shared
+from toolscore.telemetry.metrics import Metrics
+from toolscore.telemetry.tracing import open_tracing
+from toolscore.tools.features import LIST_CHANGED, ChangeFeed, FeatureIndex
+from toolscore.tools.library import UnifiedToolLibrary
+from toolscore.tools.pins import Pins
+from toolscore.upstreams import Caller, ServerInfo, UpstreamPool
+from toolscore.upstreams.figures import ServerFigures
+from toolscore.upstreams.process.spawn import CommandNotFound
+from toolscore.upstreams.protocol import CAPABILITY_OF
+from toolscore.upstreams.references import resolved_text
+
+__all__ = ["Gateway", "open_gateway"]
+
+log = structlog.get_logger(__name__)
+
+RECORDER = (sys.executable, "-m", "toolscore.history.recorder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """The open rooms, for the doors.
+
+    Attributes:
+        started: when it was opened, by `time.monotonic()`.
+    """
+
+    settings: SettingsHub
+    reload: Reload
+    servers: Servers
+    database: Database
+    shared: SharedStore | None
+    metrics: Metrics
+    events: EventLog
+    auth: Authenticator
+    permissions: Permissions
+    rates: RateLimits
+    upstreams: UpstreamPool
+    figures: ServerFigures
+    library: UnifiedToolLibrary
+    features: FeatureIndex
+    changes: ChangeFeed
+    pins: Pins
+    scores: Scores
+    journal: Journal
+    firewall: ErrorFirewall
+    cache: ResultCache
+    circuits: Circuits
+    notes: Notes
+    relay: Relay
+    calls: CallPipeline
+    replay: Replay
+    search: ToolSearch
+    gaps: ToolGapDetector
+    catalog: MCPSearchTool
+    installer: Installer
+    broker: CapabilityBroker
+    started: float
+
+    async def attach(self, server_id: str, spec: UpstreamSpec) -> None:
+        """Add a server at run time; it is there again after a restart.
+
+        Raises:
+            Conflict, InvalidRequest, InvalidArguments.
+        """
+        if self.installer.holds(server_id):
+            raise Conflict(f"server id {server_id!r} belongs to a server that was installed: choose another")
+        await self.servers.attach(server_id, spec)
+
+    async def detach(self, server_id: str) -> None:
+        """Remove a server that was attached or installed at run time, with all that belongs to it.
+
+        Raises:
+            ServerNotFound; Conflict: it belongs to the configuration.
+        """
+        if self.installer.holds(server_id):
+            await self.installer.uninstall(server_id)
+        else:
+            await self.servers.detach(server_id)
+
+    async def close_calls(self, seconds: float) -> None:
+        """Take on nothing more: give up what waits for clients, undo installs, let calls finish for so long."""
+        self.changes.close()
+        await self.installer.stop()
+        await self.calls.underway.close(seconds)
+
+
+@asynccontextmanager
+async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch: bool = True) -> AsyncIterator[Gateway]:
+    """Open everything below the doors.
+
+    Args:
+        loaded: settings with the ports as bound.
+        config_dir: where the settings were read; `None`: they are the embedded defaults.
+        watch: reload when a file there changes.
+
+    Raises:
+        StoreError: the database cannot be opened.
+    """
+    settings = loaded.settings
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        hub = SettingsHub(settings)
+        metrics = Metrics()
+
+        # What survives, and what replicas share
+        database = await enter(open_database(settings.storage.url))
+        shared = await enter(open_shared(settings.storage.redis_url))
+
+        # What happened
+        events = await enter(EventLog(database, settings.events, on_event=metrics.event))
+        scores = await enter(Scores(database, settings.scores))
+        words = LightEmbedder()
+        firewall = await enter(ErrorFirewall(database, words, settings.firewall))
+        order = Order(
+            database_url=settings.storage.url, log_level=settings.logging.level, log_format=settings.logging.format
+        )
+        journal = await enter(Journal(database, RECORDER, order, settings.journal))
+
+        # Which tools there are
+        changes = ChangeFeed()
+        pins = await enter(Pins(database, settings.pins))
+
+        def tool_changed(event: str, **data: Any) -> None:
+            events.publish(event, **data)
+            if event == "tool_updated" and "change" in data:
+                scores.changed(data["tool_id"], data["change"])
+            elif event == "tool_removed":
+                metrics.tools_gone([data["tool_id"]])
+            changes.tell(data["server_id"], LIST_CHANGED["tools"])
+
+        library = await enter(
+            UnifiedToolLibrary(database, pins, trusted=[EXECUTOR_ID, OWN_SERVER], publish=tool_changed)
+        )
+        metrics.tools.set_function(lambda: len(library))
+        features = await enter(FeatureIndex(database))
+
+        # The ways to them
+        def state_changed(server_id: str, state: ServerState, reason: str | None) -> None:
+            library.set_state(server_id, state)
+            metrics.server_up(server_id, state in ("up", "idle"))
+            if state == "up":
+                events.publish("server_up", server_id=server_id)
+            elif state in ("down", "failed", "stopped"):
+                events.publish("server_down", server_id=server_id, state=state, reason=reason)
+            changes.lists_changed(server_id)  # what they show as available is another
+
+        def described(server_id: str, info: ServerInfo) -> None:
+            features.describe(server_id, info)
+
+        def listed(server_id: str, kind: str, entries: list[dict[str, Any]]) -> None:
+            if features.update(server_id, kind, entries):
+                changes.tell(server_id, LIST_CHANGED[CAPABILITY_OF[kind]])
+
+        services = settings.core_services
+        upstreams = await enter(
+            UpstreamPool(
+                on_tools=library.update,
+                on_info=described,
+                on_list=listed,
+                on_notification=changes.tell,
+                on_state=state_changed,
+                on_restart=metrics.server_restarted,
+                has_tools=lambda server_id: bool(library.of_server(server_id)),
+                rules=settings.servers,
+                limits=settings.limits,
+                own_ports=(services.toolscore_http.port, services.toolscore_mcp.port),
+            )
+        )
+        figures = ServerFigures(upstreams, metrics.show_servers)
+
+        # Who may call
+        auth = Authenticator(database, settings.access, fetch=upstreams.fetch_json)
+        permissions = Permissions(settings.policy)
+        rates = RateLimits(settings.rates, shared, settings.storage.redis_url)
+
+        # Finding tools
+        embeddings = settings.embeddings
+        embedder = embedder_for(embeddings, _secret(embeddings.key))
+        search = await enter(ToolSearch(library, scores, database, embedder, frozenset({OWN_SERVER}), embeddings))
+
+        # One call
+        tracing = stack.enter_context(open_tracing(settings.tracing.endpoint))
+        relay = Relay(upstreams, settings.limits, tracing)
+        circuits = Circuits(settings.breaker, metrics, events)
+        places = Places(settings.servers)
+        cache = await enter(ResultCache(database, shared, settings.cache))
+        kept = KeptResults(cache, upstreams, settings.limits)
+        reach = Reach(upstreams, relay, places, circuits, settings.servers, settings.limits)
+        notes = Notes(
+            library, metrics=metrics, events=events, journal=journal, scores=scores, firewall=firewall,
+            on_success=search.succeeded,
+        )  # fmt: skip
+        calls = CallPipeline(
+            library, upstreams, permissions=permissions, kept=kept, rates=rates, reach=reach, notes=notes,
+            limits=settings.limits, tracing=tracing,
+        )  # fmt: skip
+
+        # Servers that come and go
+        def forget(server_id: str) -> None:
+            gone = [tool.tool_id for tool in library.of_server(server_id)]
+            library.forget(server_id)
+            scores.forget(gone)
+            search.forget(gone)
+            cache.invalidate(server_id=server_id)
+            features.forget(server_id)
+            places.forget(server_id)
+            circuits.forget(server_id)
+            metrics.server_gone(server_id)
+
+        servers = Servers(
+            hub, database, upstreams, broken={**loaded.broken_servers, **self_references(settings)},
+            forget=forget, forget_pins=pins.forget,
+        )  # fmt: skip
+
+        # Getting tools that are missing
+        def gap_found(principal: str, analysis: Analysis) -> None:
+            missing = [{"capability": one.capability, "keywords": one.keywords} for one in analysis.missing]
+            events.publish("gap_detected", principal=principal, confidence=analysis.confidence, missing=missing)
+
+        def proved(server_id: str, proof: Proof) -> None:
+            tool = next((tool for tool in library.of_server(server_id) if tool.name == proof.tool), None)
+            if tool is not None:
+                scores.add(tool, "ok" if proof.ok else "tool_error", proof.duration_ms / 1000, proof.fits)
+
+        gaps = ToolGapDetector(
+            library, search, embedder, words, upstreams.http, on_gap=gap_found, rules=settings.discovery.judge
+        )
+        catalog = await enter(MCPSearchTool(database, embedder, upstreams.http, settings.discovery.catalog, embeddings))
+        installer = await enter(
+            Installer(
+                settings.storage.folder / "servers", database, upstreams,
+                attach=servers.attach, detach=servers.detach,
+                tools_of=lambda server_id: [tool.tool_id for tool in library.of_server(server_id)],
+                on_proved=proved, publish=events.publish, reserved={OWN_SERVER, EXECUTOR_ID},
+                rules=settings.discovery.install,
+            )
+        )  # fmt: skip
+        broker = CapabilityBroker(gaps, search, catalog, installer)
+
+        async def call_as_agent(tool_id: str, arguments: dict[str, Any], who: Principal) -> dict[str, Any]:
+            call = Call(tool_id, Raw(encode(arguments)), caller=Caller(who), request_id=uuid.uuid4().hex)
+            result: dict[str, Any] = decode((await calls.call(call)).raw)
+            return result
+
+        upstreams.provide(OWN_TOOLS, OwnTools(search, gaps, broker, sees=permissions.sees, call=call_as_agent))
+
+        # Other settings while it runs
+        def use(new: Settings) -> None:
+            upstreams.use(new.servers, new.limits)
+            for room in (calls, relay, kept):
+                room.use(new.limits)
+            reach.use(new.servers, new.limits)
+            places.use(new.servers)
+            circuits.use(new.breaker)
+            cache.use(new.cache)
+            pins.use(new.pins)
+            journal.use(new.journal)
+            scores.use(new.scores)
+            firewall.use(new.firewall)
+            gaps.use(new.discovery.judge)
+            catalog.use(new.discovery.catalog)
+            installer.use(new.discovery.install)
+            rates.use(new.rates)
+            if permissions.use(new.policy):
+                for server_id in features.servers():
+                    changes.lists_changed(server_id)  # what a client sees may be other things
+
+        reload = Reload(hub, servers, upstreams, events, use=use, config_dir=config_dir, problems=loaded.problems)
+
+        # A file with a mistake says nothing of what it does not name: then nothing is forgotten.
+        remembered = () if loaded.problems else {*library.servers(), *features.servers()}
+        await servers.start(remembered)
+        for problem in loaded.problems:
+            log.error("a setting was refused", problem=problem)
+            events.publish("settings_rejected", reason=problem)
+        if watch and config_dir is not None and config_dir.is_dir():
+            await enter(watch_files(config_dir, reload.reload))
+        yield Gateway(
+            settings=hub, reload=reload, servers=servers, database=database, shared=shared, metrics=metrics,
+            events=events, auth=auth, permissions=permissions, rates=rates, upstreams=upstreams, figures=figures,
+            library=library, features=features, changes=changes, pins=pins, scores=scores, journal=journal,
+            firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls,
+            replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
+            installer=installer, broker=broker, started=time.monotonic(),
+        )  # fmt: skip
+
+
+def _secret(reference: str | None) -> str | None:
+    """What a reference stands for; `None` with a line in the log where it stands for nothing."""
+    try:
+        return resolved_text(reference) if reference is not None else None
+    except CommandNotFound as exc:
+        log.error("a key is not to be had", error=str(exc))
+        return None

@@ -1,0 +1,265 @@
+"""Reading the settings: from the files in `config/`, overridden by `TOOLSCORE_…` variables; strict, and watched.
+
+Three files make one `Settings`: `ports_config.yaml`, `toolscore.yaml` and `mcp_servers.json`. A problem names the file,
+the line, and what was expected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from toolscore.app.settings import ENV_PREFIX, Settings
+from toolscore.core.models import UpstreamSpec
+
+__all__ = ["FILES", "Loaded", "load_settings", "watch_files"]
+
+log = structlog.get_logger(__name__)
+
+FILES = ("ports_config.yaml", "toolscore.yaml", "mcp_servers.json")
+NOT_SETTINGS = frozenset({"TOOLSCORE_API_KEY", "TOOLSCORE_CONFIG_DIR", "TOOLSCORE_URL"})
+"""Variables of the command line and the clients, which share the prefix."""
+
+DEBOUNCE_SECONDS = 1.0
+
+
+class Loaded:
+    """What was read.
+
+    Attributes:
+        settings: valid settings; a refused key has its default.
+        problems: a line each: where, what, and what was expected.
+        broken_servers: server id → why its entry was refused.
+    """
+
+    def __init__(self, settings: Settings, problems: list[str], broken_servers: dict[str, str]) -> None:
+        self.settings = settings
+        self.problems = problems
+        self.broken_servers = broken_servers
+
+
+class _File:
+    """One settings file: its data, and the line of each key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem: str | None = None
+        self.data: dict[str, Any] = {}
+        self._lines: dict[tuple[str, ...], int] = {}
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as exc:
+            self.problem = f"{path}: cannot be read: {exc}"
+            return
+        try:
+            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+            # JSON is read as YAML for its line numbers; tabs, which YAML refuses, only cost these.
+            with contextlib.suppress(yaml.YAMLError):
+                self._note(yaml.compose(text, Loader=yaml.SafeLoader), ())
+        except json.JSONDecodeError as exc:
+            self.problem = f"{path}:{exc.lineno}: not JSON: {exc.msg}"
+            return
+        except yaml.YAMLError as exc:
+            mark = getattr(exc, "problem_mark", None)
+            line = f":{mark.line + 1}" if mark else ""
+            self.problem = f"{path}{line}: not YAML: {getattr(exc, 'problem', None) or exc}"
+            return
+        if data is None:
+            return
+        if not isinstance(data, dict):
+            self.problem = f"{path}:1: expected keys and values, found {type(data).__name__}"
+            return
+        self.data = data
+
+    def keep_servers(self, problems: list[str]) -> None:
+        """Of a file that MCP clients share keep the servers: under `mcpServers`, or `servers` as VS Code has it."""
+        root = next((key for key in ("mcpServers", "servers") if key in self.data), None)
+        if root is None:
+            if self.data:
+                found = ", ".join(map(repr, self.data))
+                problems.append(f"{self.path}:1: expected the key 'mcpServers', found {found}")
+            self.data = {}
+            return
+        self.data = {"mcpServers": self.data[root]}
+        self._lines = {("mcpServers", *path[1:]): line for path, line in self._lines.items() if path[0] == root}
+
+    def _note(self, node: Any, path: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                below = (*path, str(key.value))
+                self._lines[below] = key.start_mark.line + 1
+                self._note(value, below)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                below = (*path, str(index))
+                self._lines[below] = value.start_mark.line + 1
+                self._note(value, below)
+
+    def line(self, path: tuple[str, ...]) -> int | None:
+        """The line of a key, or of the nearest key around it."""
+        while path:
+            if path in self._lines:
+                return self._lines[path]
+            path = path[:-1]
+        return None
+
+
+def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.environ) -> Loaded:
+    """Read the files that exist in `config_dir` (`None`: the embedded defaults) and the environment. Never raises."""
+    files = [_File(config_dir / name) for name in FILES] if config_dir is not None else []
+    problems = [file.problem for file in files if file.problem]
+    data: dict[str, Any] = {}
+    origin: dict[str, _File] = {}
+    for file in files:
+        if file.path.name == "mcp_servers.json":
+            file.keep_servers(problems)
+        for key, value in file.data.items():
+            if key in data:
+                problems.append(f"{file.path}:{file.line((key,))}: {key!r} stands in {origin[key].path} already")
+                continue
+            data[key], origin[key] = value, file
+    problems += _unknown_variables(environment)
+    broken: dict[str, str] = {}
+    for _ in range(50):  # each round takes out what was refused; the rest is valid sooner or later
+        try:
+            return Loaded(Settings(**data), problems, broken)
+        except ValidationError as exc:
+            for error in exc.errors(include_url=False):
+                path = tuple(str(part) for part in error["loc"])
+                problem = _describe(error, path, origin, environment)
+                if path[:1] == ("mcpServers",) and len(path) > 1:
+                    broken.setdefault(path[1], problem)
+                    path = path[:2]
+                if problem not in problems:
+                    problems.append(problem)
+                _remove(data, path)
+        except Exception as exc:  # a variable that should hold JSON and does not
+            problems.append(f"environment: {exc}")
+            break
+    with _without_variables():
+        return Loaded(Settings(), problems, broken)
+
+
+@contextlib.contextmanager
+def _without_variables() -> Any:
+    kept = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(ENV_PREFIX)}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    known = [name for name in Settings.model_fields if name != "upstreams"]
+    problems = []
+    for variable in sorted(environment):
+        if variable.startswith(ENV_PREFIX) and variable not in NOT_SETTINGS:
+            name = variable.removeprefix(ENV_PREFIX).split("__")[0].lower()
+            if name not in known:
+                problems.append(f"environment variable {variable}: there is no setting {name!r}{_nearest(name, known)}")
+    return problems
+
+
+def _describe(error: Any, path: tuple[str, ...], origin: Mapping[str, _File], environment: Mapping[str, str]) -> str:
+    dotted = ".".join(path)
+    variable = ENV_PREFIX + "__".join(path).upper()
+    file = origin.get(path[0]) if path else None
+    if variable in environment:
+        where = f"environment variable {variable}"
+    elif file is not None:
+        where = f"{file.path}:{file.line(path) or '?'}"
+    else:
+        where = "settings"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key {dotted!r}{_nearest(path[-1], _keys_beside(path))}"
+    found = error.get("input")
+    shown = "" if isinstance(found, dict | list) else f", found {found!r}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {dotted}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _keys_beside(path: tuple[str, ...]) -> list[str]:
+    """The keys that may stand where an unknown one was found."""
+    if path[0] == "mcpServers":
+        return list(UpstreamSpec.model_fields)
+    model: type[BaseModel] = Settings
+    for part in path[:-1]:
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f": did you mean {close[0]!r}?"
+    return f": expected one of {', '.join(known)}" if known else ""
+
+
+def _remove(data: dict[str, Any], path: tuple[str, ...]) -> None:
+    """Take out the deepest part of a path that is there."""
+    holder: Any = data
+    for index, part in enumerate(path):
+        below = holder.get(part) if isinstance(holder, dict) else None
+        if index == len(path) - 1 or not isinstance(below, dict) or path[index + 1] not in below:
+            if isinstance(holder, dict):
+                holder.pop(part, None)
+            return
+        holder = below
+
+
+@asynccontextmanager
+async def watch_files(config_dir: Path, changed: Callable[[], Any]) -> AsyncIterator[None]:
+    """Call `changed` (a coroutine function, never twice at once) a second after the first of a burst of changes."""
+    from watchdog.events import FileSystemEvent, FileSystemEventHandler
+    from watchdog.observers import Observer
+
+    loop = asyncio.get_running_loop()
+    touched = asyncio.Event()
+
+    class Handler(FileSystemEventHandler):
+        def on_any_event(self, event: FileSystemEvent) -> None:
+            if event.event_type in ("opened", "closed_no_write"):
+                return  # our own reading
+            paths = (str(event.src_path), str(getattr(event, "dest_path", "")))
+            if any(os.path.basename(path) in FILES for path in paths):
+                with contextlib.suppress(RuntimeError):  # the loop is gone: we are shutting down
+                    loop.call_soon_threadsafe(touched.set)
+
+    async def run() -> None:
+        while True:
+            await touched.wait()
+            await asyncio.sleep(DEBOUNCE_SECONDS)
+            touched.clear()
+            try:
+                await changed()
+            except Exception:  # the watch outlives one failed reload
+                log.exception("reloading the settings failed")
+
+    observer = Observer()
+    observer.schedule(Handler(), str(config_dir), recursive=False)
+    observer.daemon = True
+    observer.start()
+    task = asyncio.create_task(run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        observer.stop()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.to_thread(observer.join, 2)

@@ -1,0 +1,127 @@
+"""Putting other settings in force while the gateway runs: all of them, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from toolscore.app.files import load_settings
+from toolscore.app.servers import Servers, configured_servers, self_references
+from toolscore.app.settings import Settings, SettingsHub, differences, needs_restart
+from toolscore.core.errors import Conflict, UpstreamUnavailable
+from toolscore.history.events import EventLog
+from toolscore.upstreams import UpstreamPool
+
+__all__ = ["Reload", "with_bound_ports"]
+
+log = structlog.get_logger(__name__)
+
+
+class Reload:
+    """Reads the settings again, and has every room obey them.
+
+    Args:
+        use: has the rooms obey other settings; servers are not its concern.
+        problems: of the settings as they were read at the start.
+
+    Attributes:
+        problems: of the settings as they were read last; they are not in force then.
+    """
+
+    def __init__(
+        self,
+        settings: SettingsHub,
+        servers: Servers,
+        upstreams: UpstreamPool,
+        events: EventLog,
+        *,
+        use: Callable[[Settings], None],
+        config_dir: Path | None,
+        problems: list[str],
+    ) -> None:
+        self._settings = settings
+        self._servers = servers
+        self._upstreams = upstreams
+        self._events = events
+        self._use = use
+        self._config_dir = config_dir
+        self.problems = problems
+
+    async def reload(self) -> bool:
+        """Read the settings again and put them in force; at any problem the old stay. Returns whether they changed."""
+        loaded = load_settings(self._config_dir)
+        try:
+            if loaded.problems:
+                raise _Rejected("; ".join(loaded.problems))
+            changed = await self._apply(loaded.settings)
+        except _Rejected as exc:
+            log.error("settings rejected", reason=str(exc))
+            self._events.publish("settings_rejected", reason=str(exc))
+            self.problems = [f"the files were changed and rejected: {exc}"]
+            return False
+        self.problems = []
+        self._servers.refuse({**self_references(loaded.settings), **self._left_out})
+        if changed:
+            log.info("settings applied", changed=changed)
+            self._events.publish("settings_applied", changed=changed)
+        return bool(changed)
+
+    async def _apply(self, new: Settings) -> list[str]:
+        """Put new settings in force: servers that changed are swapped, those that did not are not touched.
+
+        Returns:
+            The dotted paths that changed.
+
+        Raises:
+            _Rejected: nothing was changed.
+        """
+        old = self._settings.current
+        new = with_bound_ports(new, old)
+        frozen = sorted(path for path in differences(old, new) if needs_restart(path))
+        if frozen:
+            raise _Rejected(f"{', '.join(frozen)}: needs a restart; nothing was changed")
+        await self._swap_servers(old, new)
+        self._use(new)
+        return self._settings.swap(new)
+
+    async def _swap_servers(self, old: Settings, new: Settings) -> None:
+        before, after = configured_servers(old), configured_servers(new)
+        for server_id in after.keys() - before.keys():
+            if self._upstreams.find(server_id) is not None:
+                raise _Rejected(f"server id {server_id!r} is taken by a server that was attached: detach it first")
+        swapped: list[str] = []
+        try:
+            for server_id in sorted(before.keys() & after.keys()):
+                if before[server_id] != after[server_id] and self._upstreams.find(server_id) is not None:
+                    await self._upstreams.replace(server_id, after[server_id])
+                    swapped.append(server_id)
+        except UpstreamUnavailable as exc:
+            for server_id in swapped:
+                await self._upstreams.replace(server_id, before[server_id])
+            raise _Rejected(exc.message) from exc
+        for server_id in sorted(before.keys() - after.keys()):
+            await self._servers.drop(server_id)
+        self._left_out: dict[str, str] = {}
+        for server_id in sorted(after.keys() - before.keys()):
+            try:
+                self._upstreams.add(server_id, after[server_id])
+            except Conflict as exc:  # attached while we waited for the others
+                self._left_out[server_id] = exc.message
+                log.error("a configured server is left out", server=server_id, reason=exc.message)
+
+
+class _Rejected(Exception):
+    """New settings cannot be put in force."""
+
+
+def with_bound_ports(new: Settings, running: Settings) -> Settings:
+    """Settings whose port 0, which means any free port, is the port that was bound."""
+    services = {}
+    for name in ("toolscore_http", "toolscore_mcp"):
+        service = getattr(new.core_services, name)
+        if service.port == 0:
+            service = service.model_copy(update={"port": getattr(running.core_services, name).port})
+        services[name] = service
+    return new.model_copy(update={"core_services": new.core_services.model_copy(update=services)})

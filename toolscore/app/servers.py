@@ -1,0 +1,171 @@
+"""The gateway's servers: which the settings ask for, and attaching and detaching others while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import urlsplit
+
+import structlog
+
+from toolscore.access.auth import is_loopback
+from toolscore.app.executor import EXECUTOR_ID, executor_spec
+from toolscore.app.settings import Settings, SettingsHub
+from toolscore.core.errors import Conflict, InvalidArguments, InvalidRequest
+from toolscore.core.models import UpstreamSpec, timestamp
+from toolscore.discovery.own_tools import OWN_SERVER
+from toolscore.stores import Database
+from toolscore.stores.database import StoreError
+from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, resolve_command
+
+__all__ = ["OWN_TOOLS", "Servers", "configured_servers", "self_references"]
+
+log = structlog.get_logger(__name__)
+
+OWN_TOOLS = "toolscore.discovery.own_tools:OwnTools"
+OWN_TOOLS_TIMEOUT_SECONDS = 1200.0
+"""An install may take its time."""
+OWN_TOOLS_CONCURRENT = 1000
+MAX_SERVER_ID = 128
+
+OURSELVES = "it is this gateway itself: its tools would be listed under ever longer names"
+
+
+class Servers:
+    """The servers beside those of the configuration: attached at run time, and there again after a restart.
+
+    Args:
+        forget: drops what is known of a server that is gone for good, before its id is free.
+        forget_pins: drops what its tools were held to: whoever comes under its name is another.
+    """
+
+    def __init__(
+        self,
+        settings: SettingsHub,
+        database: Database,
+        upstreams: UpstreamPool,
+        *,
+        broken: Mapping[str, str],
+        forget: Callable[[str], None],
+        forget_pins: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._upstreams = upstreams
+        self._forget = forget
+        self._forget_pins = forget_pins
+        self.broken = dict(broken)
+        """Server id → why its entry in mcp_servers.json was refused."""
+
+    def refuse(self, broken: Mapping[str, str]) -> None:
+        """Note which entries of the configuration are refused now, and why."""
+        self.broken = dict(broken)
+
+    async def start(self, known: Iterable[str] = ()) -> None:
+        """Start the servers of the configuration and those that were attached, and forget all others.
+
+        Args:
+            known: ids of servers that are remembered from before.
+        """
+        servers = configured_servers(self._settings.current)
+        for row in await self._database.load_servers():
+            servers.setdefault(row["server_id"], UpstreamSpec.model_validate_json(row["spec"]))
+        for server_id in set(known) - servers.keys() - self.broken.keys():
+            self._forget(server_id)
+        for server_id, spec in servers.items():
+            self._upstreams.add(server_id, spec)
+
+    async def attach(self, server_id: str, spec: UpstreamSpec) -> None:
+        """Add a server at run time; it is there again after a restart.
+
+        Raises:
+            Conflict, InvalidRequest, InvalidArguments.
+        """
+        if not server_id or len(server_id) > MAX_SERVER_ID or "/" in server_id:
+            raise InvalidRequest(
+                f"a server id has 1 to {MAX_SERVER_ID} characters and no slash, found {server_id!r:.160}"
+            )
+        if _is_ourselves(spec, self._settings.current):
+            raise InvalidRequest(OURSELVES)
+        if spec.command:
+            try:
+                resolve_command(spec.command, child_environment(spec.command, spec.env))
+            except CommandNotFound as exc:
+                raise InvalidArguments(f"server {server_id!r} cannot be started: {exc}") from exc
+        if spec.inprocess:
+            raise InvalidRequest("servers inside the gateway's process are a matter of its configuration files")
+        if server_id in self.broken:
+            raise Conflict(f"server id {server_id!r} stands in mcp_servers.json, with a mistake: mend it there")
+        self._upstreams.add(server_id, spec)
+        try:
+            await self._database.save_server(server_id, spec.model_dump_json(exclude_defaults=True), timestamp())
+        except StoreError as exc:
+            log.error("an attached server cannot be stored: it is gone after a restart", error=str(exc))
+
+    async def detach(self, server_id: str) -> None:
+        """Remove a server that was attached at run time, with all that is known of it.
+
+        Raises:
+            ServerNotFound; Conflict: it belongs to the configuration.
+        """
+        self._upstreams.get(server_id)
+        if server_id in configured_servers(self._settings.current):
+            raise Conflict(f"server {server_id!r} belongs to the configuration: remove it from mcp_servers.json")
+        try:
+            await self._database.delete_server(server_id)
+        except StoreError as exc:
+            log.error("a detached server cannot be removed from the database", error=str(exc))
+        await self.drop(server_id)
+        self._forget_pins(server_id)
+
+    async def drop(self, server_id: str) -> None:
+        """Stop a server and forget what is known of it, but for its pins."""
+        await self._upstreams.remove(server_id, lambda: self._forget(server_id))
+
+
+def configured_servers(settings: Settings) -> dict[str, UpstreamSpec]:
+    """The servers that the settings ask for, our own Python executor and the gateway's own tools among them."""
+    servers = {
+        server_id: spec
+        for server_id, spec in settings.upstreams.items()
+        if not spec.disabled and not _is_ourselves(spec, settings)
+    }
+    servers.setdefault(EXECUTOR_ID, _executor(settings))
+    if settings.discovery.mcp_tools and OWN_SERVER in servers:
+        log.warning("the gateway's own tools give way to a configured server of their name", server=OWN_SERVER)
+    elif settings.discovery.mcp_tools:
+        servers[OWN_SERVER] = UpstreamSpec(
+            inprocess=OWN_TOOLS,
+            identify_callers=True,
+            call_timeout_seconds=OWN_TOOLS_TIMEOUT_SECONDS,
+            max_concurrent=OWN_TOOLS_CONCURRENT,
+            description="finding tools, and getting those that are missing",
+        )
+    return servers
+
+
+def self_references(settings: Settings) -> dict[str, str]:
+    """The entries that point at this gateway, as in a file shared with the gateway's own clients; with why they are
+    refused.
+    """
+    return {server_id: OURSELVES for server_id, spec in settings.upstreams.items() if _is_ourselves(spec, settings)}
+
+
+def _is_ourselves(spec: UpstreamSpec, settings: Settings) -> bool:
+    try:
+        url = urlsplit(spec.url or "")
+        return is_loopback(url.hostname or "") and url.port == settings.core_services.toolscore_http.port
+    except ValueError:  # a reference stands where the port should be
+        return False
+
+
+def _executor(settings: Settings) -> UpstreamSpec:
+    router, service = settings.core_services.toolscore_mcp, settings.mcp_servers.python_executor
+    return executor_spec(
+        settings.python_executor,
+        data_dir=settings.storage.folder,
+        inside=settings.use_inprocess_python_executor,
+        starts=service.auto_start,
+        router=router.local_url("/register"),
+        http=f"{service.host}:{service.port}" if service.port is not None else None,
+    )

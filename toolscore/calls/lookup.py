@@ -1,0 +1,93 @@
+"""The steps around the cache: a kept result before a call, and keeping its result after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from msgspec import Raw
+
+from toolscore.calls.cache import Keep, ResultCache, Slot
+from toolscore.calls.model import Call
+from toolscore.calls.result import marked_stale, parsed
+from toolscore.core.errors import Overloaded, UpstreamTimeout, UpstreamUnavailable
+from toolscore.core.rules import LimitRules
+from toolscore.upstreams import UpstreamPool
+
+__all__ = ["KeptResults"]
+
+STAND_IN = (UpstreamUnavailable, UpstreamTimeout, Overloaded)
+"""For these a result that is past its time may stand in."""
+
+
+class KeptResults:
+    """Answers calls from the cache, and fills it."""
+
+    def __init__(self, cache: ResultCache, upstreams: UpstreamPool, limits: LimitRules) -> None:
+        self._cache = cache
+        self._upstreams = upstreams
+        self._limits = limits
+
+    def use(self, limits: LimitRules) -> None:
+        """Wait by other rules from now on."""
+        self._limits = limits
+
+    async def look_up(self, call: Call) -> None:
+        """Answer a call with a result that is kept and fresh, if there is one."""
+        if call.fresh:
+            return
+        call.slot = self._slot(call)
+        if call.slot is None:
+            return
+        found = await self._cache.look(call.slot)
+        if found is not None and found.is_fresh:
+            self._cache.count(found)
+            call.answer = found.raw
+        call.kept = found
+
+    async def fill(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> None:
+        """Answer a call by asking its server, once for equal calls at the same time, and keep the result.
+
+        A result that is past its time stands in where the server cannot be asked.
+
+        Args:
+            reach: asks the server.
+
+        Raises:
+            ToolScoreError: what `reach` raises.
+        """
+        kept, call.kept = call.kept, None
+        if call.slot is None:
+            call.answer = await reach(call)
+            return
+        seconds = call.timeout_seconds or self._limits.call_timeout_seconds
+        try:
+            call.answer = await self._cache.once(call.slot, lambda: self._make(call, reach), seconds)
+            self._cache.count(None)
+        except STAND_IN:
+            if kept is None or kept.stale_until <= time.time():
+                raise
+            self._cache.count(kept, stale=True)
+            call.kept, call.answer, call.is_stale = kept, marked_stale(kept), True
+
+    def _slot(self, call: Call) -> Slot | None:
+        """Where the result is kept; `None`: it depends on more than the call, or is not kept."""
+        if call.extra is not None and call.extra.keys() - {"_meta"}:
+            return None
+        upstream = self._upstreams.find(call.target.server_id)
+        if upstream is None or upstream.habits.asks:  # each client may get an answer of its own
+            return None
+        spec = upstream.spec
+        if spec.forward_headers and call.caller.headers:
+            return None
+        return self._cache.slot(call.target, call.arguments, call.principal, spec.digest, own=bool(spec.credentials))
+
+    async def _make(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> tuple[Raw, Keep]:
+        """Ask the server. Returns the result, and whether it may be given again."""
+        raw = await reach(call)
+        found = parsed(call.target, raw)
+        upstream = self._upstreams.find(call.target.server_id)
+        asked = upstream is None or upstream.habits.asks  # just now, maybe
+        if asked or found.result_type != "complete":
+            return raw, "own"
+        return raw, "shared" if found.is_error else "kept"

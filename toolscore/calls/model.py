@@ -1,0 +1,120 @@
+"""One call on its way through the gateway."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from msgspec import Raw
+
+from toolscore.calls.cache import Cached, Slot
+from toolscore.core.errors import InvalidArguments, InvalidRequest
+from toolscore.core.jsonrpc import decode
+from toolscore.core.models import Principal, Tool
+from toolscore.history.recording import new_call_id
+from toolscore.upstreams import Attempt, Caller
+
+__all__ = ["Call"]
+
+NO_ARGUMENTS = Raw(b"{}")
+_UNREAD: Any = object()
+
+
+class Call:
+    """What a caller wants, and what the steps have found out and done about it so far.
+
+    A door makes it from its wire; `CallPipeline.call` carries it out, once.
+
+    Args:
+        tool_id: full name; or a server's id, with the tool's own name in `action`; or, with `server_id`, the own name.
+        arguments: the JSON object's bytes, relayed as they came.
+        caller: who calls, and how it is reached while the tool works.
+        request_id: of the request that it came with, for logs and the journal.
+        action: the tool's own name, where `tool_id` is a server's id.
+        server_id: only this server's tools count.
+        timeout_seconds: `None`: the upstream's or the gateway's default.
+        extra: the other members of an MCP request's params (`_meta`, and those we do not know), for the upstream.
+        fresh: past the cache, and nothing is learned from it.
+
+    Attributes:
+        call_id: of its record in the journal.
+        tool: what it calls, from the step `resolve` on.
+        slot: where its result may be kept; `None`: nowhere.
+        kept: a result that was kept; it is the answer if `answer` is set too.
+        answer: the upstream's result (MCP `CallToolResult`), as it was sent.
+        is_stale: the answer stands in for one that could not be had.
+        outcome: how it ended, for figures: `ok`, `tool_error`, an error's code, or `cancelled`.
+        error: what went wrong, in words.
+        attempt: whether the last try was handed to the server.
+    """
+
+    __slots__ = (
+        "_values", "action", "answer", "arguments", "attempt", "call_id", "caller", "error", "extra", "fresh",
+        "is_stale", "kept", "outcome", "request_id", "server_id", "slot", "started", "timeout_seconds", "tool",
+        "tool_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        tool_id: str,
+        arguments: Raw = NO_ARGUMENTS,
+        *,
+        caller: Caller,
+        request_id: str,
+        action: str | None = None,
+        server_id: str | None = None,
+        timeout_seconds: float | None = None,
+        extra: dict[str, Any] | None = None,
+        fresh: bool = False,
+    ) -> None:
+        self.tool_id = tool_id
+        self.arguments = arguments
+        self.caller = caller
+        self.request_id = request_id
+        self.action = action
+        self.server_id = server_id
+        self.timeout_seconds = timeout_seconds
+        self.extra = extra
+        self.fresh = fresh
+        self.call_id = new_call_id()
+        self.started = time.perf_counter()
+        self.tool: Tool | None = None
+        self.slot: Slot | None = None
+        self.kept: Cached | None = None
+        self.answer: Raw | None = None
+        self.is_stale = False
+        self.outcome = "cancelled"
+        self.error: str | None = None
+        self.attempt = Attempt()
+        self._values: Any = _UNREAD
+
+    @property
+    def principal(self) -> Principal:
+        """On whose behalf it is made."""
+        return self.caller.principal
+
+    @property
+    def target(self) -> Tool:
+        """The tool, once it is resolved."""
+        assert self.tool is not None
+        return self.tool
+
+    @property
+    def values(self) -> Any:
+        """The arguments as a Python value; decoded once. An empty body is `None`.
+
+        Raises:
+            InvalidArguments: they are not JSON.
+        """
+        if self._values is _UNREAD:
+            try:
+                self._values = decode(self.arguments) if memoryview(self.arguments) else None
+            except InvalidRequest as exc:
+                name = self.tool.tool_id if self.tool is not None else self.tool_id
+                raise InvalidArguments(f"the arguments of {name} are {exc}") from exc
+        return self._values
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self.started

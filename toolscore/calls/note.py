@@ -1,0 +1,160 @@
+"""The last step: a call that ended is counted, recorded and learned from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+
+from toolscore.calls.model import Call
+from toolscore.calls.result import text_of, with_suggestion
+from toolscore.calls.stats import CallStats
+from toolscore.core.errors import OutcomeUnknown, ToolScoreError
+from toolscore.core.jsonrpc import decode
+from toolscore.core.models import Tool, ToolResult
+from toolscore.history.events import EventLog
+from toolscore.history.firewall import ErrorFirewall
+from toolscore.history.journal import Journal
+from toolscore.history.recording import CallRecord
+from toolscore.history.scores import Scores
+from toolscore.telemetry.metrics import Metrics
+from toolscore.tools.library import UnifiedToolLibrary
+
+__all__ = ["Notes"]
+
+MAX_CHECKED_BYTES = 256 * 1024
+"""A larger result is not held against its schema."""
+MAX_MESSAGE = 2000
+MAX_NAME = 200
+LEARNED_FROM = frozenset(
+    {"invalid_arguments", "upstream_unavailable", "upstream_timeout", "outcome_unknown", "upstream_protocol_error"}
+)
+"""Errors that say something of the call; the others are about the caller, or about the moment."""
+
+
+class Notes:
+    """Everything that is remembered of calls.
+
+    Args:
+        on_success: `(principal, tool_id)`, told of each call that went well.
+    """
+
+    def __init__(
+        self,
+        library: UnifiedToolLibrary,
+        *,
+        metrics: Metrics,
+        events: EventLog,
+        journal: Journal,
+        scores: Scores,
+        firewall: ErrorFirewall,
+        on_success: Callable[[str, str], None] = lambda principal, tool_id: None,
+    ) -> None:
+        self._library = library
+        self._metrics = metrics
+        self._events = events
+        self._journal = journal
+        self._scores = scores
+        self._firewall = firewall
+        self._on_success = on_success
+        self.stats = CallStats()
+        metrics.in_flight.set_function(lambda: self.stats.in_flight)
+
+    def began(self, call: Call) -> None:
+        """Take a call that has just begun. Needs an `ended`."""
+        self.stats.in_flight += 1
+
+    def answered(self, call: Call, result: ToolResult) -> ToolResult:
+        """Take a call that was answered. Returns the result, with advice if the tool failed and some is known."""
+        call.outcome = "tool_error" if result.is_error else "ok"
+        if result.is_error:
+            call.error = text_of(result.content)
+        if call.fresh:
+            return result
+        if call.error is not None:
+            advice = self._advice(call, call.error)
+            return with_suggestion(result, advice) if advice is not None else result
+        tool_id = call.target.tool_id
+        self._firewall.succeeded(call.principal.name, tool_id, call.arguments, _declared(call.target))
+        self._on_success(call.principal.name, tool_id)
+        return result
+
+    def failed(self, call: Call, error: ToolScoreError) -> None:
+        """Take a call that failed; the error gets advice if some is known."""
+        call.outcome, call.error = error.code, error.message
+        if call.outcome in LEARNED_FROM and not call.fresh and call.tool is not None:
+            advice = self._advice(call, error.message)
+            if advice is not None:
+                error.suggestion = f"{error.suggestion}; {advice}" if error.suggestion else advice
+
+    def cut_off(self, call: Call) -> OutcomeUnknown:
+        """Take a call that the gateway's own end cut off. Returns what its caller is told."""
+        message = f"the gateway was shut down during the call of {call.tool_id}, and it may have done its work"
+        call.outcome, call.error = OutcomeUnknown.code, message
+        return OutcomeUnknown(message)
+
+    def ended(self, call: Call, result: ToolResult | None) -> None:
+        """Count a call, however it ended, and have it recorded. Never waits."""
+        self.stats.in_flight -= 1
+        tool, seconds = call.tool, call.seconds
+        # Names that do not exist are the caller's to choose: they must not become labels.
+        server_id, name = (tool.server_id, tool.tool_id) if tool is not None else ("-", "-")
+        level = call.kept.level if result is not None and call.kept is not None else None
+        self.stats.add(name, call.outcome, seconds * 1000)
+        self._metrics.call_finished(server_id, name, call.outcome, seconds, level)
+        if tool is not None and level is None:
+            self._scores.add(tool, call.outcome, seconds, self._fits(tool, result))
+        answer = call.answer if result is not None else None
+        self._journal.add(
+            CallRecord(
+                call_id=call.call_id,
+                request_id=call.request_id,
+                at_ms=int(time.time() * 1000 - seconds * 1000),
+                principal=call.principal.name,
+                tool_id=name,
+                server_id=server_id,
+                name=tool.name if tool is not None else call.tool_id[:MAX_NAME],
+                definition_hash=tool.definition_hash if tool is not None else "",
+                outcome=call.outcome,
+                duration_ms=round(seconds * 1000, 3),
+                error=call.error[:MAX_MESSAGE] if call.error else None,
+                cache="stale" if level is not None and call.is_stale else level,
+                arguments_bytes=memoryview(call.arguments).nbytes,
+                result_bytes=memoryview(answer).nbytes if answer is not None else -1,
+            ),
+            call.arguments,
+            answer,
+        )
+        if len(self._events.notifier) and self._events.notifier.wanted("call_finished"):
+            self._events.tell(
+                "call_finished",
+                tool_id=name,
+                server_id=server_id,
+                outcome=call.outcome,
+                duration_ms=round(seconds * 1000, 3),
+                call_id=call.call_id,
+                request_id=call.request_id,
+                principal=call.principal.name,
+            )
+
+    def _advice(self, call: Call, error: str) -> str | None:
+        """What helped before when a call failed like this; the failure is learned from, too."""
+        tool = call.target
+        match = self._firewall.failed(call.principal.name, tool.tool_id, error, call.arguments, _declared(tool))
+        return match.suggestion if match is not None else None
+
+    def _fits(self, tool: Tool, result: ToolResult | None) -> bool | None:
+        """Whether a result is as its tool's `outputSchema` says; `None`: there is nothing to hold it against."""
+        if result is None or result.is_error or "outputSchema" not in tool.definition or result.input_required:
+            return None
+        if result.structured_content is None:
+            return False
+        validator = self._library.schemas.output_validator(tool)
+        if validator is None or memoryview(result.structured_content).nbytes > MAX_CHECKED_BYTES:
+            return None
+        return bool(validator.is_valid(decode(result.structured_content)))
+
+
+def _declared(tool: Tool) -> Collection[str]:
+    """The names of a tool's arguments, by its schema."""
+    properties = tool.input_schema.get("properties") if isinstance(tool.input_schema, dict) else None
+    return properties.keys() if isinstance(properties, dict) else ()

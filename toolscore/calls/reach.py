@@ -1,0 +1,111 @@
+"""The step that asks the tool's server: when there is a place, if its circuit is closed; again where that is safe."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+from msgspec import Raw
+
+from toolscore.calls.admit import Circuits, Places
+from toolscore.calls.model import Call
+from toolscore.calls.relay import Relay
+from toolscore.core.errors import OutcomeUnknown, UpstreamProtocolError, UpstreamTimeout, UpstreamUnavailable
+from toolscore.core.rules import LimitRules, ServerRules
+from toolscore.upstreams import Attempt, UpstreamPool
+
+__all__ = ["Reach"]
+
+FIRST_RETRY_SECONDS = 0.1
+MAX_RETRY_SECONDS = 2.0
+
+
+class Reach:
+    """Asks the servers of tools."""
+
+    def __init__(
+        self,
+        upstreams: UpstreamPool,
+        relay: Relay,
+        places: Places,
+        circuits: Circuits,
+        rules: ServerRules,
+        limits: LimitRules,
+    ) -> None:
+        self._upstreams = upstreams
+        self._relay = relay
+        self._places = places
+        self._circuits = circuits
+        self.use(rules, limits)
+
+    def use(self, rules: ServerRules, limits: LimitRules) -> None:
+        """Try and wait by other rules from now on."""
+        self._retries = rules.retries
+        self._limits = limits
+
+    async def reach(self, call: Call) -> Raw:
+        """The server's result.
+
+        Raises:
+            Overloaded, CircuitOpen, UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError,
+            InvalidArguments.
+        """
+        upstream = self._upstreams.find(call.target.server_id)
+        if upstream is None:
+            raise UpstreamUnavailable(f"server {call.target.server_id!r} is not connected")
+        seconds = call.timeout_seconds or self._limits.call_timeout_seconds
+        turnstile = self._places.at(upstream)
+        await turnstile.enter(call.caller, seconds)
+        began = time.perf_counter()
+        try:
+            try:
+                return await self._try(call)
+            except UpstreamUnavailable as exc:  # it did not happen, or may be made again: its message says which
+                if not self._retries or not exc.transient:
+                    raise
+                return await self._try_again(call)
+        finally:
+            turnstile.leave(time.perf_counter() - began)
+
+    async def _try(self, call: Call) -> Raw:
+        tool = call.target
+        params: dict[str, Any] = {"name": tool.name, "arguments": call.arguments}
+        if call.extra:
+            params = {**call.extra, **params}
+        admission = self._circuits.admit(tool.server_id)
+        well: bool | None = None
+        call.attempt = Attempt()
+        try:
+            raw = await self._relay.relay(
+                tool.server_id,
+                "tools/call",
+                params,
+                what=tool.tool_id,
+                caller=call.caller,
+                timeout_seconds=call.timeout_seconds,
+                safe_to_repeat=tool.safe_to_repeat,
+                attempt=call.attempt,
+            )
+            well = True
+            return raw
+        except (UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError) as exc:
+            well = exc.upstream_error is not None  # an error of the server's own is an answer
+            raise
+        finally:
+            admission.ended(well)
+
+    async def _try_again(self, call: Call) -> Raw:
+        """Ask again what certainly did not happen, or does no harm twice, with longer and longer pauses."""
+        from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+        wait = wait_exponential_jitter(initial=FIRST_RETRY_SECONDS, max=MAX_RETRY_SECONDS, jitter=FIRST_RETRY_SECONDS)
+        await asyncio.sleep(random.uniform(FIRST_RETRY_SECONDS, 2 * FIRST_RETRY_SECONDS))
+        again = AsyncRetrying(
+            stop=stop_after_attempt(self._retries),
+            wait=wait,
+            retry=retry_if_exception(lambda exc: isinstance(exc, UpstreamUnavailable) and exc.transient),
+            reraise=True,
+        )
+        return await again(self._try, call)

@@ -1,0 +1,43 @@
+"""The first step: which tool a call means."""
+
+from __future__ import annotations
+
+from toolscore.calls.deadline import Deadline
+from toolscore.calls.model import Call
+from toolscore.core.errors import ToolNotFound, UpstreamUnavailable
+from toolscore.core.models import Sees
+from toolscore.core.rules import LimitRules
+from toolscore.tools.library import UnifiedToolLibrary
+from toolscore.upstreams import UpstreamPool
+
+__all__ = ["resolve"]
+
+
+async def resolve(
+    call: Call, sees: Sees | None, library: UnifiedToolLibrary, upstreams: UpstreamPool, limits: LimitRules
+) -> None:
+    """Find the tool; if its server has not listed any yet, wait until it has.
+
+    Args:
+        sees: says which tools exist for the caller; `None`: all.
+
+    Raises:
+        ToolNotFound: with the nearest names.
+        UpstreamUnavailable: the server that the name begins with does not run.
+    """
+    try:
+        call.tool = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)
+    except ToolNotFound:
+        server_id = call.server_id or upstreams.owner(call.tool_id)
+        upstream = upstreams.find(server_id) if server_id is not None else None
+        if upstream is None or library.of_server(upstream.server_id):
+            raise
+        seconds = call.timeout_seconds or limits.call_timeout_seconds
+        try:
+            with Deadline(seconds):
+                await upstream.wait_up()
+        except TimeoutError:
+            raise UpstreamUnavailable(
+                f"server {upstream.server_id!r} is still starting after {seconds:g} s: call again later"
+            ) from None
+        call.tool = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)

@@ -1,0 +1,61 @@
+"""The calls under way, and their end when the gateway ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from toolscore.core.errors import Overloaded
+
+__all__ = ["Underway"]
+
+log = structlog.get_logger(__name__)
+
+
+class Underway:
+    """The tasks that carry out calls."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ended: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    def enter(self) -> None:
+        """The running task carries out a call from now on.
+
+        Raises:
+            Overloaded: the gateway takes no more calls.
+        """
+        if self._closing:
+            raise Overloaded("the gateway is shutting down: call again when it is back", retry_after_seconds=5)
+        self._tasks.add(_current())
+
+    def leave(self) -> None:
+        """The running task's call has ended. Idempotent."""
+        self._tasks.discard(_current())
+
+    def was_ended(self) -> bool:
+        """Whether `close` cancelled the running task, and not its caller. Then the cancellation is taken back."""
+        task = _current()
+        if task not in self._ended:
+            return False
+        task.uncancel()
+        return True
+
+    async def close(self, seconds: float) -> None:
+        """Take no more calls, let those under way finish for so long, and end the others: their callers are told."""
+        self._closing = True
+        if self._tasks:
+            log.info("waiting for calls to finish; a second Ctrl-C ends them", calls=len(self._tasks), seconds=seconds)
+            await asyncio.wait(set(self._tasks), timeout=seconds)
+        for task in self._tasks:
+            self._ended.add(task)
+            task.cancel()
+
+
+def _current() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task

@@ -1,0 +1,134 @@
+"""`toolscore bench …`: the benchmarks. They are imported when they are run."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toolscore.cli.terminal import AsJson, print_json, say
+
+__all__ = ["bench"]
+
+bench = typer.Typer(help="Measure, as ratios against a floor in the same run.", no_args_is_help=True)
+
+
+@bench.command("gateway")
+def bench_gateway(
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each of some 30 measurements takes.")] = 2.0,
+    pipeline: Annotated[bool, typer.Option("--pipeline", help="Instead, what each step of it costs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the gateway on this machine, against a bare FastAPI echo in the same run."""
+    from toolscore.bench.gateway import run_gateway_bench
+    from toolscore.bench.pipeline import run_pipeline_bench
+
+    result = (run_pipeline_bench if pipeline else run_gateway_bench)(seconds=seconds, quiet=as_json)
+    if as_json:
+        print_json(result)
+
+
+Half = Annotated[str, typer.Option(help="`even` or `odd`: tune on one half, check on the other.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many questions a set.")]
+Mode = Annotated[str, typer.Option(help="What makes vectors: `light` or `semantic`.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw it, too: a PNG or SVG file.")]
+
+
+@bench.command("search")
+def bench_search(
+    folder: Annotated[Path, typer.Argument(help="Sets: folders with tools.jsonl and queries.jsonl.")],
+    half: Half = "all",
+    limit: Limit = None,
+    mode: Mode = "light",
+    picture: Picture = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well the right tool is found, on labelled sets."""
+    from toolscore.bench.search import run_search_bench
+
+    result = _measured(
+        folder, half, mode, picture, lambda embedder: run_search_bench(
+            folder, half=half, limit=limit, picture=picture, quiet=as_json, embedder=embedder
+        ),
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+
+
+@bench.command("gaps")
+def bench_gaps(
+    folder: Annotated[Path, typer.Argument(help="Sets: folders with tools.jsonl and gap.jsonl.")],
+    half: Half = "all",
+    limit: Limit = None,
+    mode: Mode = "light",
+    picture: Picture = None,
+    fit: Annotated[Path | None, typer.Option(help="Fit the model on these sets first, into this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well a missing tool is noticed, on labelled sets."""
+    from toolscore.bench.gaps import run_gap_bench
+
+    result = _measured(
+        folder, half, mode, picture, lambda embedder: run_gap_bench(
+            folder, half=half, limit=limit, fit_into=fit, picture=picture, quiet=as_json, embedder=embedder
+        ),
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+
+
+def _measured(folder: Path, half: str, mode: str, picture: Path | None, run: Callable[[Any], Any]) -> Any:
+    from toolscore.embedding import EmbeddingError, LightEmbedder, SemanticEmbedder
+
+    if half not in ("all", "even", "odd"):
+        say(f"--half takes `even`, `odd` or `all`, found {half!r}")
+        raise typer.Exit(2)
+    if mode not in ("light", "semantic"):
+        say(f"--mode takes `light` or `semantic`, found {mode!r}")
+        raise typer.Exit(2)
+    if picture is not None and (picture.suffix not in (".png", ".svg", ".pdf") or not picture.parent.is_dir()):
+        say(f"--picture takes a .png, .svg or .pdf file in a folder that exists, found {picture}")
+        raise typer.Exit(2)
+    try:
+        return run(SemanticEmbedder() if mode == "semantic" else LightEmbedder())
+    except (FileNotFoundError, ValueError, KeyError) as exc:
+        say(f"{folder} cannot be measured: {exc}")
+        raise typer.Exit(2) from None
+    except EmbeddingError as exc:
+        say(str(exc))
+        raise typer.Exit(2) from None
+
+
+@bench.command("executor")
+def bench_executor(
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each throughput is measured.")] = 2.0,
+    engines: Annotated[str, typer.Option(help="Which, separated by commas; all that run here if not given.")] = "",
+    samples: Annotated[int, typer.Option(min=0, help="Paced calls of each workload.")] = 150,
+    output: Annotated[Path, typer.Option(help="Folder for benchmark_results.json and the picture.")] = Path(),
+    soak: Annotated[int, typer.Option(min=0, help="Instead, make so many calls and watch what grows.")] = 0,
+    interpreter: Annotated[str | None, typer.Option(help="The sandbox's Python, if not this one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the Python executor's engines beside one another, and through the gateway."""
+    from toolscore.bench.executor import run_executor_bench
+
+    code = run_executor_bench(
+        seconds=seconds, engines=engines, samples=samples, output=output, soak=soak, interpreter=interpreter,
+        quiet=as_json,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@bench.command("isolation")
+def bench_isolation(
+    engines: Annotated[str, typer.Option(help="Which, separated by commas; all that run here if not given.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Try what passes from one call of the Python executor to the next, and print the matrix."""
+    from toolscore.app.executor import executor_command
+
+    command = executor_command("isolation", "--engines", engines, *(["--json"] if as_json else []))
+    raise typer.Exit(subprocess.run(command, check=False).returncode)

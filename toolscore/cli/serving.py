@@ -1,0 +1,129 @@
+"""`toolscore serve` and `toolscore doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toolscore import __version__
+from toolscore.cli.terminal import (
+    BAD_SETTINGS,
+    NO_DATABASE,
+    PORT_TAKEN,
+    AsJson,
+    ConfigDir,
+    config_folder,
+    print_json,
+    print_table,
+    say,
+)
+
+__all__ = ["doctor", "serve"]
+
+
+def serve(
+    config: ConfigDir = None,
+    strict_settings: Annotated[
+        bool, typer.Option("--strict-settings", help="Refuse to start when a setting is wrong.")
+    ] = False,
+) -> None:
+    """Run the gateway until Ctrl-C."""
+    from toolscore.telemetry.logs import configure_logging  # isort: skip  (before whatever logs: it keeps structlog small)
+
+    import asyncio
+
+    import uvloop
+
+    from toolscore.app.files import load_settings
+    from toolscore.endpoints import AddressInUse
+    from toolscore.endpoints import serve as serve_doors
+    from toolscore.stores.database import StoreError
+
+    config = config_folder(config)
+    loaded = load_settings(config)
+    configure_logging(loaded.settings.logging.level, loaded.settings.logging.format)
+    for problem in loaded.problems:
+        say(f"settings: {problem}")
+    if loaded.problems and strict_settings:
+        raise typer.Exit(BAD_SETTINGS)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve_doors(loaded, config, lambda gateway: _started(gateway, config)))
+    except AddressInUse as exc:
+        say(f"toolscore: {exc}")
+        raise typer.Exit(PORT_TAKEN) from None
+    except StoreError as exc:
+        say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
+        raise typer.Exit(NO_DATABASE) from None
+
+
+def _started(gateway: Any, config: Path | None) -> None:
+    import gc
+
+    _banner(gateway, config)
+    # What stands now stays: keep the collector from walking it again and again under load.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+def _banner(gateway: Any, config: Path | None) -> None:
+    services = gateway.settings.current.core_services
+    http, router = services.toolscore_http, services.toolscore_mcp
+    base = f"http://{_shown_host(http.host)}:{http.port}"
+    code = '{"tool_id": "python-executor-mcp-server__python_execute", "parameters": {"code": "sum(range(101))"}}'
+    unix = f"\n               {router.unix_socket}  (Unix socket)" if router.unix_socket else ""
+    servers = ", ".join(
+        upstream.server_id if upstream.state == "up" else f"{upstream.server_id} ({upstream.state})"
+        for upstream in gateway.upstreams
+    )
+    problems = len(gateway.reload.problems)
+    settings = str(config or "embedded defaults: there is no ./config here")
+    if problems:
+        settings += f", with {problems} mistake{'s' if problems > 1 else ''} (see above)"
+    print(
+        f"""ToolScore {__version__} is ready.
+
+  REST         {base}/api/v1/tools   (more: {base}/docs)
+  MCP          {base}/mcp   (one server alone: {base}/servers/ID/mcp)
+  MCP router   ws://{_shown_host(router.host)}:{router.port}{router.endpoint}{unix}
+  Events       ws://{_shown_host(http.host)}:{http.port}/api/v1/events/tools   ({base}/api/v1/events/stream)
+  Health       {base}/health
+  Settings     {settings}
+  Servers      {servers}
+
+Try a call:
+
+  curl -s {base}/execute_tool -H 'content-type: application/json' \\
+    -d '{code}'
+
+Ctrl-C ends it and everything it started.
+""",
+        flush=True,
+    )
+
+
+def _shown_host(host: str) -> str:
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def doctor(config: ConfigDir = None, as_json: AsJson = False) -> None:
+    """Say what is installed, which ports are free, which servers start, and how to mend what does not."""
+    import asyncio
+
+    from toolscore.app.doctor import examine
+    from toolscore.telemetry.logs import configure_logging
+
+    configure_logging("error", "console")
+    findings = asyncio.run(examine(config_folder(config), progress=None if as_json else say))
+    if as_json:
+        print_json([{"check": f.check, "ok": f.ok, "found": f.found, "mend": f.mend} for f in findings])
+    else:
+        rows = [("ok" if f.ok else "WRONG", f.check, f.found, "" if f.ok else f.mend or "") for f in findings]
+        print_table(("", "check", "found", "to mend it"), rows, empty="nothing to check")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,226 @@
+"""The commands that use a gateway that runs: `toolscore tools`, `search`, `servers`, `call`, `events`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from toolscore.cli.terminal import (
+    DEFAULT_URL,
+    NO_GATEWAY,
+    AsJson,
+    Url,
+    answer_of,
+    connected,
+    first_line,
+    print_json,
+    print_table,
+    say,
+)
+
+__all__ = ["call", "events", "search", "servers", "tools"]
+
+
+def tools(
+    text: Annotated[str | None, typer.Argument(help="Only those with this text in name or description.")] = None,
+    server: Annotated[str | None, typer.Option(help="Only this server's.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List the tools."""
+    found: list[dict[str, Any]] = []
+    params: dict[str, Any] = {"limit": 1000}
+    params |= {key: value for key, value in (("q", text), ("server_id", server)) if value}
+    with connected(url) as client:
+        while True:
+            data = answer_of(client.get("/api/v1/tools", params=params))
+            found += data["tools"]
+            if not data["next_cursor"]:
+                break
+            params["cursor"] = data["next_cursor"]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            tool["tool_id"],
+            _arguments(tool["input_schema"]),
+            first_line(tool["description"], 80),
+            f"{tool['tokens_estimate']:,}",
+            _state(tool),
+        )
+        for tool in found
+    ]
+    print_table(("tool", "arguments", "what it does", "tokens", "state"), rows, empty="no tools match")
+
+
+def search(
+    query: Annotated[list[str], typer.Argument(help="The task, in words.")],
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 5,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Find the tools for a task: `toolscore search what time is it in Tokyo`."""
+    with connected(url, timeout=120) as client:
+        found = answer_of(client.post("/api/v1/tools/search", json={"query": " ".join(query), "limit": limit}))["tools"]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            tool["tool_id"],
+            _arguments(tool["input_schema"]),
+            first_line(tool["description"], 70),
+            f"{tool['relevance']:.2f}",
+            f"{tool['score']:.2f}",
+            _state(tool),
+        )
+        for tool in found
+    ]
+    columns = ("tool", "arguments", "what it does", "relevance", "score", "state")
+    print_table(columns, rows, empty="no tool here has anything to do with it")
+
+
+def servers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the servers behind the gateway."""
+    with connected(url) as client:
+        found = answer_of(client.get("/api/v1/servers"))["servers"]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            server["server_id"],
+            server["kind"] or "?",
+            server["state"],
+            str(server["tools"]),
+            str(server["calls_in_flight"]),
+            str(server["restarts"]),
+            server["last_error"] or "",
+        )
+        for server in found
+    ]
+    print_table(("server", "kind", "state", "tools", "in flight", "restarts", "last error"), rows, empty="no servers")
+
+
+def call(
+    tool: Annotated[str, typer.Argument(help="Full name, as `toolscore tools` shows it.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="VALUE is JSON where it parses, else text.")
+    ] = None,
+    body: Annotated[
+        str | None, typer.Option("--json", metavar="OBJECT", help="The arguments as a JSON object.")
+    ] = None,
+    action: Annotated[str | None, typer.Option(help="The tool's own name, where TOOL is a server.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Print the whole answer as JSON.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Run a tool: `toolscore call time__get_current_time timezone=Asia/Tokyo`."""
+    parameters: dict[str, Any] = {}
+    if body is not None:
+        try:
+            parameters = json.loads(body)
+        except ValueError as exc:
+            say(f"--json takes a JSON object: {exc}")
+            raise typer.Exit(2) from None
+    pairs = [_pair(argument) for argument in arguments or []]
+    request: dict[str, Any] = {"tool_id": tool, "parameters": parameters}
+    request |= {key: value for key, value in (("action", action), ("timeout_seconds", timeout)) if value is not None}
+    with connected(url, timeout=None) as client:
+        types = _types(client, tool, action) if pairs else {}
+        for key, value in pairs:
+            parameters[key] = value if types.get(key) == "string" else _json_or_text(value)
+        response = client.post("/execute_tool", json=request)
+    if raw:
+        print_json(response.json())
+        raise typer.Exit(0 if response.is_success and not response.json()["data"]["is_error"] else 1)
+    data = answer_of(response)
+    for block in data["content"]:
+        print(
+            block["text"] if block.get("type") == "text" else f"[{block.get('type')}: {first_line(json.dumps(block))}]"
+        )
+    if data["is_error"]:
+        raise typer.Exit(1)
+
+
+def events(
+    types: Annotated[list[str] | None, typer.Argument(help="Only these types.")] = None,
+    since: Annotated[int | None, typer.Option(metavar="SEQ", help="Begin behind this event.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Follow what changes, until Ctrl-C."""
+    params: dict[str, Any] = {}
+    if types:
+        params["events"] = ",".join(types)
+    if since is not None:
+        params["since"] = since
+    try:
+        with (
+            connected(url, timeout=None) as client,
+            client.stream("GET", "/api/v1/events/stream", params=params) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                answer_of(response)
+            say(f"following {url}, Ctrl-C ends it")
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    print(line[6:] if as_json else _event_line(json.loads(line[6:])), flush=True)
+    except KeyboardInterrupt:
+        return
+    say("the gateway closed the stream")
+    raise typer.Exit(NO_GATEWAY)
+
+
+def _pair(argument: str) -> tuple[str, str]:
+    key, separator, value = argument.partition("=")
+    if not separator or not key:
+        say(f"{argument!r} is no KEY=VALUE")
+        raise typer.Exit(2)
+    if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
+        say(f"the argument {key!r} is not text in UTF-8")
+        raise typer.Exit(2)
+    return key, value
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _types(client: Any, tool: str, action: str | None) -> dict[str, Any]:
+    """The types that a tool's schema gives its arguments, so that `code=42` is text where text is wanted."""
+    listed = client.get("/api/v1/tools", params={"server_id": tool, "limit": 1000}).json()["data"]["tools"]
+    found = [entry for entry in listed if action in (None, entry["name"])]
+    if not found:
+        answer = client.get(f"/api/v1/tools/{tool}").json()
+        found = [answer["data"]] if answer["success"] else []
+    schema = found[0]["input_schema"] if len(found) == 1 else {}
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    return {key: given.get("type") for key, given in (properties or {}).items() if isinstance(given, dict)}
+
+
+def _arguments(schema: Any) -> str:
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    required = schema.get("required") or [] if isinstance(schema, dict) else []
+    return ", ".join(name if name in required else f"{name}?" for name in properties or {})
+
+
+def _state(tool: dict[str, Any]) -> str:
+    return "" if tool["available"] else str(tool["server_state"])
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    told = {
+        key: value
+        for key, value in event.items()
+        if key not in ("type", "seq", "timestamp", "capabilities", "description", "tool_type", "name")
+    }
+    facts = "  ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in told.items())
+    return f"{event['timestamp']}  {event.get('seq', '-')!s:>6}  {event['type']:<18} {first_line(facts, 160)}"

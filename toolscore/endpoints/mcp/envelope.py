@@ -1,0 +1,76 @@
+"""The rules of the stateless era for one HTTP request: its envelope, and the headers that repeat its body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Raw
+
+from toolscore.core.errors import ToolScoreError
+from toolscore.core.jsonrpc import INVALID_PARAMS, decode
+from toolscore.core.models import Sees
+from toolscore.endpoints.asgi import Scope
+from toolscore.endpoints.mcp.callers import ENVELOPE, envelope_error
+from toolscore.endpoints.mcp.params import Members
+from toolscore.tools.library import UnifiedToolLibrary
+from toolscore.upstreams.headers import NAMED_METHODS, PARAM_PREFIX, header_text, param_mismatch
+
+__all__ = ["HEADER_MISMATCH", "check_envelope", "check_params"]
+
+HEADER_MISMATCH = -32020
+ROUTING = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
+
+
+def check_envelope(scope: Scope, method: str, params: Members, version: str | None) -> dict[str, Any] | None:
+    """Check envelope, headers and revision, in this order. Returns the JSON-RPC error, or `None`."""
+    routing: dict[bytes, bytes] = {}
+    for key, value in scope["headers"]:
+        if key in ROUTING:
+            if key in routing:
+                return {"code": HEADER_MISMATCH, "message": f"the {key.decode()} header appears more than once"}
+            routing[key] = value.strip()  # RFC 9110 5.5
+    wrong = envelope_error(params)
+    if wrong is not None and wrong["code"] == INVALID_PARAMS:
+        return wrong
+    meta = params["_meta"]
+    if decode(meta[ENVELOPE[0]]) != version:
+        return {
+            "code": HEADER_MISMATCH,
+            "message": f"MCP-Protocol-Version does not match params._meta[{ENVELOPE[0]!r}]",
+        }
+    if routing.get(b"mcp-method", b"").decode("latin-1") != method:
+        return {"code": HEADER_MISMATCH, "message": "the Mcp-Method header does not match the body's method"}
+    named = NAMED_METHODS.get(method)
+    if named is not None and named in params:
+        value = decode(params[named])
+        if isinstance(value, str) and header_text(_latin(routing.get(b"mcp-name"))) != value:
+            return {"code": HEADER_MISMATCH, "message": f"the Mcp-Name header does not match the body's {named!r}"}
+    return wrong
+
+
+def check_params(
+    scope: Scope, library: UnifiedToolLibrary, server_id: str | None, params: Members, sees: Sees | None
+) -> dict[str, Any] | None:
+    """Check the headers that repeat arguments of a tool. Returns the JSON-RPC error, or `None`.
+
+    Args:
+        sees: says which tools exist for the caller: of a hidden tool nothing may be said.
+    """
+    try:
+        tool = library.resolve(decode(params["name"]), None, server_id, sees=sees)
+        mirrored = library.schemas.mirrored(tool)
+        arguments = decode(params.get("arguments", Raw(b"{}"))) if mirrored else None
+    except (ToolScoreError, KeyError, TypeError):
+        return None  # said better by the call itself
+    if not mirrored:
+        return None
+    given: dict[str, list[str]] = {}
+    for key, value in scope["headers"]:
+        if key.startswith(PARAM_PREFIX.lower().encode()):
+            given.setdefault(key.decode("latin-1"), []).append(value.decode("latin-1").strip())
+    wrong = param_mismatch(mirrored, arguments, given)
+    return {"code": HEADER_MISMATCH, "message": wrong} if wrong else None
+
+
+def _latin(value: bytes | None) -> str | None:
+    return value.decode("latin-1") if value is not None else None

@@ -1,0 +1,159 @@
+"""MCP's methods about tools: listing and calling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Raw
+
+from toolscore.app.compose import Gateway
+from toolscore.calls import Call
+from toolscore.core.errors import InvalidArguments, ToolNotFound
+from toolscore.core.jsonrpc import decode, decode_object, encode
+from toolscore.core.memo import Memo
+from toolscore.core.models import Sees, Tool
+from toolscore.discovery.own_tools import CALL_TOOL, OWN_SERVER
+from toolscore.discovery.search.fitting import fitted
+from toolscore.endpoints.mcp.params import Members, cursor_of, without_token
+from toolscore.upstreams import Caller
+
+__all__ = ["PAGE_ENTRIES", "ToolMethods", "task_shown", "unavailable"]
+
+PAGE_ENTRIES = 1000
+"""Most clients want the whole list at once; a longer one comes in pages."""
+NO_ARGUMENTS = Raw(b"{}")
+MAX_PAGES = 100
+"""Pages that are kept encoded: cursors are the client's to choose."""
+
+
+class ToolMethods:
+    """The tools of one address.
+
+    Args:
+        server_id: the only server that is shown, under its own names; `None`: all, under full names.
+    """
+
+    def __init__(self, gateway: Gateway, server_id: str | None) -> None:
+        self._gateway = gateway
+        self._server_id = server_id
+        self._pages: Memo[tuple[Any, ...], tuple[int, dict[str, Any]]] = Memo(MAX_PAGES)
+        self._listed: Memo[Sees | None, frozenset[str]] = Memo(MAX_PAGES)
+
+    def list_tools(self, params: Members, caller: Caller) -> dict[str, Any]:
+        """A page of the library, encoded once for as long as the library stands, for all who see the same."""
+        cursor = cursor_of(params)
+        library = self._gateway.library
+        sees = self._gateway.permissions.sees(caller.principal)
+        discovery = self._gateway.settings.current.discovery
+        key = (cursor or "", sees, discovery.list_tokens, discovery.always_listed)
+        generation, page = self._pages.get(key, (-1, {}))
+        if generation != library.generation:
+            if discovery.list_tokens is not None and self._server_id is None:
+                tools, after = self._fitted(discovery.list_tokens, discovery.always_listed, sees), None
+            else:
+                tools, after = library.page(cursor=cursor, limit=PAGE_ENTRIES, server_id=self._server_id, sees=sees)
+            page = {"tools": Raw(encode([self._shown(tool) for tool in tools]))}
+            if after is not None:
+                page["nextCursor"] = after
+            self._pages[key] = (library.generation, page)
+        return page
+
+    def _fitted(self, budget: int, always: tuple[str, ...], sees: Sees | None) -> list[Tool]:
+        """The tools that fit into a budget; the gateway's own among them, by which the others are found."""
+        library, scores = self._gateway.library, self._gateway.scores
+        tools = fitted(
+            (tool for tool in library if sees is None or sees(tool)),
+            budget,
+            tokens=library.schemas.tokens,
+            score=lambda tool: scores.of(tool).value,
+            always=(f"{OWN_SERVER}__*", *always),
+            before=self._listed.get(sees, frozenset()),
+        )
+        self._listed[sees] = frozenset(tool.tool_id for tool in tools)
+        return tools
+
+    def _shown(self, tool: Tool) -> dict[str, Any]:
+        definition = tool.definition if self._server_id else {**tool.definition, "name": tool.tool_id}
+        if not isinstance(definition.get("inputSchema"), dict):
+            definition = {**definition, "inputSchema": {"type": "object"}}
+        return definition if self._gateway.library.available(tool) else unavailable(definition)
+
+    async def call_tool(self, members: Members, caller: Caller, request_id: str) -> Raw:
+        """`tools/call`. Wrong arguments are a result with `isError`, as MCP asks; so the model can mend them."""
+        name = decode(members.pop("name")) if "name" in members else None
+        if not isinstance(name, str):
+            raise InvalidArguments("tools/call needs `name`, the tool's name, as a string")
+        if name == f"{OWN_SERVER}__{CALL_TOOL}" and self._server_id is None:
+            name = self._means(name, members, caller)
+        arguments = members.pop("arguments", NO_ARGUMENTS)
+        call = Call(
+            name,
+            arguments,
+            caller=caller,
+            request_id=request_id,
+            server_id=self._server_id,
+            extra=without_token(members) or None,
+        )
+        try:
+            result = await self._gateway.calls.call(call)
+        except ToolNotFound as exc:
+            exc.message = exc.text
+            raise
+        except InvalidArguments as exc:
+            if exc.upstream_error is not None:
+                raise
+            text = f"{exc.message}. {exc.suggestion[:1].upper()}{exc.suggestion[1:]}" if exc.suggestion else exc.message
+            return Raw(encode({"content": [{"type": "text", "text": text}], "isError": True}))
+        if self._server_id is None:
+            content = memoryview(result.content).tobytes()
+            if content == b"[]":
+                return task_shown(result.tool.server_id, result.raw)
+            if b'"resource' in content:
+                return self._links_shown(result.tool.server_id, result.raw)
+        return result.raw
+
+    def _means(self, name: str, members: Members, caller: Caller) -> str:
+        """The tool that a call through `call_tool` is for, called as if the client had named it: progress, questions
+        and cancellation go their usual way. Arguments that do not fit are left to the pipeline to refuse.
+        """
+        sees = self._gateway.permissions.sees(caller.principal)
+        if self._gateway.library.find(name, sees) is None:
+            return name
+        given = decode(members.get("arguments", NO_ARGUMENTS))
+        if not isinstance(given, dict) or not given.keys() <= {"tool_id", "parameters"}:
+            return name
+        tool_id, parameters = given.get("tool_id"), given.get("parameters", {})
+        if not isinstance(tool_id, str) or tool_id == name or not isinstance(parameters, dict):
+            return name
+        members["arguments"] = Raw(encode(parameters))
+        return tool_id
+
+    def _links_shown(self, server_id: str, raw: Raw) -> Raw:
+        """A result with the URIs of its resources as they are shown here."""
+        members = decode_object(raw)
+        blocks: list[Any] = []
+        changed = False
+        for block in decode(members["content"]):
+            holder = block.get("resource") if block.get("type") == "resource" else block
+            if block.get("type") in ("resource", "resource_link") and isinstance(holder, dict):
+                uri = holder.get("uri")
+                if isinstance(uri, str):
+                    shown = self._gateway.features.note_link(server_id, uri)
+                    changed |= shown != uri
+                    holder["uri"] = shown
+            blocks.append(block)
+        return Raw(encode({**members, "content": blocks})) if changed else raw
+
+
+def task_shown(server_id: str, raw: Raw) -> Raw:
+    """A result that is a task (or is none), with the task's id as it is shown where all servers are: `server/task`."""
+    members = decode_object(raw)
+    if "taskId" not in members:
+        return raw
+    return Raw(encode({**members, "taskId": f"{server_id}/{decode(members['taskId'])}"}))
+
+
+def unavailable(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a list, marked as one whose server is not there at the moment."""
+    meta = entry.get("_meta")
+    return {**entry, "_meta": {**(meta if isinstance(meta, dict) else {}), "toolscore/available": False}}

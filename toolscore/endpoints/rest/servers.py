@@ -1,0 +1,92 @@
+"""REST: the servers, and attaching, detaching and restarting one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from fastapi.responses import Response
+
+from toolscore.access.auth import ADMIN, need_scope
+from toolscore.app.compose import Gateway
+from toolscore.core.errors import InvalidArguments
+from toolscore.core.models import UpstreamSpec
+from toolscore.endpoints.asgi import principal_of, whole
+from toolscore.endpoints.rest.answers import answer
+from toolscore.endpoints.views import server_fields
+
+__all__ = ["servers_router"]
+
+
+def servers_router(gateway: Gateway) -> APIRouter:
+    """The routes of the servers."""
+    router = APIRouter(tags=["servers"])
+
+    @router.get("/api/v1/servers", summary="List the servers")
+    async def list_servers(request: Request) -> Response:
+        servers = [server_fields(gateway, upstream, principal_of(request.scope)) for upstream in gateway.upstreams]
+        servers += [
+            {"server_id": server_id, "kind": None, "state": "failed", "tools": 0, "instances": 0,
+             "calls_in_flight": 0, "restarts": 0, "last_error": reason, "pid": None}
+            for server_id, reason in gateway.servers.broken.items()
+        ]  # fmt: skip
+        servers.sort(key=lambda server: str(server["server_id"]))
+        return answer(request, {"servers": servers, "total_count": len(servers)})
+
+    @router.post("/api/v1/servers", summary="Attach a server", status_code=201)
+    async def attach_server(
+        request: Request,
+        body: Annotated[
+            dict[str, Any],
+            Body(examples=[{"server_id": "time", "command": "uvx", "args": ["mcp-server-time"]}]),
+        ],
+    ) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        server_id = whole(body).pop("server_id", None)
+        if not isinstance(server_id, str):
+            raise InvalidArguments("`server_id` is missing", suggestion='{"server_id": "time", "command": "uvx", …}')
+        try:
+            spec = UpstreamSpec.model_validate(body)
+        except ValueError as exc:
+            raise InvalidArguments(f"server {server_id!r} cannot be attached: {_problems(exc)}") from exc
+        await gateway.attach(server_id, spec)
+        upstream = gateway.upstreams.get(server_id)
+        message = f"server {server_id!r} is being started: GET /api/v1/servers/{server_id} shows how it goes"
+        return answer(request, server_fields(gateway, upstream, principal_of(request.scope)), message, status=201)
+
+    @router.get("/api/v1/servers/{server_id}", summary="One server")
+    async def get_server(request: Request, server_id: str) -> Response:
+        if (reason := gateway.servers.broken.get(server_id)) is not None:
+            return answer(request, {"server_id": server_id, "state": "failed", "last_error": reason, "stderr": []})
+        return answer(
+            request, server_fields(gateway, gateway.upstreams.get(server_id), principal_of(request.scope), full=True)
+        )
+
+    @router.delete("/api/v1/servers/{server_id}", summary="Detach a server")
+    async def detach_server(request: Request, server_id: str) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        await gateway.detach(server_id)
+        return answer(request, {"server_id": server_id}, f"server {server_id!r} is detached, its tools are gone")
+
+    @router.post("/api/v1/servers/{server_id}/restart", summary="Restart a server")
+    async def restart_server(request: Request, server_id: str) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        upstream = gateway.upstreams.get(server_id)
+        upstream.restart()
+        return answer(
+            request,
+            server_fields(gateway, upstream, principal_of(request.scope)),
+            f"server {server_id!r} is being restarted",
+        )
+
+    return router
+
+
+def _problems(exc: ValueError) -> str:
+    errors = getattr(exc, "errors", None)
+    if errors is None:
+        return str(exc)
+    return "; ".join(
+        f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}".removeprefix(": ")
+        for error in errors(include_url=False)
+    )

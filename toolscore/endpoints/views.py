@@ -1,0 +1,187 @@
+"""What doors show of tools, servers, results, pins and figures: one shape for each, whichever door shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import psutil
+
+from toolscore.access.auth import ADMIN
+from toolscore.app.compose import Gateway
+from toolscore.core.errors import InvalidArguments
+from toolscore.core.models import Principal, Tool, ToolResult, shown_url
+from toolscore.tools.library import change_fields
+from toolscore.upstreams import Upstream
+
+__all__ = ["found_tools", "pin_fields", "result_fields", "server_fields", "stats_fields", "tool_fields"]
+
+
+def result_fields(result: ToolResult) -> dict[str, Any]:
+    """A call's result as REST shows it."""
+    data: dict[str, Any] = {
+        "call_id": result.call_id,
+        "tool_id": result.tool.tool_id,
+        "content": result.content,
+        "structured_content": result.structured_content,
+        "is_error": result.is_error,
+    }
+    if result.suggestion is not None:
+        data["suggestion"] = result.suggestion
+    return data
+
+
+def tool_fields(gateway: Gateway, tool: Tool, *, full: bool = False) -> dict[str, Any]:
+    """A tool as REST shows it."""
+    fields: dict[str, Any] = {
+        "tool_id": tool.tool_id,
+        "name": tool.name,
+        "server_id": tool.server_id,
+        "description": tool.description,
+        "input_schema": tool.input_schema,
+        "output_schema": tool.definition.get("outputSchema"),
+        "annotations": tool.annotations,
+        "tags": list(tool.tags),
+        "available": gateway.library.available(tool),
+        "server_state": gateway.library.state(tool.server_id),
+        "circuit": gateway.circuits.state(tool.server_id),
+        "quarantined": tool.held is not None,
+        "tokens_estimate": gateway.library.schemas.tokens(tool),
+        "score": gateway.scores.of(tool).value,
+    }
+    if full:
+        pin = gateway.pins.find(tool.server_id, tool.name)
+        fields |= {
+            "score": msgspec.structs.asdict(gateway.scores.of(tool)),
+            "pin": {"pinned_at": pin.pinned_at, "pinned_by": pin.pinned_by} if pin is not None else None,
+            "change": change_fields(tool.held.change) if tool.held is not None else None,
+            "windows": gateway.notes.stats.of_tool(tool.tool_id),
+            "definition": tool.definition,
+            "definition_hash": tool.definition_hash,
+            "first_seen": tool.first_seen,
+            "calls": gateway.notes.stats.tools.get(tool.tool_id, 0),
+        }
+    return fields
+
+
+async def found_tools(gateway: Gateway, params: dict[str, Any], principal: Principal) -> dict[str, Any]:
+    """The tools for a task, ranked, each ready to be called.
+
+    Args:
+        params: `query`, and `limit` if given.
+
+    Raises:
+        InvalidArguments: they are something else.
+    """
+    query, limit = params.get("query"), params.get("limit", 10)
+    if not isinstance(query, str) or not isinstance(limit, int) or isinstance(limit, bool):
+        raise InvalidArguments("`query` must be a text, and `limit` a number", suggestion='{"query": "…", "limit": 10}')
+    found = await gateway.search.search(
+        query, principal=principal.name, sees=gateway.permissions.sees(principal), limit=limit
+    )
+    tools = [
+        {**tool_fields(gateway, one.tool), "relevance": one.relevance, "score": one.score, "rank": one.rank}
+        for one in found
+    ]
+    return {"tools": tools, "total_count": len(tools)}
+
+
+OPERATORS_OWN = ("command", "args", "env_keys", "header_names", "credentials_of", "stderr")
+"""How a server is started and what it says is for the operator's eyes."""
+
+
+def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *, full: bool = False) -> dict[str, Any]:
+    """A server as REST shows it. Values of `env` and `headers` stay here: they may be secrets."""
+    spec, sees = upstream.spec, gateway.permissions.sees(principal)
+    connection = upstream.connections[0] if upstream.connections else None
+    fields: dict[str, Any] = {
+        "server_id": upstream.server_id,
+        "kind": spec.kind,
+        "state": upstream.state,
+        "tools": len(gateway.library.of_server(upstream.server_id)),
+        "instances": len(upstream.connections),
+        "calls_in_flight": upstream.in_flight,
+        "restarts": upstream.restarts,
+        "circuit": gateway.circuits.state(upstream.server_id),
+        "last_error": upstream.last_error,
+        "pid": upstream.pid,
+    }
+    if full:
+        fields |= {
+            "description": spec.description,
+            "command": spec.command,
+            "args": list(spec.args),
+            "env_keys": sorted(spec.env),
+            "url": shown_url(spec.url) if spec.url else None,
+            "header_names": sorted(spec.headers),
+            "credentials_of": list(spec.credentials),
+            "forward_headers": list(spec.forward_headers),
+            "endpoint": spec.endpoint,
+            "up_since": upstream.up_since,
+            "stderr": list(upstream.stderr),
+            "memory_bytes": _memory_bytes(upstream.pid),
+            "protocol_version": connection.info.protocol_version if connection else None,
+            "server_info": {"name": connection.info.name, "version": connection.info.version} if connection else None,
+            "tool_ids": [
+                tool.tool_id for tool in gateway.library.of_server(upstream.server_id) if sees is None or sees(tool)
+            ],
+        }
+        if ADMIN not in principal.scopes:
+            fields |= dict.fromkeys(OPERATORS_OWN)
+    return fields
+
+
+def _memory_bytes(pid: int | None) -> int | None:
+    """Resident memory of a server's process and all below it."""
+    if pid is None:
+        return None
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        return int(sum(member.memory_info().rss for member in family))
+    except psutil.Error:
+        return None
+
+
+def stats_fields(gateway: Gateway, principal: Principal | None) -> dict[str, Any]:
+    """The figures of `/api/v1/stats` and of `stats_update`, with no tool that this principal does not see.
+
+    Args:
+        principal: `None`: whoever listens; no tools then, unless all may see all.
+    """
+    states: dict[str, int] = {}
+    for upstream in gateway.upstreams:
+        states[upstream.state] = states.get(upstream.state, 0) + 1
+    figures = gateway.notes.stats.snapshot()
+    if principal is None:
+        if not gateway.permissions.policy.is_open:
+            del figures["top_tools"]
+    elif (sees := gateway.permissions.sees(principal)) is not None:
+        figures["top_tools"] = [one for one in figures["top_tools"] if gateway.library.find(one["tool_id"], sees)]
+    return {
+        **figures,
+        "cache": {**gateway.cache.hits, "misses": gateway.cache.misses},
+        "journal": {"written": gateway.journal.written, "lost": gateway.journal.lost},
+        "tools_total": len(gateway.library),
+        "servers": states,
+        "event_subscribers": len(gateway.events.notifier),
+        "last_event_seq": gateway.events.last_seq,
+        "memory_bytes": psutil.Process().memory_info().rss,
+        "server_stats": gateway.figures.latest,
+    }
+
+
+def pin_fields(gateway: Gateway, tool: Tool) -> dict[str, Any]:
+    """A pin as REST shows it."""
+    pin = gateway.pins.find(tool.server_id, tool.name)
+    return {
+        "tool_id": tool.tool_id,
+        "server_id": tool.server_id,
+        "definition_hash": tool.definition_hash,
+        "pinned_at": pin.pinned_at if pin is not None else tool.first_seen,
+        "pinned_by": pin.pinned_by if pin is not None else None,
+        "quarantined": tool.held is not None,
+        "since": tool.held.since if tool.held is not None else None,
+        "held_hash": tool.held.definition_hash if tool.held is not None else None,
+        **(change_fields(tool.held.change) if tool.held is not None else {}),
+    }

@@ -1,0 +1,39 @@
+"""Where state is kept.
+
+A module of its own: the recorder, which reads no settings, imports the rest of this room and spares pydantic's memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from toolscore.core.rules import Rules
+
+__all__ = ["StoreRules"]
+
+
+class StoreRules(Rules):
+    """Where state is kept."""
+
+    needs_restart = True
+
+    data_dir: str = Field("data", description="of the SQLite file, of installed servers and of Python packages")
+    database_url: str | None = Field(
+        None,
+        description="postgresql+asyncpg://user:password@host/name instead (pip install toolscore[postgres])",
+    )
+    redis_url: str | None = Field(
+        None, pattern=r"^(rediss?|unix)://", description="redis://host:6379/0: replicas share budgets and results"
+    )
+
+    @property
+    def folder(self) -> Path:
+        """The data folder; absolute."""
+        return Path(self.data_dir).absolute()
+
+    @property
+    def url(self) -> str:
+        """The database, in SQLAlchemy's form: a file in the data folder unless another is given."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.folder / 'toolscore.db'}"

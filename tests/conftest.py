@@ -21,7 +21,9 @@ settings.load_profile("patient")
 @pytest.fixture(scope="session")
 def gateway() -> Iterator[GatewayProcess]:
     """One gateway with well-behaved servers, for tests that leave it as they found it."""
-    with running_gateway({"alpha": odd("echo"), "beta": odd("echo"), "many": odd("many")}) as process:
+    with running_gateway(
+        {name: odd(name if name == "many" else "echo") for name in ("alpha", "beta", "many")}, journal=True
+    ) as process:
         for server_id in ("alpha", "beta", "many"):
             process.wait_for_state(server_id, "up")
         yield process

@@ -64,7 +64,9 @@ def test_ten_thousand_calls_through_a_storm(tmp_path: Path, record_property: Cal
     ledger.touch()
     server = Server(ledger)
     try:
-        with running_gateway({"storm": {"url": f"http://127.0.0.1:{server.port}/mcp"}}, settings=SETTINGS) as process:
+        with running_gateway(
+            {"storm": {"url": f"http://127.0.0.1:{server.port}/mcp"}}, settings=SETTINGS, journal=True
+        ) as process:
             process.wait_for_state("storm", "up")
             wait_for(lambda: process.get("/list_tools", server_id="storm")["tools"])
             seen = _calls(process.url)

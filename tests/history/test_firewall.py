@@ -253,7 +253,7 @@ def test_any_course_of_calls_can_be_learned_from(calls: list[tuple[str, str, boo
 
 def test_a_model_reads_what_helped(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
-    with running_gateway({"city": fickle.entry}, settings="cache: {enabled: false}\n") as process:
+    with running_gateway({"city": fickle.entry}, settings="cache: {enabled: false}\n", journal=True) as process:
         process.wait_for_state("city", "up")
         for _ in range(3):
             failed = process.execute("city__look", {"city": "Nowhere"})

@@ -39,7 +39,7 @@ def gateway(fickle: Fickle) -> Iterator[GatewayProcess]:
     other = Fickle(fickle.folder / "other")
     other.order(mark="other")
     servers = {"city": fickle.entry, "town": other.entry, "echo": odd("echo")}
-    with running_gateway(servers, settings="cache: {enabled: false}\n") as process:
+    with running_gateway(servers, settings="cache: {enabled: false}\n", journal=True) as process:
         for server_id in servers:
             process.wait_for_state(server_id, "up")
         yield process
@@ -187,7 +187,7 @@ def test_a_recorded_window_stands_in_for_the_server(gateway: GatewayProcess, fic
 
 
 def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
-    with running_gateway({"echo": odd("echo")}) as process:
+    with running_gateway({"echo": odd("echo")}, journal=True) as process:
         process.wait_for_state("echo", "up")
         process.execute("echo__echo", {"text": "first"})
         recorder = recorder_of(process)
@@ -218,7 +218,7 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
 
 
 def test_another_recorder_takes_the_place_of_one_that_dies(tmp_path: Path) -> None:
-    with running_gateway({"echo": odd("echo")}) as process:
+    with running_gateway({"echo": odd("echo")}, journal=True) as process:
         process.wait_for_state("echo", "up")
         ids = []
         for number in range(300):
@@ -276,7 +276,7 @@ def test_a_full_disk_costs_no_call(tmp_path: Path) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True)
     assert mounted.returncode == 0, mounted.stderr
     try:
-        with running_gateway({"echo": odd("echo")}, start=False) as process:
+        with running_gateway({"echo": odd("echo")}, start=False, journal=True) as process:
             settings = process.config / "toolscore.yaml"
             settings.write_text(f"storage: {{data_dir: {disk}}}\njournal: {{log_calls: false}}\n")
             process.start()
@@ -357,7 +357,7 @@ def test_no_text_takes_long_to_look_through() -> None:
 
 
 def test_a_page_is_read_while_calls_come_in(tmp_path: Path) -> None:
-    with running_gateway({"echo": odd("echo")}) as process:
+    with running_gateway({"echo": odd("echo")}, journal=True) as process:
         process.wait_for_state("echo", "up")
         stop = threading.Event()
 

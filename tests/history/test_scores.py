@@ -71,7 +71,7 @@ def test_lateness_nonsense_and_changes_cost() -> None:
 
 def test_a_gateway_measures_and_remembers(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
-    with running_gateway({"city": fickle.entry}, settings="cache: {enabled: false}\n") as process:
+    with running_gateway({"city": fickle.entry}, settings="cache: {enabled: false}\n", journal=True) as process:
         process.wait_for_state("city", "up")
         cold = process.get("/api/v1/tools/city__look")["score"]
         for _ in range(20):

@@ -21,6 +21,8 @@ from typing import Any
 import httpx
 import psutil
 
+from support.nursery import Born, born
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tests" / "servers"
 """Servers and clients that tests run as programs."""
@@ -94,7 +96,7 @@ class Fickle:
 class GatewayProcess:
     """`toolscore serve` as a user runs it, with settings of its own."""
 
-    def __init__(self, folder: Path, servers: dict[str, Any], settings: str, ports: str) -> None:
+    def __init__(self, folder: Path, servers: dict[str, Any], settings: str, ports: str, journal: bool = False) -> None:
         self.folder = folder
         self.http_port, self.router_port, self.executor_port = free_port(), free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
@@ -105,12 +107,14 @@ class GatewayProcess:
         self.config = folder / "config"
         self.config.mkdir(exist_ok=True)
         self.ports(ports)
+        if "journal" not in settings and not journal:
+            settings += "\njournal: {enabled: false}\n"  # its recorder is a process more, of no concern to most
         (self.config / "toolscore.yaml").write_text(
             f"storage: {{data_dir: {json.dumps(str(folder / 'data'))}}}\n{settings}"
         )
         self.servers(servers)
         self.http = httpx.Client(base_url=self.url, timeout=30)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Born | None = None
         self.environment: dict[str, str] = {}
 
     def ports(self, more: str = "use_inprocess_python_executor: true") -> None:
@@ -131,13 +135,15 @@ class GatewayProcess:
     def start(self, *arguments: str, ready: bool = True) -> GatewayProcess:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("TOOLSCORE_")}
         self.log = open(self.folder / "gateway.log", "ab")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "toolscore", "serve", "--config", str(self.config), *arguments],
-            stdout=self.log,
-            stderr=self.log,
-            env={**environment, "SECRET_OF_THE_GATEWAY": "do not pass on", **self.environment},
-            cwd=self.folder,
-        )
+        with open(os.devnull, "rb") as nothing:
+            self.process = born(
+                ["serve", "--config", str(self.config), *arguments],
+                env={**environment, "SECRET_OF_THE_GATEWAY": "do not pass on", **self.environment},
+                cwd=self.folder,
+                stdin=nothing.fileno(),
+                stdout=self.log.fileno(),
+                stderr=self.log.fileno(),
+            )
         if ready:
             wait_for(self.is_ready, 30, "for /readyz")
         return self
@@ -245,10 +251,15 @@ def running_gateway(
     settings: str = "",
     ports: str = "use_inprocess_python_executor: true",
     start: bool = True,
+    journal: bool = False,
 ) -> Iterator[GatewayProcess]:
-    """A gateway that is gone at the end, with everything it started."""
+    """A gateway that is gone at the end, with everything it started.
+
+    Args:
+        journal: keep one, as a gateway does by default.
+    """
     with tempfile.TemporaryDirectory(prefix="toolscore-test-") as folder:
-        gateway = GatewayProcess(Path(folder), servers or {}, settings, ports)
+        gateway = GatewayProcess(Path(folder), servers or {}, settings, ports, journal)
         try:
             yield gateway.start() if start else gateway
         finally:

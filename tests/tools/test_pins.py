@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -239,7 +238,7 @@ def test_a_changed_tool_is_held_until_somebody_approves(tmp_path: Path) -> None:
         diff = toolscore("pins", "diff", "city__look", gateway=process)
         assert f'+  "description": "{evil}"' in diff.stdout
         seen = diff.stderr.split("--definition ")[1].strip()
-        unasked = toolscore("pins", "approve", "city__look", gateway=process, stdin=subprocess.DEVNULL)
+        unasked = toolscore("pins", "approve", "city__look", gateway=process)
         assert (unasked.returncode, "--definition" in unasked.stderr) == (2, True)
         fickle.order(tools={"look": {"description": f"{evil} And more."}})  # while somebody reads the diff
         process.http.post("/api/v1/servers/city/restart")

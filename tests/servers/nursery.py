@@ -1,0 +1,120 @@
+"""Starts `toolscore` programs for tests by forking, after the libraries that they import were imported once.
+
+    nursery.py SOCKET      (serves until whoever started it is gone)
+
+Most of the time of a program's start goes into importing its libraries. A forked program runs the same code as `python
+-m toolscore` does: our own modules are imported in it, not here, so that nothing of ours is shared. A client sends one
+JSON object, with the descriptors of stdin, stdout and stderr; it is answered with the pid, and later with the status.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+
+MAX_REQUEST = 256 * 1024
+
+
+def preload() -> None:
+    """Import what the programs import, and forget our own part of it."""
+    import toolscore.cli.main
+    import toolscore.endpoints  # noqa: F401
+
+    for name in ("httpx", "rich.table", "rich.console", "uvloop", "cryptography.fernet", "jwt", "throttled.asyncio"):
+        __import__(name)
+    for name in [name for name in sys.modules if name == "toolscore" or name.startswith("toolscore.")]:
+        del sys.modules[name]
+    gc.collect()
+    gc.freeze()
+
+
+def become(request: dict[str, object], descriptors: list[int]) -> None:
+    """Be the program, in the forked process. Does not return."""
+    code = 1
+    try:
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+        os.closerange(3, 1024)
+        for name in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.default_int_handler if name == signal.SIGINT else signal.SIG_DFL)
+        os.chdir(str(request["cwd"]))
+        os.environ.clear()
+        os.environ.update(request["env"])  # type: ignore[arg-type, call-overload]
+        sys.argv = ["toolscore", *request["arguments"]]  # type: ignore[misc]
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(number, mode, encoding="utf-8", errors=errors)  # noqa: SIM115
+            for number, mode, errors in ((0, "r", "strict"), (1, "w", "strict"), (2, "w", "backslashreplace"))
+        )
+        sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+        runpy.run_module("toolscore", run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 0 if exc.code is None else 1
+        if isinstance(exc.code, str):
+            print(exc.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    finally:
+        try:
+            import atexit
+
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def main() -> None:
+    parent = os.getppid()
+    preload()
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(sys.argv[1])
+    listening.listen(16)
+    wake, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    clients: dict[int, socket.socket] = {}
+    born: dict[int, socket.socket] = {}
+    while os.getppid() == parent:
+        ready, _, _ = select.select([listening, wake, *clients.values()], [], [], 1.0)
+        if wake in ready:
+            wake.recv(4096)
+        for one in ready:
+            if one is listening:
+                client, _ = listening.accept()
+                clients[client.fileno()] = client
+            elif one is not wake:
+                data, descriptors, _, _ = socket.recv_fds(one, MAX_REQUEST, 3)
+                if not data:
+                    del clients[one.fileno()]
+                    one.close()
+                    continue
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    become(json.loads(data), descriptors)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                born[pid] = one
+                one.send(json.dumps({"pid": pid}).encode())
+        while born:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            client = born.pop(pid)
+            try:
+                client.send(json.dumps({"pid": pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+            except OSError:
+                pass  # whoever started it has gone
+
+
+if __name__ == "__main__":
+    main()

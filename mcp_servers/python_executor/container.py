@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mcp_servers.python_executor.child_process import Ending
 from mcp_servers.python_executor.engine import Job, Outcome, conclude, request_of
-from mcp_servers.python_executor.pool import Ending, SandboxUnavailable
+from mcp_servers.python_executor.pool import SandboxUnavailable
 from mcp_servers.python_executor.sandbox.wire import MAX_ANSWER_BYTES, Answer, BadAnswer, Mode, decode_answer
 
 __all__ = ["ContainerEngine"]

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from mcp_servers.python_executor.pool import Child, Ending, Pool
+from mcp_servers.python_executor.child_process import ChildProcess, Ending
+from mcp_servers.python_executor.pool import Pool
 from mcp_servers.python_executor.sandbox.wire import CPU_GRACE_SECONDS, Answer, Mode, Request, encode_request
 
 __all__ = ["ENGINES", "Engine", "Exit", "Job", "Outcome", "PoolEngine", "ReusedEngine", "conclude", "request_of"]
@@ -157,7 +158,7 @@ class PoolEngine:
 
 @dataclass(slots=True)
 class _Worker:
-    child: Child | None = None
+    child: ChildProcess | None = None
     executions: int = 0
 
 
@@ -216,7 +217,8 @@ class ReusedEngine:
         return self.pool.about
 
     def figures(self) -> dict[str, Any]:
-        return {**self.pool.figures(), "restarts": self.restarts + self.pool.restarts}
+        figures = self.pool.figures()
+        return {**figures, "restarts": self.restarts + figures["restarts"]}
 
     async def memory_kb(self) -> dict[str, int]:
         return await self.pool.memory_kb()

@@ -15,8 +15,9 @@ from mcp_servers.python_executor.admission import Admission, Busy
 from mcp_servers.python_executor.container import ContainerEngine
 from mcp_servers.python_executor.engine import ENGINES, Engine, Job, Outcome, PoolEngine, ReusedEngine
 from mcp_servers.python_executor.interpreter import find_interpreter
+from mcp_servers.python_executor.options import PoolOptions
 from mcp_servers.python_executor.packages import PackageSets, UnknownPackages
-from mcp_servers.python_executor.pool import Pool, PoolOptions, SandboxUnavailable
+from mcp_servers.python_executor.pool import Pool, SandboxUnavailable
 from mcp_servers.python_executor.sandbox.wire import CONFINING_TIERS, Mode
 from mcp_servers.python_executor.sessions import Sessions
 

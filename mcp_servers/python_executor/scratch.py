@@ -1,23 +1,70 @@
 """Scratch folders: a zygote's mount point, and at a tier without mounts the place where calls write.
 
-What lies in one may have been made by hostile code: it is deleted and added up without following links, without
-recursion, and without a long path.
+Hostile code may have made what lies in one. So it is deleted and added up without following links, without recursion,
+and without a long path.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
+from mcp_servers.python_executor.child_process import ChildProcess
 from mcp_servers.python_executor.sandbox.wire import MAX_INODES
 
-__all__ = ["delete", "empty", "holds_more", "make"]
+__all__ = ["SharedFolders", "delete", "empty", "holds_more", "make"]
 
 PREFIX = "toolscore-sandbox-"
+LOOK_SECONDS = 0.25
+"""How often the files of a call are added up, where no file system of its own bounds them."""
+
+
+class SharedFolders:
+    """The folders of calls at a tier where children have no file systems of their own.
+
+    Args:
+        folder: the zygote's; slot 3 writes to `3` in it, and what ended calls left lies in `trash`.
+        call_bytes: what the files of one call may take.
+        in_background: has something done that nobody waits for.
+    """
+
+    def __init__(
+        self, folder: str, *, call_bytes: int, in_background: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    ) -> None:
+        self._folder, self._call_bytes, self._in_background = folder, call_bytes, in_background
+        self._looked_at = 0.0
+        self._deleting: asyncio.Task[None] | None = None
+        self._delete_again = False
+
+    def empty_trash(self) -> None:
+        """Start to delete what ended calls left. What comes while that runs is deleted after it."""
+        self._delete_again = True
+        if self._deleting is None or self._deleting.done():
+            self._deleting = self._in_background(self._delete_trash())
+
+    async def _delete_trash(self) -> None:
+        while self._delete_again:
+            self._delete_again = False
+            await asyncio.to_thread(empty, f"{self._folder}/trash")
+
+    def look(self, children: Sequence[ChildProcess], now: float) -> None:
+        """Start to add up the files of these children, unless that was done a moment ago; end those with too many."""
+        if children and now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            self._in_background(self._end_those_with_too_much(children))
+
+    async def _end_those_with_too_much(self, children: Sequence[ChildProcess]) -> None:
+        for child in children:
+            too_much = await asyncio.to_thread(holds_more, f"{self._folder}/{child.slot}", self._call_bytes)
+            if too_much and not child.ended and not child.released:
+                child.end("disk")
 
 
 def make() -> str:

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from mcp_servers.python_executor.child_process import ChildProcess
 from mcp_servers.python_executor.engine import Job, Outcome, conclude, request_of
-from mcp_servers.python_executor.pool import Child, Pool
+from mcp_servers.python_executor.pool import Pool
 from mcp_servers.python_executor.sandbox.wire import Mode
 
 __all__ = ["Session", "Sessions", "TooManySessions"]
@@ -31,7 +32,7 @@ class Session:
     key: tuple[str, str]
     pool: Pool
     packages: str | None
-    child: Child | None = None
+    child: ChildProcess | None = None
     dropped: bool = False
     last_used: float = field(default_factory=time.monotonic)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

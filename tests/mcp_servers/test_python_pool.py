@@ -184,11 +184,7 @@ def test_a_zygote_that_dies_is_replaced_and_calls_that_had_not_begun_do_not_noti
     with_executor(tmp_path, work)
 
 
-def test_a_zygote_is_replaced_from_time_to_time_without_a_lost_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mcp_servers.python_executor.pool.GENERATION_CALLS", 100)
-
+def test_a_zygote_is_replaced_from_time_to_time_without_a_lost_call(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         await executor.execute("kept = 1", session_id="s")
         first = zygote_of(os.getpid())
@@ -200,7 +196,7 @@ def test_a_zygote_is_replaced_from_time_to_time_without_a_lost_call(
         zygotes = [one.pid for one in psutil.Process().children() if "sandbox.zygote" in " ".join(one.cmdline())]
         assert any(pid != first for pid in zygotes)
 
-    with_executor(tmp_path, work)
+    with_executor(tmp_path, work, pool={"generation_calls": 100})
 
 
 def test_a_server_without_descriptors_for_a_moment_recovers(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "Answer",
     "BadAnswer",
     "Mode",
+    "Op",
     "Request",
     "answer_length",
     "decode_answer",
@@ -69,7 +70,7 @@ FILE = struct.Struct("<HI")
 ANSWER = struct.Struct("<IBBHH")
 """length of the rest, exit, whether there is a result, number of images, number of files"""
 COMMAND = struct.Struct("=IIII")
-"""op, id, slot, argument: from the pool. 'K' kills a child, 'S' stops it, 'C' lets it go on; 'T': how many live."""
+"""op, id, slot, argument: from the server to a zygote, see `Op`."""
 REPORT = struct.Struct("=IIIiiIQQQ")
 """exit id, slot, new id, status, error, minor faults, user and system µs, resident KB: to the pool, with three
 descriptors (channel, stdout, stderr) when there is a new child."""
@@ -80,6 +81,15 @@ SIZE = struct.Struct("<Q")
 
 
 MAX_HINT_CHARS = 100
+
+
+class Op:
+    """A command to a zygote: kill, stop or continue the child of this id and slot, or say how many shall live."""
+
+    KILL = ord("K")
+    STOP = ord("S")
+    CONTINUE = ord("C")
+    TARGET = ord("T")
 
 
 class Mode:

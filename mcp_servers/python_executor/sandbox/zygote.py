@@ -111,7 +111,7 @@ class _Zygote:
     """One zygote's way from a plain interpreter to a confined fork server.
 
     Args:
-        config: what `pool.py` sends; it documents the members.
+        config: what `options.zygote_config` makes of the options of a pool.
     """
 
     def __init__(self, pool: socket.socket, config: dict[str, Any]) -> None:

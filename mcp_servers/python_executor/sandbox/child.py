@@ -1,9 +1,13 @@
-"""What a confined child does: wait for a request, run the code, say what came of it, end. Standard library only.
+"""What a confined child does, inside the sandbox: wait for a request, run the code, answer, end. Standard library only.
 
-The zygote executes this file in a namespace that has a copy of the builtins, so that code which patches `builtins`
-breaks itself and not what reports its end. Whatever else it breaks, the server gets no answer and says so.
+The server's side of it is `child_process.py`.
 
-A child is single-use unless its request says otherwise (`wire.Mode`): a session keeps its namespace.
+This is one module because it is one namespace. The zygote executes the file with a copy of the builtins, so that code
+which patches `builtins` breaks itself and not what reports its end; what the child imported from a second module would
+have the builtins that the code patched. And a plain call must touch few pages, so its path is one short function here.
+Whatever else the code breaks: then the server gets no answer, and says so.
+
+A child serves one request unless the request says otherwise (`wire.Mode`): a session keeps its namespace.
 """
 
 import ast

@@ -18,10 +18,15 @@ ANSWER_SECONDS = 60
 
 
 class ExecutorProcess:
-    """Calls tools, one or many at a time."""
+    """Calls tools, one or many at a time.
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    Args:
+        process: the server, with pipes.
+        kind: as for `executor_process`.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], kind: str) -> None:
+        self.process, self.kind = process, kind
         self._next = 0
         self._answers: dict[int, dict[str, Any]] = {}
         self._came = threading.Condition()
@@ -93,7 +98,7 @@ def executor_process(kind: str = "A", **options: Any) -> Iterator[ExecutorProces
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     ) as process:
-        executor = ExecutorProcess(process)
+        executor = ExecutorProcess(process, kind)
         try:
             hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
             executor.request("initialize", **hello)

@@ -144,8 +144,11 @@ def test_no_descriptor_or_folder_stays(python: GatewayProcess) -> None:
         ours = f"toolscore-sandbox-{python.pid}-*"  # other gateways make and remove theirs at the same time
         return {*Path("/dev/shm").glob(ours), *Path(tempfile.gettempdir()).glob(ours)}
 
-    run(python, "1")
-    before, descriptors = folders(), psutil.Process(python.pid).num_fds()
+    def descriptors_after_a_call() -> int:
+        run(python, "1")  # a spare too many is let go with the next call
+        return psutil.Process(python.pid).num_fds()
+
+    before, descriptors = folders(), descriptors_after_a_call()
     for code in (
         "1",
         "1/0",
@@ -154,7 +157,7 @@ def test_no_descriptor_or_folder_stays(python: GatewayProcess) -> None:
         "open('f', 'w').write('x')",
     ) * 4:
         run(python, code)
-    wait_for(lambda: psutil.Process(python.pid).num_fds() <= descriptors, 10, "for spare children to be let go")
+    wait_for(lambda: descriptors_after_a_call() <= descriptors, 10, "for spare children to be let go")
     assert folders() == before
 
 
@@ -171,6 +174,24 @@ def test_more_calls_than_may_wait_are_told_when_to_come_back(python: GatewayProc
         assert error["code"] == "overloaded"
         assert error["retryable"] is True
         assert 0 < error["retry_after_seconds"] < 60
+
+
+def test_who_waits_is_told_the_position_as_progress(python: GatewayProcess) -> None:
+    told: list[str] = []
+
+    async def progress(_done: float, _total: float | None, message: str | None) -> None:
+        told.append(str(message))
+
+    async def call() -> None:
+        async with Client(f"{python.url}/mcp") as client:
+            arguments = {"code": "import time; time.sleep(0.5)"}
+            await client.call_tool(f"{EXECUTOR}__python_execute", arguments, progress_callback=progress)
+
+    async def three() -> None:
+        await asyncio.gather(call(), call(), call())
+
+    asyncio.run(three())
+    assert told == ["waiting: 1 in the queue"]
 
 
 def test_arguments_are_checked(python: GatewayProcess) -> None:
@@ -294,6 +315,25 @@ def test_figures_stand_in_health_stats_and_metrics(python: GatewayProcess) -> No
         f'toolscore_python_memory_bytes{{engine="fork",packages="default",part="zygote",server="{EXECUTOR}"}}',
     ):
         assert line in page
+
+
+def test_a_session_goes_on_through_every_door(python: GatewayProcess) -> None:
+    arguments = {"code": "q = 40", "session_id": "s"}
+    assert python.execute(EXECUTOR, arguments, action="python_execute")["success"]
+
+    async def over_mcp() -> None:
+        async with Client(f"{python.url}/mcp") as client:
+            result = await client.call_tool(f"{EXECUTOR}__python_execute", {"code": "q + 2", "session_id": "s"})
+            assert result.content[0].text == "42"
+            assert result.meta is not None
+            assert result.meta["toolscore/sandbox"] == {"engine": "fork", "tier": "A"}
+            gone = await client.call_tool(f"{EXECUTOR}__python_session_reset", {"session_id": "s"})
+            assert gone.structured_content == {"existed": True}
+
+    asyncio.run(over_mcp())
+    body = {"tool_id": EXECUTOR, "action": "python_execute", "parameters": {"code": "'q' in globals()"}}
+    answer = python.http.post("/execute_tool", json={**body, "session_id": "s"}).json()
+    assert answer["data"]["structured_content"]["result"] == "False"
 
 
 def test_it_stands_alone_over_stdio() -> None:

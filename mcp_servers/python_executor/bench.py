@@ -81,6 +81,7 @@ async def measure_engines(
     seconds: float = 2.0,
     samples: int = SAMPLES,
     levels: Sequence[int] = LEVELS,
+    rounds: int = ROUNDS,
     tell: Tell = lambda _what, _share: None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -91,6 +92,7 @@ async def measure_engines(
         seconds: how long each throughput is measured, and a short call alone and beside two hogs.
         samples: paced calls of each workload and engine; 0 leaves out latency, and the short call.
         levels: calls under way, for throughput; empty leaves it out.
+        rounds: how often throughput and the short call are measured, each for its part of `seconds`.
         tell: is told what is measured, and the share that is done.
         options: of the executor.
 
@@ -127,12 +129,12 @@ async def measure_engines(
             for name, latency in (await _latency(running, samples, tell)).items():
                 report[name]["latency"] = latency
         if levels:
-            for name, throughput in (await _throughput(running, seconds, levels, tell)).items():
+            for name, throughput in (await _throughput(running, seconds, levels, rounds, tell)).items():
                 report[name]["throughput"] = throughput
         await asyncio.sleep(0.3)
         for name, engine in running.items():
             report[name]["memory_kb"] = await engine.memory_kb()
-        hogs = await _beside_hogs(running["fork"], seconds, tell) if samples and "fork" in running else None
+        hogs = await _beside_hogs(running["fork"], seconds, rounds, tell) if samples and "fork" in running else None
     return {
         "python": next((one["python"] for one in report.values() if one["python"]), platform.python_version()),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release().split('-')[0]}",
@@ -236,16 +238,16 @@ def _figures(values: Sequence[float]) -> dict[str, float]:
 
 
 async def _throughput(
-    running: dict[str, Engine], seconds: float, levels: Sequence[int], tell: Tell
+    running: dict[str, Engine], seconds: float, levels: Sequence[int], rounds: int, tell: Tell
 ) -> dict[str, dict[str, float]]:
-    rounds: dict[str, dict[str, list[float]]] = {name: {str(level): [] for level in levels} for name in running}
-    steps = [(name, level) for _ in range(ROUNDS) for level in levels for name in running]
+    rates: dict[str, dict[str, list[float]]] = {name: {str(level): [] for level in levels} for name in running}
+    steps = [(name, level) for _ in range(rounds) for level in levels for name in running]
     for at, (name, level) in enumerate(steps):
         tell(f"throughput of {name}, {level} at once", 0.4 + 0.5 * at / len(steps))
-        rounds[name][str(level)].append(await _calls_per_second(name, running[name], level, seconds / ROUNDS))
+        rates[name][str(level)].append(await _calls_per_second(name, running[name], level, seconds / rounds))
     return {
         name: {level: round(statistics.median(values), 1) for level, values in own.items()}
-        for name, own in rounds.items()
+        for name, own in rates.items()
     }
 
 
@@ -267,13 +269,13 @@ async def _calls_per_second(name: str, engine: Engine, level: int, seconds: floa
     return done / (time.perf_counter() - began)
 
 
-async def _beside_hogs(engine: Engine, seconds: float, tell: Tell) -> dict[str, float]:
+async def _beside_hogs(engine: Engine, seconds: float, rounds: int, tell: Tell) -> dict[str, float]:
     """Measure a call of a millisecond, alone and beside two hogs: one loops for ever, one allocates to its limit."""
     job = Job(MILLISECOND_CODE, timeout_seconds=TIMEOUT_SECONDS)
 
     async def sample() -> list[float]:
         values = []
-        end = time.perf_counter() + seconds / ROUNDS
+        end = time.perf_counter() + seconds / rounds
         while time.perf_counter() < end:
             await asyncio.sleep(PACE_SECONDS)
             began = time.perf_counter()
@@ -287,7 +289,7 @@ async def _beside_hogs(engine: Engine, seconds: float, tell: Tell) -> dict[str, 
 
     alone: list[float] = []
     beside: list[float] = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         tell("a short call beside two hogs", 0.92)
         alone += await sample()
         hogs = [

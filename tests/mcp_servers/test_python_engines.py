@@ -187,7 +187,7 @@ def test_code_runs_in_a_container(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_measures_every_engine_and_checks_every_result(tmp_path: Path) -> None:
-    report = asyncio.run(measure_engines(engines=POOLED, seconds=0.03, samples=2, data_dir=tmp_path))
+    report = asyncio.run(measure_engines(engines=POOLED, seconds=0.03, samples=2, rounds=1, data_dir=tmp_path))
     assert report["skipped"] == {}
     for name in POOLED:
         figures = report["engines"][name]
@@ -215,7 +215,9 @@ def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_commands_print_and_write_what_they_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("toolscore.bench.executor.ROUNDS", 1)  # each starts an executor and a load generator
+    # The figures do not matter here: one round, and no start of the gateway that only fills its caches.
+    monkeypatch.setattr("toolscore.bench.executor.ROUNDS", 1)
+    monkeypatch.setattr("toolscore.bench.executor.settle", lambda _folder, _port: None)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(tmp_path)
     arguments = ["bench", "executor", "--engines", "fork,persistent", "--seconds", "0.1", "--samples", "1"]

@@ -168,7 +168,7 @@ class ContainerEngine:
         await first.wait()
 
     async def _beside(self, *arguments: str) -> None:
-        """Run the program beside the calls; whether it succeeds does not matter."""
+        """Run the container engine's program beside the calls. Whether it succeeds does not matter."""
         process = await asyncio.create_subprocess_exec(
             self._program(), *arguments,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
@@ -208,7 +208,7 @@ class ContainerEngine:
         return conclude(ending, written, job, (time.perf_counter() - began) * 1000)
 
     def _clean(self, folder: str) -> None:
-        """Remove what a call left that could not do it itself."""
+        """Remove the files of a call that could not remove them itself."""
         remove = self._beside("exec", self._container, "rm", "-rf", folder, f"{folder}.1", f"{folder}.2")
         task = asyncio.ensure_future(remove)
         self._cleaning.add(task)
@@ -252,7 +252,7 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def _converse(process: asyncio.subprocess.Process, request: bytes, output_bytes: int) -> bytes:
-    """Give it the request, and read what it says up to what it may say; more is as good as nothing."""
+    """Send the request, and read the answer. An answer above its bound counts as none."""
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(ConnectionError):

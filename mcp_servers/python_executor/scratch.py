@@ -68,7 +68,7 @@ class SharedFolders:
 
 
 def make() -> str:
-    """A new one, in memory where we can; those that killed servers left behind are deleted first."""
+    """Make a scratch folder, in memory where that is possible. Folders that killed servers left are deleted first."""
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()  # noqa: S108
     _remove_dead(parent)
     folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent)
@@ -77,7 +77,7 @@ def make() -> str:
 
 
 def _remove_dead(parent: str) -> None:
-    """Nothing in them may keep us from starting."""
+    """Delete the folders of servers that are gone. Never raises: what lies there must not keep us from starting."""
     for folder in Path(parent).glob(f"{PREFIX}*-*"):
         pid = folder.name.removeprefix(PREFIX).split("-")[0]
         with contextlib.suppress(OSError):
@@ -88,16 +88,16 @@ def _remove_dead(parent: str) -> None:
 
 
 def delete(folder: str) -> None:
-    """Delete a folder of ours, whatever code has made in it: as deep as it likes, and closed to others."""
+    """Delete a folder of ours, whatever code made in it: folders of any depth, folders closed to others."""
     empty(folder)
     with contextlib.suppress(OSError):
         os.rmdir(folder)
 
 
 def empty(folder: str) -> None:
-    """Delete what is in it; nobody else can reach it any more.
+    """Delete what is in a folder that nobody else can reach any more.
 
-    Folders deeper down are moved up, and emptied in their turn.
+    Folders deeper down are moved up first, so that no path gets long.
     """
     pending = [folder]
     while pending:
@@ -120,9 +120,9 @@ def empty(folder: str) -> None:
 
 
 def holds_more(folder: str, bound: int) -> bool:
-    """Whether there is more in it than a call may have, in bytes or in files, or something that keeps us from looking.
+    """Whether a folder holds more bytes or files than a call may have, or cannot be looked through.
 
-    Files that were deleted and are still open are not seen.
+    Files that were deleted and are still open are not counted.
     """
     room, files = bound, MAX_INODES
     pending = [folder]

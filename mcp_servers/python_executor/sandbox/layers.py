@@ -63,7 +63,7 @@ def try_layers() -> dict[str, dict[str, object]]:
 
 
 def tier_of(layers: dict[str, dict[str, object]]) -> str:
-    """The best tier that these layers make."""
+    """Return the best tier that these layers make."""
     has = {name for name, layer in layers.items() if layer["ok"]}
     if {"landlock", "seccomp", "namespaces"} <= has:
         return "A" if "user_ids" in has else "B"

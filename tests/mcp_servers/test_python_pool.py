@@ -18,12 +18,12 @@ from typing import Any
 import psutil
 import pytest
 from support import EXECUTOR, ROOT, executor_process, process_gone, running_gateway, wait_for
+from support.executors import cpu_seconds, leaves, looping
 
 from mcp_servers.python_executor.admission import Busy
 from mcp_servers.python_executor.executor import Executor
 from mcp_servers.python_executor.pool import SandboxUnavailable
 
-LOOPING_SECONDS = 0.1
 Work = Callable[[Executor], Coroutine[Any, Any, None]]
 
 
@@ -45,30 +45,6 @@ def zygote_of(pid: int) -> int:
     """The one that forks: below it are the calls."""
     (outer,) = [one for one in psutil.Process(pid).children() if "sandbox.zygote" in " ".join(one.cmdline())]
     return outer.pid
-
-
-def looping() -> list[psutil.Process]:
-    """The processes of code that has computed for longer than any honest call."""
-    return [one for one in leaves() if cpu_seconds(one) >= LOOPING_SECONDS]
-
-
-def leaves() -> list[psutil.Process]:
-    """Children of zygotes: calls, sessions and spares."""
-    found = []
-    for one in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if not one.children():
-                found.append(one)
-    return found
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    """CPU time of a process; 0 once it has ended."""
-    try:
-        times = process.cpu_times()
-        return float(times.user + times.system) if process.status() != psutil.STATUS_ZOMBIE else 0.0
-    except psutil.NoSuchProcess:
-        return 0.0
 
 
 async def until(what: Callable[[], Any], seconds: float = 15) -> Any:
@@ -140,7 +116,7 @@ def test_cancelling_ends_the_code_at_once(begun: bool, tmp_path: Path) -> None:
             await running(executor, 1)
         code = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nopen('x', 'w').write('1')\nwhile True: pass"
         call = asyncio.ensure_future(executor.execute(code))
-        await until(looping if begun else lambda: executor.admission.waiting == 1)
+        await until(lambda: looping(os.getpid()) if begun else executor.admission.waiting == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
@@ -149,7 +125,7 @@ def test_cancelling_ends_the_code_at_once(begun: bool, tmp_path: Path) -> None:
             await blocker
         assert executor.admission.running == 0
         assert (await executor.execute("1 + 1")).result == "2"
-        await until(lambda: not looping())
+        await until(lambda: not looping(os.getpid()))
 
     with_executor(tmp_path, work, max_concurrent=4 if begun else 1)
 
@@ -279,7 +255,7 @@ def test_a_session_rests_between_its_calls_and_one_that_talks_unasked_is_ended(t
 
     def stopped() -> list[psutil.Process]:
         found = []
-        for one in leaves():
+        for one in leaves(os.getpid()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if one.status() == psutil.STATUS_STOPPED:
                     found.append(one)

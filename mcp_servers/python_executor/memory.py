@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-__all__ = ["memory_kb"]
+__all__ = ["family_memory_kb"]
 
 
-def memory_kb(pid: int) -> dict[str, int]:
+def family_memory_kb(pid: int) -> dict[str, int]:
     """Read the proportional memory of a zygote and of its children. Blocks: one file of /proc for each process.
 
     Args:

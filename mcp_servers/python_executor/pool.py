@@ -21,7 +21,7 @@ from typing import Any
 
 from mcp_servers.python_executor.child_process import ChildProcess
 from mcp_servers.python_executor.interpreter import find_interpreter
-from mcp_servers.python_executor.memory import memory_kb
+from mcp_servers.python_executor.memory import family_memory_kb
 from mcp_servers.python_executor.options import PoolOptions
 from mcp_servers.python_executor.zygote_process import SandboxUnavailable, ZygoteProcess, start_zygote
 
@@ -395,4 +395,4 @@ class Pool:
     async def memory_kb(self) -> dict[str, int]:
         """Return the proportional memory in KB: `zygote`, `children`, `private_per_child`; empty without a zygote."""
         zygote = self._zygote
-        return await asyncio.to_thread(memory_kb, zygote.pid) if zygote is not None and not zygote.dead else {}
+        return await asyncio.to_thread(family_memory_kb, zygote.pid) if zygote is not None and not zygote.dead else {}

@@ -14,11 +14,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from mcp_servers.python_executor.sandbox.syscalls import prctl
+from mcp_servers.python_executor.sandbox.syscalls import PR_SET_DUMPABLE, prctl
 
-__all__ = ["arrange"]
+__all__ = ["PAGE", "arrange"]
 
-PR_SET_DUMPABLE = 4
 PAGE = resource.getpagesize()
 MAX_TRAINED_BYTES = 32 * 1024
 """What the pipe from a sample takes for certain: the parent reads it after the sample has ended."""

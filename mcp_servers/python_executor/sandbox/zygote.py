@@ -30,7 +30,7 @@ from types import ModuleType
 from typing import Any
 
 from mcp_servers.python_executor.sandbox import landlock, layers, seccomp, slowpath
-from mcp_servers.python_executor.sandbox.pages import arrange
+from mcp_servers.python_executor.sandbox.pages import PAGE, arrange
 from mcp_servers.python_executor.sandbox.slowpath import (
     CHROOT,
     DROP_CAPS,
@@ -54,6 +54,7 @@ from mcp_servers.python_executor.sandbox.syscalls import (
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
+    PR_SET_DUMPABLE,
     PR_SET_PDEATHSIG,
     bounding_set_drop,
     detach,
@@ -70,7 +71,7 @@ from mcp_servers.python_executor.sandbox.wire import CHANNEL, MAX_INODES
 __all__ = ["main"]
 
 MAX_CONFIG_BYTES = 1 << 18
-PR_SET_DUMPABLE, PR_SET_NAME = 4, 15
+PR_SET_NAME = 15
 SIGKILL = 9
 M_ARENA_MAX = -8
 UID_BASE = 1000
@@ -81,7 +82,6 @@ LANDLOCK_KNOWS_TRUNCATE = 3
 MAX_PENDING_SIGNALS = 64
 """And timers. They are counted for all children of a machine together, and for its root."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
-PAGE = resource.getpagesize()
 
 
 def main(ctl: int) -> None:

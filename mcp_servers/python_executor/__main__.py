@@ -171,7 +171,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure the engines beside one another, on seven workloads."""
-    from mcp_servers.python_executor.bench import run_bench, run_soak
+    from mcp_servers.python_executor.bench_report import run_bench, run_soak
 
     more = _options(options)
     if soak:

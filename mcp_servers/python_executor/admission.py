@@ -1,6 +1,7 @@
-"""Who may run, who waits and who is turned away: bounded, and fair between principals.
+"""Admission: which calls run, which wait and which are turned away. All of it is bounded, and fair between principals.
 
-Each principal has a queue of its own, and the queues take turns: one who sends a thousand calls delays another by one.
+Each principal has a queue of its own, and the queues take turns. So a principal that sends a thousand calls delays
+another by one call.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MOST_RETRY_SECONDS = 60.0
 
 
 class Busy(Exception):
-    """As many calls run and wait as may."""
+    """The executor is full: as many calls run and wait as are allowed."""
 
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         super().__init__(message)
@@ -35,12 +36,12 @@ class _Waiter:
             self._told = position
             try:
                 self._on_position(position)
-            except Exception:  # the listener's own trouble: places must not be lost for it
+            except Exception:  # the listener's own fault: it must not cost a place
                 self._on_position = None
 
 
 class Admission:
-    """Lets so many in at a time.
+    """Limits how many calls run at a time, and how many wait.
 
     Args:
         max_concurrent, max_queued: calls that run, and that wait.
@@ -138,7 +139,7 @@ class Admission:
         self._tell_positions()
 
     def _tell_positions(self) -> None:
-        """The order in which turns will come, as far as anybody wants to know it."""
+        """Tell each waiting call its place in the order of turns."""
         position = 0
         depth = 0
         left = [*self._queues.values()]

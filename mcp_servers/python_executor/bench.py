@@ -1,18 +1,16 @@
-"""`toolscore bench executor`: the engines beside one another in one run, on seven workloads.
+"""Measures the engines beside one another in one run, on seven workloads; `bench_report.py` shows the figures.
 
-Two things are measured. How long a call takes when calls come paced, as an agent's do: the engines take turns, so that
-a neighbour on the machine slows them all alike. And how many calls a second an engine makes when 1, 4 and 16 are always
-under way. Each throughput is the median of three rounds.
+Two things are measured. The first is how long a call takes when there is a pause before each, as with an agent. The
+engines take turns, so that a neighbour on the machine slows them all alike. The second is how many calls a second an
+engine makes when 1, 4 and 16 are always under way. Each throughput is the median of three rounds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -23,7 +21,7 @@ from mcp_servers.python_executor.engine import ENGINES, Engine, Job
 from mcp_servers.python_executor.executor import Executor
 from mcp_servers.python_executor.pool import SandboxUnavailable
 
-__all__ = ["LEVELS", "WORKLOADS", "measure_engines", "run_bench", "run_soak"]
+__all__ = ["LEVELS", "WORKLOADS", "Tell", "measure_engines", "measure_soak"]
 
 WORKLOADS = {
     "simple_calc": "result = 1 + 1\nresult",
@@ -61,7 +59,6 @@ WARM_UP = 20
 PACE_SECONDS = 0.003
 SLOW_ENGINES = ("fresh", "container")
 TIMEOUT_SECONDS = 30.0
-HOG_SECONDS = 2.0
 MILLISECOND_CODE = "t = 0\nfor i in range(20_000):\n    t += i\nt"
 TARGETS = {
     "paced_p50_ratio": ("fork against persistent, p50 of the seven workloads, paced", "<=", 1.2),
@@ -75,6 +72,7 @@ NEWER_THROUGHPUT = 0.5
 """Python 3.12 and later keep more pages shared."""
 
 Tell = Callable[[str, float], None]
+"""Is told what is measured now, and the share that is done."""
 
 
 async def measure_engines(
@@ -83,16 +81,18 @@ async def measure_engines(
     seconds: float = 2.0,
     samples: int = SAMPLES,
     levels: Sequence[int] = LEVELS,
+    rounds: int = ROUNDS,
     tell: Tell = lambda _what, _share: None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Measure.
+    """Measure engines beside one another.
 
     Args:
         engines: which; all that run here if empty.
-        seconds: of each throughput.
-        samples: paced calls of each workload and engine; 0 leaves latency out.
+        seconds: how long each throughput is measured, and a short call alone and beside two hogs.
+        samples: paced calls of each workload and engine; 0 leaves out latency, and the short call.
         levels: calls under way, for throughput; empty leaves it out.
+        rounds: how often throughput and the short call are measured, each for its part of `seconds`.
         tell: is told what is measured, and the share that is done.
         options: of the executor.
 
@@ -129,12 +129,12 @@ async def measure_engines(
             for name, latency in (await _latency(running, samples, tell)).items():
                 report[name]["latency"] = latency
         if levels:
-            for name, throughput in (await _throughput(running, seconds, levels, tell)).items():
+            for name, throughput in (await _throughput(running, seconds, levels, rounds, tell)).items():
                 report[name]["throughput"] = throughput
         await asyncio.sleep(0.3)
         for name, engine in running.items():
             report[name]["memory_kb"] = await engine.memory_kb()
-        hogs = await _beside_hogs(running["fork"], tell) if samples and "fork" in running else None
+        hogs = await _beside_hogs(running["fork"], seconds, rounds, tell) if samples and "fork" in running else None
     return {
         "python": next((one["python"] for one in report.values() if one["python"]), platform.python_version()),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release().split('-')[0]}",
@@ -146,6 +146,49 @@ async def measure_engines(
         "beside_hogs": hogs,
         "summary": _summary(report, hogs),
     }
+
+
+async def measure_soak(calls: int, *, tell: Tell, **options: Any) -> dict[str, Any]:
+    """Make many calls on end, and note after each tenth of them what the executor holds.
+
+    Args:
+        calls: how many.
+        tell: is told how many were made.
+        options: of the executor.
+
+    Returns:
+        `calls`, and `marks`: memory in KB, processes and descriptors after so many calls.
+    """
+    async with Executor(engine="fork", **options) as executor:
+        engine = await executor.ready_engine("fork")
+        jobs = list(_codes("fork").values())
+        left = calls
+        marks: list[dict[str, float]] = []
+
+        async def caller() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                await engine.run(jobs[left % len(jobs)])
+
+        while left > 0:
+            step = min(left, max(1, calls // 10))
+            goal, left = left - step, step
+            await asyncio.gather(*(caller() for _ in range(16)))
+            left = goal
+            await asyncio.sleep(0.3)
+            figures = engine.figures()
+            marks.append(
+                {
+                    "calls": calls - left,
+                    "server_kb": _resident_kb(),
+                    "zygote_kb": (await engine.memory_kb())["zygote"],
+                    "children": figures["children"],
+                    "descriptors": len(os.listdir("/proc/self/fd")),
+                }
+            )
+            tell(f"{calls - left:,} calls", 1 - left / calls)
+    return {"calls": calls, "marks": marks}
 
 
 def _codes(name: str) -> dict[str, Job]:
@@ -195,16 +238,16 @@ def _figures(values: Sequence[float]) -> dict[str, float]:
 
 
 async def _throughput(
-    running: dict[str, Engine], seconds: float, levels: Sequence[int], tell: Tell
+    running: dict[str, Engine], seconds: float, levels: Sequence[int], rounds: int, tell: Tell
 ) -> dict[str, dict[str, float]]:
-    rounds: dict[str, dict[str, list[float]]] = {name: {str(level): [] for level in levels} for name in running}
-    steps = [(name, level) for _ in range(ROUNDS) for level in levels for name in running]
+    rates: dict[str, dict[str, list[float]]] = {name: {str(level): [] for level in levels} for name in running}
+    steps = [(name, level) for _ in range(rounds) for level in levels for name in running]
     for at, (name, level) in enumerate(steps):
         tell(f"throughput of {name}, {level} at once", 0.4 + 0.5 * at / len(steps))
-        rounds[name][str(level)].append(await _calls_per_second(name, running[name], level, seconds / ROUNDS))
+        rates[name][str(level)].append(await _calls_per_second(name, running[name], level, seconds / rounds))
     return {
         name: {level: round(statistics.median(values), 1) for level, values in own.items()}
-        for name, own in rounds.items()
+        for name, own in rates.items()
     }
 
 
@@ -226,13 +269,13 @@ async def _calls_per_second(name: str, engine: Engine, level: int, seconds: floa
     return done / (time.perf_counter() - began)
 
 
-async def _beside_hogs(engine: Engine, tell: Tell) -> dict[str, float]:
-    """A call of a millisecond, alone and beside one that loops for ever and one that allocates to its limit."""
+async def _beside_hogs(engine: Engine, seconds: float, rounds: int, tell: Tell) -> dict[str, float]:
+    """Measure a call of a millisecond, alone and beside two hogs: one loops for ever, one allocates to its limit."""
     job = Job(MILLISECOND_CODE, timeout_seconds=TIMEOUT_SECONDS)
 
-    async def sample(seconds: float) -> list[float]:
+    async def sample() -> list[float]:
         values = []
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + seconds / rounds
         while time.perf_counter() < end:
             await asyncio.sleep(PACE_SECONDS)
             began = time.perf_counter()
@@ -246,15 +289,15 @@ async def _beside_hogs(engine: Engine, tell: Tell) -> dict[str, float]:
 
     alone: list[float] = []
     beside: list[float] = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         tell("a short call beside two hogs", 0.92)
-        alone += await sample(HOG_SECONDS / ROUNDS)
+        alone += await sample()
         hogs = [
             asyncio.ensure_future(engine.run(Job("while True: pass", timeout_seconds=TIMEOUT_SECONDS))),
             asyncio.ensure_future(allocate()),
         ]
         await asyncio.sleep(0.1)
-        beside += await sample(HOG_SECONDS / ROUNDS)
+        beside += await sample()
         for hog in hogs:
             hog.cancel()
         await asyncio.gather(*hogs, return_exceptions=True)
@@ -290,224 +333,5 @@ def _summary(report: dict[str, dict[str, Any]], hogs: dict[str, float] | None) -
     return summary
 
 
-async def _soak(calls: int, tell: Tell, **options: Any) -> dict[str, Any]:
-    async with Executor(engine="fork", **options) as executor:
-        engine = await executor.ready_engine("fork")
-        jobs = list(_codes("fork").values())
-        left = calls
-        marks: list[dict[str, float]] = []
-
-        async def caller() -> None:
-            nonlocal left
-            while left > 0:
-                left -= 1
-                await engine.run(jobs[left % len(jobs)])
-
-        while left > 0:
-            step = min(left, max(1, calls // 10))
-            goal, left = left - step, step
-            await asyncio.gather(*(caller() for _ in range(16)))
-            left = goal
-            await asyncio.sleep(0.3)
-            figures = engine.figures()
-            marks.append(
-                {
-                    "calls": calls - left,
-                    "server_kb": _resident_kb(),
-                    "zygote_kb": (await engine.memory_kb())["zygote"],
-                    "children": figures["children"],
-                    "descriptors": len(os.listdir("/proc/self/fd")),
-                }
-            )
-            tell(f"{calls - left:,} calls", 1 - left / calls)
-    return {"calls": calls, "marks": marks}
-
-
 def _resident_kb() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") // 1024
-
-
-def run_soak(calls: int, *, quiet: bool = False, **options: Any) -> dict[str, Any]:
-    """So many calls on end, and after each tenth of them what the executor holds: memory, processes, descriptors."""
-    with _Display(quiet) as tell:
-        result: dict[str, Any] = _run(_soak(calls, tell, **options))
-    if not quiet:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(*result["marks"][0], box=box.SIMPLE_HEAD)
-        for mark in result["marks"]:
-            table.add_row(*(f"{value:,}" for value in mark.values()))
-        Console().print(table)
-    return result
-
-
-def run_bench(*, output: Path | None, quiet: bool = False, **options: Any) -> dict[str, Any]:
-    """Measure, print the table unless `quiet`, and write `benchmark_results.json` and the picture to a folder."""
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "benchmark_results.json").touch()  # or it fails after the whole measurement
-    with _Display(quiet) as tell:
-        report: dict[str, Any] = _run(measure_engines(tell=tell, **options))
-    if not quiet:
-        _print(report)
-    if output is None:
-        return report
-    (output / "benchmark_results.json").write_text(json.dumps(report, indent=2) + "\n")
-    written = ["benchmark_results.json"]
-    try:
-        written += _draw(report, output)
-    except ImportError:
-        print("no picture was drawn: it needs matplotlib (pip install 'toolscore[bench]')", file=sys.stderr)
-    if not quiet:
-        print(f"written to {output.resolve()}: {', '.join(written)}")
-    return report
-
-
-def _run(work: Any) -> Any:
-    try:
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    except ImportError:
-        factory = None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
-
-
-class _Display:
-    """A line of progress on a terminal; it rests while calls are measured."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._progress: Any = None
-        if not quiet:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            self._progress = Progress(
-                TextColumn("{task.description:<42}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-                TimeElapsedColumn(), console=Console(stderr=True), transient=True, auto_refresh=False,
-            )  # fmt: skip
-
-    def __enter__(self) -> Tell:
-        if self._progress is None:
-            return lambda _what, _share: None
-        self._progress.__enter__()
-        task = self._progress.add_task("starting", total=1.0)
-
-        def tell(what: str, share: float) -> None:
-            self._progress.update(task, description=what, completed=share, refresh=True)
-
-        return tell
-
-    def __exit__(self, *details: Any) -> None:
-        if self._progress is not None:
-            self._progress.__exit__(*details)
-
-
-def _print(report: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    engines = report["engines"]
-    if any("latency" in figures for figures in engines.values()):
-        table = Table("ms", *engines, box=box.SIMPLE_HEAD, title=f"Python {report['python']}, {report['machine']}")
-        for workload in WORKLOADS:
-            row = [figures.get("latency", {}).get(workload) for figures in engines.values()]
-            table.add_row(workload, *(f"{one['median_ms']:.2f}" if one else "refused" for one in row))
-        table.add_section()
-        for label, key in (
-            ("average", "average_ms"), ("median", "median_ms"), ("p95", "p95_ms"), ("p99", "p99_ms"),
-            ("min", "min_ms"), ("max", "max_ms"),
-        ):  # fmt: skip
-            table.add_row(label, *(f"{_over_all(figures, key):.2f}" for figures in engines.values()))
-        for column in table.columns[1:]:
-            column.justify = "right"
-        console.print(table)
-        console.print("Median of each workload, paced; below, the seven workloads together.\n")
-    if any("throughput" in figures for figures in engines.values()):
-        table = Table(
-            "engine", *(f"calls/s at {level}" for level in LEVELS), "zygote MB", "a child MB", box=box.SIMPLE_HEAD
-        )
-        for name, figures in engines.items():
-            rates = [figures["throughput"].get(str(level)) for level in LEVELS]
-            memory = figures["memory_kb"]
-            sizes = [memory.get("zygote"), memory.get("private_per_child")]
-            table.add_row(
-                name,
-                *(f"{rate:,.0f}" if rate is not None else "" for rate in rates),
-                *(f"{size / 1024:.1f}" if size else "" for size in sizes),
-            )
-        for column in table.columns[1:]:
-            column.justify = "right"
-        console.print(table)
-    goals = Table("figure", "measured", "to reach", "", box=box.SIMPLE_HEAD)
-    for line in report["summary"].values():
-        goals.add_row(
-            line["label"], f"{line['value']:g}", line["target"], "[green]met[/]" if line["met"] else "[red]missed[/]"
-        )
-    console.print(goals)
-    for name, figures in engines.items():
-        console.print(f"  [bold]{name}[/]: {figures['what']}")
-    for name, why in report["skipped"].items():
-        console.print(f"  [bold]{name}[/] does not run here: {why.splitlines()[0]}", style="yellow")
-
-
-def _over_all(figures: dict[str, Any], key: str) -> float:
-    values = [one[key] for one in figures["latency"].values()]
-    if key == "min_ms":
-        return float(min(values))
-    return float(max(values) if key == "max_ms" else statistics.fmean(values))
-
-
-def _draw(report: dict[str, Any], output: Path) -> list[str]:
-    """Two panels: how long a paced call takes, and how many calls a second the engines make."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    engines = {name: one for name, one in report["engines"].items() if "latency" in one and "throughput" in one}
-    if not engines:
-        return []
-    ink, quiet, accent, levels = "#1c2733", "#8793a0", "#d9480f", ("#c3d3e3", "#7da3c8", "#2f6497")
-    style: Any = {
-        "font.size": 10, "text.color": ink, "axes.edgecolor": quiet, "axes.labelcolor": ink, "xtick.color": ink,
-        "ytick.color": ink, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "toolscore",
-    }  # fmt: skip
-    with mpl.rc_context(style):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.7 + 0.62 * len(engines)), sharey=True)
-        for at, (name, one) in enumerate(engines.items()):
-            low, mid, high = (_over_all(one, key) for key in ("min_ms", "median_ms", "p99_ms"))
-            color = accent if name == "fork" else levels[2]
-            left.plot([low, high], [at, at], color=color, linewidth=2, alpha=0.45, solid_capstyle="round")
-            left.plot([mid], [at], "o", color=color, markersize=7)
-            left.annotate(f"{mid:.3g} ms", (mid, at), (0, 9), textcoords="offset points", ha="center", color=color)
-            for number, (level, shade) in enumerate(zip(LEVELS, levels, strict=True)):
-                rate = one["throughput"].get(str(level), 0)
-                place = at + (number - 1) * 0.25
-                right.barh(place, rate, 0.23, color=shade, label=f"{level} at once" if at == 0 else None)
-                right.annotate(
-                    f"{rate:,.0f}", (rate, place), (4, 0), textcoords="offset points", va="center", fontsize=8
-                )
-        left.set_xscale("log")
-        left.xaxis.set_major_formatter("{x:g}")
-        left.set_yticks(range(len(engines)), engines)
-        left.set_ylim(len(engines) - 0.4, -0.6)
-        left.set_xlabel("a paced call, ms (log): least, median, p99")
-        right.set_xlabel("calls per second, seven workloads")
-        right.margins(x=0.12)
-        right.tick_params(axis="y", length=0)
-        left.set_title("How long a call takes", loc="left", fontweight="bold")
-        right.set_title("How many calls a second", loc="left", fontweight="bold")
-        figure.legend(frameon=False, loc="lower right", ncols=3, fontsize=8)
-        figure.text(0.01, 0.01, f"Python {report['python']}, {report['machine']}", color=quiet, fontsize=8)
-        figure.tight_layout(rect=(0, 0.04, 1, 1))
-        names = ["benchmark_results.png", "benchmark_results.svg"]
-        for name in names:
-            figure.savefig(output / name, dpi=150, metadata={"Date": None} if name.endswith("svg") else None)
-        pyplot.close(figure)
-    return names

@@ -88,7 +88,7 @@ class Cgroups:
 
 
 def open_cgroups() -> Cgroups:
-    """Find out what is delegated to us, by making a group and setting its limits."""
+    """Find out what this machine delegates to us, by making a group and setting its limits."""
     name = f"toolscore-{os.getpid()}-{next(_numbers)}"
     own = _own_groups()
     unified = own.get("")

@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mcp_servers.python_executor.child_process import Ending
 from mcp_servers.python_executor.engine import Job, Outcome, conclude, request_of
-from mcp_servers.python_executor.pool import Ending, SandboxUnavailable
+from mcp_servers.python_executor.pool import SandboxUnavailable
 from mcp_servers.python_executor.sandbox.wire import MAX_ANSWER_BYTES, Answer, BadAnswer, Mode, decode_answer
 
 __all__ = ["ContainerEngine"]
@@ -167,7 +168,7 @@ class ContainerEngine:
         await first.wait()
 
     async def _beside(self, *arguments: str) -> None:
-        """Run the program beside the calls; whether it succeeds does not matter."""
+        """Run the container engine's program beside the calls. Whether it succeeds does not matter."""
         process = await asyncio.create_subprocess_exec(
             self._program(), *arguments,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
@@ -207,7 +208,7 @@ class ContainerEngine:
         return conclude(ending, written, job, (time.perf_counter() - began) * 1000)
 
     def _clean(self, folder: str) -> None:
-        """Remove what a call left that could not do it itself."""
+        """Remove the files of a call that could not remove them itself."""
         remove = self._beside("exec", self._container, "rm", "-rf", folder, f"{folder}.1", f"{folder}.2")
         task = asyncio.ensure_future(remove)
         self._cleaning.add(task)
@@ -251,7 +252,7 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def _converse(process: asyncio.subprocess.Process, request: bytes, output_bytes: int) -> bytes:
-    """Give it the request, and read what it says up to what it may say; more is as good as nothing."""
+    """Send the request, and read the answer. An answer above its bound counts as none."""
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(ConnectionError):

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mcp_servers.python_executor.pool import Pool, PoolOptions, SandboxUnavailable
+from mcp_servers.python_executor.options import PoolOptions
+from mcp_servers.python_executor.pool import Pool, SandboxUnavailable
 from mcp_servers.python_executor.sandbox.wire import Request, encode_request
 
 __all__ = ["examine", "show"]

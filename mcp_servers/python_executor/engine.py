@@ -1,4 +1,4 @@
-"""Engines: how a piece of code gets a process. Whatever the engine, it is never the server's own."""
+"""Engines: each is a way to give a piece of code a process. No engine runs code in the server's own process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from mcp_servers.python_executor.pool import Child, Ending, Pool
+from mcp_servers.python_executor.child_process import ChildProcess, Ending
+from mcp_servers.python_executor.pool import Pool
 from mcp_servers.python_executor.sandbox.wire import CPU_GRACE_SECONDS, Answer, Mode, Request, encode_request
 
 __all__ = ["ENGINES", "Engine", "Exit", "Job", "Outcome", "PoolEngine", "ReusedEngine", "conclude", "request_of"]
@@ -50,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it.
+    """What came of a job.
 
     Attributes:
         result: `repr` of a last expression's value.
@@ -74,10 +75,10 @@ class Outcome:
 
 
 class Written(Protocol):
-    """Who has what the code wrote."""
+    """Where the output of the code can be read."""
 
     def output(self, bound: int) -> tuple[bytes, bytes]:
-        """stdout and stderr, each up to a byte over the bound."""
+        """Return stdout and stderr, each up to one byte over the bound."""
         ...
 
 
@@ -103,7 +104,7 @@ class Engine(Protocol):
     def figures(self) -> dict[str, Any]: ...
 
     async def memory_kb(self) -> dict[str, int]:
-        """Proportional memory of its processes, where it can be told; takes milliseconds, not of the event loop."""
+        """Return the proportional memory of its processes, where it is known. Takes milliseconds, in a thread."""
         ...
 
     async def stop(self) -> None: ...
@@ -157,7 +158,7 @@ class PoolEngine:
 
 @dataclass(slots=True)
 class _Worker:
-    child: Child | None = None
+    child: ChildProcess | None = None
     executions: int = 0
 
 
@@ -216,7 +217,8 @@ class ReusedEngine:
         return self.pool.about
 
     def figures(self) -> dict[str, Any]:
-        return {**self.pool.figures(), "restarts": self.restarts + self.pool.restarts}
+        figures = self.pool.figures()
+        return {**figures, "restarts": self.restarts + figures["restarts"]}
 
     async def memory_kb(self) -> dict[str, int]:
         return await self.pool.memory_kb()
@@ -226,7 +228,14 @@ class ReusedEngine:
 
 
 def conclude(ending: Ending, child: Written, job: Job, duration_ms: float) -> Outcome:
-    """Put together what the child said, what it wrote, and how it ended."""
+    """Make the outcome of a job from the child's answer, its output and its end.
+
+    Args:
+        ending: the answer, or why there is none.
+        child: has the output.
+        job: what ran.
+        duration_ms: wall-clock time, from handing over the code to the answer.
+    """
     out, err = child.output(job.max_output_bytes)
     answer = ending.answer
     exit_: Exit
@@ -264,7 +273,7 @@ def conclude(ending: Ending, child: Written, job: Job, duration_ms: float) -> Ou
 
 
 def _without_answer(ending: Ending, job: Job) -> tuple[Exit, dict[str, str], str]:
-    """(exit, error, limit) of a child that ended, or was ended, before it could say anything."""
+    """Return (exit, error, limit) for a child that ended, or was killed, before it answered."""
     if ending.reason == "time":
         return "timeout", _error("TimeoutError", _too_long(job)), "time"
     if ending.reason == "disk":

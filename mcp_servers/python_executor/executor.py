@@ -1,4 +1,4 @@
-"""The executor: takes a call, waits for its turn, finds it an engine, a package set or a session, and counts."""
+"""The executor: gives each call its turn, its engine, its packages and its session, and counts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from mcp_servers.python_executor.admission import Admission, Busy
 from mcp_servers.python_executor.container import ContainerEngine
 from mcp_servers.python_executor.engine import ENGINES, Engine, Job, Outcome, PoolEngine, ReusedEngine
 from mcp_servers.python_executor.interpreter import find_interpreter
+from mcp_servers.python_executor.options import PoolOptions
 from mcp_servers.python_executor.packages import PackageSets, UnknownPackages
-from mcp_servers.python_executor.pool import Pool, PoolOptions, SandboxUnavailable
+from mcp_servers.python_executor.pool import Pool, SandboxUnavailable
 from mcp_servers.python_executor.sandbox.wire import CONFINING_TIERS, Mode
 from mcp_servers.python_executor.sessions import Sessions
 
@@ -170,7 +171,7 @@ class Executor:
         Raises:
             Busy: too many run and wait.
             SandboxUnavailable: nothing here can run it.
-            UnknownPackages, TooManySessions, ValueError: what was asked for is not to be had.
+            UnknownPackages, TooManySessions, ValueError: the call asks for what this executor does not offer.
         """
         name = engine or self.engine
         if name not in self.engines:
@@ -187,7 +188,7 @@ class Executor:
         )
         figures = self._figures[name]
         asked = time.perf_counter()
-        # What a call waits for without running, it waits for outside: places are for those who run.
+        # A call waits for its engine and its session before it takes a place: places are for calls that run.
         chosen = await self._engine(name, package_set)
         if session_id is not None:
             assert isinstance(chosen, PoolEngine)
@@ -203,11 +204,11 @@ class Executor:
         return self._with_hint(outcome, package_set)
 
     async def ready_engine(self, name: str) -> Engine:
-        """The engine itself, started; for benchmarks."""
+        """Return the engine itself, started; for benchmarks."""
         return await self._engine(name, None)
 
     async def _engine(self, name: str, package_set: str | None) -> Engine:
-        """The engine for these packages, made on first use. Callers share the making."""
+        """Return the engine for these packages. It is made on first use, once for all callers."""
         key = (name, package_set)
         engine = self._engines.get(key)
         if engine is not None:
@@ -261,7 +262,7 @@ class Executor:
         return engine
 
     def _with_hint(self, outcome: Outcome, package_set: str | None) -> Outcome:
-        """Tell whoever misses a module which set has it."""
+        """Name the package set that has the module which the code did not find."""
         error = outcome.error
         if error is not None and error["type"] == "ModuleNotFoundError" and "'" in error["message"]:
             module = error["message"].split("'")[1].split(".")[0]
@@ -273,16 +274,16 @@ class Executor:
         return outcome
 
     def about(self) -> dict[str, Any]:
-        """How code is confined: `engine`, `tier`, `layers`, `slow_path`, …"""
+        """Return how code is confined: `engine`, `tier`, `layers`, `slow_path`, …"""
         engine = self._engines.get((self.engine, None))
         return {"engine": self.engine, **(engine.about() if engine is not None else {})}
 
     def tier(self, engine: str) -> str | None:
-        """At which tier an engine runs code; `None` before its first call."""
+        """Return the tier at which an engine runs code; `None` before its first call."""
         return next((one.about().get("tier") for (name, _), one in self._engines.items() if name == engine), None)
 
     async def stats(self) -> dict[str, Any]:
-        """For `/metrics` and `/api/v1/stats`: the figures, and the memory of each pool."""
+        """Return the figures and the memory of each pool, for `/metrics` and `/api/v1/stats`."""
         figures = self.figures()
         for (name, package_set), engine in [*self._engines.items()]:
             pools = figures["engines"][name]["pools"]
@@ -290,7 +291,7 @@ class Executor:
         return figures
 
     def figures(self) -> dict[str, Any]:
-        """What costs nothing to tell."""
+        """Return the figures that cost nothing to get."""
         engines: dict[str, Any] = {}
         for name in ENGINES:
             own = {package_set: engine for (kind, package_set), engine in self._engines.items() if kind == name}
@@ -309,7 +310,7 @@ class Executor:
 
 
 class _Figures:
-    """What one engine did since the start; times of the last thousand calls."""
+    """What one engine did since the start. Times are those of the last thousand calls."""
 
     def __init__(self) -> None:
         self.executions = 0

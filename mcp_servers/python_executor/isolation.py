@@ -1,7 +1,8 @@
 """`toolscore bench isolation`: what passes from one caller to the next, for each engine, found out by trying.
 
-Each aspect is tried with a few probes. A probe is code that leaves something behind, and code that looks at the state;
-it passes on what looks different to the next caller. An engine is judged by what is seen, never by what it is.
+Each aspect is tried with a few probes. A probe is two pieces of code: one leaves something behind, the other looks at
+the state. If the next caller sees another state than before, something was passed on. So an engine is judged by what
+is seen, and never by what it claims.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Probe:
-    """`leave` is run by one caller, and `look`, an expression, by the next: a change of its value passed through."""
+    """One caller runs `leave`; the next runs `look`, an expression. If its value changed, something was passed on."""
 
     aspect: str
     name: str

@@ -22,12 +22,12 @@ __all__ = ["PackageSets", "UnknownPackages"]
 
 INSTALL_SECONDS = 900
 RETRY_SECONDS = 60.0
-"""For so long a set that could not be installed is not tried again."""
+"""How long a set that could not be installed is not tried again."""
 SHOWN_OUTPUT_CHARS = 600
 DONE = ".toolscore.json"
 NAME = re.compile(r"^[A-Za-z0-9._-]+")
 EXTRA_PRELOADS = {"matplotlib": ("matplotlib.pyplot",)}
-"""What people import of a package and would otherwise wait for."""
+"""Modules that people import from a package, and that take long to import."""
 
 
 class UnknownPackages(Exception):
@@ -40,7 +40,6 @@ class PackageSets:
     Args:
         sets: name → requirements, such as `{"data": ["numpy", "pandas==2.*"]}`.
         folder: where they are installed.
-        python: version of the sandbox's interpreter, and the command that starts it, once they are known.
     """
 
     def __init__(self, sets: Mapping[str, Sequence[str]], folder: Path) -> None:
@@ -53,16 +52,19 @@ class PackageSets:
         return dict(self._sets)
 
     def describe(self) -> str:
-        """What there is, in one line."""
+        """Describe the sets in one line."""
         if not self._sets:
             return "the standard library only"
         return "; ".join(f"{name} ({', '.join(requirements)})" for name, requirements in self._sets.items())
 
     def find(self, wanted: Sequence[str]) -> str | None:
-        """The smallest set that has all of these, given by the names of sets or of packages; `None` for nothing wanted.
+        """Return the smallest set that has all of these; `None` if nothing is wanted.
+
+        Args:
+            wanted: names of sets or of packages.
 
         Raises:
-            UnknownPackages: there is none.
+            UnknownPackages: no set has them all.
         """
         if not wanted:
             return None
@@ -77,7 +79,7 @@ class PackageSets:
         return min(fitting)[1]
 
     def holding(self, module: str) -> str | None:
-        """The set whose requirements name this module's package, for a hint."""
+        """Return the set whose requirements name this module's package, for a hint."""
         for name, requirements in self._sets.items():
             if _canonical(module) in {_canonical(_name_of(requirement)) for requirement in requirements}:
                 return name

@@ -87,7 +87,7 @@ OUTPUT_SCHEMA = {
 
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-"""What no text file has; each would be six characters in JSON."""
+"""Characters that no text file has: a file with one is sent as base64. In JSON each would take six characters."""
 
 
 class CallRefused(Exception):
@@ -104,7 +104,7 @@ class BadArguments(ValueError):
 
 
 class PythonExecutorServer:
-    """Lists and calls tools. What a tool call can do wrong is in its result. An `async with` gives it its life."""
+    """Lists and calls tools. Code that fails is a result, not an exception. An `async with` gives it its life."""
 
     name = "python-executor"
     version = "0.2.0"

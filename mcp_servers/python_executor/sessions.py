@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from mcp_servers.python_executor.child_process import ChildProcess
 from mcp_servers.python_executor.engine import Job, Outcome, conclude, request_of
-from mcp_servers.python_executor.pool import Child, Pool
+from mcp_servers.python_executor.pool import Pool
 from mcp_servers.python_executor.sandbox.wire import Mode
 
 __all__ = ["Session", "Sessions", "TooManySessions"]
@@ -26,12 +27,12 @@ class TooManySessions(Exception):
 
 @dataclass(eq=False)
 class Session:
-    """One of them, while it is held."""
+    """One session."""
 
     key: tuple[str, str]
     pool: Pool
     packages: str | None
-    child: Child | None = None
+    child: ChildProcess | None = None
     dropped: bool = False
     last_used: float = field(default_factory=time.monotonic)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -39,9 +40,9 @@ class Session:
 
 
 class Sessions:
-    """Keyed by principal and id, so that nobody reaches another's.
+    """The open sessions, by principal and id, so that nobody reaches the session of another.
 
-    Between its calls a session rests: what it left running goes on with the next one.
+    Between its calls a session is stopped: what it left running goes on with the next call.
 
     Args:
         max_sessions: in all; max_per_principal: of one caller.
@@ -59,11 +60,11 @@ class Sessions:
 
     @asynccontextmanager
     async def hold(self, principal: str, session_id: str, pool: Pool, packages: str | None) -> AsyncIterator[Session]:
-        """Have the session to oneself; it is opened if there is none.
+        """Hold a session while the block runs: other calls wait. It is opened if there is none.
 
         Raises:
-            TooManySessions: and it was not open yet, or too many calls wait for it.
-            ValueError: it is open with other packages.
+            TooManySessions: it is not open and no more may be opened, or too many calls wait for it.
+            ValueError: it was opened with other packages.
         """
         key = (principal, session_id)
         while True:
@@ -106,7 +107,7 @@ class Sessions:
         return session
 
     async def run(self, session: Session, job: Job) -> Outcome:
-        """Run in a session that is held."""
+        """Run a job in a session that is held."""
         child = session.child
         if child is not None and (child.ended or child.spoiled):
             self.lost += 1

@@ -1,7 +1,7 @@
 """`python -m mcp_servers.recorded FILE`: serve over stdio what `toolscore calls export` wrote.
 
-A call is answered by what was recorded of the same tool with the same arguments; of several answers one after the
-other, and the last again and again. One that was never made is an error that says so.
+A call gets the answer that was recorded for the same tool with the same arguments. Several answers are given in their
+order, and the last one from then on. A call that was never recorded gets an error that says so.
 """
 
 from __future__ import annotations

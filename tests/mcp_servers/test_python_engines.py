@@ -7,27 +7,40 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT
+from support import ROOT, ExecutorProcess, executor_process
+from typer.main import get_command
 
 from mcp_servers.python_executor.bench import measure_engines
 from mcp_servers.python_executor.engine import ENGINES, Outcome
 from mcp_servers.python_executor.executor import Executor
 from mcp_servers.python_executor.isolation import PROBES, SESSION, SESSION_OF_ANOTHER, measure_isolation
 from mcp_servers.python_executor.pool import SandboxUnavailable
+from toolscore.cli.main import app
 
 POOLED = ("fork", "fresh", "restricted", "reset", "persistent")
 
 
-def run(engine: str, *codes: str, folder: Path, **options: Any) -> list[Outcome]:
+ENDLESS = "while True: pass"
+
+
+def run(engine: str, *codes: str, folder: Path) -> list[Outcome]:
     async def main() -> list[Outcome]:
-        async with Executor(engine=engine, data_dir=folder, memory_mb=128, **options) as executor:
-            return [await executor.execute(code, timeout_seconds=2) for code in codes]
+        async with Executor(engine=engine, data_dir=folder, memory_mb=128) as executor:
+            return [await executor.execute(code, timeout_seconds=0.3 if code == ENDLESS else 10) for code in codes]
 
     return asyncio.run(main())
+
+
+@pytest.fixture(scope="module")
+def restricted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorProcess]:
+    folder = str(tmp_path_factory.mktemp("data"))
+    with executor_process(engine="restricted", data_dir=folder, memory_mb=128) as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +82,7 @@ def test_reset_restores_what_it_says_and_no_more(matrix: dict[str, dict[str, lis
 @pytest.mark.parametrize("engine", POOLED)
 def test_every_engine_answers_alike(engine: str, tmp_path: Path) -> None:
     value, error, loop, after = run(
-        engine, "print('said')\nx = [n * n for n in range(4)]\nx", "1 / 0", "while True: pass", "6 * 7", folder=tmp_path
+        engine, "print('said')\nx = [n * n for n in range(4)]\nx", "1 / 0", ENDLESS, "6 * 7", folder=tmp_path
     )
     assert (value.exit, value.stdout, value.result) == ("ok", "said\n", "[0, 1, 4, 9]")
     assert error.error is not None
@@ -100,20 +113,20 @@ def test_reset_is_replaced_after_its_number_of_calls_and_no_call_is_lost(tmp_pat
     ["import os", "open('/etc/passwd')", "().__class__.__bases__", "exec('1')", "eval('1')", "__import__('os')",
      "getattr((), '__class__')", "x = 1\nx.__dict__", "'{0.__class__}'.format(1)", "globals()", "type('X', (), {})"],
 )  # fmt: skip
-def test_the_restricted_language_refuses(code: str, tmp_path: Path) -> None:
-    (outcome,) = run("restricted", code, folder=tmp_path)
-    assert outcome.exit == "error", outcome
+def test_the_restricted_language_refuses(restricted: ExecutorProcess, code: str) -> None:
+    got = restricted.run(code)
+    assert got["exit"] == "error", got
 
 
-def test_the_restricted_language_does_what_policies_need(tmp_path: Path) -> None:
+def test_the_restricted_language_does_what_policies_need(restricted: ExecutorProcess) -> None:
     code = (
         "total = 0\nfor key, value in sorted({'a': 1, 'b': 2}.items()):\n    total += value\n"
         "def allowed(user):\n    return user['role'] in ('admin', 'owner') and len(user['name']) > 2\n"
         "print('checked', total)\nallowed({'role': 'admin', 'name': 'ann'}), [n for n in range(3)], sum([1.5, 2])"
     )
-    (outcome,) = run("restricted", code, folder=tmp_path)
-    assert outcome.exit == "ok", outcome
-    assert (outcome.stdout, outcome.result) == ("checked 3\n", "(True, [0, 1, 2], 3.5)")
+    got = restricted.run(code)
+    assert got["exit"] == "ok", got
+    assert (got["stdout"], got["result"]) == ("checked 3\n", "(True, [0, 1, 2], 3.5)")
 
 
 def test_a_call_chooses_among_the_engines_that_are_allowed(tmp_path: Path) -> None:
@@ -174,7 +187,7 @@ def test_code_runs_in_a_container(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_measures_every_engine_and_checks_every_result(tmp_path: Path) -> None:
-    report = asyncio.run(measure_engines(engines=POOLED, seconds=0.3, samples=2, data_dir=tmp_path))
+    report = asyncio.run(measure_engines(engines=POOLED, seconds=0.03, samples=2, rounds=1, data_dir=tmp_path))
     assert report["skipped"] == {}
     for name in POOLED:
         figures = report["engines"][name]
@@ -199,13 +212,19 @@ def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_commands_print_and_write_what_they_measured(tmp_path: Path) -> None:
-    done = command(
-        "bench", "executor", "--engines", "fork,persistent", "--seconds", "0.2", "--samples", "2", folder=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    for word in ("mixed_workload", "persistent", "calls/s at 16", "written to"):
-        assert word in done.stdout
+def test_the_commands_print_and_write_what_they_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # The figures do not matter here: one round, and no start of the gateway that only fills its caches.
+    monkeypatch.setattr("toolscore.bench.executor.ROUNDS", 1)
+    monkeypatch.setattr("toolscore.bench.executor.settle", lambda _folder, _port: None)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["bench", "executor", "--engines", "fork,persistent", "--seconds", "0.1", "--samples", "1"]
+    assert get_command(app).main(arguments, standalone_mode=False) == 0
+    printed = capfd.readouterr().out
+    for word in ("mixed_workload", "persistent", "calls/s at 16", "written to", "Behind POST /execute_tool"):
+        assert word in printed
     written = json.loads((tmp_path / "benchmark_results.json").read_text())
     assert set(written["engines"]) == {"fork", "persistent"}
     assert (tmp_path / "benchmark_results.png").read_bytes().startswith(b"\x89PNG")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support import ExecutorProcess, executor_process
+from support import ROOT, ExecutorProcess, executor_process
 
 SETS: dict[str, Any] = {
     "data": ["numpy", "pandas", "matplotlib"],
@@ -16,9 +17,15 @@ SETS: dict[str, Any] = {
 }
 
 
+KEPT = ROOT / ".cache" / "executor"
+"""Where the large set stays from one run of the tests to the next. The small one is installed in every run."""
+
+
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorProcess]:
-    with executor_process(packages=SETS, data_dir=str(tmp_path_factory.mktemp("data"))) as process:
+def box() -> Iterator[ExecutorProcess]:
+    for folder in (KEPT / "python").glob("**/small-*"):
+        shutil.rmtree(folder)
+    with executor_process(packages=SETS, data_dir=str(KEPT)) as process:
         yield process
 
 

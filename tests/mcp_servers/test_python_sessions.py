@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support import EXECUTOR, ExecutorProcess, executor_process, running_gateway, wait_for
+from support import ExecutorProcess, executor_process, wait_for
 
 IDLE = 1.5
 
@@ -126,26 +125,3 @@ def test_a_session_cannot_be_had_with_a_shared_engine(box: ExecutorProcess) -> N
     got = box.call("1", session_id="s", engine="persistent")
     assert got["isError"]
     assert "not allowed" in got["content"][0]["text"]
-
-
-def test_it_works_through_every_door_of_the_gateway() -> None:
-    from mcp import Client
-
-    with running_gateway() as process:
-        process.wait_for_state(EXECUTOR, "up")
-        arguments = {"code": "q = 40", "session_id": "s"}
-        assert process.execute(EXECUTOR, arguments, action="python_execute")["success"]
-
-        async def over_mcp() -> None:
-            async with Client(f"{process.url}/mcp") as client:
-                result = await client.call_tool(f"{EXECUTOR}__python_execute", {"code": "q + 2", "session_id": "s"})
-                assert result.content[0].text == "42"
-                assert result.meta is not None
-                assert result.meta["toolscore/sandbox"] == {"engine": "fork", "tier": "A"}
-                gone = await client.call_tool(f"{EXECUTOR}__python_session_reset", {"session_id": "s"})
-                assert gone.structured_content == {"existed": True}
-
-        asyncio.run(over_mcp())
-        body = {"tool_id": EXECUTOR, "action": "python_execute", "parameters": {"code": "'q' in globals()"}}
-        answer = process.http.post("/execute_tool", json={**body, "session_id": "s"}).json()
-        assert answer["data"]["structured_content"]["result"] == "False"

@@ -15,6 +15,8 @@ from support import ExecutorProcess, executor_process, wait_for
 
 SECRET = "SECRET_OF_THE_SERVER"
 TIMEOUT = 3
+ENDLESS = 0.2
+"""Seconds for code that never ends by itself: it uses CPU time for as long."""
 OPTIONS: dict[str, Any] = {"memory_mb": 256, "scratch_mb": 32, "timeout_seconds": 20, "max_output_bytes": 100_000}
 
 
@@ -25,7 +27,6 @@ def box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         with executor_process(request.param, data_dir=str(tmp_path_factory.mktemp("data")), **OPTIONS) as process:
             tier = process.call("1")["_meta"]["toolscore/sandbox"]["tier"]
             assert tier == ("A" if request.param == "slow" else request.param)
-            process.kind = request.param  # type: ignore[attr-defined]
             yield process
             assert process.run("1 + 1")["result"] == "2"
     finally:
@@ -89,7 +90,7 @@ def test_a_full_disk_is_the_calls_own(box: ExecutorProcess) -> None:
     assert got["exit"] == "error"
     assert set(got["limits_hit"]) & {"disk", "file_size"}
     many = "n = 0\nwhile True:\n    open(f'file{n}', 'w').close()\n    n += 1"
-    if box.kind != "C":  # type: ignore[attr-defined]  # which has no file system of its own
+    if box.kind != "C":  # which has no file system of its own
         got = box.run(many)
         assert "disk" in got["limits_hit"]
     got = box.run("import os\nopen('f', 'w').write('x' * 10**6), os.listdir('.')")
@@ -111,7 +112,7 @@ def test_a_full_disk_is_the_calls_own(box: ExecutorProcess) -> None:
 )
 def test_code_that_never_ends_is_ended(box: ExecutorProcess, code: str) -> None:
     began = time.monotonic()
-    got = box.run(f"print('begun')\n{code}", timeout_seconds=1)
+    got = box.run(f"print('begun')\n{code}", timeout_seconds=ENDLESS)
     assert got["exit"] == "timeout", got
     assert got["stdout"] == "begun\n"
     assert got["limits_hit"] == ["time"]
@@ -119,7 +120,7 @@ def test_code_that_never_ends_is_ended(box: ExecutorProcess, code: str) -> None:
 
 
 def test_a_timeout_shows_where_the_code_stood(box: ExecutorProcess) -> None:
-    got = box.run("def spin():\n    while True: pass\n\nspin()", timeout_seconds=0.5)
+    got = box.run("def spin():\n    while True: pass\n\nspin()", timeout_seconds=ENDLESS)
     assert got["error"]["traceback"].splitlines()[-2:] == [
         '  File "<code>", line 2, in spin',
         "    while True: pass",
@@ -134,12 +135,12 @@ def test_cpu_time_counts_for_all_threads(box: ExecutorProcess) -> None:
         "threads = [threading.Thread(target=work) for _ in range(4)]\n"
         "[t.start() for t in threads]\n[t.join() for t in threads]"
     )
-    got = box.run(code, timeout_seconds=1)
+    got = box.run(code, timeout_seconds=ENDLESS)
     assert got["exit"] == "timeout"
 
 
 def test_a_crash_is_an_answer(box: ExecutorProcess) -> None:
-    deep = "import sys\nsys.setrecursionlimit(10**8)\nx = []\nfor _ in range(10**6): x = [x]\nrepr(x)"
+    deep = "import sys\nsys.setrecursionlimit(10**8)\nx = 0\nfor _ in range(2 * 10**5): x = slice(x)\nrepr(x)"
     for code in (
         deep,
         "import ctypes; ctypes.string_at(0)",
@@ -162,7 +163,7 @@ def test_many_open_files_meet_a_limit(box: ExecutorProcess) -> None:
 
 def test_killing_everything_it_can_see_kills_nobody_else(box: ExecutorProcess) -> None:
     before = {child.pid for child in psutil.Process(box.process.pid).children(recursive=True)}
-    number = box.start("import time; time.sleep(1); 'alive'")
+    number = box.start("import time; time.sleep(0.4); 'alive'")
     code = (
         "import os, signal\n"
         "for pid in [-1, *range(2, 3000)]:\n    try: os.kill(pid, signal.SIGKILL)\n    except OSError: pass\n'done'"
@@ -174,8 +175,6 @@ def test_killing_everything_it_can_see_kills_nobody_else(box: ExecutorProcess) -
 
 
 def test_what_it_leaves_behind_ends_with_it(box: ExecutorProcess) -> None:
-    box.run("1")
-    time.sleep(0.2)
     code = (
         "import threading, time, atexit\n"
         "def stay():\n    while True: time.sleep(0.01)\n"
@@ -258,7 +257,7 @@ def test_files_of_a_call_are_its_own(box: ExecutorProcess) -> None:
         "import tempfile, os\nopen('mine', 'w').write('secret')\n"
         "open(tempfile.gettempdir() + '/mine', 'w').write('secret')\nos.getcwd()"
     )
-    slow = box.start(write + "\nimport time; time.sleep(1.5); os.path.exists('mine')")
+    slow = box.start(write + "\nimport time; time.sleep(0.6); os.path.exists('mine')")
     look = (
         "import os, tempfile\nfound = []\n"
         "for top in ('.', '..', '../..', '../../..', '/', tempfile.gettempdir(), '/box', '/slots'):\n"
@@ -336,7 +335,7 @@ def test_only_the_working_folder_and_tmp_are_ones_own(box: ExecutorProcess) -> N
             "lambda: os.rmdir('../work'), lambda: os.mkdir('../work', 0o500), lambda: os.symlink('/x', '../work')):\n"
             "    try: what()\n    except OSError: pass"
         )
-    if box.kind != "B":  # type: ignore[attr-defined]  # where the box is the child's own, and goes with it
+    if box.kind != "B":  # where the box is the child's own, and goes with it
         refused(box, "open('../left', 'w')", "PermissionError", "OSError")
     for _ in range(12):
         got = box.run("import os\nopen('f', 'w').write('x')\nsorted(os.listdir('..')) if os.access('..', 4) else None")
@@ -371,7 +370,7 @@ def test_what_honest_code_does_with_files_works(box: ExecutorProcess) -> None:
     assert box.run(code)["result"] == "(9, True, ['v/b'])"
     code = "from concurrent.futures import ThreadPoolExecutor as T\nwith T(4) as t: x = list(t.map(abs, [-1, 2]))\nx"
     assert box.run(code)["result"] == "[1, 2]"
-    if box.kind != "C":  # type: ignore[attr-defined]  # which sees no shared memory
+    if box.kind != "C":  # which sees no shared memory
         code = "from multiprocessing.pool import ThreadPool\nwith ThreadPool(2) as t: x = t.map(abs, [-1, 2])\nx"
         assert box.run(code)["result"] == "[1, 2]"
 
@@ -387,8 +386,8 @@ def test_memory_of_files_comes_back_when_their_call_has_ended(box: ExecutorProce
 def test_what_calls_write_does_not_pile_up(box: ExecutorProcess) -> None:
     """Where a call has no file system of its own, its files are added up while it runs, and deleted after it."""
     for _ in range(20):
-        box.run("open('f', 'wb').write(bytes(5 * 2**20))")
-    if box.kind == "C":  # type: ignore[attr-defined]
+        box.run("open('f', 'wb').write(bytes(9 * 2**20))")  # too large to come back with the answer
+    if box.kind == "C":
         code = (
             "n = 0\nwhile True:\n    open(f'f{n}', 'wb').write(bytes(4 * 2**20))\n    n += 1\n"
             "    __import__('time').sleep(0.02)"
@@ -531,8 +530,8 @@ def test_there_are_no_capabilities_and_none_to_gain(box: ExecutorProcess) -> Non
 )
 def test_the_result_channel_belongs_to_the_sandbox(box: ExecutorProcess, code: str) -> None:
     """Whatever it does to the channel, the code reaches no one's result but its own, and gets an answer."""
-    others = [box.start(f"import time; time.sleep(0.2); {number}") for number in range(3)]
-    got = box.run(code, timeout_seconds=1)
+    others = [box.start(f"import time; time.sleep(0.1); {number}") for number in range(3)]
+    got = box.run(code, timeout_seconds=ENDLESS)
     assert got["exit"] in ("killed", "timeout", "error"), got
     results = [box.wait(number)["result"]["structuredContent"]["result"] for number in others]
     assert results == ["0", "1", "2"]
@@ -575,7 +574,7 @@ def test_a_forgery_that_no_child_would_send_is_refused(box: ExecutorProcess, ans
 def test_a_well_formed_forgery_is_only_ones_own_answer(box: ExecutorProcess) -> None:
     from mcp_servers.python_executor.sandbox.wire import Answer, encode_answer
 
-    others = [box.start(f"import time; time.sleep(0.2); {number}") for number in range(3)]
+    others = [box.start(f"import time; time.sleep(0.1); {number}") for number in range(3)]
     forged = encode_answer(Answer("ok", "'forged'"))
     got = box.run(f"import os; os.write(3, {forged!r}); os._exit(0)")
     assert got["result"] == "'forged'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -10,18 +11,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
+
 from mcp_servers.python_executor.sandbox.wire import CONFINING_TIERS
 from support.processes import ROOT, SCRIPTS
 
 LOWER = SCRIPTS / "lower.py"
 ANSWER_SECONDS = 60
+LOOPING_SECONDS = 0.1
+"""CPU time that no honest call of a test uses."""
 
 
 class ExecutorProcess:
-    """Calls tools, one or many at a time."""
+    """Calls tools, one or many at a time.
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    Args:
+        process: the server, with pipes.
+        kind: as for `executor_process`.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], kind: str) -> None:
+        self.process, self.kind = process, kind
         self._next = 0
         self._answers: dict[int, dict[str, Any]] = {}
         self._came = threading.Condition()
@@ -93,7 +103,7 @@ def executor_process(kind: str = "A", **options: Any) -> Iterator[ExecutorProces
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     ) as process:
-        executor = ExecutorProcess(process)
+        executor = ExecutorProcess(process, kind)
         try:
             hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
             executor.request("initialize", **hello)
@@ -109,3 +119,27 @@ def executor_process(kind: str = "A", **options: Any) -> Iterator[ExecutorProces
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+
+
+def looping(pid: int) -> list[psutil.Process]:
+    """The calls below this process that compute for longer than any honest one."""
+    return [one for one in leaves(pid) if cpu_seconds(one) >= LOOPING_SECONDS]
+
+
+def leaves(pid: int) -> list[psutil.Process]:
+    """The sandboxed processes below this one, at a tier with namespaces: calls, sessions and spares."""
+    found = []
+    for one in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.name() == "sandbox" and not one.children():
+                found.append(one)
+    return found
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU time of a process; 0 once it has ended."""
+    try:
+        times = process.cpu_times()
+        return float(times.user + times.system) if process.status() != psutil.STATUS_ZOMBIE else 0.0
+    except psutil.NoSuchProcess:
+        return 0.0

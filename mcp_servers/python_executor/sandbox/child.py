@@ -1,9 +1,13 @@
-"""What a confined child does: wait for a request, run the code, say what came of it, end. Standard library only.
+"""What a confined child does, inside the sandbox: wait for a request, run the code, answer, end. Standard library only.
 
-The zygote executes this file in a namespace that has a copy of the builtins, so that code which patches `builtins`
-breaks itself and not what reports its end. Whatever else it breaks, the server gets no answer and says so.
+The server's side of it is `child_process.py`.
 
-A child is single-use unless its request says otherwise (`wire.Mode`): a session keeps its namespace.
+This is one module because it is one namespace. The zygote executes the file with a copy of the builtins, so that code
+which patches `builtins` breaks itself and not what reports its end; what the child imported from a second module would
+have the builtins that the code patched. And a plain call must touch few pages, so its path is one short function here.
+Whatever else the code breaks: then the server gets no answer, and says so.
+
+A child serves one request unless the request says otherwise (`wire.Mode`): a session keeps its namespace.
 """
 
 import ast
@@ -127,7 +131,9 @@ def install_alarm() -> None:
 
 
 def split_last(code: str) -> tuple[str, str | None] | None:
-    """The code before its last line, and that line where it may be an expression; `None`: only the parser can tell.
+    """Split code into what stands before its last line, and that line if it may be an expression.
+
+    Returns `None` where only the parser can tell.
 
     A syntax tree touches some eighty pages, which a fresh process pays for. Most code does not need one.
     """
@@ -248,7 +254,7 @@ def shown(value: object) -> str | None:
 
 
 def failed(exc: BaseException, filename: str, answer: Answer) -> None:
-    """Put the error into the answer, with the code's own lines; ours are left out."""
+    """Put an error into the answer, with the code's own lines and without ours."""
     answer.exit = "error"
     answer.error_type = type(exc).__name__[:MAX_TYPE_CHARS]
     try:
@@ -284,7 +290,7 @@ def failed(exc: BaseException, filename: str, answer: Answer) -> None:
 
 
 def hint(exc: BaseException | None) -> str:
-    """What a refusal means, to somebody who meets it through the standard library."""
+    """Say what a refusal by the sandbox means, where the standard library hides it."""
     if isinstance(exc, PermissionError) or type(exc).__name__ == "gaierror":
         assert exc is not None
         for frame in traceback.extract_tb(exc.__traceback__):
@@ -325,7 +331,7 @@ def look(folder: str) -> dict[str, tuple[int, int, int]]:
 
 
 def collect_files(folder: str, before: dict[str, tuple[int, int, int]], answer: Answer) -> None:
-    """Take along what the code wrote, up to a bound; of the rest, name and size."""
+    """Put the files that the code wrote into the answer, up to a bound; of the others, their names and sizes."""
     room = MAX_FILES_BYTES
     for path, status in sorted(look(folder).items()):
         if before.get(path) == status or len(path) > MAX_PATH_CHARS:
@@ -348,7 +354,7 @@ def collect_files(folder: str, before: dict[str, tuple[int, int, int]], answer: 
 
 
 def collect_images(value: object, answer: Answer) -> None:
-    """Open matplotlib figures, and a value that shows itself as PNG, as a notebook shows them."""
+    """Put open matplotlib figures into the answer, and a value that can show itself as PNG, as a notebook does."""
     pyplot = sys.modules.get(PYPLOT)
     images = []
     if pyplot is not None:
@@ -508,13 +514,13 @@ class Prepared:
         self.namespace = new_namespace()
 
     def install(self) -> None:
-        """Also done before the fork: what it puts aside is not freed in every child."""
+        """Put the streams in place. Done before the fork, so that the old ones are not freed in every child."""
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self.streams  # type: ignore[misc]
         sys.stdin = self.no_input
 
 
 class Reset:
-    """What the engine `reset` puts back between callers, and what it therefore does not: everything else."""
+    """The state that the engine `reset` restores between callers. Everything else stays as a caller left it."""
 
     def __init__(self) -> None:
         import builtins
@@ -543,8 +549,11 @@ class Reset:
 
 
 def prepare(empty_folder: str) -> Prepared:
-    """Called in the zygote last of all that runs Python. Goes the way of a call some times over, so that a child finds
-    every function on it specialised, every method in the type cache, and freed memory where it will ask for some."""
+    """Make what children need, and run the path of a call many times. The zygote runs nothing in Python after this.
+
+    A child then finds the functions of that path specialised, their methods in the type cache, and free memory where
+    it asks for some.
+    """
     _kept.extend((sys.stdin, sys.stdout, sys.stderr))
     prepared = Prepared()
     prepared.install()
@@ -563,7 +572,7 @@ _kept: list[object] = []
 
 
 def serve(folder: str, prepared: Prepared) -> None:
-    """Wait for a request at the channel, answer it, and end; or go on, where the request says so. Never returns."""
+    """Wait for a request at the channel, answer it, and end; or go on, if the request says so. Never returns."""
     gc.enable()
     data = read_request()
     if data[MODE_AT] == ONCE:
@@ -577,7 +586,7 @@ def serve(folder: str, prepared: Prepared) -> None:
 
 
 def serve_again(data: bytes, folder: str, prepared: Prepared) -> None:
-    """The children that live longer: sessions, and the engines that share a process."""
+    """Answer one request after the other: sessions, and engines that share a process."""
     reset = None
     namespace = prepared.namespace
     count = 0
@@ -604,7 +613,7 @@ def serve_again(data: bytes, folder: str, prepared: Prepared) -> None:
 
 
 def broken(exc: BaseException) -> bytes:
-    """The code broke what we need to finish, or its time ended while we did."""
+    """Answer for code that broke what we need to finish, or whose time ended while we finished."""
     if isinstance(exc, TimeLimit):
         return encode_answer(Answer("timeout", None, "TimeoutError", "", "", "time"))
     said = f"the sandbox could not finish: {exc}"[:MAX_MESSAGE_CHARS]

@@ -1,7 +1,7 @@
-"""The engine `fresh`: a new interpreter that took the place of a confined child.
+"""The engine `fresh`, inside the sandbox: a new interpreter that takes the place of a confined child.
 
-It puts on the strict filter and serves. Started with: the working folder, 1 if processes are allowed, and
-the module search path.
+It loads the strict filter and serves. Its arguments: the working folder, 1 if processes are allowed, and the module
+search path.
 """
 
 import builtins

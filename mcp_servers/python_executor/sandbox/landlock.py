@@ -27,7 +27,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def abi() -> int:
-    """The kernel's version of Landlock.
+    """Return the kernel's version of Landlock.
 
     Raises:
         OSError: it has none.
@@ -36,13 +36,13 @@ def abi() -> int:
 
 
 def access_mask(version: int) -> int:
-    """All file accesses that this version handles."""
+    """Return the bits of all file accesses that this version handles."""
     bits = 13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16
     return (1 << bits) - 1
 
 
 def create_ruleset(version: int) -> int:
-    """A ruleset that denies everything it can: files, TCP, and signals and abstract sockets out of its domain.
+    """Make a ruleset that denies everything it can: files, TCP, and signals and abstract sockets out of its domain.
 
     Returns:
         Its descriptor.
@@ -53,7 +53,7 @@ def create_ruleset(version: int) -> int:
 
 
 def grant(ruleset: int, path: str, *, write: bool = False) -> None:
-    """Let files below `path` be read and executed, and devices among them be written."""
+    """Allow to read and execute the files below a path; with `write`, to read and write a device."""
     fd = os.open(path, os.O_PATH)
     try:
         folder = os.path.isdir(path)
@@ -65,7 +65,7 @@ def grant(ruleset: int, path: str, *, write: bool = False) -> None:
 
 
 def grant_listing(ruleset: int, path: str) -> None:
-    """Let the folders below `path` be listed, and nothing be read."""
+    """Allow to list the folders below a path, and to read nothing."""
     fd = os.open(path, os.O_PATH)
     try:
         raw("landlock_add_rule", ruleset, RULE_PATH_BENEATH, ctypes.byref(_PathBeneath(READ_DIR, fd)), 0)

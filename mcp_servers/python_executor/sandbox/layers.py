@@ -38,7 +38,7 @@ from mcp_servers.python_executor.sandbox.syscalls import (
     unshare,
 )
 
-__all__ = ["map_user_ids", "tier_of", "try_layers", "write"]
+__all__ = ["UserMapper", "map_user_ids", "tier_of", "try_layers", "write"]
 
 NAMESPACES = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
 UID_BASE = 100_000
@@ -63,7 +63,7 @@ def try_layers() -> dict[str, dict[str, object]]:
 
 
 def tier_of(layers: dict[str, dict[str, object]]) -> str:
-    """The best tier that these layers make."""
+    """Return the best tier that these layers make."""
     has = {name for name, layer in layers.items() if layer["ok"]}
     if {"landlock", "seccomp", "namespaces"} <= has:
         return "A" if "user_ids" in has else "B"
@@ -181,3 +181,39 @@ def _try_seccomp() -> str:
     except PermissionError:
         return f"an allow-list of {len(program) // struct.calcsize('HBBI')} instructions"
     raise OSError("the filter let through what it should refuse")
+
+
+class UserMapper:
+    """A process that stays outside of the namespaces we are about to enter, and says which users they have."""
+
+    def __init__(self, *, single: bool) -> None:
+        self._answer, answer = os.pipe()
+        wait, self._go = os.pipe()
+        pid = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._go)
+            said = b"+"
+            if os.read(wait, 1):
+                try:
+                    map_user_ids(pid, single=(os.geteuid(), os.getegid()) if single else None)
+                except OSError as exc:
+                    said = str(exc).encode()
+                os.write(answer, said)
+            os._exit(0)
+        os.close(wait)
+        os.close(answer)
+
+    def map(self) -> None:
+        """Have it done, once we are inside.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        os.write(self._go, b"x")
+        said = os.read(self._answer, 400)
+        os.close(self._answer)
+        os.close(self._go)
+        os.waitpid(self._pid, 0)
+        if said != b"+":
+            raise OSError(f"cannot map user ids: {said.decode()}")

@@ -29,14 +29,14 @@ from mcp_servers.python_executor.sandbox.syscalls import (
     prctl,
     raw,
 )
-from mcp_servers.python_executor.sandbox.wire import CHANNEL, COMMAND, REPORT
+from mcp_servers.python_executor.sandbox.wire import CHANNEL, COMMAND, REPORT, Op
 
 __all__ = ["CHROOT", "DROP_CAPS", "LANDLOCK", "NEW_PID", "OWN_FILTER", "SET_UID", "serve"]
 
 NEW_PID, CHROOT, SET_UID, DROP_CAPS, LANDLOCK, OWN_FILTER = 1, 2, 4, 8, 16, 32
 """How a child is confined; _forkserver.c has the same."""
 CAPABILITY_VERSION_3 = 0x20080522
-SIGNALS = {ord("K"): signal.SIGKILL, ord("S"): signal.SIGSTOP, ord("C"): signal.SIGCONT}
+SIGNALS = {Op.KILL: signal.SIGKILL, Op.STOP: signal.SIGSTOP, Op.CONTINUE: signal.SIGCONT}
 MAX_FAILURES = 3
 
 
@@ -126,7 +126,7 @@ class _Loop:
                     os.kill(slot.pid, signal.SIGKILL)
             os._exit(0)
         op, number, at, argument = COMMAND.unpack(data)
-        if op == ord("T"):
+        if op == Op.TARGET:
             self.target = min(argument, len(self.slots))
         elif at < len(self.slots) and self.slots[at].pid and self.slots[at].id == number:
             os.kill(self.slots[at].pid, SIGNALS[op])

@@ -28,6 +28,7 @@ __all__ = [
     "MS_REC",
     "MS_REMOUNT",
     "NUMBERS",
+    "PR_SET_DUMPABLE",
     "PR_SET_PDEATHSIG",
     "bounding_set_drop",
     "detach",
@@ -63,6 +64,7 @@ MS_PRIVATE = 1 << 18
 
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 AT_RECURSIVE = 0x8000
 MOUNT_ATTR_RDONLY = 1

@@ -31,6 +31,7 @@ __all__ = [
     "Answer",
     "BadAnswer",
     "Mode",
+    "Op",
     "Request",
     "answer_length",
     "decode_answer",
@@ -42,11 +43,11 @@ __all__ = [
 ]
 
 CONFINING_TIERS = "ABC"
-"""Of the tiers in `layers.py` those at which code is run."""
+"""The tiers of `layers.py` at which code is run."""
 MAX_INODES = 4096
 """Files and folders of a call."""
 CHANNEL = 3
-"""A child's descriptor."""
+"""The descriptor of its socket in a child."""
 CPU_GRACE_SECONDS = 2
 """CPU time that a call may use beyond its time limit."""
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -60,7 +61,7 @@ MAX_FILES = 64
 MAX_FILES_BYTES = 8 * 1024 * 1024
 MAX_PATH_CHARS = 1000
 LIMITS = ("", "time", "memory", "disk", "file_size", "files", "images", "open_files", "processes", "answer")
-"""What a child may say that it ran into."""
+"""The limits that a child may name in its answer; empty: none."""
 
 LENGTH = struct.Struct("<I")
 REQUEST = struct.Struct("<IBdIIH")
@@ -69,7 +70,7 @@ FILE = struct.Struct("<HI")
 ANSWER = struct.Struct("<IBBHH")
 """length of the rest, exit, whether there is a result, number of images, number of files"""
 COMMAND = struct.Struct("=IIII")
-"""op, id, slot, argument: from the pool. 'K' kills a child, 'S' stops it, 'C' lets it go on; 'T': how many live."""
+"""op, id, slot, argument: from the server to a zygote, see `Op`."""
 REPORT = struct.Struct("=IIIiiIQQQ")
 """exit id, slot, new id, status, error, minor faults, user and system µs, resident KB: to the pool, with three
 descriptors (channel, stdout, stderr) when there is a new child."""
@@ -80,6 +81,15 @@ SIZE = struct.Struct("<Q")
 
 
 MAX_HINT_CHARS = 100
+
+
+class Op:
+    """A command to a zygote: kill, stop or continue the child of this id and slot, or say how many shall live."""
+
+    KILL = ord("K")
+    STOP = ord("S")
+    CONTINUE = ord("C")
+    TARGET = ord("T")
 
 
 class Mode:
@@ -105,7 +115,14 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """What came of it. `exit` is ok, error, memory or timeout; a file that was too large to come along has its size."""
+    """What came of a request.
+
+    Attributes:
+        exit: ok, error, memory or timeout.
+        limits: the one of `LIMITS` that the code met.
+        images: PNG.
+        files: path and content, or the size in bytes of a file that was too large to be sent.
+    """
 
     exit: str = "ok"
     result: str | None = None
@@ -142,7 +159,7 @@ def encode_request(request: Request) -> bytes:
 
 
 def request_length(start: bytes) -> int:
-    """How many bytes the request has whose first four these are."""
+    """Return the length in bytes of a request, from its first four bytes."""
     length: int = LENGTH.unpack_from(start)[0]
     return LENGTH.size + length
 
@@ -191,7 +208,7 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def encode_result(result: str | None) -> bytes:
-    """The answer of a plain call, without the detour."""
+    """Encode the answer of a call that has a result and nothing else. It is the fast way for most calls."""
     if result is None:
         return NO_RESULT
     text = result.encode("utf-8", "backslashreplace")
@@ -202,10 +219,10 @@ NO_RESULT = ANSWER.pack(ANSWER.size - LENGTH.size, 0, 0, 0, 0)
 
 
 def answer_length(start: bytes) -> int:
-    """How many bytes the answer has whose first four these are.
+    """Return the length in bytes of an answer, from its first four bytes.
 
     Raises:
-        BadAnswer: more than an answer may have.
+        BadAnswer: it is longer than an answer may be.
     """
     length: int = LENGTH.unpack_from(start)[0]
     if not ANSWER.size <= LENGTH.size + length <= MAX_ANSWER_BYTES:
@@ -214,10 +231,10 @@ def answer_length(start: bytes) -> int:
 
 
 def decode_answer(data: bytes) -> Answer:
-    """Take an answer apart.
+    """Decode an answer.
 
     Raises:
-        BadAnswer: it does not hold together.
+        BadAnswer: the bytes are no answer.
     """
     try:
         _, number, flags, images, files = ANSWER.unpack_from(data)

@@ -1,11 +1,12 @@
-"""The zygote: a warm interpreter inside its own namespaces that forks a confined child for every call.
+"""The zygote, inside the sandbox: a warm interpreter in its own namespaces that forks a confined child for every call.
 
-Started as ``python -I -S -c "…main(fd)"``, with a socket to the pool at `fd`; it imports nothing but the standard
-library and what its configuration names, has one thread, and holds nothing secret: no environment, no files, no
-network.
+The server's side of it is `zygote_process.py`, which starts it as ``python -I -S -c "…main(fd)"``, with a socket to
+the server at `fd`. The zygote imports nothing but the standard library and what its configuration names. It has one
+thread, and nothing secret: no environment, no files, no network.
 
-What it does, in order: import and warm up → find out which layers the machine gives → build a root for each slot →
-enter the namespaces → take on every limit that children inherit for free → arrange its memory for forking → serve.
+What it does, in order: find out which layers the machine gives → import and warm up → enter the namespaces, with a
+root for each slot → take on every limit that children inherit for free → arrange its memory for forking (`pages.py`) →
+serve.
 
 `_forkserver.c` is the fast way to fork; without it `slowpath.py` does the same, at half the speed.
 """
@@ -15,7 +16,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import fcntl
-import gc
 import importlib
 import importlib.util
 import json
@@ -23,7 +23,6 @@ import os
 import resource
 import shutil
 import socket
-import struct
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from types import ModuleType
 from typing import Any
 
 from mcp_servers.python_executor.sandbox import landlock, layers, seccomp, slowpath
+from mcp_servers.python_executor.sandbox.pages import PAGE, arrange
 from mcp_servers.python_executor.sandbox.slowpath import (
     CHROOT,
     DROP_CAPS,
@@ -54,6 +54,7 @@ from mcp_servers.python_executor.sandbox.syscalls import (
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
+    PR_SET_DUMPABLE,
     PR_SET_PDEATHSIG,
     bounding_set_drop,
     detach,
@@ -70,7 +71,7 @@ from mcp_servers.python_executor.sandbox.wire import CHANNEL, MAX_INODES
 __all__ = ["main"]
 
 MAX_CONFIG_BYTES = 1 << 18
-PR_SET_DUMPABLE, PR_SET_NAME = 4, 15
+PR_SET_NAME = 15
 SIGKILL = 9
 M_ARENA_MAX = -8
 UID_BASE = 1000
@@ -81,10 +82,6 @@ LANDLOCK_KNOWS_TRUNCATE = 3
 MAX_PENDING_SIGNALS = 64
 """And timers. They are counted for all children of a machine together, and for its root."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
-PAGE = resource.getpagesize()
-MAX_TRAINED_BYTES = 32 * 1024
-MAX_TOUCHED = 150
-"""Pages that a spare takes for itself before it is asked: they are its private memory."""
 
 
 def main(ctl: int) -> None:
@@ -111,7 +108,7 @@ class _Zygote:
     """One zygote's way from a plain interpreter to a confined fork server.
 
     Args:
-        config: what `pool.py` sends; it documents the members.
+        config: what `options.zygote_config` makes of the options of a pool.
     """
 
     def __init__(self, pool: socket.socket, config: dict[str, Any]) -> None:
@@ -143,7 +140,8 @@ class _Zygote:
             libc.prctl(PR_SET_NAME, b"sandbox", 0, 0, 0)
         self._limit()
         rulesets = self._make_rulesets(tier)
-        prepared, pages = self._arrange_memory(proc, child)
+        outputs = "/outputs" if self._private else f"{config['scratch']}/outputs"
+        prepared, pages = arrange(self._helper, child, proc, outputs=outputs, huge_pages=config["huge_pages"])
         status = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
         address_space = int(os.read(status, 200).split()[0]) * PAGE + config["memory_bytes"]
         os.close(status)
@@ -251,7 +249,7 @@ class _Zygote:
         """Build the roots, then leave everything else behind. Afterwards we are pid 1 of our own little machine."""
         config = self._config
         outside = config["scratch"]
-        mapper = _Mapper(single=tier == "B")
+        mapper = layers.UserMapper(single=tier == "B")
         if tier == "A":
             unshare(CLONE_NEWNS)
         else:
@@ -359,9 +357,8 @@ class _Zygote:
             rulesets.append(ruleset)
         return rulesets
 
-    # -------------------------------------------------------------------------------------- inherited by every child
-
     def _limit(self) -> None:
+        """Take on the limits that every child inherits."""
         for kind, bound in (
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_FSIZE, self._config["file_bytes"]),
@@ -371,105 +368,6 @@ class _Zygote:
             (resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         ):
             resource.setrlimit(kind, (bound, bound))
-
-    def _arrange_memory(self, proc: int, child: dict[str, Any]) -> tuple[Any, bytes]:
-        """Make forks cheap: nothing to collect, no holes to fill, reference counts that stay, a dozen large pages.
-
-        Returns:
-            What the children find prepared, and the addresses of the pages that every call writes to.
-        """
-        helper = self._helper
-        gc.collect()
-        gc.disable()
-        if helper is not None:
-            _fill_pools()
-            helper.fill_heap()
-        empty = "/outputs" if self._private else f"{self._config['scratch']}/outputs"
-        prepared = child["prepare"](empty)
-        child["arm_random"]()
-        gc.freeze()
-        if helper is None:
-            return prepared, b""
-        gc.unfreeze()
-        everything = gc.get_objects()
-        gc.freeze()
-        helper.immortalize(everything)
-        del everything
-        prctl(PR_SET_DUMPABLE, 1)  # or /proc/self is not ours to read after the change of user
-        if not self._config["huge_pages"]:
-            return prepared, b""
-        helper.flatten(proc)
-        return prepared, self._train(helper, proc, child, prepared, empty)
-
-    def _train(self, helper: ModuleType, proc: int, child: dict[str, Any], prepared: Any, empty: str) -> bytes:
-        """Run samples in children and see which of their pages are no longer shared: most calls write to the same."""
-        ranges = _writable(proc)
-        seen: dict[int, int] = {}
-        samples = child["SAMPLES"]
-        for code in samples:
-            request = child["encode_request"](child["Request"](code))
-            read_end, write_end = os.pipe()
-            if helper.fork_and_wait():
-                child["answer_request"](request, prepared.namespace, "<code>", empty)
-                os.write(write_end, _own_pages(proc, ranges)[:MAX_TRAINED_BYTES])
-                os._exit(0)
-            os.close(write_end)
-            with open(read_end, "rb") as file:
-                for (page,) in struct.iter_unpack("Q", file.read()):
-                    seen[page] = seen.get(page, 0) + 1
-        common = sorted(page for page, times in seen.items() if times * 2 > len(samples))
-        return struct.pack(f"{len(common[:MAX_TOUCHED])}Q", *common[:MAX_TOUCHED])
-
-
-def _writable(proc: int) -> list[tuple[int, int]]:
-    """The private, writable ranges of our memory, without the stack."""
-    with open(os.open("self/maps", os.O_RDONLY, dir_fd=proc)) as file:
-        lines = [line.split() for line in file]
-    kept = [words for words in lines if words[1][1] == "w" and words[1][3] == "p" and words[-1] != "[stack]"]
-    return [(int(start, 16), int(end, 16)) for start, end in (words[0].split("-") for words in kept)]
-
-
-def _own_pages(proc: int, ranges: list[tuple[int, int]]) -> bytes:
-    """The pages of these ranges that this process has for itself (bits 63 and 56 of /proc/self/pagemap)."""
-    pages = bytearray()
-    fd = os.open("self/pagemap", os.O_RDONLY, dir_fd=proc)
-    for start, end in ranges:
-        entries = os.pread(fd, (end - start) // PAGE * 8, start // PAGE * 8)
-        for at in range(7, len(entries), 8):
-            if entries[at] & 0x81 == 0x81:
-                pages += struct.pack("Q", start + at // 8 * PAGE)
-    return bytes(pages)
-
-
-class _Mapper:
-    """A process outside of our namespaces-to-be that says which users they have."""
-
-    def __init__(self, *, single: bool) -> None:
-        self._answer, answer = os.pipe()
-        wait, self._go = os.pipe()
-        pid = os.getpid()
-        self._pid = os.fork()
-        if self._pid == 0:
-            os.close(self._go)
-            said = b"+"
-            if os.read(wait, 1):
-                try:
-                    layers.map_user_ids(pid, single=(os.geteuid(), os.getegid()) if single else None)
-                except OSError as exc:
-                    said = str(exc).encode()
-                os.write(answer, said)
-            os._exit(0)
-        os.close(wait)
-        os.close(answer)
-
-    def map(self) -> None:
-        os.write(self._go, b"x")
-        said = os.read(self._answer, 400)
-        os.close(self._answer)
-        os.close(self._go)
-        os.waitpid(self._pid, 0)
-        if said != b"+":
-            raise OSError(f"cannot map user ids: {said.decode()}")
 
 
 def load_child(source: str) -> dict[str, Any]:
@@ -483,33 +381,6 @@ def load_child(source: str) -> dict[str, Any]:
     }
     exec(compile(text, source, "exec"), namespace)  # noqa: S102
     return namespace
-
-
-def _fill_pools() -> None:
-    """Use up the free blocks of Python's own allocator, so that children allocate from fresh, contiguous pages."""
-    kept = []
-    for _ in range(3):
-        read_end, write_end = os.pipe()
-        stderr = os.dup(2)
-        os.dup2(write_end, 2)
-        sys._debugmallocstats()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(write_end)
-        with open(read_end, "rb") as file:
-            lines = file.read().decode().splitlines()
-        for line in lines:  # class, block size, pools, blocks in use, blocks available
-            words = line.split()
-            if len(words) == 5 and words[0].isdigit() and words[1].isdigit():
-                size, available = int(words[1]), int(words[4])
-                if size >= 48 and available:
-                    kept.append([bytes(size - 33) for _ in range(available)])
-                elif size == 32 and available:
-                    kept.append([1e300 / (number + 1) for number in range(available)])  # type: ignore[misc]
-    _kept_for_ever.append(kept)
-
-
-_kept_for_ever: list[object] = []
 
 
 def _become_fresh(folder: str, processes: bool) -> None:

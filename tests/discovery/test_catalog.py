@@ -13,7 +13,7 @@ import pytest
 from servers.registries import Registries
 from support import GatewayProcess, bearer, odd, running_gateway, toolscore, wait_for, with_config
 
-from toolscore.discovery.catalog.catalog import Entry
+from toolscore.discovery import Entry
 
 SERVERS = {
     "com.example/slack": "Post messages to Slack channels and read their history",
@@ -171,8 +171,8 @@ def test_a_registry_may_say_anything(page: Any, tmp_path: Path) -> None:
     import aiohttp
 
     from toolscore.core.errors import ToolScoreError
-    from toolscore.discovery import CatalogRules, Installer, MCPSearchTool, Wish
-    from toolscore.discovery.capability import Offer
+    from toolscore.discovery import CatalogRules, InstallRules, MCPSearchTool, Offer, Wish
+    from toolscore.discovery.install.plan import plan_for
     from toolscore.discovery.views import offer_fields
     from toolscore.embedding import LightEmbedder
     from toolscore.stores import open_database
@@ -182,17 +182,14 @@ def test_a_registry_may_say_anything(page: Any, tmp_path: Path) -> None:
             open_database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as database,
             aiohttp.ClientSession() as http,
         ):
-            async with MCPSearchTool(database, LightEmbedder(), http, CatalogRules((url,), snapshot=False)) as catalog:
+            async with MCPSearchTool(
+                database, LightEmbedder(), http, CatalogRules(registries=(url,), snapshot=False)
+            ) as catalog:
                 found = await catalog.search("ok something")
                 assert len(await catalog.states()) == 1
-                installer = Installer.__new__(Installer)
-                from toolscore.discovery import InstallRules
-
-                installer.rules = InstallRules()
-                installer._folder = tmp_path
                 for one in found:
                     try:
-                        plan = installer.plan(Wish(one.entry))
+                        plan = plan_for(Wish(one.entry), InstallRules(), tmp_path)
                     except ToolScoreError:
                         plan = None
                     json.dumps(offer_fields(Offer(one, 0.5, plan, False, None)))

@@ -185,11 +185,11 @@ def test_the_kind_of_index_follows_the_size(tmp_path: Path) -> None:
     rows = rows_of(10)
     keys = [str(number) for number in range(10)]
     assert isinstance(vector_index(rows, keys, IndexRules(), "x"), ExactVectors)
-    assert isinstance(vector_index(rows, keys, IndexRules("hnsw"), "x"), HnswVectors)
+    assert isinstance(vector_index(rows, keys, IndexRules(index="hnsw"), "x"), HnswVectors)
     many = numpy.zeros((30_001, 4), numpy.float32)
     many[:, 0] = 1
     assert isinstance(vector_index(many, [""] * 30_001, IndexRules(), "x"), HnswVectors)
-    lite = vector_index(rows, keys, IndexRules("milvus", str(tmp_path / "m.db")), "x")
+    lite = vector_index(rows, keys, IndexRules(index="milvus", milvus_uri=str(tmp_path / "m.db")), "x")
     assert isinstance(lite, MilvusVectors)
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from support import GatewayProcess, bearer, odd, running_gateway, toolscore, with_config
 
 from toolscore.bench.gaps import fit, measure, run_gap_bench
-from toolscore.discovery.gaps.evidence import FEATURES, Background, evidence, judge, keywords, load_model
-from toolscore.discovery.gaps.gaps import steps_of
+from toolscore.discovery.gaps.detector import steps_of
+from toolscore.discovery.gaps.evidence import FEATURES, Background, evidence_for, keywords, load_model, verdict_of
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
 from toolscore.embedding import LightEmbedder
 
@@ -37,8 +37,8 @@ def index_of(docs: list[Doc]) -> Index:
 
 
 def verdict(task: str, docs: list[Doc] = DOCS) -> tuple[str, float]:
-    found = evidence(task, index_of(docs), BACKGROUND, LIGHT, [1] * len(docs))
-    return judge(load_model("light"), found.features)
+    found = evidence_for(task, index_of(docs), BACKGROUND, LIGHT, [1] * len(docs))
+    return verdict_of(load_model("light"), found.features)
 
 
 @pytest.mark.parametrize("task", ["what will the weather in Oslo be for the next three days", "show me the commit log"])
@@ -81,18 +81,18 @@ def test_the_steps_of_a_task(task: str, steps: int) -> None:
 @given(st.text(min_size=1, max_size=300), st.lists(st.text(max_size=30), min_size=1, max_size=4))
 def test_any_task_can_be_judged(task: str, names: list[str]) -> None:
     docs = [Doc(str(number), name, name) for number, name in enumerate(names)]
-    found = evidence(task, index_of(docs), BACKGROUND, LIGHT, [0] * len(docs))
+    found = evidence_for(task, index_of(docs), BACKGROUND, LIGHT, [0] * len(docs))
     assert len(found.features) == len(FEATURES)
     assert all(math.isfinite(value) for value in found.features)
-    said, confidence = judge(load_model("light"), found.features)
+    said, confidence = verdict_of(load_model("light"), found.features)
     assert said in ("sufficient", "unsure", "gap")
     assert 0.5 <= confidence <= 1
 
 
 def test_only_the_places_that_are_asked_for_count() -> None:
     places = numpy.array([1, 2])
-    whole = evidence("what is the weather in Oslo", index_of(DOCS), BACKGROUND, LIGHT, [1] * 4, places)
-    alone = evidence("what is the weather in Oslo", index_of(DOCS[1:3]), BACKGROUND, LIGHT, [1] * 2)
+    whole = evidence_for("what is the weather in Oslo", index_of(DOCS), BACKGROUND, LIGHT, [1] * 4, places)
+    alone = evidence_for("what is the weather in Oslo", index_of(DOCS[1:3]), BACKGROUND, LIGHT, [1] * 2)
     assert whole.features == pytest.approx(alone.features, abs=1e-5)
     assert whole.best == [number + 1 for number in alone.best]
 

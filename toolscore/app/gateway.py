@@ -39,19 +39,14 @@ from toolscore.core.models import Principal, ServerState, ToolCall, UpstreamSpec
 from toolscore.discovery import (
     Analysis,
     CapabilityBroker,
-    CatalogRules,
+    IndexRules,
     Installer,
-    InstallRule,
-    InstallRules,
-    JudgeRules,
     MCPSearchTool,
     Proof,
     ToolGapDetector,
     ToolSearch,
 )
-from toolscore.discovery.own_tools import CALL_TOOL, OWN_SERVER, OwnTools
-from toolscore.discovery.search.neighbours import IndexRules
-from toolscore.discovery.views import acquired_fields, analysis_fields, found_fields
+from toolscore.discovery.own_tools import OWN_SERVER, OwnTools
 from toolscore.embedding import Embedder, LightEmbedder, RemoteEmbedder, SemanticEmbedder
 from toolscore.history.events import EventLog
 from toolscore.history.firewall import ErrorFirewall, FirewallRules
@@ -139,9 +134,9 @@ class Gateway:
             tools_of=lambda server_id: [tool.tool_id for tool in library.of_server(server_id)],
             on_proved=self._proved,
             publish=events.publish,
-            rules=install_rules(settings.current),
+            reserved={OWN_SERVER, EXECUTOR_ID},
+            rules=settings.current.discovery.install,
         )
-        self.installer.reserved = frozenset({OWN_SERVER, EXECUTOR_ID})
         self.broker = CapabilityBroker(gaps, search, catalog, self.installer)
 
     def _proved(self, server_id: str, proof: Proof) -> None:
@@ -152,38 +147,12 @@ class Gateway:
     def own_tools(self) -> OwnTools:
         """What agents may ask of the gateway itself, as tools."""
 
-        async def search_tools(given: dict[str, Any], who: Principal, _: Any) -> dict[str, Any]:
-            found = await self.search.search(
-                given["query"], principal=who.name, sees=self.pipeline.sees(who), limit=given.get("limit", 5)
-            )
-            return _as_result({"tools": [found_fields(one) for one in found]})
+        async def call(tool_id: str, arguments: dict[str, Any], who: Principal) -> dict[str, Any]:
+            made = ToolCall(tool_id=tool_id, arguments=Raw(encode(arguments)), request_id=uuid.uuid4().hex)
+            result: dict[str, Any] = decode((await self.pipeline.call(made, who)).raw)
+            return result
 
-        async def call_tool(given: dict[str, Any], who: Principal, _: Any) -> dict[str, Any]:
-            tool_id = given["tool_id"]
-            if tool_id.startswith(f"{OWN_SERVER}__{CALL_TOOL}"):
-                raise InvalidArguments(f"{tool_id} calls other tools: name one of these in `tool_id`")
-            arguments = Raw(encode(given.get("parameters") or {}))
-            result = await self.pipeline.call(
-                ToolCall(tool_id=tool_id, arguments=arguments, request_id=uuid.uuid4().hex), who
-            )
-            answered: dict[str, Any] = decode(result.raw)
-            return answered
-
-        async def analyze_gap(given: dict[str, Any], who: Principal, _: Any) -> dict[str, Any]:
-            analysis = await self.gaps.analyze(
-                given["task_description"], context=given.get("context", ""), principal=who.name,
-                sees=self.pipeline.sees(who),
-            )  # fmt: skip
-            return _as_result(analysis_fields(analysis))
-
-        async def request_capability(given: dict[str, Any], who: Principal, tell: Any) -> dict[str, Any]:
-            acquired = await self.broker.request(
-                given["task_description"], context=given.get("context", ""), principal=who.name,
-                sees=self.pipeline.sees(who), on_progress=tell,
-            )  # fmt: skip
-            return _as_result(acquired_fields(acquired))
-
-        return OwnTools({work.__name__: work for work in (search_tools, call_tool, analyze_gap, request_capability)})
+        return OwnTools(self.search, self.gaps, self.broker, sees=self.pipeline.sees, call=call)
 
     async def refresh_server_stats(self) -> None:
         """Ask the servers that keep figures for them, at most twice a second; one that is slow keeps its last."""
@@ -288,9 +257,9 @@ class Gateway:
         self.pipeline.journal.use(JournalRules(**new.journal.model_dump()))
         self.pipeline.scores.enabled = new.scores.enabled
         self.pipeline.firewall.rules = FirewallRules(**new.firewall.model_dump())
-        self.gaps.rules = judge_rules(new)
-        self.catalog.use(catalog_rules(new))
-        self.installer.rules = install_rules(new)
+        self.gaps.use(new.discovery.judge)
+        self.catalog.use(new.discovery.catalog)
+        self.installer.use(new.discovery.install)
         if new.policy != old.policy:
             self.pipeline.policy = policy_of(new)
             for method in LIST_CHANGED.values():  # what a client sees may be other things
@@ -360,11 +329,6 @@ class Gateway:
             self.metrics.server_gone(server_id)
 
         await self.upstreams.remove(server_id, forget)
-
-
-def _as_result(fields: dict[str, Any]) -> dict[str, Any]:
-    """An MCP result: the structure, and the same as text for clients that read no structures."""
-    return {"content": [{"type": "text", "text": encode(fields).decode()}], "structuredContent": fields}
 
 
 class _Rejected(Exception):
@@ -495,24 +459,6 @@ def _secret(reference: str | None) -> str | None:
         return None
 
 
-def judge_rules(settings: Settings) -> JudgeRules:
-    """Who judges what the gap model is unsure of."""
-    judge = settings.discovery.judge
-    return JudgeRules(judge.url, judge.model, _secret(judge.key), judge.timeout_seconds, judge.per_hour)
-
-
-def catalog_rules(settings: Settings) -> CatalogRules:
-    """Which catalogs there are."""
-    catalog = settings.discovery.catalog
-    return CatalogRules(catalog.registries, catalog.file, catalog.snapshot, catalog.max_age_hours * 3600)
-
-
-def install_rules(settings: Settings) -> InstallRules:
-    """What may be installed, and how it runs."""
-    given = settings.discovery.install.model_dump()
-    return InstallRules(**{**given, "allow": tuple(InstallRule(**rule) for rule in given["allow"])})
-
-
 def breaker_rules(settings: Settings) -> BreakerRules:
     """When a server is left alone, as the pipeline takes it."""
     return BreakerRules(**settings.breaker.model_dump())
@@ -615,18 +561,19 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         journal = Journal(database, [sys.executable, "-m", "toolscore.history.recorder"], order)
         embedder, words = embedder_of(settings), LightEmbedder()
         hidden = frozenset({OWN_SERVER})
-        index_rules = IndexRules(settings.embeddings.index, settings.embeddings.milvus_uri)
+        index_rules = IndexRules(index=settings.embeddings.index, milvus_uri=settings.embeddings.milvus_uri)
         search = await stack.enter_async_context(ToolSearch(library, scores, database, embedder, hidden, index_rules))
         catalog = await stack.enter_async_context(
-            MCPSearchTool(database, embedder, upstreams.http, catalog_rules(settings), index_rules)
+            MCPSearchTool(database, embedder, upstreams.http, settings.discovery.catalog, index_rules)
         )
 
         def gap_found(principal: str, analysis: Analysis) -> None:
             missing = [{"capability": one.capability, "keywords": one.keywords} for one in analysis.missing]
             events.publish("gap_detected", principal=principal, confidence=analysis.confidence, missing=missing)
 
-        gaps = ToolGapDetector(library, search, embedder, words, upstreams.http, on_gap=gap_found)
-        gaps.rules = judge_rules(settings)
+        gaps = ToolGapDetector(
+            library, search, embedder, words, upstreams.http, on_gap=gap_found, rules=settings.discovery.judge
+        )
         firewall = ErrorFirewall(database, words, FirewallRules(**settings.firewall.model_dump()))
         pipeline = CallPipeline(
             library,

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from toolscore.core.models import UpstreamSpec
+from toolscore.discovery import DiscoveryRules
 
 __all__ = [
     "ENV_PREFIX",
@@ -220,59 +221,6 @@ class Embeddings(_Section):
         return self
 
 
-class Judge(_Section):
-    url: str | None = Field(None, pattern=r"^https?://")
-    model: str = ""
-    key: str | None = None
-    timeout_seconds: Seconds = 5.0
-    per_hour: Annotated[int, Field(ge=0)] = 60
-
-
-class Catalog(_Section):
-    registries: tuple[Annotated[str, Field(pattern=r"^https?://")], ...] = ("https://registry.modelcontextprotocol.io",)
-    file: str | None = None
-    snapshot: bool = True
-    max_age_hours: Annotated[float, Field(gt=0)] = 24.0
-
-
-class Allowed(_Section):
-    """What may be installed without being approved: all that is given must fit."""
-
-    registry: Literal["pypi", "npm", "oci", "remote"] | None = None
-    package: str | None = None
-    version: str | None = None
-    name: str | None = None
-    publisher: str | None = None
-    network: bool = False
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Allowed:
-        if not (self.registry or self.package or self.name or self.publisher):
-            raise ValueError("an entry names at least one of registry, package, name and publisher")
-        return self
-
-
-class Install(_Section):
-    allow: tuple[Allowed, ...] = ()
-    confine: bool = True
-    memory_mb: Annotated[int, Field(ge=64)] = 2048
-    processes: Annotated[int, Field(ge=1)] = 256
-    source_builds: bool = False
-    private_addresses: bool = False
-    fetch_timeout_seconds: Seconds = 300
-    start_timeout_seconds: Seconds = 60
-
-
-class Discovery(_Section):
-    mcp_tools: bool = True
-    list_tokens: Annotated[int, Field(ge=500)] | None = None
-    always_listed: tuple[str, ...] = ()
-    subregistry: bool = True
-    judge: Judge = Judge()
-    catalog: Catalog = Catalog()
-    install: Install = Install()
-
-
 class Tracing(_Section):
     endpoint: str | None = Field(None, pattern=r"^https?://")
 
@@ -357,7 +305,7 @@ class Settings(BaseSettings):
     firewall: Firewall = Firewall()
     tracing: Tracing = Tracing()
     embeddings: Embeddings = Embeddings()
-    discovery: Discovery = Discovery()
+    discovery: DiscoveryRules = DiscoveryRules()
     python_executor: PythonExecutor = PythonExecutor()
     logging: Logging = Logging()
     upstreams: dict[str, UpstreamSpec] = Field(default_factory=dict, alias="mcpServers")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolscore.bench.search import doc_of_record, print_table, read_lines
-from toolscore.discovery.gaps.evidence import FEATURES, Background, GapModel, evidence, load_model
+from toolscore.discovery.gaps.evidence import FEATURES, Background, GapModel, evidence_for, load_model
 from toolscore.discovery.search.index import ExactVectors, Index, vector_text
 from toolscore.embedding import Embedder, LightEmbedder
 
@@ -109,7 +109,7 @@ def _evidence_of(
         offered = everywhere if everywhere is not None else question["tools"]
         places = numpy.array([place[key] for key in offered])
         began = time.perf_counter()
-        rows.append(evidence(question["query"], index, background, embedder, required, places).features)
+        rows.append(evidence_for(question["query"], index, background, embedder, required, places).features)
         milliseconds.append(round((time.perf_counter() - began) * 1000, 3))
         truth.append(bool(question["has_tool"]))
     if not rows:

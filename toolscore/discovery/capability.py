@@ -1,4 +1,4 @@
-"""The whole loop: a task, the gap, candidates, the install, the tools."""
+"""Getting what a task lacks: from the gap to candidates, to an install, to the tools."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from typing import Literal
 import msgspec
 
 from toolscore.core.errors import ToolScoreError
-from toolscore.discovery.catalog.catalog import Candidate, MCPSearchTool, doc_of
-from toolscore.discovery.gaps.gaps import Analysis, Step, ToolGapDetector
-from toolscore.discovery.install.installer import Installed, Installer, Plan, Wish
+from toolscore.discovery.catalog.catalog import Candidate, MCPSearchTool, doc_of_entry
+from toolscore.discovery.gaps.detector import Analysis, Step, ToolGapDetector
+from toolscore.discovery.install.installer import Installed, Installer
+from toolscore.discovery.install.plan import Plan, Wish
 from toolscore.discovery.search.search import Found, ToolSearch
 from toolscore.tools.library import Sees
 
 __all__ = ["LIKELY", "Acquired", "CapabilityBroker", "Offer"]
 
 CANDIDATES = 5
-"""Looked at for each missing capability."""
-
+"""Servers considered for each missing capability."""
+SHOWN_TOOLS = 5
 
 Status = Literal["sufficient", "unsure", "installed", "needs_approval", "failed", "not_found"]
 
 LIKELY = 0.5
-"""A candidate that is less likely to do is shown, and neither installed nor recommended."""
+"""A candidate with a smaller confidence is shown, but neither installed nor recommended."""
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """A candidate, and what stands between it and us.
+    """A candidate, and what is needed to install it.
 
     Attributes:
-        confidence: how likely it would do, by what its catalog says of it.
-        plan: what installing would do; `None` where it cannot be installed here, and `obstacle` says why.
-        allowed: a rule lets it be installed without being approved.
+        confidence: how likely it can do the task, by its description in the catalog.
+        plan: what installing would do; `None`: it cannot be installed here.
+        allowed: whether a rule allows it without approval.
+        obstacle: why it cannot be installed, or which variables it needs; `None`: nothing is in the way.
     """
 
     candidate: Candidate
@@ -43,13 +45,14 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Acquired(msgspec.Struct, frozen=True):
-    """What became of a request.
+    """The outcome of a request for a capability.
 
     Attributes:
-        status: `sufficient`: the tools were there; `unsure`: maybe they are, look; `installed`: they are now;
-            `needs_approval`: somebody must allow one of the offers; `failed`: those that are allowed could not be
-            installed; `not_found`: no catalog has one that is likely to do.
+        status: `sufficient`: our tools can do the task already; `unsure`: perhaps they can; `installed`: they can
+            now; `needs_approval`: somebody must approve one of the offers; `failed`: the allowed offers could not be
+            installed; `not_found`: no catalog has a server that is likely to do it.
         tools: for the task, the best first.
+        failures: why installs failed.
     """
 
     status: Status
@@ -61,7 +64,7 @@ class Acquired(msgspec.Struct, frozen=True):
 
 
 class CapabilityBroker:
-    """Gets what a task lacks, as far as the policy lets it."""
+    """Gets what a task lacks, as far as the operator's rules allow it."""
 
     def __init__(
         self, detector: ToolGapDetector, search: ToolSearch, catalog: MCPSearchTool, installer: Installer
@@ -72,10 +75,17 @@ class CapabilityBroker:
         self._installer = installer
 
     async def offers(self, query: str, limit: int = CANDIDATES) -> list[Offer]:
-        """The servers that may do, each with what stands in the way; those that can be installed first."""
+        """Find servers that may do a task, each with its plan or what prevents one.
+
+        Returns:
+            At most `limit`: first those that can be installed, the best first.
+
+        Raises:
+            InvalidArguments: no query, or a limit out of bounds.
+        """
         found: list[Offer] = []
         candidates = await self._catalog.search(query, limit=min(2 * limit, 100))
-        likely = await self._detector.fits(query, [doc_of(one.entry) for one in candidates])
+        likely = await self._detector.fits(query, [doc_of_entry(one.entry) for one in candidates])
         for candidate, confidence in zip(candidates, likely, strict=True):
             sure = round(confidence, 3)
             try:
@@ -90,10 +100,15 @@ class CapabilityBroker:
         self, task: str, *, context: str = "", principal: str, sees: Sees | None = None,
         on_progress: Callable[[str, str], None] = lambda step, message: None,
     ) -> Acquired:  # fmt: skip
-        """See to it that there are tools for a task.
+        """Get tools for a task: find the gap, find servers, install the first that is allowed and likely to do it.
+
+        Args:
+            context: what else matters.
+            sees: which tools exist for the caller; `None`: all.
+            on_progress: is told each step, in words.
 
         Raises:
-            InvalidArguments: no task. UpstreamUnavailable: no embeddings.
+            InvalidArguments: no task. UpstreamUnavailable: texts cannot be embedded now.
         """
         on_progress("analyze", "looking for tools that are there")
         analysis = await self._detector.analyze(task, context=context, principal=principal, sees=sees)
@@ -115,21 +130,24 @@ class CapabilityBroker:
                     break
                 except ToolScoreError as exc:
                     failures.append(exc.message)
-        tools = await self._search.search(task, principal=principal, sees=sees, limit=5)
-        status: Status
-        if not lacking or analysis.verdict == "sufficient":
-            status = "sufficient"
-        elif installed:
-            status = "installed"
-        elif failures:
-            status = "failed"
-        elif not any(step.verdict == "gap" for step in lacking):
-            status = "unsure"
-        elif any(offer.plan is not None and offer.confidence >= LIKELY for offer in offers):
-            status = "needs_approval"
-        else:
-            status = "not_found"
+        tools = await self._search.search(task, principal=principal, sees=sees, limit=SHOWN_TOOLS)
+        if analysis.verdict == "sufficient":
+            lacking = []
+        status = _status(lacking, installed, offers, failures)
         return Acquired(status, analysis, installed, tools, offers, failures)
+
+
+def _status(lacking: list[Step], installed: list[Installed], offers: list[Offer], failures: list[str]) -> Status:
+    if not lacking:
+        return "sufficient"
+    if installed:
+        return "installed"
+    if failures:
+        return "failed"
+    if not any(step.verdict == "gap" for step in lacking):
+        return "unsure"
+    likely = any(offer.plan is not None and offer.confidence >= LIKELY for offer in offers)
+    return "needs_approval" if likely else "not_found"
 
 
 def _whole(task: str, analysis: Analysis) -> Step:

@@ -1,7 +1,7 @@
-"""The gateway's own tools, for agents: find a tool, call it, notice that none fits, ask for what is missing.
+"""The gateway's own tools, for agents: find a tool, call it, notice that none fits, get what is missing.
 
-A server inside the gateway, listed and called like any other (`toolscore__search_tools`): what holds for other calls
-holds for these.
+They are a server inside the gateway, listed and called like any other (`toolscore__search_tools`). So policy, limits
+and the journal apply to them as to every tool.
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ from typing import Any
 
 from toolscore import __version__
 from toolscore.core.errors import InvalidArguments, ToolScoreError
+from toolscore.core.jsonrpc import encode
 from toolscore.core.models import LOCAL, Principal
+from toolscore.discovery.capability import CapabilityBroker
+from toolscore.discovery.gaps.detector import ToolGapDetector
+from toolscore.discovery.search.search import ToolSearch
+from toolscore.discovery.views import acquired_fields, analysis_fields, found_fields
+from toolscore.tools.library import Sees
 
 __all__ = ["CALL_TOOL", "OWN_SERVER", "OwnTools"]
 
 OWN_SERVER = "toolscore"
+SEARCH_TOOLS = "search_tools"
 CALL_TOOL = "call_tool"
+ANALYZE_GAP = "analyze_gap"
+REQUEST_CAPABILITY = "request_capability"
 
+DEFAULT_LIMIT = 5
 TASK = {"type": "string", "minLength": 1, "maxLength": 4000, "description": "the task, in plain words"}
 TASK_AND_CONTEXT = {
     "type": "object",
@@ -32,7 +42,7 @@ READ_ONLY = {"readOnlyHint": True, "openWorldHint": False}
 
 TOOLS: list[dict[str, Any]] = [
     {
-        "name": "search_tools",
+        "name": SEARCH_TOOLS,
         "title": "Search tools",
         "description": "Find the tools for a task, among all that this gateway has (more than are listed). Returns "
         "them ranked, each with its full input schema: call the one that fits next.",
@@ -40,7 +50,7 @@ TOOLS: list[dict[str, Any]] = [
             "type": "object",
             "properties": {
                 "query": TASK,
-                "limit": {"type": "integer", "minimum": 1, "maximum": 50, "default": 5},
+                "limit": {"type": "integer", "minimum": 1, "maximum": 50, "default": DEFAULT_LIMIT},
             },
             "required": ["query"],
             "additionalProperties": False,
@@ -62,7 +72,7 @@ TOOLS: list[dict[str, Any]] = [
         },
     },
     {
-        "name": "analyze_gap",
+        "name": ANALYZE_GAP,
         "title": "Is there a tool for it?",
         "description": "Say whether the tools here can do a task: for each of its steps sufficient, unsure or gap, "
         "with a measured confidence, the tools that cover it, and which capability is missing.",
@@ -70,7 +80,7 @@ TOOLS: list[dict[str, Any]] = [
         "annotations": READ_ONLY,
     },
     {
-        "name": "request_capability",
+        "name": REQUEST_CAPABILITY,
         "title": "Get what is missing",
         "description": "Where no tool here fits a task: look for a server that has one, install it if the operator's "
         "policy allows that, test it, and return its tools, ready to be called. Otherwise it says who may allow what. "
@@ -81,19 +91,43 @@ TOOLS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 Progress = Callable[[float, float | None, str], None]
-Work = Callable[[dict[str, Any], Principal, Callable[[str, str], None]], Awaitable[dict[str, Any]]]
+"""Is told how far a call is, of how much, and a message."""
+Tell = Callable[[str, str], None]
+"""Is told a step and a message."""
+SeesOf = Callable[[Principal], Sees | None]
+"""Which tools exist for a caller; `None`: all."""
+Call = Callable[[str, dict[str, Any], Principal], Awaitable[dict[str, Any]]]
+"""Calls a tool by its id, with arguments, for a caller; gives an MCP `CallToolResult`; may raise `ToolScoreError`."""
 
 
 class OwnTools:
-    """An in-process server. `work`: what each tool does, by its name."""
+    """A server inside the gateway's process.
+
+    Args:
+        sees: which tools exist for a caller.
+        call: calls a tool for a caller.
+    """
 
     name = "toolscore"
     version = __version__
 
-    def __init__(self, work: dict[str, Work]) -> None:
-        self._work = work
+    def __init__(
+        self, search: ToolSearch, gaps: ToolGapDetector, broker: CapabilityBroker, *, sees: SeesOf, call: Call
+    ) -> None:
+        self._search = search
+        self._gaps = gaps
+        self._broker = broker
+        self._sees = sees
+        self._call = call
+        self._work: dict[str, Callable[[dict[str, Any], Principal, Tell], Awaitable[dict[str, Any]]]] = {
+            SEARCH_TOOLS: self._search_tools,
+            CALL_TOOL: self._call_tool,
+            ANALYZE_GAP: self._analyze_gap,
+            REQUEST_CAPABILITY: self._request_capability,
+        }
 
     def list_tools(self) -> list[dict[str, Any]]:
+        """List the tools, as MCP does."""
         return TOOLS
 
     async def call_tool(
@@ -104,7 +138,15 @@ class OwnTools:
         meta: dict[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """The result as text and as a structure; what goes wrong is said in the result, for the model to mend.
+        """Call one of the tools.
+
+        Args:
+            arguments: they fit the tool's schema.
+            meta: `_meta` of the request, in which the pipeline says who calls.
+            progress: is told each step of a long call.
+
+        Returns:
+            An MCP `CallToolResult`; a call that failed is a result with `isError`, for the model to correct.
 
         Raises:
             KeyError: no such tool.
@@ -124,9 +166,38 @@ class OwnTools:
             text = f"{exc.message}. {exc.suggestion}" if exc.suggestion else exc.message
             return {"content": [{"type": "text", "text": text}], "isError": True}
 
+    async def _search_tools(self, given: dict[str, Any], who: Principal, _: Tell) -> dict[str, Any]:
+        limit = given.get("limit", DEFAULT_LIMIT)
+        found = await self._search.search(given["query"], principal=who.name, sees=self._sees(who), limit=limit)
+        return _result({"tools": [found_fields(one) for one in found]})
+
+    async def _call_tool(self, given: dict[str, Any], who: Principal, _: Tell) -> dict[str, Any]:
+        tool_id = given["tool_id"]
+        if tool_id.startswith(f"{OWN_SERVER}__{CALL_TOOL}"):
+            raise InvalidArguments(f"{tool_id} calls other tools: name one of these in `tool_id`")
+        return await self._call(tool_id, given.get("parameters") or {}, who)
+
+    async def _analyze_gap(self, given: dict[str, Any], who: Principal, _: Tell) -> dict[str, Any]:
+        analysis = await self._gaps.analyze(
+            given["task_description"], context=given.get("context", ""), principal=who.name, sees=self._sees(who)
+        )
+        return _result(analysis_fields(analysis))
+
+    async def _request_capability(self, given: dict[str, Any], who: Principal, tell: Tell) -> dict[str, Any]:
+        acquired = await self._broker.request(
+            given["task_description"], context=given.get("context", ""), principal=who.name, sees=self._sees(who),
+            on_progress=tell,
+        )  # fmt: skip
+        return _result(acquired_fields(acquired))
+
+
+def _result(fields: dict[str, Any]) -> dict[str, Any]:
+    """Make an MCP result: the structure, and the same as text for clients that read no structures."""
+    return {"content": [{"type": "text", "text": encode(fields).decode()}], "structuredContent": fields}
+
 
 def _principal(meta: dict[str, Any]) -> Principal:
-    """Who calls, as the pipeline says it."""
+    """Read who calls from the `_meta` that the pipeline adds."""
     name, scopes = meta.get("toolscore/principal"), meta.get("toolscore/scopes")
     if not isinstance(name, str) or not isinstance(scopes, list):
         raise InvalidArguments("nobody says who calls")

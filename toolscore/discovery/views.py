@@ -1,4 +1,4 @@
-"""What discovery finds, as JSON shows it: the same over REST, MCP and the events socket."""
+"""What discovery finds, as JSON objects: the same over REST, MCP and the events socket."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from toolscore.discovery.capability import LIKELY, Acquired, Offer
-from toolscore.discovery.catalog.catalog import Candidate, SourceState
-from toolscore.discovery.gaps.gaps import Analysis, Step
+from toolscore.discovery.catalog.catalog import Candidate
+from toolscore.discovery.catalog.sources import SourceState
+from toolscore.discovery.gaps.detector import Analysis, Step
 from toolscore.discovery.install.installer import Installed
 from toolscore.discovery.search.search import Found
 
@@ -16,7 +17,7 @@ __all__ = ["acquired_fields", "analysis_fields", "found_fields", "installed_fiel
 
 
 def found_fields(found: Found) -> dict[str, Any]:
-    """A tool that fits, with all that a call of it needs."""
+    """Show a tool that fits, with everything that a call of it needs."""
     return {
         "tool_id": found.tool.tool_id,
         "description": found.tool.description,
@@ -41,7 +42,7 @@ def _step_fields(step: Step) -> dict[str, Any]:
 
 
 def analysis_fields(analysis: Analysis) -> dict[str, Any]:
-    """What our tools are to a task."""
+    """Show how well our tools cover a task."""
     return {
         "task_description": analysis.task,
         "verdict": analysis.verdict,
@@ -55,7 +56,7 @@ def analysis_fields(analysis: Analysis) -> dict[str, Any]:
 
 
 def candidate_fields(candidate: Candidate) -> dict[str, Any]:
-    """A server of a catalog: all that is known of it."""
+    """Show everything that is known of a server in a catalog."""
     entry = candidate.entry
     server, extra, official = entry.server, entry.extra, entry.official()
     return {
@@ -90,7 +91,7 @@ def candidate_fields(candidate: Candidate) -> dict[str, Any]:
 
 
 def offer_fields(offer: Offer) -> dict[str, Any]:
-    """A candidate, and what stands between it and us."""
+    """Show a candidate, and what is needed to install it."""
     return {
         **candidate_fields(offer.candidate),
         "confidence": offer.confidence,
@@ -102,13 +103,13 @@ def offer_fields(offer: Offer) -> dict[str, Any]:
 
 
 def installed_fields(installed: Installed) -> dict[str, Any]:
-    """A server that was installed."""
+    """Show a server that was installed."""
     fields: dict[str, Any] = msgspec.to_builtins(installed)
     return fields
 
 
 def source_fields(state: SourceState) -> dict[str, Any]:
-    """How a catalog stands."""
+    """Show the state of a catalog."""
     return {
         "name": state.name,
         "kind": state.kind,
@@ -119,7 +120,7 @@ def source_fields(state: SourceState) -> dict[str, Any]:
 
 
 def acquired_fields(acquired: Acquired) -> dict[str, Any]:
-    """What became of a request for a capability."""
+    """Show the outcome of a request for a capability, and what to do next."""
     offers = [offer_fields(offer) for offer in acquired.offers]
     action = {
         "sufficient": "call one of the tools",

@@ -1,9 +1,9 @@
 """Does any of our tools fit a task? A small model says so, with a confidence that was measured.
 
-The evidence is how near the nearest tool is, held against tools of no concern (a sample of real ones, the
-*background*): a tool that fits stands out from these. To it come the words of the task that the tool covers, the words
-of its name that the task covers, and whether the task says enough to fill its arguments. A logistic regression turns
-them into a probability (`toolscore bench gaps` measures it, and fits it anew).
+The first evidence is how near the nearest tool is, compared with unrelated tools (a sample of real ones, the
+*background*): a tool that fits stands out from them. Three more are added: the words of the task that the tool covers,
+the words of the tool's name that the task covers, and whether the task says enough to fill the tool's arguments. A
+logistic regression turns all of it into a probability. `toolscore bench gaps` measures the model and can fit one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
+from toolscore.core.memo import Memo
 from toolscore.discovery.search.index import STOP, Doc, Index, Vectors, clauses, raw_words, stem, terms, vector_text
 from toolscore.embedding import Embedder
 
@@ -30,11 +31,12 @@ __all__ = [
     "GapModel",
     "Missing",
     "Verdict",
-    "evidence",
-    "judge",
+    "evidence_for",
     "keywords",
     "load_model",
+    "make_background",
     "says_something",
+    "verdict_of",
 ]
 
 Verdict = Literal["sufficient", "unsure", "gap"]
@@ -42,18 +44,21 @@ Verdict = Literal["sufficient", "unsure", "gap"]
 FEATURES = (
     "nearest",  # cosine of the nearest tool
     "outranked",  # logarithm of how many background tools are nearer
-    "weakest_part",  # the worst part of the task: how far its nearest tool stands out from the background
+    "weakest_part",  # how far the nearest tool stands out from the background, for the worst part of the task
     "parts",
-    "words_covered",  # share of the task's words, by rarity, that one tool has
+    "words_covered",  # share of the task's words that one tool has, weighed by their rarity
     "name_covered",  # the least likely word of a tool's name, in the task
     "fit",  # nearest, words and name together, of the best tool
-    "required",  # arguments that it must have
-    "tools",  # logarithm
-    "length",  # logarithm of the task's words
+    "required",  # number of the best tool's required arguments
+    "tools",  # logarithm of the number of tools
+    "length",  # logarithm of the number of the task's words
     "margin",  # of the nearest tool over the second
 )
 
+WORDS_KEPT = 50_000
+"""Words whose vectors are remembered: 50 MB."""
 CANDIDATES = 10
+"""The nearest tools that are looked at for the whole task."""
 CANDIDATES_A_PART = 3
 NEIGHBOURS = 20
 MAX_WORDS = 120
@@ -64,14 +69,16 @@ FILLERS = STOP | frozenset(
     many more most much new next now one right show so something sure task tell there today tomorrow tonight use using
     very way while yesterday yet""".split()
 )
-"""Words that say nothing of which tool is meant."""
+"""Words that do not tell which tool is meant."""
 
 
 class GapModel(msgspec.Struct, frozen=True):
     """Logistic regression over `FEATURES`, for one embedding model.
 
     Attributes:
-        unsure: probabilities of being right below this are not trusted: the surest 70 % of the answers lie above.
+        model: the embedding model's name.
+        weights, mean, scale: one number for each feature.
+        unsure: a confidence below this is `unsure`. The surest 70 % of the development answers lie above.
     """
 
     model: str
@@ -82,7 +89,7 @@ class GapModel(msgspec.Struct, frozen=True):
     unsure: float
 
     def probability(self, features: Sequence[float]) -> float:
-        """That a tool fits, where half of all tasks have one."""
+        """Estimate that a tool fits, if half of all tasks have a fitting tool."""
         total = self.bias + sum(
             weight * (value - mean) / scale
             for weight, value, mean, scale in zip(self.weights, features, self.mean, self.scale, strict=True)
@@ -91,7 +98,7 @@ class GapModel(msgspec.Struct, frozen=True):
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """What no tool does: in words, and as keywords for a catalog."""
+    """What no tool does: in words, and as keywords to search a catalog with."""
 
     capability: str
     keywords: list[str]
@@ -104,14 +111,19 @@ class _Background(msgspec.Struct):
 
 
 class Background:
-    """What tools in general say: how rare a word is, and tools of no concern to hold ours against."""
+    """What real tools say: how rare each word is, and a sample of unrelated tools to compare ours with.
+
+    Args:
+        embed: makes the vectors of tools.
+        words: the light embedder, which knows single words.
+    """
 
     def __init__(self, embed: Embedder, words: Embedder) -> None:
         raw = gzip.decompress((files("toolscore.discovery") / "data" / "background.json.gz").read_bytes())
         known = msgspec.json.decode(raw, type=_Background)
         self._count, self._terms = known.count, known.terms
         self._words = words
-        self._word_vectors: dict[str, Vectors] = {}
+        self._word_vectors: Memo[str, Vectors] = Memo(WORDS_KEPT)
         self.vectors = embed.embed([vector_text(Doc("", name, text)) for name, text in known.tools])
 
     def rarity(self, term: str) -> float:
@@ -124,41 +136,44 @@ class Background:
         return self._terms.get(term, 0) >= 2
 
     def of_words(self, words: Sequence[str]) -> Vectors:
-        """A row a word; always by the light model, which knows single words."""
+        """Make one vector for each word, by the light model.
+
+        Returns:
+            float32, one row for each word, in their order.
+        """
         import numpy
 
-        missing = [word for word in dict.fromkeys(words) if word not in self._word_vectors]
+        known = {word: self._word_vectors.get(word) for word in words}
+        missing = [word for word, vector in known.items() if vector is None]
         if missing:
-            if len(self._word_vectors) > 50_000:
-                self._word_vectors.clear()
-                missing = list(dict.fromkeys(words))
-            self._word_vectors.update(zip(missing, self._words.embed(missing), strict=True))
+            for word, vector in zip(missing, self._words.embed(missing), strict=True):
+                known[word] = self._word_vectors[word] = vector
         if not words:
             return numpy.zeros((0, 1), numpy.float32)
-        return numpy.array([self._word_vectors[word] for word in words])
+        return numpy.array([known[word] for word in words])
 
 
 def says_something(task: str) -> bool:
-    """Whether a text has a word by which a tool could be meant."""
+    """Whether a text has a word that can tell which tool is meant."""
     return any(word not in FILLERS for word in raw_words(task))
 
 
 class Evidence(NamedTuple):
-    """`FEATURES`, and the tools that the best of them came from, the best first (places in the index)."""
+    """The values of `FEATURES`, and the best tools, the best first, as places in the index."""
 
     features: list[float]
     best: list[int]
 
 
-def evidence(
+def evidence_for(
     task: str, index: Index, background: Background, embed: Embedder, required: Sequence[int],
     places: numpy.ndarray[Any, Any] | None = None,
 ) -> Evidence:  # fmt: skip
-    """Hold a task against tools.
+    """Compare a task with tools.
 
     Args:
-        required: number of required arguments of each entry of the index.
-        places: consider only these; `None`: all. Not empty.
+        required: number of required arguments, for each entry of the index.
+        places: the places in the index to consider, at least one; `None`: all.
     """
     import numpy
 
@@ -229,8 +244,12 @@ def _own_words(doc: Doc) -> list[str]:
     return [word for word in dict.fromkeys(raw_words(text)) if word not in STOP][:MAX_TOOL_WORDS]
 
 
-def judge(model: GapModel, features: Sequence[float]) -> tuple[Verdict, float]:
-    """The verdict, and how likely it is right."""
+def verdict_of(model: GapModel, features: Sequence[float]) -> tuple[Verdict, float]:
+    """Decide whether a tool fits.
+
+    Returns:
+        The verdict, and how likely it is right, 0.5 to 1.
+    """
     probability = model.probability(features)
     confidence = max(probability, 1 - probability)
     if confidence < model.unsure:
@@ -239,7 +258,11 @@ def judge(model: GapModel, features: Sequence[float]) -> tuple[Verdict, float]:
 
 
 def keywords(step: str, background: Background, limit: int = 5) -> list[str]:
-    """The words of a step to search a catalog with, the rarest, in the step's order; names of people and places not."""
+    """Choose the words of a step to search a catalog with: the rarest, but not names of people and places.
+
+    Returns:
+        At most `limit` words, in the order of the step.
+    """
     words = [
         word for word in dict.fromkeys(raw_words(step)) if word not in FILLERS and len(word) > 1 and not word.isdigit()
     ]
@@ -255,13 +278,18 @@ def _models() -> Mapping[str, GapModel]:
 
 
 def load_model(name: str) -> GapModel:
-    """The fitted model for an embedder; that of the light one for embedders it was never fitted for."""
+    """Load the model that was fitted for an embedder; the light embedder's, where none was."""
     models = _models()
     return models.get(name) or models["light"]
 
 
 def make_background(tools: Sequence[Mapping[str, Any]], size: int = 500) -> bytes:
-    """The background file, from real tools (`name`, `description`, `args`): the words of all, the texts of a sample."""
+    """Make the background file: the words of all given tools, and the texts of a sample.
+
+    Args:
+        tools: real ones: `name`, `description`, `args`.
+        size: of the sample.
+    """
     import random
     from collections import Counter
 

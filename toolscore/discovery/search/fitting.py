@@ -1,4 +1,4 @@
-"""A list of tools that fits into what a model may spend on it: the rest is found by searching."""
+"""A list of tools that is short enough for a model's context; the other tools are found by searching."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ def fitted(
     always: Collection[str] = (),
     before: Collection[str] = (),
 ) -> list[Tool]:
-    """Those that are always listed, then those listed before, then the best by measured score, within a budget.
+    """Choose the tools to list within a budget: first those of `always`, then those of `before`, then by score.
 
-    What is listed stays listed as long as it fits, and the order is that of the names: a model's prompt cache holds
-    while no tool comes or goes.
+    A listed tool stays listed as long as it fits, and the order is by name. So a model's prompt cache stays valid as
+    long as no tool is added or removed.
 
     Args:
-        budget: tokens; what is always listed is listed in any case.
+        budget: tokens; tools of `always` are listed even beyond it.
+        tokens: what listing a tool costs.
+        score: of a tool; larger is better.
         always: patterns of tool ids.
-        before: ids that were listed last.
+        before: ids of the tools that were listed last.
+
+    Returns:
+        The tools to list, by name.
     """
     given = list(tools)
     kept = [tool for tool in given if any(fnmatchcase(tool.tool_id, pattern) for pattern in always)]

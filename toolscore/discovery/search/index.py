@@ -1,9 +1,10 @@
-"""A ranked index of short texts: BM25F over their fields and vectors of their words, added up. Knows nothing of tools.
+"""An index that ranks short texts for a query: BM25F over their fields, added to cosines of their vectors.
 
-    score = z(BM25F) + w z(cosine), of the whole query; and for a query of several clauses, of the best one for each
+    score = z(BM25F) + w z(cosine)
 
-BM25F: Robertson, Zaragoza, Taylor (2004). Weights were tuned on one half of the development sets and checked on the
-other (`toolscore bench search`).
+where z is the standard score over all entries. A query with several clauses adds the score of the clause that fits an
+entry best. BM25F: Robertson, Zaragoza, Taylor (2004). The weights were tuned on one half of the development sets and
+checked on the other (`toolscore bench search`). The index knows nothing of tools.
 """
 
 from __future__ import annotations
@@ -41,23 +42,26 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 Vectors = Any
-"""`numpy.ndarray` of float32, a row a text."""
+"""`numpy.ndarray` of float32, one row for each text."""
 
 FIELDS = ("name", "text", "arguments", "server")
 WEIGHT = {"name": 2.5, "text": 1.0, "arguments": 0.6, "server": 2.0}
 LENGTH = {"name": 0.3, "text": 0.5, "arguments": 0.5, "server": 0.3}
-"""How much a long field counts less (BM25's b)."""
+"""How much less a term counts in a long field (BM25's b)."""
 SATURATION = 1.0
+"""How soon repetitions of a term stop counting (BM25's k1)."""
 RARITY = 1.3
-"""Exponent of a term's rarity (idf)."""
+"""Exponent of a term's inverse document frequency."""
 CLAUSE_WEIGHT = 0.3
 FAR = 0.25
-"""Cosine up to which a text has nothing to do with a query."""
+"""A text with a smaller cosine than this is unrelated to the query."""
 FEW = 20
-"""Among so few entries the mean is no measure: what has a word or a meaning in common is found, however it compares."""
+"""An index of at most so many entries is too small for a meaningful mean: entries below the mean are found, too."""
 MAX_CLAUSES = 6
 MAX_QUERY = 4000
+"""Characters of a query that are read."""
 MAX_TEXT = 2000
+"""Characters of a field that are read."""
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
 _CLAUSE = re.compile(
@@ -70,7 +74,7 @@ STOP = frozenset(
 
 
 class Doc(msgspec.Struct, frozen=True):
-    """What is known of one entry. `key` says which it is."""
+    """The texts of one entry, by fields that count differently. `key` identifies the entry."""
 
     key: str
     name: str
@@ -80,13 +84,14 @@ class Doc(msgspec.Struct, frozen=True):
 
 
 def clauses(query: str) -> list[str]:
-    """The parts of a query that asks for several things; none where it asks for one."""
+    """Split a query that asks for several things; a query that asks for one thing has no clauses."""
     parts = [part.strip() for part in _CLAUSE.split(query) if len(part.split()) >= 3]
     return parts if 1 < len(parts) <= MAX_CLAUSES else []
 
 
 @lru_cache(maxsize=200_000)
 def stem(word: str) -> str:
+    """Reduce an English word in lower case to its stem."""
     return str(_stemmer().stemWord(word))
 
 
@@ -98,32 +103,32 @@ def _stemmer() -> Any:
 
 
 def terms(text: str) -> list[str]:
-    """The words of a text, in lower case and stemmed; `camelCase` and `snake_case` are several."""
+    """List the words of a text, in lower case and stemmed; `camelCase` and `snake_case` are two words each."""
     return [stem(word) for word in raw_words(text)]
 
 
 def raw_words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
+    """List the words of a text, in lower case."""
     return [word.lower() for word in _WORD.findall(text)]
 
 
 def vector_text(doc: Doc) -> str:
-    """The text whose vector stands for an entry."""
+    """Return the text whose vector represents an entry."""
     return f"{' '.join(_WORD.findall(doc.name))}: {doc.text[:300]}"
 
 
 def relevance_of(score: float) -> float:
-    """A score as a number between 0 and 1, for this query."""
+    """Map a score to a number between 0 and 1."""
     return round(1 - math.exp(-score / 6), 4) if score > 0.06 else 0.01
 
 
 class Ranking(NamedTuple):
-    """What a query is to each entry, in their order.
+    """How well each entry fits a query.
 
     Attributes:
-        scores: larger is better; comparable within one query only.
-        touched: above 0 where the entry has anything to do with the query at all.
-        vector: the query's; `None` where there are no vectors.
+        scores: one for each entry; larger is better; comparable within one query only.
+        touched: one for each entry; above 0 if it is related to the query at all, by a word or by meaning.
+        vector: the query's; `None`: there are no vectors.
     """
 
     scores: Vectors
@@ -132,20 +137,31 @@ class Ranking(NamedTuple):
 
 
 class VectorIndex(Protocol):
-    """Vectors of the entries, by their places."""
+    """The vectors of the entries, which are identified by their places."""
 
     @property
     def nbytes(self) -> int:
-        """What it takes of our memory."""
+        """Bytes of our memory."""
         ...
 
     def cosines(self, queries: Vectors) -> Vectors:
-        """A row a query, a column an entry. Where only the nearest are looked for, the others get a bound on theirs."""
+        """Compare queries with all entries.
+
+        Args:
+            queries: float32, one row of unit length for each query.
+
+        Returns:
+            One row for each query, one column for each entry. An index that finds only the nearest entries gives
+            the others a bound on their cosines.
+
+        Raises:
+            EmbeddingError: the index cannot be asked now.
+        """
         ...
 
 
 class ExactVectors:
-    """All of them, compared one by one: right, and fast enough up to some 30,000."""
+    """A `VectorIndex` that compares one by one: exact, and fast enough for some 30,000 entries."""
 
     def __init__(self, rows: Vectors) -> None:
         self._rows = rows
@@ -159,11 +175,11 @@ class ExactVectors:
 
 
 class Index:
-    """Entries that can be ranked for a query.
+    """Ranks entries for a query.
 
     Args:
-        vectors: of `vector_text`, a row an entry; `None`: they are not to be had, words must do.
-        weight: of the cosines, beside the words.
+        vectors: of the entries' `vector_text`; `None`: rank by words only.
+        weight: of cosines beside words.
     """
 
     def __init__(self, docs: Sequence[Doc], vectors: VectorIndex | None, weight: float = 1.0) -> None:
@@ -178,12 +194,16 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """What it takes of our memory."""
+        """Bytes of our memory."""
         words = sum(int(places.nbytes + weights.nbytes) for places, weights in self._postings.values())
         return words + (self.vectors.nbytes if self.vectors is not None else 0)
 
     def rank(self, query: str, embed: Callable[[list[str]], Vectors]) -> Ranking:
-        """Hold a query against each entry."""
+        """Rank all entries for a query; by words only, if the query cannot be embedded now.
+
+        Args:
+            embed: makes one row for each text; may raise `EmbeddingError`.
+        """
         import numpy
 
         query = query[:MAX_QUERY]
@@ -204,7 +224,7 @@ class Index:
         return Ranking(total, words[0] + near, vector)
 
     def _lexical(self, query: str) -> Vectors:
-        """BM25F alone: 0 where no word of the query stands in an entry."""
+        """The BM25F score of each entry: 0 if it has no word of the query."""
         import numpy
 
         scores = numpy.zeros(len(self.docs), numpy.float32)
@@ -217,7 +237,7 @@ class Index:
 
 
 class _Numbers(dict[str, int]):
-    """Words as numbers: those with one stem have one."""
+    """Numbers of words; words with the same stem have the same number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,7 +249,7 @@ class _Numbers(dict[str, int]):
 
 
 def _postings(docs: Sequence[Doc]) -> dict[str, tuple[Vectors, Vectors]]:
-    """Each term's entries, and its weight in each: over all fields, saturated, times its rarity."""
+    """For each term the places of its entries, and its weight in each: summed over fields, saturated, times rarity."""
     import numpy
 
     numbers = _Numbers()
@@ -265,6 +285,6 @@ def _postings(docs: Sequence[Doc]) -> dict[str, tuple[Vectors, Vectors]]:
 
 
 def _standard(scores: Vectors) -> Vectors:
-    """Mean 0 and deviation 1: so that two kinds of score can be added."""
+    """Scale to mean 0 and deviation 1, so that two kinds of scores can be added."""
     deviation = float(scores.std()) if len(scores) else 0.0
     return (scores - scores.mean()) / (deviation if deviation > 1e-6 else 1.0) if len(scores) else scores

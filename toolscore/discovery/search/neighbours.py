@@ -1,16 +1,18 @@
-"""Vectors of more entries than can be compared one by one: a graph in memory (HNSW), or a Milvus that runs anyway.
+"""Which entries are near a query, among too many to compare one by one: a graph in memory (HNSW), or Milvus.
 
-Both know the nearest alone; the others get, as a bound on their cosine, that of the farthest that was found. The
-ranking adds words to it, so an entry that words bring up is not lost.
+Both find only the nearest entries. Every other entry gets a bound on its cosine: that of the farthest entry found. The
+ranking adds scores of words to the cosines, so an entry that matches by its words is still found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import structlog
+from pydantic import Field, model_validator
 
+from toolscore.core.rules import Rules
 from toolscore.discovery.search.index import ExactVectors, VectorIndex, Vectors
 from toolscore.embedding import EmbeddingError
 
@@ -22,37 +24,49 @@ __all__ = ["HnswVectors", "IndexRules", "MilvusVectors", "vector_index"]
 log = structlog.get_logger(__name__)
 
 EXACT_UP_TO = 30_000
+"""Entries; comparing a query with so many vectors takes some milliseconds."""
 NEAREST = 300
-"""So many are looked for a query."""
+"""Entries that are searched for each query."""
 CONNECTIVITY = 16
+"""Neighbours of each entry in the graph: the usual compromise of memory and recall (HNSW's M)."""
 EF_CONSTRUCTION = 200
+"""Candidates considered when an entry is added (HNSW's efConstruction)."""
 EF_SEARCH = 300
+"""Candidates considered in a search: at least `NEAREST` (HNSW's ef)."""
 ROWS_A_REQUEST = 1000
+"""Rows in one request to Milvus."""
 
 
-class IndexRules:
-    """Which index is used.
+class IndexRules(Rules):
+    """Which index searches the vectors."""
 
-    Args:
-        kind: `auto`: exact up to 30,000 entries, HNSW above.
-        milvus_uri: a file (milvus-lite), or an address.
-    """
+    needs_restart: ClassVar[bool] = True
 
-    def __init__(
-        self, kind: Literal["auto", "exact", "hnsw", "milvus"] = "auto", milvus_uri: str | None = None
-    ) -> None:
-        self.kind = kind
-        self.milvus_uri = milvus_uri
+    index: Literal["auto", "exact", "hnsw", "milvus"] = Field(
+        "auto",
+        description="exact up to 30,000 tools, then hnsw (pip install toolscore[hnsw]); milvus ([milvus])",
+    )
+    milvus_uri: str | None = Field(None, description="a file, or http://host:19530")
+
+    @model_validator(mode="after")
+    def _milvus_has_an_address(self) -> IndexRules:
+        if self.index == "milvus" and not self.milvus_uri:
+            raise ValueError("index `milvus` needs `milvus_uri`")
+        return self
 
 
 def vector_index(rows: Vectors, keys: Sequence[str], rules: IndexRules, collection: str) -> VectorIndex:
-    """The index for these vectors.
+    """Build the index of vectors that the rules ask for; the exact one where its package is not installed.
 
     Args:
-        keys: of the rows, one each; what Milvus knows them by.
-        collection: in Milvus.
+        rows: float32, one row of unit length for each entry.
+        keys: one for each row: its name in Milvus.
+        collection: the name in Milvus.
+
+    Raises:
+        EmbeddingError: Milvus failed.
     """
-    kind = rules.kind
+    kind = rules.index
     if kind == "auto":
         kind = "hnsw" if len(rows) > EXACT_UP_TO else "exact"
     try:
@@ -66,7 +80,7 @@ def vector_index(rows: Vectors, keys: Sequence[str], rules: IndexRules, collecti
 
 
 def _spread(found: Sequence[Sequence[int]], cosines: Sequence[Sequence[float]], size: int) -> Vectors:
-    """A row a query: the cosines that were found, and everywhere else the smallest of them."""
+    """Make one row for each query: the cosines that were found, and the smallest of them for every other entry."""
     import numpy
 
     rows = numpy.empty((len(found), size), numpy.float32)
@@ -77,7 +91,7 @@ def _spread(found: Sequence[Sequence[int]], cosines: Sequence[Sequence[float]], 
 
 
 class HnswVectors:
-    """A navigable small-world graph (Malkov, Yashunin 2016), by `usearch`."""
+    """A `VectorIndex` that is a navigable small-world graph (Malkov, Yashunin 2016), by `usearch`."""
 
     def __init__(self, rows: Vectors) -> None:
         import numpy
@@ -105,7 +119,11 @@ class HnswVectors:
 
 
 class MilvusVectors:
-    """A collection in Milvus. Rows that it has already are not sent again, and those that are gone are deleted."""
+    """A `VectorIndex` that is a collection in Milvus. Only new rows are sent, and rows that are gone are deleted.
+
+    Raises:
+        EmbeddingError: Milvus failed.
+    """
 
     def __init__(self, rows: Vectors, keys: Sequence[str], uri: str, collection: str) -> None:
         from pymilvus import DataType, MilvusClient
@@ -151,6 +169,7 @@ class MilvusVectors:
 
     @property
     def nbytes(self) -> int:
+        """The vectors are in Milvus, and take none of our memory."""
         return 0
 
     def cosines(self, queries: numpy.ndarray[Any, Any]) -> Vectors:

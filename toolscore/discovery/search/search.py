@@ -1,7 +1,7 @@
-"""Which of our tools fits a task: ranked by relevance and measured score, and better with use.
+"""Which of our tools fit a task: ranked by relevance and measured score, and better with use.
 
-When a caller searches and then calls one of the tools that came up, and the call succeeds, the task is remembered for
-that tool and that caller; tasks like it find the tool sooner. What one caller asked is never seen by another.
+When a caller searches, calls one of the tools that were found, and the call succeeds, the task is remembered for that
+tool and that caller. Similar tasks then find the tool sooner. Nobody sees the tasks of another caller.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from toolscore.core.errors import InvalidArguments
+from toolscore.core.memo import Memo
 from toolscore.core.models import Tool
 from toolscore.discovery.search.index import FEW, Doc, Index, Vectors, relevance_of, vector_text
 from toolscore.discovery.search.neighbours import IndexRules, vector_index
@@ -25,35 +26,44 @@ from toolscore.history.scores import Scores
 from toolscore.stores import Database, WriteBehind
 from toolscore.tools.library import Sees, UnifiedToolLibrary
 
-__all__ = ["Found", "ToolSearch", "argument_words", "doc_of", "indexed"]
+__all__ = ["Found", "ToolSearch", "argument_words", "build_index", "doc_of_tool"]
 
 log = structlog.get_logger(__name__)
 
 MAX_LIMIT = 100
 MAX_QUERY = 4000
 RECENT_SEARCHES = 20
+"""Searches remembered for each caller, until a call follows."""
 FOLLOWED_SECONDS = 900.0
-"""A call within this of a search may be its outcome."""
+"""A call within 15 minutes of a search may be its outcome."""
 USES_PER_TOOL = 8
 USES_PER_CALLER = 2000
+USE_VECTORS_KEPT = 4 * USES_PER_CALLER
 MAX_CALLERS = 1000
 MAX_TASK = 500
+"""Characters of a task that are remembered."""
 USE_WEIGHT = 12.0
-"""On MetaTool, four past tasks for half of the tools: nDCG@10 of these from 0.660 to 0.724, of the others from 0.681 to
-0.670."""
+"""Measured on MetaTool with four past tasks for half of the tools: nDCG@10 of these tools rises from 0.660 to 0.724, of
+the others it falls from 0.681 to 0.670."""
 USE_NEAR = 0.3
-"""Cosine from which a past task says something of a new one."""
+"""A past task counts if its cosine to the new task is larger than this."""
 USE_HALF_LIFE_SECONDS = 30 * 86400.0
 SCORE_EXPONENT = 0.25
-"""Relevance comes first: a tool that always fails loses half its rank, a new one hardly anything."""
+"""Relevance counts more than the score: a tool that always fails loses half its rank, a new tool loses little."""
 AGAIN_SECONDS = 60.0
-"""After so long, texts that could not be embedded are tried again."""
+"""Texts that could not be embedded are tried again after so long."""
 CANDIDATES = 50
-"""So many more than asked for are looked at, for their scores."""
+"""This many tools more than the limit are considered: a good score may move one of them up."""
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A tool that fits. `relevance` between 0 and 1 for this query; `rank`: relevance × measured score."""
+    """A tool that fits.
+
+    Attributes:
+        relevance: for this query, between 0 and 1.
+        score: measured, between 0 and 1.
+        rank: relevance times a power of the score.
+    """
 
     tool: Tool
     relevance: float
@@ -62,15 +72,15 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class _Use(msgspec.Struct):
-    """A task that a tool was good for."""
+    """A task that a tool did. `at`: Unix time of the last time."""
 
     tool_id: str
     task: str
     at: float
 
 
-def doc_of(tool: Tool) -> Doc:
-    """What there is to find a tool by."""
+def doc_of_tool(tool: Tool) -> Doc:
+    """Make the document of a tool that searches find it by."""
     words: list[str] = []
     argument_words(tool.input_schema, words)
     title = tool.definition.get("title")
@@ -79,7 +89,7 @@ def doc_of(tool: Tool) -> Doc:
 
 
 def argument_words(schema: Any, words: list[str], depth: int = 0) -> None:
-    """Add what a schema says of arguments: their names, descriptions and values."""
+    """Add the names, descriptions and values of a schema's arguments to `words`."""
     if not isinstance(schema, dict) or depth > 3 or len(words) > 500:
         return
     properties = schema.get("properties")
@@ -95,11 +105,11 @@ def argument_words(schema: Any, words: list[str], depth: int = 0) -> None:
             argument_words(described.get("items"), words, depth + 1)
 
 
-async def indexed(docs: list[Doc], vectors: VectorCache, rules: IndexRules, collection: str) -> Index:
-    """An index of entries, built off the event loop.
+async def build_index(docs: list[Doc], vectors: VectorCache, rules: IndexRules, collection: str) -> Index:
+    """Build an index in a thread; without vectors if texts cannot be embedded now.
 
     Args:
-        collection: the name of these entries, where vectors are kept elsewhere.
+        collection: the name of these documents in Milvus.
     """
     texts = [vector_text(doc) for doc in docs]
     try:
@@ -116,7 +126,8 @@ class ToolSearch:
     """Use as `async with ToolSearch(…) as search`. The index is built at the first search after the library changed.
 
     Args:
-        hidden: servers whose tools are not searched for.
+        hidden: servers whose tools are never found.
+        index_rules: these cannot change while it is open.
     """
 
     def __init__(
@@ -140,7 +151,7 @@ class ToolSearch:
         self._building = asyncio.Lock()
         self._searches: OrderedDict[str, deque[tuple[float, str, frozenset[str]]]] = OrderedDict()
         self._uses: dict[str, list[_Use]] = {}
-        self._use_vectors: dict[str, Vectors] = {}
+        self._use_vectors: Memo[str, Vectors] = Memo(USE_VECTORS_KEPT)
         self.writes = WriteBehind("past tasks")
         self._vectors = VectorCache(database, embedder, self.writes)
 
@@ -157,11 +168,16 @@ class ToolSearch:
     async def search(
         self, query: str, *, principal: str, sees: Sees | None = None, limit: int = 10, remember: bool = True
     ) -> list[Found]:
-        """The tools that fit a task, the best first; ties in the order of their names.
+        """Find the tools that fit a task.
 
         Args:
+            query: a task in words, of 1 to 4000 characters.
             sees: which tools exist for the caller; `None`: all.
-            remember: a call that follows says that the tool was good for this task.
+            limit: 1 to 100.
+            remember: whether a call that follows may teach that its tool fits this task.
+
+        Returns:
+            The best first; equal ones in the order of their names.
 
         Raises:
             InvalidArguments: no query, or a limit out of bounds.
@@ -174,12 +190,12 @@ class ToolSearch:
         if not len(index):
             return []
         uses = self._uses.get(principal, [])
-        total, said = await asyncio.to_thread(self._rank, index, query, list(uses))
+        total, touched = await asyncio.to_thread(self._rank, index, query, list(uses))
         found: list[Found] = []
         for number in (-total).argsort(kind="stable").tolist():
             if (total[number] <= 0 and len(index) > FEW) or len(found) >= CANDIDATES + limit:
                 break
-            tool = self._library.find(index.docs[number].key, sees) if said[number] > 0 else None
+            tool = self._library.find(index.docs[number].key, sees) if touched[number] > 0 else None
             if tool is not None:
                 score = self._scores.of(tool).value
                 relevance = relevance_of(float(total[number]))
@@ -191,7 +207,7 @@ class ToolSearch:
         return found
 
     def succeeded(self, principal: str, tool_id: str) -> None:
-        """A caller's call of a tool went well: the task that it searched for before was one for this tool."""
+        """Learn from a call that succeeded: the tool fits the task that its caller searched for before."""
         searches = self._searches.get(principal)
         if not searches:
             return
@@ -205,7 +221,7 @@ class ToolSearch:
                 self._learn(principal, tool_id, task)
 
     def forget(self, tool_ids: Iterable[str]) -> None:
-        """Tools are gone for good."""
+        """Forget the past tasks of tools that are gone for good."""
         gone = set(tool_ids)
         for principal, uses in self._uses.items():
             self._uses[principal] = [use for use in uses if use.tool_id not in gone]
@@ -247,7 +263,7 @@ class ToolSearch:
     # Ranking; in a thread
 
     def _rank(self, index: Index, query: str, uses: list[_Use]) -> tuple[Vectors, Vectors]:
-        """The score of each tool, and what says that it has anything to do with the query at all."""
+        """Rank all tools: scores, and `touched` as in `Ranking`, both with what past tasks add."""
         ranking = index.rank(query, self._embedder.embed)
         if not uses or ranking.vector is None:
             return ranking.scores, ranking.touched
@@ -255,21 +271,20 @@ class ToolSearch:
         return ranking.scores + USE_WEIGHT * bonus, ranking.touched + bonus
 
     def _bonus(self, index: Index, vector: Vectors, uses: list[_Use]) -> Vectors:
-        """What past tasks say: the nearest for each tool, fading with its age."""
+        """What past tasks add for each tool: the nearest task counts, and fades with its age."""
         import numpy
 
-        missing = list({use.task for use in uses} - self._use_vectors.keys())
+        vectors = {use.task: self._use_vectors.get(use.task) for use in uses}
+        missing = [task for task, vector in vectors.items() if vector is None]
         if missing:
-            if len(self._use_vectors) > 4 * USES_PER_CALLER:
-                self._use_vectors.clear()
-                missing = list({use.task for use in uses})
-            self._use_vectors.update(zip(missing, self._embedder.embed(missing), strict=True))
+            for task, embedded in zip(missing, self._embedder.embed(missing), strict=True):
+                vectors[task] = self._use_vectors[task] = embedded
         bonus = numpy.zeros(len(index), numpy.float32)
         now = time.time()
         for use in uses:
             place = self._places.get(use.tool_id)
             if place is not None:
-                near = (float(self._use_vectors[use.task] @ vector) - USE_NEAR) / (1 - USE_NEAR)
+                near = (float(vectors[use.task] @ vector) - USE_NEAR) / (1 - USE_NEAR)
                 age = 0.5 ** ((now - use.at) / USE_HALF_LIFE_SECONDS)
                 bonus[place] = max(bonus[place], near * age)
         return bonus
@@ -277,15 +292,15 @@ class ToolSearch:
     # Building
 
     async def index(self) -> Index:
-        """All tools as they are now, ready to be ranked."""
+        """Return the index of all tools as they are now; build it if the library has changed."""
         if self._is_current():
             assert self._index is not None
             return self._index
         async with self._building:
             if not self._is_current():
                 generation = self._library.generation
-                docs = [doc_of(tool) for tool in self._library if tool.server_id not in self._hidden]
-                self._index = await indexed(docs, self._vectors, self._index_rules, "tools")
+                docs = [doc_of_tool(tool) for tool in self._library if tool.server_id not in self._hidden]
+                self._index = await build_index(docs, self._vectors, self._index_rules, "tools")
                 self._places = {doc.key: number for number, doc in enumerate(docs)}
                 self._generation = generation
             assert self._index is not None

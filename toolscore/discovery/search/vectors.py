@@ -1,4 +1,4 @@
-"""Vectors of texts, made once: kept in memory while they are in use, and in the database by the text's hash."""
+"""Vectors of texts: each is made once, and kept in memory while it is used, and in the database by its text's hash."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ __all__ = ["VectorCache", "digest"]
 log = structlog.get_logger(__name__)
 
 BATCH = 500
+"""Texts embedded at a time; what was embedded is stored before the next batch."""
 
 
 class VectorCache:
-    """The vectors of one collection of texts that changes little from time to time."""
+    """The vectors of one collection of texts, of which few change at a time."""
 
     def __init__(self, database: Database, embedder: Embedder, writes: WriteBehind) -> None:
         self._database = database
@@ -35,16 +36,25 @@ class VectorCache:
 
     @property
     def model(self) -> str:
-        """What made them, as a name that databases take."""
+        """The embedding model's name, with letters, digits and `_` only."""
         return re.sub(r"\W+", "_", self._embedder.model)[:100]
 
     @property
     def weight(self) -> float:
-        """Of these vectors' cosines, beside words."""
+        """How much cosines of these vectors count beside words."""
         return self._embedder.weight
 
     async def of(self, texts: Sequence[str]) -> numpy.ndarray[Any, Any]:
-        """A row a text, from memory, from the database, or made now and kept there. What is not asked for is let go."""
+        """Get the vectors of all texts of the collection: from memory, from the database, or made now.
+
+        Texts that are not given are forgotten in memory, and stay in the database.
+
+        Returns:
+            float32, one row for each text, in their order.
+
+        Raises:
+            EmbeddingError: texts cannot be embedded now.
+        """
         import numpy
 
         digests = [digest(text) for text in texts]
@@ -72,7 +82,7 @@ class VectorCache:
         try:
             kept: Mapping[str, bytes] = await self._database.load_vectors(self._embedder.model, missing)
         except StoreError as exc:
-            log.warning("vectors cannot be read, and are made anew", error=str(exc))
+            log.warning("vectors cannot be read from the database, and are made again", error=str(exc))
             return
         for key, packed in kept.items():
             self._vectors[key] = numpy.frombuffer(packed, numpy.float16).astype(numpy.float32)
@@ -83,5 +93,5 @@ def _saving(database: Database, rows: list[dict[str, Any]]) -> Callable[[], Any]
 
 
 def digest(*parts: str) -> str:
-    """A name for a text, or for several."""
+    """Hash one or more texts, as a key of 32 hexadecimal digits."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]

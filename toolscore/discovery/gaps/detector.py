@@ -1,18 +1,17 @@
-"""ToolGapDetector: which steps of a task our tools cover, and what is missing for the rest."""
+"""ToolGapDetector: which steps of a task our tools cover, and what is missing for the others.
+
+The gap model decides by the evidence (`evidence.py`). A judge, if one is set, decides what the model is unsure of.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Literal
 
 import aiohttp
 import msgspec
-import structlog
 
 from toolscore.core.errors import InvalidArguments, UpstreamUnavailable
 from toolscore.core.models import Tool
@@ -20,31 +19,29 @@ from toolscore.discovery.gaps.evidence import (
     Background,
     Missing,
     Verdict,
-    evidence,
-    judge,
+    evidence_for,
     keywords,
     load_model,
     says_something,
+    verdict_of,
 )
+from toolscore.discovery.gaps.judge import Judge, JudgeRules
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
 from toolscore.discovery.search.search import Found, ToolSearch
 from toolscore.embedding import Embedder, EmbeddingError
 from toolscore.tools.library import Sees, UnifiedToolLibrary
 
-__all__ = ["Analysis", "JudgeRules", "Step", "ToolGapDetector"]
-
-log = structlog.get_logger(__name__)
+__all__ = ["Analysis", "Step", "ToolGapDetector", "steps_of"]
 
 MAX_TASK = 4000
 MAX_STEPS = 6
 MIN_STEP_WORDS = 3
 COVERING = 3
+"""Tools shown for each step."""
 SURE_STEP = 0.9
-"""A step that is missing this surely makes the whole task unsure at best."""
-KEPT_ANSWERS = 1000
-MAX_ANSWER_TOKENS = 120
-MAX_ANSWER_BYTES = 256 * 1024
-SHOWN_TO_JUDGE = 8
+"""If a step is a gap with this confidence, the whole task is not called sufficient."""
+MAX_MISSING = 300
+"""Characters of what a judge says is missing."""
 
 Action = Literal["call", "look", "request-capability"]
 ACTION: dict[Verdict, Action] = {"sufficient": "call", "unsure": "look", "gap": "request-capability"}
@@ -59,8 +56,9 @@ class Step(msgspec.Struct, frozen=True):
 
     Attributes:
         confidence: how likely the verdict is right, 0 to 1.
-        tools: that cover it, the best first; for a gap the nearest ones, none of which fits.
-        judged_by: `model`, or the LLM that was asked.
+        tools: the tools that cover it, the best first; for a gap the nearest tools, of which none fits.
+        missing: `None`: nothing is missing.
+        judged_by: `model`, or the name of the LLM that judged it.
     """
 
     text: str
@@ -72,7 +70,12 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Analysis(msgspec.Struct, frozen=True):
-    """What our tools are to a task."""
+    """How well our tools cover a task.
+
+    Attributes:
+        confidence: how likely the verdict is right, 0 to 1.
+        judged_by: `model`, or the name of the LLM that judged it.
+    """
 
     task: str
     verdict: Verdict
@@ -83,63 +86,47 @@ class Analysis(msgspec.Struct, frozen=True):
     judged_by: str
 
 
-class JudgeRules(msgspec.Struct, frozen=True):
-    """The OpenAI-compatible endpoint that may judge what the model is unsure of, and what that may cost.
-
-    Attributes:
-        url: up to and without `/chat/completions`; `None`: nobody is asked.
-        timeout_seconds: of one answer; after it the model's word stands.
-        per_hour: so many questions at most; the same one is asked once.
-    """
-
-    url: str | None = None
-    name: str = ""
-    key: str | None = None
-    timeout_seconds: float = 5.0
-    per_hour: int = 60
-
-
-class _Ruling(msgspec.Struct):
-    sufficient: bool
-    missing: str = ""
-
-
 class ToolGapDetector:
     """Says for each step of a task whether a tool covers it.
 
     Args:
         words: the light embedder, for single words.
         http: for the judge.
+        on_gap: is told `(principal, analysis)` of each gap.
+        rules: of the judge.
     """
 
     def __init__(
         self, library: UnifiedToolLibrary, search: ToolSearch, embedder: Embedder, words: Embedder,
         http: aiohttp.ClientSession, *, on_gap: Callable[[str, Analysis], None] = lambda principal, analysis: None,
+        rules: JudgeRules | None = None,
     ) -> None:  # fmt: skip
         self._library = library
         self._search = search
         self._embedder = embedder
         self._words = words
-        self._http = http
+        self._judge = Judge(http, rules)
         self._on_gap = on_gap
         self._model = load_model(embedder.model)
         self._background: Background | None = None
-        self._rulings: OrderedDict[str, _Ruling] = OrderedDict()
-        self._asked: deque[float] = deque()
-        self.rules = JudgeRules()
+
+    def use(self, rules: JudgeRules) -> None:
+        """Put other rules of the judge in force."""
+        self._judge.use(rules)
 
     async def analyze(
         self, task: str, *, context: str = "", principal: str, sees: Sees | None = None, announce: bool = True
     ) -> Analysis:
-        """What our tools are to a task.
+        """Say how well our tools cover a task.
 
         Args:
-            context: what a judge should know beside the task; the model reads the task alone.
+            task: 1 to 4000 characters.
+            context: what else matters, for the judge; the gap model reads the task only.
             sees: which tools exist for the caller; `None`: all.
-            announce: tell of a gap.
+            announce: whether `on_gap` is told of a gap.
 
         Raises:
-            InvalidArguments: no task. UpstreamUnavailable: no embeddings.
+            InvalidArguments: no task. UpstreamUnavailable: texts cannot be embedded now.
         """
         if not task.strip() or len(task) > MAX_TASK:
             raise InvalidArguments(f"`task_description` must be a task in words, of 1 to {MAX_TASK} characters")
@@ -157,16 +144,7 @@ class ToolGapDetector:
         if not steps:
             whole = await self._with_judge(whole, context)
             steps = [whole]
-        verdict, confidence, judged_by = whole.verdict, whole.confidence, whole.judged_by
-        if len(steps) > 1:
-            gaps = [step for step in steps if step.verdict == "gap"]
-            asked = [step.judged_by for step in steps if step.judged_by != "model"]
-            if len(asked) == len(steps) or (asked and verdict == "unsure"):
-                judged_by = asked[0]
-                verdict = "gap" if gaps else "unsure" if any(s.verdict == "unsure" for s in steps) else "sufficient"
-                confidence = min(step.confidence for step in gaps or steps)
-            elif verdict == "sufficient" and any(step.confidence >= SURE_STEP for step in gaps):
-                verdict = "unsure"
+        verdict, confidence, judged_by = _of_all(whole, steps)
         missing = [step.missing for step in steps if step.missing is not None]
         if verdict == "gap" and not missing and whole.missing is not None:
             missing = [whole.missing]
@@ -184,7 +162,7 @@ class ToolGapDetector:
         return analysis
 
     def _evidence(self, task: str, index: Index, sees: Sees | None) -> list[tuple[str, list[float] | None, list[Tool]]]:
-        """For the whole task and then for each step, if there are several: features and the nearest tools."""
+        """Text, features and nearest tools of the whole task, and then of each step if there are several."""
         import numpy
 
         background = self._known_background()
@@ -197,7 +175,7 @@ class ToolGapDetector:
             if not len(places):
                 found.append((text, None, []))
                 continue
-            seen = evidence(text, index, background, self._embedder, required, places)
+            seen = evidence_for(text, index, background, self._embedder, required, places)
             nearest = [tool for number in seen.best[:COVERING] if (tool := tools[number]) is not None]
             found.append((text, seen.features, nearest))
         return found
@@ -206,17 +184,24 @@ class ToolGapDetector:
         self, text: str, features: list[float] | None, nearest: list[Tool], *, principal: str, sees: Sees | None
     ) -> Step:
         verdict: Verdict = "gap"
-        confidence = 1.0  # without a single tool it is certain
+        confidence = 1.0  # where there is no tool at all
         tools: list[Found] = []
         if not says_something(text):
             verdict, confidence = "unsure", 0.5
         elif features is not None:
-            verdict, confidence = judge(self._model, features)
+            verdict, confidence = verdict_of(self._model, features)
             tools = await self._search.search(text, principal=principal, sees=sees, limit=COVERING, remember=False)
         return Step(text, verdict, round(confidence, 3), tools, self._missing(text, verdict), "model")
 
     async def fits(self, task: str, docs: list[Doc]) -> list[float]:
-        """How likely each of these would do for a task, by what is said of it: for servers that are not ours yet."""
+        """Estimate whether servers that are not ours yet can do a task, by their descriptions.
+
+        Args:
+            docs: one for each server.
+
+        Returns:
+            A probability for each.
+        """
         return await asyncio.to_thread(self._fits, task, docs) if docs else []
 
     def _fits(self, task: str, docs: list[Doc]) -> list[float]:
@@ -227,7 +212,7 @@ class ToolGapDetector:
         none = [0] * len(docs)
         return [
             self._model.probability(
-                evidence(task, index, background, self._embedder, none, numpy.array([place])).features
+                evidence_for(task, index, background, self._embedder, none, numpy.array([place])).features
             )
             for place in range(len(docs))
         ]
@@ -243,69 +228,46 @@ class ToolGapDetector:
         assert self._background is not None
         return Missing(capability or f"a tool to: {text.strip().rstrip('.')}", keywords(text, self._background))
 
-    # An LLM, where one is configured
-
     async def _with_judge(self, step: Step, context: str) -> Step:
-        """A step that the model is unsure of, as the judge sees it; as it was where nobody judges."""
-        if step.verdict != "unsure" or self.rules.url is None:
-            return step
-        shown = [f"- {one.tool.tool_id}: {one.tool.description[:300]}" for one in step.tools[:SHOWN_TO_JUDGE]]
-        question = (
-            "Can at least one of these tools do the task as described? "
-            'Answer with JSON only: {"sufficient": true or false, "missing": "what is missing, in a few words"}.'
-            f"\n\nTask: {step.text}\nContext: {context[:1000] or 'none'}\nTools:\n" + "\n".join(shown)
-        )
-        ruling = self._rulings.get(question)
+        """Replace an unsure verdict by the judge's, if it gives one."""
+        ruling = await self._judge.ruling(step.text, context, step.tools) if step.verdict == "unsure" else None
         if ruling is None:
-            ruling = await self._ask(question)
-            if ruling is None:
-                return step
-            self._rulings[question] = ruling
-            if len(self._rulings) > KEPT_ANSWERS:
-                self._rulings.popitem(last=False)
+            return step
         verdict: Verdict = "sufficient" if ruling.sufficient else "gap"
         return msgspec.structs.replace(
             step,
             verdict=verdict,
-            missing=self._missing(step.text, verdict, ruling.missing[:300]),
-            judged_by=self.rules.name or "llm",
+            missing=self._missing(step.text, verdict, ruling.missing[:MAX_MISSING]),
+            judged_by=self._judge.name,
         )
 
-    async def _ask(self, question: str) -> _Ruling | None:
-        """The judge's word, `None` where it gave none within its bounds."""
-        rules, now = self.rules, time.monotonic()
-        while self._asked and now - self._asked[0] > 3600:
-            self._asked.popleft()
-        if len(self._asked) >= rules.per_hour:
-            return None
-        self._asked.append(now)
-        assert rules.url is not None
-        try:
-            async with (
-                asyncio.timeout(rules.timeout_seconds),
-                self._http.post(
-                    f"{rules.url.rstrip('/')}/chat/completions",
-                    json={
-                        "model": rules.name,
-                        "messages": [{"role": "user", "content": question}],
-                        "max_tokens": MAX_ANSWER_TOKENS,
-                        "temperature": 0,
-                    },
-                    headers={"authorization": f"Bearer {rules.key}"} if rules.key else {},
-                    allow_redirects=False,
-                ) as response,
-            ):
-                response.raise_for_status()
-                answer = json.loads(await response.content.read(MAX_ANSWER_BYTES))
-            text = answer["choices"][0]["message"]["content"]
-            return msgspec.json.decode(text[text.index("{") : text.rindex("}") + 1], type=_Ruling)
-        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError, TypeError) as exc:
-            log.warning("the judge of gaps did not answer", url=rules.url, error=f"{type(exc).__name__}: {exc}")
-            return None
+
+def _of_all(whole: Step, steps: list[Step]) -> tuple[Verdict, float, str]:
+    """Verdict, confidence and judge of a task.
+
+    Args:
+        whole: the task as one step.
+        steps: its steps; one: the task itself.
+    """
+    if len(steps) == 1:
+        return whole.verdict, whole.confidence, whole.judged_by
+    gaps = [step for step in steps if step.verdict == "gap"]
+    judges = [step.judged_by for step in steps if step.judged_by != "model"]
+    if len(judges) == len(steps) or (judges and whole.verdict == "unsure"):
+        unsure = any(step.verdict == "unsure" for step in steps)
+        verdict: Verdict = "gap" if gaps else "unsure" if unsure else "sufficient"
+        return verdict, min(step.confidence for step in gaps or steps), judges[0]
+    if whole.verdict == "sufficient" and any(step.confidence >= SURE_STEP for step in gaps):
+        return "unsure", whole.confidence, whole.judged_by
+    return whole.verdict, whole.confidence, whole.judged_by
 
 
 def steps_of(task: str) -> list[str]:
-    """The steps that a task names one after another; the task itself where it is one."""
+    """Split a task into the steps that it names one after another.
+
+    Returns:
+        2 to 6 steps; else the task itself, as one.
+    """
     parts = [part.strip(" ,;") for part in _STEP.split(task)]
     parts = [part for part in parts if len(part.split()) >= MIN_STEP_WORDS]
     return parts if 1 < len(parts) <= MAX_STEPS else [task]

@@ -1,0 +1,89 @@
+"""Servers in container images: pulled by docker or podman, pinned to their digest, run with few rights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolscore.core.models import UpstreamSpec
+from toolscore.discovery.install.failure import StepFailed
+from toolscore.discovery.install.fetch.commands import run_command
+from toolscore.discovery.install.fetch.fetcher import MAX_DESCRIPTION, TAGS, Fetched
+from toolscore.discovery.install.place import prepare
+from toolscore.discovery.install.plan import (
+    Plan,
+    Wish,
+    arguments_of,
+    container_engine,
+    environment_of,
+    image_of,
+    package_of,
+)
+from toolscore.discovery.install.policy import InstallRules
+from toolscore.upstreams.process.spawn import CommandNotFound
+
+__all__ = ["OciFetcher", "remove_image"]
+
+TMP_IN_CONTAINER = "/tmp"  # noqa: S108
+
+
+class OciFetcher:
+    """A `Fetcher` of container images."""
+
+    def __init__(self, rules: InstallRules) -> None:
+        self._rules = rules
+
+    async def fetch(self, wish: Wish, plan: Plan, place: Path, extra: Sequence[str] = ()) -> Fetched:
+        """As `Fetcher`."""
+        package = package_of(wish) or {}
+        await prepare(place)
+        engine = container_engine()
+        if engine is None:
+            raise StepFailed("images need a container engine, and neither docker nor podman was found on PATH")
+        for command in plan.commands:
+            await run_command(command, place, self._rules.fetch_timeout_seconds)
+        reference = await self._pinned(engine, image_of(plan.identifier, plan.version), place)
+        environment = environment_of(package, wish.env, Path(TMP_IN_CONTAINER))
+        spec = UpstreamSpec(
+            command=engine,
+            args=(*self._options(plan, environment), reference, *arguments_of(package, wish.arguments)),
+            env=environment,
+            description=wish.entry.description[:MAX_DESCRIPTION],
+            tags=TAGS,
+        )
+        return Fetched(spec, reference.rpartition("@")[2])
+
+    async def _pinned(self, engine: str, reference: str, place: Path) -> str:
+        """The image's name with its digest."""
+        if "@sha256:" in reference:
+            return reference
+        inspect = [engine, "image", "inspect", "--format", "{{index .RepoDigests 0}}", reference]
+        said = await run_command(inspect, place, self._rules.fetch_timeout_seconds)
+        if "@sha256:" not in said:
+            raise StepFailed(f"{reference} has no digest to be pinned to")
+        return said.strip()
+
+    def _options(self, plan: Plan, environment: dict[str, str]) -> list[str]:
+        """How the engine runs it; values of variables stay out of the command line."""
+        options = ["run", "--interactive", "--rm", "--init", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
+                   "--read-only", "--tmpfs", f"{TMP_IN_CONTAINER}:size=256m", "--memory", f"{self._rules.memory_mb}m",
+                   "--pids-limit", str(self._rules.processes)]  # fmt: skip
+        if not plan.network:
+            options += ["--network", "none"]
+        for name in environment:
+            options += ["--env", name]
+        return options
+
+
+async def remove_image(identifier: str, digest: str, folder: Path, timeout_seconds: float) -> None:
+    """Remove a pulled image, if there is an engine. Never raises: an image that is in use stays.
+
+    Args:
+        folder: where the command runs.
+    """
+    engine = container_engine()
+    if engine is not None:
+        with contextlib.suppress(StepFailed, CommandNotFound):
+            image = f"{identifier.partition('@')[0]}@{digest}"
+            await run_command([engine, "image", "rm", image], folder, timeout_seconds)

@@ -1,0 +1,236 @@
+"""What may be installed: the operator's rules, and the checks of names, versions, arguments, variables and addresses.
+
+Pure: every function decides from its arguments. What an install would do is in `plan.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from toolscore.core.errors import InvalidArguments, NotAllowedByPolicy
+from toolscore.core.rules import Count, Rules, Seconds
+from toolscore.discovery.catalog.server_json import Entry
+
+__all__ = [
+    "InstallRule",
+    "InstallRules",
+    "Kind",
+    "allowing_rule",
+    "check_identifier",
+    "check_runtime_arguments",
+    "check_server_id",
+    "check_set_variable",
+    "check_url",
+    "check_variable",
+    "is_package_name",
+    "literal",
+]
+
+Kind = Literal["pypi", "npm", "oci", "remote"]
+
+PYPI_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+NPM_NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*")
+OCI_NAME = re.compile(r"[a-z0-9][a-z0-9._/-]*(?::[0-9]+/[a-z0-9._/-]+)?(?::[A-Za-z0-9._-]+)?(?:@sha256:[0-9a-f]{64})?")
+NAMES: dict[Kind, re.Pattern[str]] = {"pypi": PYPI_NAME, "npm": NPM_NAME, "oci": OCI_NAME}
+VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.!+_-]*")
+SERVER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+STEERING = re.compile(
+    r"(?i)(PATH|HOME|SHELL|ENV|IFS|BASH_.*|LD_.*|DYLD_.*|GCONV_.*|PYTHON.*|NODE_(OPTIONS|PATH|V8.*)|PERL.*|RUBY.*|JAVA_.*|"
+    r"_JAVA.*|DOCKER_.*|CONTAINER.*|PODMAN_.*|BUILDAH_.*|XDG_.*|GIT_.*|UV_.*|PIP_.*|NPM_.*|.*_PROXY)"
+)
+"""Variables that change which program runs, or which hosts it talks to."""
+SECRET = re.compile(r"(?i)(key|token|secret|passw|passphrase|credential|authorization)")
+"""Names of variables whose values are secrets, whatever the catalog says."""
+
+HARMLESS = frozenset({"-y", "--yes", "-i", "--interactive", "--rm", "-q", "--quiet", "--silent"})
+"""Runtime arguments that are dropped. Any other is refused: it may mount folders, fetch from elsewhere or run code."""
+
+
+class InstallRule(Rules):
+    """Servers that may be installed without approval: everything that is given must fit."""
+
+    registry: Kind | None = Field(None, description="pypi, npm, oci or remote")
+    package: str | None = Field(None, description="the identifier in that registry, or the URL; a glob pattern")
+    version: str | None = Field(None, description="exact")
+    name: str | None = Field(None, description="of the server in its catalog, publisher/name; a glob pattern")
+    publisher: str | None = Field(
+        None, description="of the server in its catalog, where the catalog checks publishers; a glob pattern"
+    )
+    network: bool = Field(False, description="whether the server may use the network")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> InstallRule:
+        if not (self.registry or self.package or self.name or self.publisher):
+            raise ValueError("an entry names at least one of registry, package, name and publisher")
+        return self
+
+
+class InstallRules(Rules):
+    """What may be installed, and how it runs."""
+
+    allow: tuple[InstallRule, ...] = Field(
+        (),
+        description="servers that may be installed without approval: {registry: pypi, package: mcp-server-*, "
+        'version: 1.0.0, name: "io.github.owner/*", publisher: io.github.owner, network: false}; all given must fit',
+    )
+    confine: bool = Field(
+        True, description="installed servers see only their own files, and no network (bubblewrap, Linux)"
+    )
+    memory_mb: Annotated[int, Field(ge=64)] = Field(2048, description="of data, for each process of such a server")
+    processes: Count = Field(256, description="of such a server, its threads included")
+    source_builds: bool = Field(False, description="whether Python packages may run their own code to be built")
+    private_addresses: bool = Field(False, description="whether remote servers may be on this network")
+    fetch_timeout_seconds: Seconds = Field(300, description="of each command that fetches")
+    start_timeout_seconds: Seconds = Field(60, description="of a new server on trial")
+
+
+def allowing_rule(
+    rules: InstallRules, entry: Entry, kind: Kind, identifier: str, version: str | None, *, network: bool
+) -> int | None:
+    """Find the first rule that allows a server to be installed.
+
+    Args:
+        identifier: of the package, or the URL.
+        network: whether somebody asks for a network: then the rule must grant one.
+
+    Returns:
+        The number of the rule; `None`: no rule allows it.
+    """
+    for number, rule in enumerate(rules.allow):
+        if _fits(rule, entry, kind, identifier, version, network=network):
+            return number
+    return None
+
+
+def _fits(rule: InstallRule, entry: Entry, kind: Kind, identifier: str, version: str | None, *, network: bool) -> bool:
+    if rule.publisher is not None and not (entry.vouched and fnmatchcase(entry.publisher, rule.publisher)):
+        return False
+    return (
+        (rule.network or not network)
+        and rule.registry in (None, kind)
+        and (rule.package is None or fnmatchcase(identifier, rule.package))
+        and (rule.name is None or fnmatchcase(entry.name, rule.name))
+        and rule.version in (None, version)
+    )
+
+
+def is_package_name(kind: Kind, name: str) -> bool:
+    """Whether a text is a package's name and nothing else, such as an option; any text names a remote server."""
+    pattern = NAMES.get(kind)
+    return pattern is None or pattern.fullmatch(name) is not None
+
+
+def check_identifier(kind: Kind, identifier: str, version: Any) -> None:
+    """Check the name and the version of a package.
+
+    Args:
+        version: exact; `None`: the newest.
+
+    Raises:
+        InvalidArguments: one of them is something else, such as an option or a range.
+    """
+    if not is_package_name(kind, identifier):
+        raise InvalidArguments(f"{identifier!r:.120} is no name of a package ({kind})")
+    if version is not None and (not isinstance(version, str) or not VERSION.fullmatch(version)):
+        raise InvalidArguments(f"{version!r:.80} is no exact version")
+
+
+def check_server_id(server_id: str, reserved: Collection[str]) -> None:
+    """Check the id that a server will have.
+
+    Raises:
+        InvalidArguments: it is reserved, or has other characters than an id may have.
+    """
+    if server_id in reserved:
+        raise InvalidArguments(f"{server_id!r} is the id of a server of ours: give another with `server_id`")
+    if not SERVER_ID.fullmatch(server_id):
+        raise InvalidArguments(f"a server id has letters, digits and `._-`, found {server_id!r:.80}")
+
+
+def check_runtime_arguments(package: Mapping[str, Any]) -> None:
+    """Check what a catalog passes to the program that runs a server.
+
+    Raises:
+        NotAllowedByPolicy: an argument is not harmless.
+    """
+    for argument in package.get("runtimeArguments") or []:
+        said = str(argument.get("name") or argument.get("value") or "") if isinstance(argument, dict) else str(argument)
+        if said not in HARMLESS:
+            raise NotAllowedByPolicy(
+                f"its catalog entry passes {said!r:.80} to the program that runs it: such arguments are refused, since "
+                "they can mount folders, fetch from elsewhere or run a shell",
+                suggestion="attach the server by hand, with the command you trust: POST /api/v1/servers",
+            )
+
+
+def check_variable(name: str, value: str, secrets: Collection[str]) -> None:
+    """Check a variable (or header) that somebody gives a server.
+
+    Args:
+        secrets: names that the catalog marks as secret.
+
+    Raises:
+        InvalidArguments: it steers other programs, or is a secret that is given by value.
+    """
+    if not VARIABLE.fullmatch(name.replace("-", "_")) or STEERING.fullmatch(name):
+        raise InvalidArguments(f"{name!r:.80} is no variable that a server may be given")
+    if (name in secrets or SECRET.search(name)) and "${env:" not in value and "${file:" not in value:
+        raise InvalidArguments(
+            f"{name} is a secret: give a reference, not the value", suggestion=f"${{env:{name}}} or ${{file:/path}}"
+        )
+
+
+def check_set_variable(name: str) -> None:
+    """Check the name of a variable that a catalog sets.
+
+    Raises:
+        NotAllowedByPolicy: it steers other programs.
+    """
+    if not VARIABLE.fullmatch(name) or STEERING.fullmatch(name):
+        raise NotAllowedByPolicy(f"its catalog entry sets {name!r:.80}, which steers more than a server")
+
+
+def check_url(url: str, *, private: bool) -> None:
+    """Check the form of a remote server's address.
+
+    Args:
+        private: whether remote servers may be on this network, where plain http will do.
+
+    Raises:
+        InvalidArguments: it is no complete address. NotAllowedByPolicy: it is not https.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise InvalidArguments(f"{url!r:.200} is no address") from None
+    if "{" in url:
+        raise InvalidArguments(f"{url} has parts that must be filled in: attach it by hand with POST /api/v1/servers")
+    if parts.scheme != "https" and not (private and parts.scheme == "http"):
+        raise NotAllowedByPolicy(f"{url} is no https address")
+    if parts.username or parts.password or not parts.hostname:
+        raise InvalidArguments(f"{url} is no address of a server")
+
+
+def literal(value: Any) -> str | None:
+    """Read a value that a catalog sets.
+
+    Returns:
+        Its text; `None`: it sets none.
+
+    Raises:
+        NotAllowedByPolicy: it refers to a variable or a file of this machine.
+    """
+    if value is None:
+        return None
+    if "${" in str(value):
+        raise NotAllowedByPolicy(f"its catalog entry refers to a variable of this machine: {value!r:.80}")
+    return str(value)

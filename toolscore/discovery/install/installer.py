@@ -18,8 +18,6 @@ import structlog
 from toolscore.core.errors import (
     Conflict,
     InstallFailed,
-    InvalidArguments,
-    NotAllowedByPolicy,
     Overloaded,
     ServerNotFound,
     ToolScoreError,
@@ -28,7 +26,7 @@ from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.install.failure import StepFailed, as_error
 from toolscore.discovery.install.fetch import fetcher_of, remove_image
 from toolscore.discovery.install.place import is_marked, remove
-from toolscore.discovery.install.plan import Plan, Wish, plan_for
+from toolscore.discovery.install.plan import Plan, Wish, check_allowed, plan_for
 from toolscore.discovery.install.policy import InstallRules, Kind
 from toolscore.discovery.install.prove import Progress, Proof, Proved, prove
 from toolscore.stores import Database
@@ -190,7 +188,7 @@ class Installer:
         plan = self.plan(wish)
         if (done := self.done(wish, plan)) is not None:
             return done
-        _check_allowed(wish, plan)
+        check_allowed(wish, plan)
         running = self._running.get(plan.server_id)
         if running is None:
             if len(self._running) >= MAX_WAITING:
@@ -336,23 +334,3 @@ class Installer:
             if attached:
                 await self._database.delete_server(server_id)  # the configuration may have an entry of that id by now
         await remove(place)
-
-
-def _check_allowed(wish: Wish, plan: Plan) -> None:
-    """Check that a plan may be carried out.
-
-    Raises:
-        NotAllowedByPolicy: no rule allows it, and it is not approved. InvalidArguments: it needs variables.
-    """
-    if plan.allowed_by is None and not wish.approved:
-        raise NotAllowedByPolicy(
-            f"no rule under `discovery.install` allows {plan.name} ({plan.kind} {plan.identifier}), and nobody "
-            "has approved it",
-            suggestion=f"whoever may can do so with: toolscore install {plan.name}",
-            data={"plan": msgspec.to_builtins(plan)},
-        )
-    if plan.needs:
-        raise InvalidArguments(
-            f"{plan.name} needs {', '.join(plan.needs)} in `env`",
-            suggestion=f'by reference: {{"{plan.needs[0]}": "${{env:{plan.needs[0]}}}"}}',
-        )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from support import GatewayProcess
+from support import GatewayProcess, bearer, wait_for
 
 from toolscore.access.auth import KeyRing
 from toolscore.core.models import UpstreamSpec
@@ -23,14 +23,16 @@ from toolscore.tools.pins import Pins
 
 @pytest.fixture(scope="session")
 def new_key() -> Callable[[GatewayProcess, str], str]:
-    """Makes a key of a running gateway, as `toolscore keys create NAME` does."""
+    """Makes a key of a running gateway, as `toolscore keys create NAME` does, and waits until it counts."""
 
     def make(process: GatewayProcess, name: str) -> str:
         async def create() -> str:
             async with open_database(f"sqlite+aiosqlite:///{process.folder / 'data' / 'toolscore.db'}") as database:
                 return (await KeyRing(database).create(name, ()))[1]
 
-        return asyncio.run(create())
+        key = asyncio.run(create())
+        wait_for(lambda: process.http.get("/api/v1/servers", headers=bearer(key)).status_code != 401, 5, "for its key")
+        return key
 
     return make
 

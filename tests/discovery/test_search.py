@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -122,23 +121,9 @@ def test_the_next_step_is_the_call(gateway: GatewayProcess) -> None:
 def test_it_is_a_command_of_the_events_socket(gateway: GatewayProcess) -> None:
     async def run() -> Any:
         async with RealTimeToolClient(gateway.events_url) as client:
-            return await client.call("search_tools", query="convert a time between zones", limit=1)
+            return await client.call("search_tools", {"query": "convert a time between zones", "limit": 1})
 
-    try:
-        answer = asyncio.run(run())
-    except (TypeError, AttributeError):  # the client names it otherwise
-        from websockets.asyncio.client import connect
-
-        async def raw() -> Any:
-            async with connect(gateway.events_url) as socket:
-                params = {"query": "convert a time between zones", "limit": 1}
-                await socket.send(json.dumps({"type": "call", "id": 1, "method": "search_tools", "params": params}))
-                while True:
-                    said = json.loads(await socket.recv())
-                    if said["type"] == "result":
-                        return said["result"]
-
-        answer = asyncio.run(raw())
+    answer = asyncio.run(run())
     assert [tool["tool_id"] for tool in answer["tools"]] == ["time__convert_time"]
 
 

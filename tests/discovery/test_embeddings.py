@@ -172,7 +172,7 @@ def recall(index: Any, rows: Any, queries: Any, count: int = 10) -> float:
 
 
 def test_hnsw_finds_what_exact_finds() -> None:
-    rows, queries = rows_of(20_000), rows_of(30, seed=2)
+    rows, queries = rows_of(20_000, dimensions=32), rows_of(30, seed=2, dimensions=32)
     assert recall(HnswVectors(rows), rows, queries) >= 0.95
 
 

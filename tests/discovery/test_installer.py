@@ -545,17 +545,6 @@ def test_the_command_line_installs_and_uninstalls(local: tuple[GatewayProcess, R
     assert "no catalog has a server 'nothing-like-it'" in failing.stderr
 
 
-def test_a_package_names_no_command_that_is_not_its_own(local: tuple[GatewayProcess, Registries]) -> None:
-    """Such as a reference to a secret, which would be read with the gateway's rights. More in `test_plan.py`."""
-    process, registries = local
-    package = registries.add_tarball("bin-server", "process.exit(0)", script="${file:/etc/hostname}/../index.js")
-    registries.publish("org.nobody/bin", packages=[package])
-    refreshed(process)
-    answer = install(process, "org.nobody/bin")
-    assert "no file of its own" in answer["error"]["message"], answer
-    nothing_left(process, "bin")
-
-
 def test_variables_of_a_server_steer_nothing_but_the_server(
     local: tuple[GatewayProcess, Registries], tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ from toolscore.discovery.install.fetch import fetcher_of, remove_image
 from toolscore.discovery.install.place import is_marked, remove
 from toolscore.discovery.install.plan import Plan, Wish, check_allowed, plan_for
 from toolscore.discovery.install.policy import InstallRules, Kind
-from toolscore.discovery.install.prove import Progress, Proof, Proved, prove
+from toolscore.discovery.install.prove import Proof, Proved, Tell, prove
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError
 from toolscore.upstreams import UpstreamPool
@@ -125,7 +125,7 @@ class Installer:
         await self.stop()
 
     def use(self, rules: InstallRules) -> None:
-        """Put other rules in force, for installs that begin from now on."""
+        """Put other rules in force. An install that runs keeps the rules that its plan was made with."""
         self._rules = rules
 
     # What is installed
@@ -174,7 +174,7 @@ class Installer:
         """
         return plan_for(wish, self._rules, self._folder, self._reserved)
 
-    async def install(self, wish: Wish, on_progress: Progress = lambda step, message: None) -> Installed:
+    async def install(self, wish: Wish, on_progress: Tell = lambda step, message: None) -> Installed:
         """Install a server. Equal wishes at the same time are one install; one that fails leaves nothing.
 
         Args:
@@ -193,7 +193,7 @@ class Installer:
         if running is None:
             if len(self._running) >= MAX_WAITING:
                 raise Overloaded(f"{MAX_WAITING} installs are under way: try again later", retry_after_seconds=60)
-            task = asyncio.create_task(self._install(wish, plan, on_progress))
+            task = asyncio.create_task(self._install(wish, plan, self._rules, on_progress))
             running = self._running[plan.server_id] = (wish, task)
             task.add_done_callback(lambda _: self._running.pop(plan.server_id, None))
         try:
@@ -210,7 +210,7 @@ class Installer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _install(self, wish: Wish, plan: Plan, on_progress: Progress) -> Installed:
+    async def _install(self, wish: Wish, plan: Plan, rules: InstallRules, on_progress: Tell) -> Installed:
         about = {"server_id": plan.server_id, "name": plan.name, "registry": plan.kind, "package": plan.identifier}
         place = self._folder / plan.server_id
         started = time.monotonic()
@@ -227,7 +227,7 @@ class Installer:
         async with self._places:
             self._publish("install_started", **about, version=plan.version)
             try:
-                proved = await self._fetch_and_prove(wish, plan, place, tell)
+                proved = await self._fetch_and_prove(wish, plan, rules, place, tell)
                 tell("register", f"{len(proved.tools)} tools")
                 result = Installed(
                     server_id=plan.server_id, name=plan.name, kind=plan.kind, identifier=plan.identifier,
@@ -249,8 +249,7 @@ class Installer:
         log.info("installed", server=plan.server_id, version=result.version, tools=len(proved.tools))
         return result
 
-    async def _fetch_and_prove(self, wish: Wish, plan: Plan, place: Path, tell: Progress) -> Proved:
-        rules = self._rules
+    async def _fetch_and_prove(self, wish: Wish, plan: Plan, rules: InstallRules, place: Path, tell: Tell) -> Proved:
         fetcher = fetcher_of(plan.kind, rules, self._upstreams.http, self._upstreams.http_public)
         tell("fetch", f"fetching {plan.identifier}" + (f" {plan.version}" if plan.version else ""))
         fetched = await fetcher.fetch(wish, plan, place)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import aiohttp
 import httpx
 import pytest
 from servers.registries import Registries
-from support import GatewayProcess, bearer, odd, running_gateway, toolscore, wait_for, with_config
+from support import GatewayProcess, bearer, odd, running_gateway, toolscore
 
-from toolscore.discovery.catalog.catalog import Entry
+from toolscore.core.errors import ToolScoreError
+from toolscore.discovery import CatalogRules, Entry, InstallRules, MCPSearchTool, Offer, Wish
+from toolscore.discovery.install.plan import plan_for
+from toolscore.discovery.views import offer_fields, source_fields
+from toolscore.embedding import LightEmbedder
+from toolscore.stores import open_database
 
+LIGHT = LightEmbedder()
 SERVERS = {
     "com.example/slack": "Post messages to Slack channels and read their history",
     "com.example/weather": "Weather forecasts and warnings for any city",
@@ -37,8 +48,15 @@ def registry() -> Iterator[Registries]:
         yield registries
 
 
-def settings_of(registry: Registries, more: str = "") -> str:
-    return f"discovery: {{catalog: {{registries: ['{registry.url}'], snapshot: false{more}}}}}"
+@asynccontextmanager
+async def catalog_of(folder: Path, rules: CatalogRules) -> AsyncIterator[MCPSearchTool]:
+    """A catalog without a gateway. What it knows is kept in the folder."""
+    async with (
+        open_database(f"sqlite+aiosqlite:///{folder / 'toolscore.db'}") as database,
+        aiohttp.ClientSession() as http,
+        MCPSearchTool(database, LIGHT, http, rules) as catalog,
+    ):
+        yield catalog
 
 
 def search(process: GatewayProcess, query: str, limit: int = 5) -> dict[str, Any]:
@@ -47,8 +65,15 @@ def search(process: GatewayProcess, query: str, limit: int = 5) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def process(registry: Registries) -> Iterator[GatewayProcess]:
-    with running_gateway({"alpha": odd("echo")}, settings=settings_of(registry)) as gateway:
+    """Its second registry wants a password, and is never there."""
+    registries = json.dumps([registry.url, "http://user:S3cret@127.0.0.1:9"])
+    settings = (
+        f"discovery: {{catalog: {{registries: {registries}, snapshot: false}}}}\n"
+        "policy: {rules: [{effect: deny, principals: [guest], tools: [alpha__*]}]}\n"
+    )
+    with running_gateway({"alpha": odd("echo"), "beta": odd("echo")}, settings=settings) as gateway:
         gateway.wait_for_state("alpha", "up")
+        gateway.wait_for_state("beta", "up")
         yield gateway
 
 
@@ -73,56 +98,114 @@ def test_a_registry_is_copied_whole_and_searched(process: GatewayProcess, regist
     assert len(pages) >= 3, "two a page"
 
 
-def test_it_works_offline_from_the_last_copy_and_says_how_old_that_is(registry: Registries) -> None:
-    with running_gateway(settings=settings_of(registry, ", max_age_hours: 0.0001")) as gateway:
-        assert search(gateway, "sql database")["servers"][0]["name"] == "io.github.ada/postgres"
-        gateway.stop()  # the copy is written behind the answer
+def test_it_works_offline_from_the_last_copy_and_says_how_old_that_is(tmp_path: Path, registry: Registries) -> None:
+    rules = CatalogRules(registries=(registry.url,), snapshot=False, max_age_hours=1)
+
+    async def run() -> None:
+        async with catalog_of(tmp_path, rules) as catalog:
+            assert (await catalog.search("sql database"))[0].entry.name == "io.github.ada/postgres"
+        async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'toolscore.db'}") as database:
+            kept = await database.load_catalog(registry.url)
+            assert kept is not None
+            await database.save_catalog(registry.url, kept[0], kept[1] - 2 * 3600 * 1000)  # two hours pass
         registry.down = True
         try:
-            gateway.start()
-            time.sleep(0.5)  # now it is too old
-            began = time.monotonic()
-            found = search(gateway, "sql database")
-            assert time.monotonic() - began < 2.5, "nobody waits for a registry that was copied before"
-            assert found["servers"][0]["name"] == "io.github.ada/postgres"
-            wait_for(lambda: "503" in (search(gateway, "sql")["sources"][0]["error"] or ""))
-            assert search(gateway, "sql")["sources"][0]["age_seconds"] > 0.3
-            said = toolscore("catalog", "search", "sql database", gateway=gateway)
-            assert "could not be asked" in said.stderr
-            refreshed = toolscore("catalog", "refresh", gateway=gateway)
-            assert "503" in refreshed.stdout
+            async with catalog_of(tmp_path, rules) as catalog:
+                began = time.monotonic()
+                found = await catalog.search("sql database")
+                assert time.monotonic() - began < 2.5, "nobody waits for a registry that was copied before"
+                assert found[0].entry.name == "io.github.ada/postgres"
+                (state,) = await catalog.refresh()
+                assert "503" in (state.error or "")
+                assert state.age_seconds is not None
+                assert state.age_seconds >= 7200
+                assert (await catalog.search("sql database"))[0].entry.name == "io.github.ada/postgres"
         finally:
             registry.down = False
 
+    asyncio.run(run())
 
-def test_a_registry_that_was_never_reached_costs_a_bounded_wait() -> None:
-    settings = "discovery: {catalog: {registries: ['http://127.0.0.1:9'], snapshot: true}}"
-    with running_gateway(settings=settings) as gateway:
-        found = search(gateway, "what time is it in Tokyo", 3)
-        assert found["servers"][0]["name"] == "io.github.modelcontextprotocol/time", "the snapshot that comes with us"
-        states = {source["kind"]: source for source in found["sources"]}
-        assert states["registry"]["error"]
-        assert states["registry"]["age_seconds"] is None
-        assert states["snapshot"]["servers"] > 500
+
+def test_the_command_line_says_that_a_registry_is_away(process: GatewayProcess, registry: Registries) -> None:
+    search(process, "sql database")
+    registry.down = True
+    try:
+        assert "503" in toolscore("catalog", "refresh", gateway=process).stdout
+        said = toolscore("catalog", "search", "sql database", gateway=process)
+        assert "io.github.ada/postgres" in said.stdout
+        assert "could not be asked" in said.stderr
+    finally:
+        registry.down = False
+        process.http.post("/api/v1/catalog/refresh")
+
+
+def test_a_registry_that_was_never_reached_costs_a_bounded_wait(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with catalog_of(tmp_path, CatalogRules(registries=("http://127.0.0.1:9",))) as catalog:
+            began = time.monotonic()
+            found = await catalog.search("what time is it in Tokyo", limit=3)
+            assert time.monotonic() - began < 10
+            assert found[0].entry.name == "io.github.modelcontextprotocol/time", "the snapshot that comes with us"
+            states = {state.kind: state for state in await catalog.states()}
+            assert states["registry"].error
+            assert states["registry"].age_seconds is None
+            assert states["snapshot"].entries > 500
+
+    asyncio.run(run())
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "servers.json"
     server = {"name": "com.corp/payroll", "description": "Salaries and payslips", "version": "1.0.0"}
     file.write_text(json.dumps([server]))
-    settings = f"discovery: {{catalog: {{registries: [], snapshot: false, file: '{file}'}}}}"
-    with running_gateway(settings=settings) as gateway:
-        found = search(gateway, "show me my payslip")["servers"]
-        assert [one["name"] for one in found] == ["com.corp/payroll"]
-        assert not found[0]["publisher_checked"]
+    rules = CatalogRules(registries=(), snapshot=False, file=str(file))
+
+    async def run() -> None:
+        async with catalog_of(tmp_path, rules) as catalog:
+            found = await catalog.search("show me my payslip")
+            assert [one.entry.name for one in found] == ["com.corp/payroll"]
+            assert not found[0].entry.vouched
         file.write_text("not json")
-        gateway.stop()
-        gateway.start()
-        assert search(gateway, "payslip")["servers"] == []
-        assert (
-            "not json" in search(gateway, "payslip")["sources"][0]["error"]
-            or search(gateway, "x")["sources"][0]["error"]
-        )
+        async with catalog_of(tmp_path, rules) as catalog:
+            assert await catalog.search("payslip") == []
+            (state,) = await catalog.states()
+            assert "Expecting value" in (state.error or ""), "what is wrong with the file"
+
+    asyncio.run(run())
+
+
+def test_other_rules_are_obeyed_at_once(tmp_path: Path, registry: Registries) -> None:
+    async def run() -> None:
+        async with catalog_of(tmp_path, CatalogRules(registries=(), snapshot=False)) as catalog:
+            assert await catalog.search("sql database") == []
+            catalog.use(CatalogRules(registries=(registry.url,), snapshot=False))
+            assert (await catalog.search("sql database"))[0].entry.name == "io.github.ada/postgres"
+
+    asyncio.run(run())
+
+
+class AnyRegistry(BaseHTTPRequestHandler):
+    """Answers with `body`, whatever it is asked."""
+
+    body: ClassVar[bytes] = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def any_registry() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), AnyRegistry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize(
@@ -147,59 +230,47 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         {"servers": [{"server": {"name": "a/ok", "description": "x"}}], "metadata": {"nextCursor": "again"}},
     ],
 )  # fmt: skip
-def test_a_registry_may_say_anything(page: Any, tmp_path: Path) -> None:
+def test_a_registry_may_say_anything(page: Any, tmp_path: Path, any_registry: str) -> None:
     """Nothing of it breaks the search, and what can be used of it is."""
-    import threading
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps(page).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    import asyncio
-
-    import aiohttp
-
-    from toolscore.core.errors import ToolScoreError
-    from toolscore.discovery import CatalogRules, Installer, MCPSearchTool, Wish
-    from toolscore.discovery.capability import Offer
-    from toolscore.discovery.views import offer_fields
-    from toolscore.embedding import LightEmbedder
-    from toolscore.stores import open_database
+    AnyRegistry.body = json.dumps(page).encode()
 
     async def look() -> None:
-        async with (
-            open_database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as database,
-            aiohttp.ClientSession() as http,
-        ):
-            async with MCPSearchTool(database, LightEmbedder(), http, CatalogRules((url,), snapshot=False)) as catalog:
-                found = await catalog.search("ok something")
-                assert len(await catalog.states()) == 1
-                installer = Installer.__new__(Installer)
-                from toolscore.discovery import InstallRules
-
-                installer.rules = InstallRules()
-                installer._folder = tmp_path
-                for one in found:
-                    try:
-                        plan = installer.plan(Wish(one.entry))
-                    except ToolScoreError:
-                        plan = None
-                    json.dumps(offer_fields(Offer(one, 0.5, plan, False, None)))
-                await catalog.page()
+        async with catalog_of(tmp_path, CatalogRules(registries=(any_registry,), snapshot=False)) as catalog:
+            found = await catalog.search("ok something")
+            (state,) = await catalog.states()
+            json.dumps(source_fields(state))
+            for one in found:
+                try:
+                    plan = plan_for(Wish(one.entry), InstallRules(), tmp_path)
+                except ToolScoreError:
+                    plan = None
+                json.dumps(offer_fields(Offer(one, 0.5, plan, False, None)))
+            await catalog.page()
 
     asyncio.run(look())
-    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b"not json", "Expecting value"),
+        (b"[]", "no page of servers"),
+        (b" " * (8 * 1024 * 1024 + 1), "more than 8,388,608 bytes"),
+        (b'{"servers": [], "metadata": {"nextCursor": {"a": 1}}}', "no text"),
+    ],
+    ids=["deep", "text", "list", "large", "cursor"],
+)
+def test_what_is_no_page_is_said(body: bytes, expected: str, tmp_path: Path, any_registry: str) -> None:
+    AnyRegistry.body = body
+
+    async def look() -> None:
+        async with catalog_of(tmp_path, CatalogRules(registries=(any_registry,), snapshot=False)) as catalog:
+            assert await catalog.search("ok something") == []
+            (state,) = await catalog.states()
+            assert expected in (state.error or "")
+
+    asyncio.run(look())
 
 
 def test_what_an_entry_needs() -> None:
@@ -305,31 +376,31 @@ def test_strangers_make_us_ask_nobody(process: GatewayProcess, registry: Registr
     assert process.http.get("/api/v1/tools", headers={"origin": "http://["}).status_code == 403
 
 
-def test_a_registrys_password_is_shown_to_nobody() -> None:
-    settings = "discovery: {catalog: {registries: ['http://user:S3cret@127.0.0.1:9'], snapshot: false}}"
-    with running_gateway(settings=settings) as gateway:
-        said = json.dumps(search(gateway, "anything")) + gateway.http.post("/api/v1/catalog/refresh").text
-        assert "127.0.0.1:9" in said
-        assert "S3cret" not in said + gateway.output()
+def test_a_registrys_password_is_shown_to_nobody(process: GatewayProcess) -> None:
+    said = json.dumps(search(process, "anything")) + process.http.post("/api/v1/catalog/refresh").text
+    assert "127.0.0.1:9" in said
+    assert "S3cret" not in said + process.output()
 
 
-def test_a_caller_sees_the_servers_that_it_may_call(registry: Registries) -> None:
-    settings = settings_of(registry) + "\npolicy: {rules: [{effect: deny, principals: [guest], tools: [alpha__*]}]}"
-    with running_gateway({"alpha": odd("echo"), "beta": odd("echo")}, settings=settings) as gateway:
-        gateway.wait_for_state("alpha", "up")
-        gateway.wait_for_state("beta", "up")
-        guest = with_config(gateway, "keys", "create", "guest")
-        names = [
-            one["server"]["name"]
-            for one in httpx.get(f"{gateway.url}/v0.1/servers?limit=100", headers=bearer(guest)).json()["servers"]
-        ]
-        assert "local.toolscore/beta" in names
-        assert "local.toolscore/alpha" not in names
+def test_a_caller_sees_the_servers_that_it_may_call(
+    process: GatewayProcess, new_key: Callable[[GatewayProcess, str], str]
+) -> None:
+    guest = new_key(process, "guest")
+    names = [
+        one["server"]["name"]
+        for one in httpx.get(f"{process.url}/v0.1/servers?limit=100", headers=bearer(guest)).json()["servers"]
+    ]
+    assert "local.toolscore/beta" in names
+    assert "local.toolscore/alpha" not in names
 
 
-def test_one_gateway_is_the_registry_of_another(process: GatewayProcess) -> None:
-    settings = f"discovery: {{catalog: {{registries: ['{process.url}'], snapshot: false}}}}"
-    with running_gateway(settings=settings) as other:
-        found = search(other, "post a message to slack")["servers"]
-        assert found[0]["name"] == "com.example/slack"
-        assert toolscore("catalog", "search", "slack", gateway=other).returncode == 0
+def test_one_gateway_is_the_registry_of_another(process: GatewayProcess, tmp_path: Path) -> None:
+    search(process, "x")
+
+    async def run() -> None:
+        async with catalog_of(tmp_path, CatalogRules(registries=(process.url,), snapshot=False)) as catalog:
+            found = await catalog.search("post a message to slack")
+            assert found[0].entry.name == "com.example/slack"
+            assert (await catalog.get("com.example/slack", "1.0.0")).version == "1.0.0"
+
+    asyncio.run(run())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import sqlite3
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 import numpy
 import pytest
-from support import EXECUTOR, Fickle, odd, running_gateway, wait_for
+from support import odd, running_gateway
 
 from toolscore.discovery.gaps.evidence import load_model
-from toolscore.discovery.search.index import ExactVectors
-from toolscore.discovery.search.neighbours import HnswVectors, IndexRules, MilvusVectors, vector_index
-from toolscore.embedding import EmbeddingError, LightEmbedder, RemoteEmbedder, SemanticEmbedder
+from toolscore.discovery.search.index import ExactVectors, clauses
+from toolscore.discovery.search.neighbours import HnswVectors, MilvusVectors, kind_of_index, vector_index
+from toolscore.embedding import EmbeddingError, EmbeddingRules, LightEmbedder, RemoteEmbedder, SemanticEmbedder
 
 LIGHT, SEMANTIC = LightEmbedder(), SemanticEmbedder()
 
@@ -88,9 +88,12 @@ def test_an_endpoint_is_asked_in_batches_and_its_order_is_kept(endpoint: str) ->
         RemoteEmbedder("http://127.0.0.1:9/v1", "x").embed(["x"])
 
 
-def test_a_gateway_whose_endpoint_fails_goes_on_with_words(endpoint: str) -> None:
+def test_a_gateway_on_an_endpoint_and_milvus_goes_on_with_words_when_the_endpoint_fails(
+    endpoint: str, tmp_path: Path
+) -> None:
     settings = (
-        f"embeddings: {{mode: endpoint, url: '{endpoint}', model: nomic, key: '${{env:SECRET_OF_THE_GATEWAY}}'}}\n"
+        f"embeddings: {{mode: endpoint, url: '{endpoint}', model: nomic, key: '${{env:SECRET_OF_THE_GATEWAY}}', "
+        f"index: milvus, milvus_uri: '{tmp_path / 'm.db'}'}}\n"
         "discovery: {catalog: {registries: []}}\n"
     )
     with running_gateway({"alpha": odd("echo"), "many": odd("many")}, settings=settings) as process:
@@ -98,11 +101,14 @@ def test_a_gateway_whose_endpoint_fails_goes_on_with_words(endpoint: str) -> Non
         process.wait_for_state("alpha", "up")
 
         def first(query: str) -> str:
-            found = process.http.post("/api/v1/tools/search", json={"query": query}).json()["data"]["tools"]
+            body = {"query": query}
+            found = process.http.post("/api/v1/tools/search", json=body, timeout=120).json()["data"]["tools"]
             return str(found[0]["tool_id"])
 
         assert first("echo a text") == "alpha__echo"
         assert Endpoint.seen[0]["authorization"] == "Bearer do not pass on"
+        assert (tmp_path / "m.db").exists(), "the vectors are there"
+        assert "words alone" not in process.output()
         Endpoint.down = True
         assert first("echo a text") == "alpha__echo"
         assert "words alone" in process.output()
@@ -111,33 +117,36 @@ def test_a_gateway_whose_endpoint_fails_goes_on_with_words(endpoint: str) -> Non
         assert "do not pass on" not in process.output()
 
 
-def test_semantic_search_embeds_nothing_twice(tmp_path: Path) -> None:
-    fickle = Fickle(tmp_path / "fickle")
-    fickle.order(tools={"forecast": {"description": "Tells the weather of the next days."}})
-    settings = "embeddings: {mode: semantic}\ndiscovery: {catalog: {registries: []}}"
-    with running_gateway({"many": odd("many"), "sky": fickle.entry}, settings=settings) as process:
+class Counting:
+    """The semantic embedder; notes what it embeds."""
 
-        def first() -> str:
-            process.wait_for_state("many", "up")
-            process.wait_for_state("sky", "up")
-            process.wait_for_state(EXECUTOR, "up")
-            body = {"query": "do I need an umbrella tomorrow, will it rain"}
-            answer = process.http.post("/api/v1/tools/search", json=body, timeout=120).json()
-            return str(answer["data"]["tools"][0]["tool_id"])
+    model, weight = SEMANTIC.model, SEMANTIC.weight
 
-        def kept() -> set[tuple[str, str]]:
-            with sqlite3.connect(process.folder / "data" / "toolscore.db") as database:
-                return set(database.execute("SELECT model, hash FROM vectors"))
+    def __init__(self) -> None:
+        self.texts: list[str] = []
 
-        assert first() == "sky__forecast", "not a word in common"
-        wait_for(lambda: len(kept()) > 500)
-        before = kept()
-        assert {model for model, _ in before} == {"semantic"}
-        process.stop()
-        process.start()
-        assert first() == "sky__forecast"
-        process.stop()
-        assert kept() == before
+    def embed(self, texts: list[str]) -> Any:
+        self.texts += texts
+        return SEMANTIC.embed(texts)
+
+
+def test_semantic_search_embeds_nothing_twice(open_rooms: Any) -> None:
+    query = "do I need an umbrella tomorrow, will it rain"
+    many = {f"tool_{number:03d}": f"The tool number {number}" for number in range(60)}
+
+    async def first(embedder: Counting) -> str:
+        async with open_rooms(embedder) as rooms:
+            rooms.list_tools("many", **many)
+            rooms.list_tools("sky", forecast="Tells the weather of the next days.")
+            tools = await rooms.search.search(query, principal="ada")
+            return str(tools[0].tool.tool_id)
+
+    embedder, again = Counting(), Counting()
+    assert asyncio.run(first(embedder)) == "sky__forecast", "not a word in common"
+    asked = [query, *clauses(query)]
+    assert len(embedder.texts) == len(many) + 1 + len(asked)
+    assert asyncio.run(first(again)) == "sky__forecast"
+    assert again.texts == asked, "the vectors of tools are in the database"
 
 
 # Indexes over vectors
@@ -163,7 +172,7 @@ def recall(index: Any, rows: Any, queries: Any, count: int = 10) -> float:
 
 
 def test_hnsw_finds_what_exact_finds() -> None:
-    rows, queries = rows_of(20_000), rows_of(30, seed=2)
+    rows, queries = rows_of(20_000, dimensions=32), rows_of(30, seed=2, dimensions=32)
     assert recall(HnswVectors(rows), rows, queries) >= 0.95
 
 
@@ -178,26 +187,19 @@ def test_milvus_finds_what_exact_finds_and_keeps_what_is_there(tmp_path: Path) -
     twice = MilvusVectors(rows[[5, 5, 7]], [keys[5], keys[5], keys[7]], uri, "tools")
     assert twice.cosines(rows[[5]])[0] == pytest.approx([1, 1, float(rows[5] @ rows[7])], abs=1e-3)
     with pytest.raises(EmbeddingError, match="Milvus at"):
-        MilvusVectors(rows, keys, "http://127.0.0.1:9", "tools")
+        MilvusVectors(rows, keys, "http://127.0.0.1:9", "tools", connect_seconds=0.5)
+    chosen = vector_index(rows[:10], keys[:10], EmbeddingRules(index="milvus", milvus_uri=uri), "few")
+    assert isinstance(chosen, MilvusVectors)
 
 
-def test_the_kind_of_index_follows_the_size(tmp_path: Path) -> None:
+def test_the_kind_of_index_follows_the_size() -> None:
+    assert [kind_of_index(EmbeddingRules(), size) for size in (0, 30_000, 30_001)] == ["exact", "exact", "hnsw"]
+    assert kind_of_index(EmbeddingRules(index="exact"), 30_001) == "exact"
+    assert kind_of_index(EmbeddingRules(index="hnsw"), 10) == "hnsw"
     rows = rows_of(10)
     keys = [str(number) for number in range(10)]
-    assert isinstance(vector_index(rows, keys, IndexRules(), "x"), ExactVectors)
-    assert isinstance(vector_index(rows, keys, IndexRules("hnsw"), "x"), HnswVectors)
-    many = numpy.zeros((30_001, 4), numpy.float32)
-    many[:, 0] = 1
-    assert isinstance(vector_index(many, [""] * 30_001, IndexRules(), "x"), HnswVectors)
-    lite = vector_index(rows, keys, IndexRules("milvus", str(tmp_path / "m.db")), "x")
-    assert isinstance(lite, MilvusVectors)
-
-
-def test_a_gateway_on_milvus(tmp_path: Path) -> None:
-    settings = f"embeddings: {{index: milvus, milvus_uri: '{tmp_path / 'm.db'}'}}\n"
-    with running_gateway({"alpha": odd("echo"), "many": odd("many")}, settings=settings) as process:
-        process.wait_for_state("many", "up")
-        process.wait_for_state("alpha", "up")
-        found = process.http.post("/api/v1/tools/search", json={"query": "echo a text"}, timeout=120).json()
-        assert found["data"]["tools"][0]["tool_id"] == "alpha__echo"
-        assert "words alone" not in process.output()
+    assert isinstance(vector_index(rows, keys, EmbeddingRules(), "x"), ExactVectors)
+    assert isinstance(vector_index(rows, keys, EmbeddingRules(index="hnsw"), "x"), HnswVectors)
+    assert isinstance(vector_index(rows[:0], [], EmbeddingRules(index="hnsw"), "x"), ExactVectors), "nothing to index"
+    with pytest.raises(ValueError, match="needs `milvus_uri`"):
+        EmbeddingRules(index="milvus")

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import aiohttp
 import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import GatewayProcess, bearer, odd, running_gateway, toolscore, with_config
+from support import EXECUTOR, GatewayProcess, bearer, odd, running_gateway, toolscore
 
 from toolscore.bench.gaps import fit, measure, run_gap_bench
-from toolscore.discovery.gaps.evidence import FEATURES, Background, evidence, judge, keywords, load_model
-from toolscore.discovery.gaps.gaps import steps_of
+from toolscore.discovery.gaps.detector import steps_of
+from toolscore.discovery.gaps.evidence import FEATURES, Background, evidence_for, keywords, load_model, verdict_of
+from toolscore.discovery.gaps.judge import Judge, JudgeRules, Ruling
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
 from toolscore.embedding import LightEmbedder
 
@@ -37,8 +40,8 @@ def index_of(docs: list[Doc]) -> Index:
 
 
 def verdict(task: str, docs: list[Doc] = DOCS) -> tuple[str, float]:
-    found = evidence(task, index_of(docs), BACKGROUND, LIGHT, [1] * len(docs))
-    return judge(load_model("light"), found.features)
+    found = evidence_for(task, index_of(docs), BACKGROUND, LIGHT, [1] * len(docs))
+    return verdict_of(load_model("light"), found.features)
 
 
 @pytest.mark.parametrize("task", ["what will the weather in Oslo be for the next three days", "show me the commit log"])
@@ -81,18 +84,18 @@ def test_the_steps_of_a_task(task: str, steps: int) -> None:
 @given(st.text(min_size=1, max_size=300), st.lists(st.text(max_size=30), min_size=1, max_size=4))
 def test_any_task_can_be_judged(task: str, names: list[str]) -> None:
     docs = [Doc(str(number), name, name) for number, name in enumerate(names)]
-    found = evidence(task, index_of(docs), BACKGROUND, LIGHT, [0] * len(docs))
+    found = evidence_for(task, index_of(docs), BACKGROUND, LIGHT, [0] * len(docs))
     assert len(found.features) == len(FEATURES)
     assert all(math.isfinite(value) for value in found.features)
-    said, confidence = judge(load_model("light"), found.features)
+    said, confidence = verdict_of(load_model("light"), found.features)
     assert said in ("sufficient", "unsure", "gap")
     assert 0.5 <= confidence <= 1
 
 
 def test_only_the_places_that_are_asked_for_count() -> None:
     places = numpy.array([1, 2])
-    whole = evidence("what is the weather in Oslo", index_of(DOCS), BACKGROUND, LIGHT, [1] * 4, places)
-    alone = evidence("what is the weather in Oslo", index_of(DOCS[1:3]), BACKGROUND, LIGHT, [1] * 2)
+    whole = evidence_for("what is the weather in Oslo", index_of(DOCS), BACKGROUND, LIGHT, [1] * 4, places)
+    alone = evidence_for("what is the weather in Oslo", index_of(DOCS[1:3]), BACKGROUND, LIGHT, [1] * 2)
     assert whole.features == pytest.approx(alone.features, abs=1e-5)
     assert whole.best == [number + 1 for number in alone.best]
 
@@ -157,13 +160,126 @@ def test_a_model_can_be_fitted_anew(tmp_path: Path) -> None:
     assert [model["model"] for model in json.loads(models.read_text())] == ["light"]
 
 
+# A judge
+
+
+class Llm(BaseHTTPRequestHandler):
+    """Speaks OpenAI's chat API: says what it was told to say, `Llm.nothing` where that is nothing of use."""
+
+    nothing = "I cannot say."
+    says = nothing
+    status = 200
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        Llm.asked.append({**body, "authorization": self.headers.get("authorization")})
+        answer = json.dumps({"choices": [{"message": {"role": "assistant", "content": Llm.says}}]}).encode()
+        self.send_response(Llm.status)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def llm_url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Llm)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_llm() -> None:
+    Llm.says, Llm.status = Llm.nothing, 200
+    Llm.asked.clear()
+
+
+# The judge alone
+
+
+def rulings(rules: JudgeRules, *tasks: str, before: Callable[[int], None] = lambda number: None) -> list[Ruling | None]:
+    """What a judge says of tasks, one after another."""
+
+    async def ask() -> list[Ruling | None]:
+        async with aiohttp.ClientSession() as http:
+            judge = Judge(http, rules)
+            said = []
+            for number, task in enumerate(tasks):
+                before(number)
+                said.append(await judge.ruling(task, "for a test", []))
+            return said
+
+    return asyncio.run(ask())
+
+
+def test_a_judge_is_asked_so_often_in_an_hour_and_once_for_each_question(llm_url: str) -> None:
+    Llm.says = 'Sure: {"sufficient": true, "missing": ""}'
+    rules = JudgeRules(url=llm_url, model="solomon", per_hour=2)
+    assert rulings(rules, "one", "one", "two", "three", "two") == [
+        Ruling(True), Ruling(True), Ruling(True), None, Ruling(True),
+    ]  # fmt: skip
+    assert len(Llm.asked) == 2, "the hour's questions are used up"
+    assert Llm.asked[0]["max_tokens"] <= 200
+    assert "Task: one\nContext: for a test" in Llm.asked[0]["messages"][0]["content"]
+
+
+@pytest.mark.parametrize("says", ["", "no JSON", '{"sufficient": 3}', "}{", '{"sufficient": true', "x" * 300_000])
+def test_a_judge_may_say_anything(llm_url: str, says: str) -> None:
+    def then(number: int) -> None:
+        Llm.says = says if number == 0 else '{"sufficient": false, "missing": "a parrot"}'
+
+    rules = JudgeRules(url=llm_url)
+    assert rulings(rules, "x", "x", before=then) == [None, Ruling(False, "a parrot")], "it is asked again"
+
+
+def test_a_judge_that_fails_leaves_the_word_to_the_model(llm_url: str) -> None:
+    Llm.says, Llm.status = '{"sufficient": true}', 500
+    assert rulings(JudgeRules(url=llm_url), "x") == [None]
+    assert rulings(JudgeRules(url="http://127.0.0.1:9/v1"), "x") == [None]
+    assert rulings(JudgeRules(), "x") == [None], "there is none"
+
+
+def test_the_key_of_a_judge_is_a_reference(llm_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_GATEWAY", "sesame")
+    rulings(JudgeRules(url=llm_url, key="${env:SECRET_OF_THE_GATEWAY}"), "x")
+    rulings(JudgeRules(url=llm_url, key="${env:NOT_SET_ANYWHERE}"), "x")
+    assert [one["authorization"] for one in Llm.asked] == ["Bearer sesame", None]
+
+
+def test_another_model_rules_anew(llm_url: str) -> None:
+    async def ask() -> list[Ruling | None]:
+        async with aiohttp.ClientSession() as http:
+            judge = Judge(http, JudgeRules(url=llm_url, model="solomon"))
+            Llm.says = '{"sufficient": true}'
+            first = await judge.ruling("x", "", [])
+            Llm.says = '{"sufficient": false}'
+            judge.use(JudgeRules(url=llm_url, model="solomon", per_hour=3))
+            same = await judge.ruling("x", "", [])
+            judge.use(JudgeRules(url=llm_url, model="salomo"))
+            return [first, same, await judge.ruling("x", "", [])]
+
+    assert asyncio.run(ask()) == [Ruling(True), Ruling(True), Ruling(False)]
+    assert [one["model"] for one in Llm.asked] == ["solomon", "salomo"]
+
+
 # In the gateway
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[GatewayProcess]:
-    with running_gateway({"alpha": odd("echo")}, settings="discovery: {catalog: {registries: []}}") as gateway:
+def process(llm_url: str) -> Iterator[GatewayProcess]:
+    """Its judge says nothing of use until it is told to."""
+    settings = (
+        "discovery:\n  catalog: {registries: []}\n"
+        f"  judge: {{url: '{llm_url}', model: solomon, per_hour: 1000, key: '${{env:SECRET_OF_THE_GATEWAY}}'}}\n"
+    )
+    with running_gateway({"alpha": odd("echo")}, settings=settings) as gateway:
         gateway.wait_for_state("alpha", "up")
+        gateway.wait_for_state(EXECUTOR, "up")
         yield gateway
 
 
@@ -200,91 +316,50 @@ def test_what_is_no_task_is_refused(process: GatewayProcess, body: dict[str, Any
         assert answer.json()["error"]["code"] == "invalid_arguments"
 
 
-def test_a_gap_is_told_to_its_own_principal_alone(process: GatewayProcess) -> None:
-    ada, bob = (with_config(process, "keys", "create", name) for name in ("ada", "guest"))
-    process.http.post(
-        "/api/v1/tools/analyze-gap", json={"task_description": "knit me a red scarf"}, headers=bearer(ada)
-    )  # fmt: skip
+def test_a_gap_is_told_to_its_own_principal_alone(
+    process: GatewayProcess, new_key: Callable[[GatewayProcess, str], str]
+) -> None:
+    ada, bob = (new_key(process, name) for name in ("ada", "guest"))
+    for key in (ada, bob):
+        body = {"task_description": "knit me a red scarf"}
+        answer = process.http.post("/api/v1/tools/analyze-gap", json=body, headers=bearer(key)).json()
+        assert answer["data"]["verdict"] == "gap"
 
-    def heard(key: str) -> list[dict[str, Any]]:
-        found = []
+    def first_heard(key: str) -> str:
+        """Whose gap comes first: ada's was the first of all."""
         url = "/api/v1/events/stream?events=gap_detected&since=0"
-        try:
-            with process.http.stream("GET", url, headers=bearer(key), timeout=1.5) as stream:
-                found += [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
-        except Exception:  # the stream has no end
-            pass
-        return found
+        with process.http.stream("GET", url, headers=bearer(key), timeout=10) as stream:
+            line = next(line for line in stream.iter_lines() if line.startswith("data: "))
+        return str(json.loads(line[6:])["principal"])
 
     assert process.event_seen("gap_detected", principal="ada"), "the operator hears of all"
-    assert heard(bob) == []
+    assert first_heard(ada) == "ada"
+    assert first_heard(bob) == "guest"
 
 
-class Llm(BaseHTTPRequestHandler):
-    """Speaks OpenAI's chat API: says what it was told to say."""
+def test_a_judge_is_asked_what_the_model_is_unsure_of(process: GatewayProcess) -> None:
+    def analyzed(task: str) -> dict[str, Any]:
+        return dict(process.http.post("/api/v1/tools/analyze-gap", json={"task_description": task}).json()["data"])
 
-    says = "{}"
-    asked: ClassVar[list[dict[str, Any]]] = []
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        Llm.asked.append({**body, "authorization": self.headers.get("authorization")})
-        answer = json.dumps({"choices": [{"message": {"role": "assistant", "content": Llm.says}}]}).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-def test_a_judge_is_asked_what_the_model_is_unsure_of_within_bounds() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Llm)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    settings = (
-        "discovery:\n  catalog: {registries: []}\n"
-        f"  judge: {{url: 'http://127.0.0.1:{server.server_port}/v1', model: solomon, per_hour: 2, "
-        "key: '${env:SECRET_OF_THE_GATEWAY}'}\n"
-    )
-    with running_gateway({"alpha": odd("echo")}, settings=settings) as process:
-        process.wait_for_state("alpha", "up")
-
-        def analyzed(task: str) -> dict[str, Any]:
-            return dict(process.http.post("/api/v1/tools/analyze-gap", json={"task_description": task}).json()["data"])
-
-        unsure = [
-            task for task in ("say a text again", "compute a sum in python", "run some code", "repeat what I wrote",
-                              "python script", "text", "echo", "code that runs")
-            if analyzed_by_model(process, task) == "unsure"
-        ]  # fmt: skip
-        assert len(unsure) >= 3, unsure
-        Llm.asked.clear()
-        process.stop()
-        process.start()
-        process.wait_for_state("alpha", "up")
-        Llm.says = 'Sure: {"sufficient": true, "missing": ""}'
-        first = analyzed(unsure[0])
-        assert (first["verdict"], first["judged_by"]) == ("sufficient", "solomon")
-        assert analyzed(unsure[0])["judged_by"] == "solomon"
-        assert len(Llm.asked) == 1, "the same question is asked once"
-        assert Llm.asked[0]["model"] == "solomon"
-        assert Llm.asked[0]["max_tokens"] <= 200
-        assert Llm.asked[0]["authorization"] == "Bearer do not pass on", "its key, by reference"
-        Llm.says = '{"sufficient": false, "missing": "a talking parrot"}'
-        second = analyzed(unsure[1])
-        assert second["verdict"] == "gap"
-        assert second["missing"][0]["capability"] == "a talking parrot"
-        third = analyzed(unsure[2])
-        assert (third["verdict"], third["judged_by"]) == ("unsure", "model"), "the hour's questions are used up"
-        assert len(Llm.asked) == 2
-        assert "do not pass on" not in process.output()
-    server.shutdown()
-
-
-def analyzed_by_model(process: GatewayProcess, task: str) -> str:
-    """The model's word: the judge says nothing that can be read."""
-    Llm.says = "I cannot say."
-    return str(
-        process.http.post("/api/v1/tools/analyze-gap", json={"task_description": task}).json()["data"]["verdict"]
-    )
+    unsure = [
+        task for task in ("say a text again", "compute a sum in python", "run some code", "repeat what I wrote",
+                          "python script", "text", "echo", "code that runs")
+        if analyzed(task)["verdict"] == "unsure"
+    ]  # fmt: skip
+    assert len(unsure) >= 3, unsure
+    Llm.asked.clear()
+    Llm.says = 'Sure: {"sufficient": true, "missing": ""}'
+    first = analyzed(unsure[0])
+    assert (first["verdict"], first["judged_by"]) == ("sufficient", "solomon")
+    assert analyzed(unsure[0])["judged_by"] == "solomon"
+    assert len(Llm.asked) == 1, "the same question is asked once"
+    assert Llm.asked[0]["model"] == "solomon"
+    assert Llm.asked[0]["authorization"] == "Bearer do not pass on", "its key, by reference"
+    Llm.says = '{"sufficient": false, "missing": "a talking parrot"}'
+    second = analyzed(unsure[1])
+    assert second["verdict"] == "gap"
+    assert second["missing"][0]["capability"] == "a talking parrot"
+    Llm.says = Llm.nothing
+    third = analyzed(unsure[2])
+    assert (third["verdict"], third["judged_by"]) == ("unsure", "model"), "the judge said nothing of use"
+    assert "do not pass on" not in process.output()

@@ -1,4 +1,7 @@
-"""Installing: from a candidate to a running, tested, confined server, or to nothing at all. Real uv, npm, packages."""
+"""Installing: from a candidate to a running, tested, confined server, or to nothing at all. Real uv, npm, packages.
+
+What a plan says, and what is refused before anything is fetched, is in `test_plan.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,22 @@ import contextlib
 import ctypes
 import json
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from servers.registries import Registries, server_source
-from support import SCRIPTS, GatewayProcess, bearer, running_gateway, toolscore, wait_for, with_config
+from support import SCRIPTS, GatewayProcess, bearer, running_gateway, toolscore, wait_for
+
+from toolscore.core.errors import InstallFailed, ServerNotFound
+from toolscore.core.models import UpstreamSpec
+from toolscore.discovery import Installer, InstallRules, Wish
+from toolscore.discovery.catalog.server_json import entries_of
+from toolscore.stores import Database, open_database
+from toolscore.upstreams import UpstreamPool
 
 STDIO = {"type": "stdio"}
 TIME = {"registryType": "pypi", "identifier": "mcp-server-time", "version": "2026.10.19", "transport": STDIO}
@@ -150,7 +160,7 @@ def test_the_loop_as_an_agent_sees_it(real: tuple[GatewayProcess, Registries]) -
     assert again["status"] in ("sufficient", "unsure")
 
 
-def test_a_server_from_npm_is_tried_and_survives_a_restart(real: tuple[GatewayProcess, Registries]) -> None:
+def test_a_server_from_npm_is_tried_and_keeps_its_files_at_home(real: tuple[GatewayProcess, Registries]) -> None:
     process, _ = real
     done = install(process, "memory")["data"]
     assert (done["kind"], done["version"]) == ("npm", "2026.8.31")
@@ -159,13 +169,12 @@ def test_a_server_from_npm_is_tried_and_survives_a_restart(real: tuple[GatewayPr
     assert len(done["tools"]) == 9
     score = process.get("/api/v1/tools/memory__read_graph")["score"]
     assert score["calls"] == 1, "the call on trial is the first of its score"
-    lock = json.loads((process.folder / "data" / "servers" / "memory" / "package-lock.json").read_text())
+    place = process.folder / "data" / "servers" / "memory"
+    lock = json.loads((place / "package-lock.json").read_text())
     assert all("integrity" in locked for name, locked in lock["packages"].items() if name)
     entity = {"entities": [{"name": "Ada", "entityType": "person", "observations": ["wrote programs"]}]}
     process.text("memory__create_entities", entity)
-    process.stop()
-    process.start()
-    process.wait_for_state("memory", "up")
+    assert "Ada" in (place / "home" / "memory.jsonl").read_text()
     assert "Ada" in process.text("memory__read_graph")
 
 
@@ -182,7 +191,9 @@ def test_one_that_needs_the_old_sdk_gets_it(real: tuple[GatewayProcess, Registri
     nothing_left(process, "sqlite")
 
 
-def test_policy_denies_by_default_and_says_how_to_go_on(local: tuple[GatewayProcess, Registries]) -> None:
+def test_policy_denies_by_default_and_says_how_to_go_on(
+    local: tuple[GatewayProcess, Registries], new_key: Callable[[GatewayProcess, str], str]
+) -> None:
     process, registries = local
     registries.publish("org.nobody/plain", packages=[registries.add_wheel("plain-server", server_source("plain"))])
     registries.publish("org.trusted/fine", packages=[registries.add_wheel("fine-server", server_source("fine"))])
@@ -198,7 +209,7 @@ def test_policy_denies_by_default_and_says_how_to_go_on(local: tuple[GatewayProc
     assert allowed["success"], allowed
     assert allowed["data"]["proof"]["ok"]
     assert process.text("fine__look") == "fine"
-    key = with_config(process, "keys", "create", "agent")
+    key = new_key(process, "agent")
     for body in ({"approve": True}, {"env": {"A": "b"}}, {"network": True}, {"arguments": {"a": "b"}}):
         answer = process.http.post(
             "/api/v1/catalog/install", json={"name": "org.nobody/plain", **body}, headers=bearer(key)
@@ -207,56 +218,141 @@ def test_policy_denies_by_default_and_says_how_to_go_on(local: tuple[GatewayProc
     assert process.http.delete("/api/v1/catalog/installed/fine", headers=bearer(key)).status_code == 403
 
 
+# Without a gateway: the installer with a real database and real servers
+
+
+class Workshop:
+    """An installer, and what it told."""
+
+    def __init__(self, installer: Installer, database: Database, pool: UpstreamPool, folder: Path) -> None:
+        self.installer = installer
+        self.database = database
+        self.pool = pool
+        self.folder = folder
+        self.published: list[tuple[str, dict[str, Any]]] = []
+
+    async def failure(self, package: dict[str, Any], server_id: str) -> InstallFailed:
+        """The error of an install that must fail; nothing of the server is left."""
+        with pytest.raises(InstallFailed) as caught:
+            await self.installer.install(wish(package, server_id))
+        await self.nothing_left(server_id)
+        assert caught.value.data is not None
+        kind, about = self.published[-1]
+        assert (kind, about["server_id"], about["step"]) == ("install_failed", server_id, caught.value.data["step"])
+        return caught.value
+
+    async def nothing_left(self, server_id: str) -> None:
+        """No files, no process, no server, no row."""
+        assert not (self.folder / server_id).exists()
+        with pytest.raises(ServerNotFound):
+            self.pool.get(server_id)
+        assert not self.installer.holds(server_id)
+        assert await self.database.load_installs() == []
+        assert await self.database.load_servers() == []
+        mark = str(self.folder / server_id)
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                assert not any(mark in part for part in child.cmdline())
+
+
+def wish(package: dict[str, Any], server_id: str) -> Wish:
+    """Somebody who may approves it."""
+    page = {"servers": [{"name": f"org.nobody/{server_id}", "packages": [package]}]}
+    (entry,) = entries_of(page, "registry", vouched=True)
+    return Wish(entry, approved=True)
+
+
+@asynccontextmanager
+async def workshop(folder: Path, rules: InstallRules | None = None) -> AsyncIterator[Workshop]:
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(f"sqlite+aiosqlite:///{folder / 'toolscore.db'}"))
+        pool = await stack.enter_async_context(UpstreamPool())
+
+        async def attach(server_id: str, spec: UpstreamSpec) -> None:
+            pool.add(server_id, spec)
+
+        installer = Installer(
+            folder / "servers", database, pool, attach=attach, detach=pool.remove, tools_of=lambda _: [],
+            publish=lambda kind, **data: opened.published.append((kind, data)), rules=rules,
+        )  # fmt: skip
+        opened = Workshop(installer, database, pool, folder / "servers")
+        await stack.enter_async_context(installer)
+        yield opened
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registries]:
+    """Packages from the test's own registries, for this process."""
+    with Registries() as registries:
+        for name, value in registries.environment.items():
+            monkeypatch.setenv(name, value)
+        yield registries
+
+
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
         ("crashing", {"start": "raise SystemExit('no configuration found')"}, "no configuration found"),
-        ("deaf", {"start": "import time; time.sleep(100)"}, "no answer within 20 s"),
+        ("deaf", {"start": "import time; time.sleep(100)"}, "no answer within 1 s"),
         ("calling", {"start": "import socket; socket.create_connection(('192.0.2.1', 80), 5)"}, "with `network`"),
     ],
 )  # fmt: skip
 def test_what_does_not_start_leaves_nothing(
-    local: tuple[GatewayProcess, Registries], name: str, source: dict[str, str], expected: str
+    packages: Registries, tmp_path: Path, name: str, source: dict[str, str], expected: str
 ) -> None:
-    process, registries = local
-    registries.publish(
-        f"org.nobody/{name}", packages=[registries.add_wheel(f"{name}-server", server_source(name, **source))]
-    )
-    refreshed(process)
-    answer = install(process, f"org.nobody/{name}")
-    assert answer["error"]["code"] == "install_failed", answer
-    assert "step `prove`" in answer["error"]["message"]
-    assert expected in answer["error"]["message"], answer
-    nothing_left(process, name)
-    failed = process.event_seen("install_failed", server_id=name)
-    assert failed is not None
-    assert failed["step"] == "prove"
+    package = packages.add_wheel(f"{name}-server", server_source(name, **source))
+    rules = InstallRules(start_timeout_seconds=1 if name == "deaf" else 20)
+
+    async def fail() -> str:
+        async with workshop(tmp_path, rules) as opened:
+            return (await opened.failure(package, name)).message
+
+    message = asyncio.run(fail())
+    assert "step `prove`" in message
+    assert expected in message
 
 
-def test_files_that_are_not_what_they_should_be_are_refused(local: tuple[GatewayProcess, Registries]) -> None:
-    process, registries = local
-    tampered = registries.add_wheel("tampered-server", server_source("tampered"), digest="0" * 64)
-    registries.publish("org.nobody/tampered", packages=[tampered])
-    other = registries.add_wheel("swapped-server", server_source("swapped"))
-    registries.publish("org.nobody/swapped", packages=[{**other, "fileSha256": "1" * 64}])
-    npm = registries.add_tarball("bent-server", "process.exit(3)", integrity="sha512-" + "A" * 86 + "==")
-    registries.publish("org.nobody/bent", packages=[npm])
-    registries.publish("org.nobody/missing", packages=[{**other, "identifier": "no-such-server"}])
-    refreshed(process)
-    for name, expected in (
-        ("tampered", "mismatch"),
-        ("swapped", "none of the files"),
-        ("bent", "integrity"),
-        ("missing", "no-such-server"),
-    ):
-        answer = install(process, f"org.nobody/{name}")
-        assert answer["error"]["code"] == "install_failed", answer
-        assert "step `fetch`" in answer["error"]["message"]
-        said = json.dumps(answer["error"]).lower()
-        assert expected in said, said
-        nothing_left(process, name)
-    assert answer["error"]["details"]["command"][:3] == ["uv", "pip", "compile"]
-    assert answer["error"]["details"]["output"], "what the command said"
+def test_files_that_are_not_what_they_should_be_are_refused(packages: Registries, tmp_path: Path) -> None:
+    tampered = packages.add_wheel("tampered-server", server_source("tampered"), digest="0" * 64)
+    other = packages.add_wheel("swapped-server", server_source("swapped"))
+    npm = packages.add_tarball("bent-server", "process.exit(3)", integrity="sha512-" + "A" * 86 + "==")
+
+    async def fail() -> None:
+        async with workshop(tmp_path) as opened:
+            for server_id, package, expected in (
+                ("tampered", tampered, "mismatch"),
+                ("swapped", {**other, "fileSha256": "1" * 64}, "none of the files"),
+                ("bent", npm, "integrity"),
+                ("missing", {**other, "identifier": "no-such-server"}, "no-such-server"),
+            ):
+                failed = await opened.failure(package, server_id)
+                assert "step `fetch`" in failed.message
+                said = json.dumps(failed.body()).lower()
+                assert expected in said, said
+        assert failed.data is not None
+        assert failed.data["command"][:3] == ["uv", "pip", "compile"]
+        assert failed.data["output"], "what the command said"
+
+    asyncio.run(fail())
+
+
+def test_folders_that_no_install_made_stay(packages: Registries, tmp_path: Path) -> None:
+    own = tmp_path / "servers" / "precious"
+    own.mkdir(parents=True)
+    (own / "work.txt").write_text("mine")
+    package = packages.add_wheel("precious-server", server_source("p"))
+
+    async def fail() -> None:
+        async with workshop(tmp_path) as opened:
+            assert (own / "work.txt").read_text() == "mine", "nothing is removed at the start"
+            with pytest.raises(InstallFailed, match="was not made by an install"):
+                await opened.installer.install(wish(package, "precious"))
+        assert (own / "work.txt").read_text() == "mine"
+
+    asyncio.run(fail())
+
+
+# In the gateway
 
 
 def test_npm_packages_run_no_scripts_of_theirs(local: tuple[GatewayProcess, Registries]) -> None:
@@ -296,17 +392,20 @@ def looks(what):
         except OSError as exc:
             return str(exc)
     if what == 'processes':
-        count = 0
+        import signal
+        children = []
         try:
-            while count < 2000:
-                if os.fork() == 0:
-                    import time
-                    time.sleep(5)
-                    os._exit(0)
-                count += 1
+            while len(children) < 2000:
+                pid = os.fork()
+                if pid == 0:
+                    signal.pause()
+                children.append(pid)
         except OSError:
             pass
-        return count
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        return len(children)
     if what == 'memory':
         try:
             return len(bytearray(4 << 30))
@@ -342,7 +441,6 @@ def test_an_installed_server_is_confined(local: tuple[GatewayProcess, Registries
     assert "unreachable" in look("network") or "refused" in look("network")
     assert len(eval(look("others"))) < 12, "it sees no processes but its own"
     assert int(look("processes")) < 256
-    time.sleep(5)  # until its children are gone
     assert look("memory") == "MemoryError"
     assert int(look("user")) != 0
     spec = json.dumps(process.get("/api/v1/servers/spy"))
@@ -359,46 +457,14 @@ def test_an_installed_server_is_confined(local: tuple[GatewayProcess, Registries
          "not_allowed_by_policy", "--registry"),
         ({"packages": [{"registryType": "pypi", "identifier": "--index-url=http://evil", "version": "1.0.0"}]},
          "invalid_arguments", "no name of a package"),
-        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": ">=1"}]},
-         "invalid_arguments", "no exact version"),
-        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
-                        "packageArguments": [{"type": "positional", "value": "${env:SECRET_OF_THE_GATEWAY}"}]}]},
-         "not_allowed_by_policy", "refers to a variable of this machine"),
-        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
-                        "environmentVariables": [{"name": "API_KEY", "isRequired": True, "isSecret": True}]}]},
-         "invalid_arguments", "needs API_KEY"),
-        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0", "packageArguments": [
-            {"type": "named", "name": "--k=${file:/etc/hostname}", "value": "y"}]}]},
-         "not_allowed_by_policy", "refers to a variable of this machine"),
-        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
-                        "environmentVariables": [{"name": "LD_DEBUG_OUTPUT", "value": "/tmp/written"}]}]},
-         "not_allowed_by_policy", "steers more than a server"),
-        ({"packages": [{"registryType": "oci", "identifier": "docker.io/x/y", "version": "1.0.0",
-                        "environmentVariables": [{"name": "DOCKER_HOST", "value": "tcp://evil"}]}]},
-         "not_allowed_by_policy", "steers more than a server"),
-        ({"packages": [{"registryType": "pypi", "identifier": "x\n", "version": "1.0.0"}]},
-         "invalid_arguments", "no name of a package"),
-        ({"packages": [], "remotes": [{"type": "streamable-http", "url": "https://[::1"}]},
-         "invalid_arguments", "no address"),
-        ({"packages": [{"registryType": "nuget", "identifier": "x", "version": "1.0.0"}, {
-            "registryType": "pypi", "identifier": "x", "version": "1.0.0",
-            "environmentVariables": [{"name": "PASSPHRASE", "isRequired": True, "isSecret": True}]}]},
-         "invalid_arguments", "needs PASSPHRASE"),
-        ({"packages": [{"registryType": "nuget", "identifier": "x", "version": "1.0.0"}]},
-         "invalid_arguments", "no package that can be installed"),
-        ({"packages": [], "remotes": [{"type": "streamable-http", "url": "http://example.com/mcp"}]},
-         "not_allowed_by_policy", "no https address"),
         ({"packages": [], "remotes": [{"type": "streamable-http", "url": "https://127.0.0.1:1/mcp"}]},
          "install_failed", "private address"),
-        ({"packages": [], "remotes": [{"type": "streamable-http", "url": "https://localhost:1/mcp"}]},
-         "install_failed", "private address"),
-        ({"packages": [], "remotes": [{"type": "sse", "url": "https://example.com/sse"}]},
-         "invalid_arguments", "streamable HTTP"),
     ],
 )  # fmt: skip
 def test_what_a_catalog_may_not_ask_for(
     local: tuple[GatewayProcess, Registries], entry: dict[str, Any], code: str, expected: str
 ) -> None:
+    """One for each way to refuse; all of them are in `test_plan.py`."""
     process, registries = local
     registries.servers.pop("org.nobody/asks", None)
     registries.publish("org.nobody/asks", **entry)
@@ -407,6 +473,8 @@ def test_what_a_catalog_may_not_ask_for(
     assert answer["error"]["code"] == code, answer
     assert expected in json.dumps(answer["error"]), answer
     nothing_left(process, "asks")
+    failed = process.event_seen("install_failed", server_id="asks")
+    assert (failed is not None) == (code == "install_failed"), "nothing was begun that is refused by its plan"
 
 
 def test_secrets_are_given_by_reference_only(local: tuple[GatewayProcess, Registries]) -> None:
@@ -446,38 +514,6 @@ def test_two_equal_requests_at_once_install_once(local: tuple[GatewayProcess, Re
     assert taken["error"]["code"] == "conflict"
 
 
-def test_kill_9_in_the_middle_leaves_a_clean_start() -> None:
-    with Registries() as registries:
-        registries.publish("org.nobody/slow", packages=[registries.add_wheel("slow-server", server_source("slow"))])
-        registries.slow = 60
-        with gateway_with(registries, own=True) as process:
-            threading.Thread(target=_ignore, args=(install, process, "slow"), daemon=True).start()
-            place = process.folder / "data" / "servers" / "slow"
-            wait_for(lambda: (place / "requirements.in").exists(), 30)
-            wait_for(lambda: any("/files/slow-server" in path for path in registries.asked), 30)
-            children = process.family()
-            process.kill()
-            wait_for(lambda: not any(_runs(child) for child in children), 10, "for the fetcher to end")
-            assert place.exists()
-            registries.slow = 0
-            process.start()
-            assert "an install that was not finished is removed" in process.output()
-            nothing_left(process, "slow")
-            assert install(process, "slow")["success"]
-            assert process.text("slow__look") == "fine"
-
-
-def _ignore(function: Any, *arguments: Any) -> None:
-    with contextlib.suppress(Exception):
-        function(*arguments)
-
-
-def _runs(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
 def test_the_command_line_installs_and_uninstalls(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     registries.publish("org.nobody/lined", packages=[registries.add_wheel("lined-server", server_source("lined"))],
@@ -498,7 +534,7 @@ def test_the_command_line_installs_and_uninstalls(local: tuple[GatewayProcess, R
         "fetch", "prove", "prove", "register",
     ]  # fmt: skip
     assert "lined-server" in toolscore("catalog", "installed", gateway=process).stdout
-    assert toolscore("call", "lined__look", gateway=process).stdout.strip() == "fine"
+    assert process.text("lined__look") == "fine"
     assert toolscore("uninstall", "org.nobody/lined", gateway=process).returncode == 0
     nothing_left(process, "lined")
     again = toolscore("uninstall", "lined", gateway=process)
@@ -507,18 +543,6 @@ def test_the_command_line_installs_and_uninstalls(local: tuple[GatewayProcess, R
     failing = toolscore("install", "nothing-like-it", "--yes", gateway=process)
     assert failing.returncode == 1
     assert "no catalog has a server 'nothing-like-it'" in failing.stderr
-
-
-def test_a_package_names_no_command_that_is_not_its_own(local: tuple[GatewayProcess, Registries]) -> None:
-    """Such as a reference to a secret, which would be read with the gateway's rights."""
-    process, registries = local
-    for number, script in enumerate(("${file:/etc/hostname}/../index.js", "../../../etc/passwd", "/bin/sh")):
-        package = registries.add_tarball(f"bin-server-{number}", "process.exit(0)", script=script)
-        registries.publish(f"org.nobody/bin{number}", packages=[package])
-        refreshed(process)
-        answer = install(process, f"org.nobody/bin{number}")
-        assert "no file of its own" in answer["error"]["message"], answer
-        nothing_left(process, f"bin{number}")
 
 
 def test_variables_of_a_server_steer_nothing_but_the_server(
@@ -570,21 +594,28 @@ def test_what_was_approved_is_what_is_installed(local: tuple[GatewayProcess, Reg
     nothing_left(process, "moving")
 
 
+def let_go(registries: Registries) -> None:
+    """Send the files that are held back."""
+    registries.slow = 0
+    registries._gate.set()
+    registries._gate.clear()
+
+
 def test_an_id_belongs_to_one_at_a_time(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     for name in ("first", "second"):
         registries.publish(f"org.nobody/{name}", packages=[registries.add_wheel(f"{name}-server", server_source(name))])
     refreshed(process)
-    registries.slow = 3
+    registries.slow = 60
     done: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: done.append(install(process, "first", server_id="mine")))
     thread.start()
-    wait_for(lambda: (process.folder / "data" / "servers" / "mine" / "requirements.in").exists())
+    wait_for(lambda: any("/files/first-server" in path for path in registries.asked), 30)
     assert install(process, "second", server_id="mine")["error"]["code"] == "conflict"
     attached = process.http.post("/api/v1/servers", json={"server_id": "mine", "command": "/bin/cat"})
     assert attached.json()["error"]["code"] == "conflict"
-    thread.join()
-    registries.slow = 0
+    let_go(registries)
+    thread.join(60)
     assert done[0]["success"], done
     again = install(process, "first", server_id="mine", env={"A": "b"})
     assert again["error"]["code"] == "conflict", "it is not told that it has what it has not"
@@ -594,44 +625,11 @@ def test_an_id_belongs_to_one_at_a_time(local: tuple[GatewayProcess, Registries]
         assert install(process, "first", server_id=reserved)["error"]["code"] == "invalid_arguments"
 
 
-def test_folders_that_no_install_made_stay(local: tuple[GatewayProcess, Registries]) -> None:
-    process, registries = local
-    own = process.folder / "data" / "servers" / "precious"
-    own.mkdir(parents=True)
-    (own / "work.txt").write_text("mine")
-    registries.publish("org.nobody/precious", packages=[registries.add_wheel("precious-server", server_source("p"))])
-    process.stop()
-    process.start()
-    assert (own / "work.txt").read_text() == "mine"
-    refreshed(process)
-    assert "was not made by an install" in install(process, "precious")["error"]["message"]
-    assert (own / "work.txt").read_text() == "mine"
-
-
-def test_stopping_the_gateway_undoes_an_install_and_tells_whoever_waits() -> None:
-    with Registries() as registries:
-        registries.publish("org.nobody/slow", packages=[registries.add_wheel("slow-server", server_source("slow"))])
-        registries.slow = 60
-        with gateway_with(registries, own=True) as process:
-            done: list[dict[str, Any]] = []
-            waiter = threading.Thread(target=lambda: done.append(install(process, "slow")))
-            waiter.start()
-            wait_for(lambda: any("/files/slow-server" in path for path in registries.asked), 30)
-            process.stop()
-            waiter.join(10)
-            assert done[0]["error"]["code"] == "install_failed"
-            assert "shutting down" in done[0]["error"]["message"]
-            assert not (process.folder / "data" / "servers" / "slow").exists()
-            assert "Traceback" not in process.output()
-            process.start()
-            assert process.event_seen("install_failed", server_id="slow")
-
-
 def test_installing_twice_does_nothing_and_says_so(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     registries.publish("org.nobody/again", packages=[registries.add_wheel("again-server", server_source("again"))])
     refreshed(process)
-    assert toolscore("install", "again", "--yes", gateway=process).returncode == 0
+    assert install(process, "again")["success"]
     second = toolscore("install", "again", "--yes", gateway=process)
     assert second.stdout == "org.nobody/again 1.0.0 is installed already: nothing done\n"
     assert toolscore("install", "again", "--as", "other", "--yes", gateway=process).returncode == 0
@@ -639,7 +637,7 @@ def test_installing_twice_does_nothing_and_says_so(local: tuple[GatewayProcess, 
     assert several.returncode == 1
     assert "name one of again, other" in several.stderr
     for server_id in ("again", "other"):
-        assert toolscore("uninstall", server_id, gateway=process).returncode == 0
+        assert process.http.delete(f"/api/v1/catalog/installed/{server_id}").json()["success"]
     unset = install(process, "again", env={"A_KEY": "${env:NOT_SET_ANYWHERE}"})
     assert unset["error"]["code"] == "invalid_arguments", "before anything is fetched"
 
@@ -660,3 +658,68 @@ def test_what_is_unlikely_to_do_is_not_installed(local: tuple[GatewayProcess, Re
     answer = process.http.post("/api/v1/tools/request-capability", json=task, timeout=60).json()["data"]
     assert answer["status"] == "installed", answer
     process.http.delete("/api/v1/catalog/installed/knitting")
+
+
+# The last: these stop the gateway
+
+
+def _ignore(function: Any, *arguments: Any) -> None:
+    with contextlib.suppress(Exception):
+        function(*arguments)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_kill_9_in_the_middle_leaves_a_clean_start(local: tuple[GatewayProcess, Registries]) -> None:
+    """And servers that were installed before it are there again, with their files."""
+    process, registries = local
+    source = server_source("noted", answer="open(os.path.expanduser('~/notes'), 'a+').seek(0, 2)")
+    registries.publish("org.nobody/noted", packages=[registries.add_wheel("noted-server", source)])
+    registries.publish("org.nobody/slow", packages=[registries.add_wheel("slow-server", server_source("slow"))])
+    refreshed(process)
+    assert install(process, "noted")["success"]
+    (process.folder / "data" / "servers" / "noted" / "home" / "notes").write_text("twelve chars")
+    registries.slow = 60
+    threading.Thread(target=_ignore, args=(install, process, "slow"), daemon=True).start()
+    place = process.folder / "data" / "servers" / "slow"
+    wait_for(lambda: (place / "requirements.in").exists(), 30)
+    wait_for(lambda: any("/files/slow-server" in path for path in registries.asked), 30)
+    children = process.family()
+    process.kill()
+    wait_for(lambda: not any(_runs(child) for child in children), 10, "for the fetcher to end")
+    assert place.exists()
+    let_go(registries)
+    process.start()
+    assert "an install that was not finished is removed" in process.output()
+    nothing_left(process, "slow")
+    process.wait_for_state("noted", "up")
+    assert process.text("noted__look") == "12"
+    assert install(process, "slow")["success"]
+    assert process.text("slow__look") == "fine"
+    assert process.http.delete("/api/v1/catalog/installed/slow").json()["success"]
+
+
+def test_stopping_the_gateway_undoes_an_install_and_tells_whoever_waits(
+    local: tuple[GatewayProcess, Registries],
+) -> None:
+    process, registries = local
+    registries.publish("org.nobody/late", packages=[registries.add_wheel("late-server", server_source("late"))])
+    refreshed(process)
+    registries.slow = 60
+    done: list[dict[str, Any]] = []
+    waiter = threading.Thread(target=lambda: done.append(install(process, "late")))
+    waiter.start()
+    wait_for(lambda: any("/files/late-server" in path for path in registries.asked), 30)
+    process.stop()
+    let_go(registries)
+    waiter.join(10)
+    assert done[0]["error"]["code"] == "install_failed"
+    assert "shutting down" in done[0]["error"]["message"]
+    assert not (process.folder / "data" / "servers" / "late").exists()
+    assert "Traceback" not in process.output()
+    process.start()
+    assert process.event_seen("install_failed", server_id="late")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import GatewayProcess, bearer, odd, running_gateway, wait_for, with_config
+from support import GatewayProcess, bearer, odd, running_gateway, wait_for
 
 from toolscore.core.models import Tool
 from toolscore.discovery.search.fitting import fitted
@@ -111,13 +111,13 @@ def test_a_tool_that_is_not_there_has_its_nearest_names(process: GatewayProcess)
     assert "alpha__echo" in json.dumps(answer)
 
 
-def test_policy_holds_behind_every_door(process: GatewayProcess) -> None:
-    guest = with_config(process, "keys", "create", "guest")
+def test_policy_holds_behind_every_door(process: GatewayProcess, new_key: Callable[[GatewayProcess, str], str]) -> None:
+    guest = new_key(process, "guest")
     assert not {"toolscore__call_tool", "alpha__safe"} & set(listed(process, guest))
     assert "error" in call(process, "toolscore__call_tool", {"tool_id": "many__tool_001"}, guest)
     found = call(process, "toolscore__search_tools", {"query": "echo a text"}, guest)["result"]["structuredContent"]
     assert not [tool for tool in found["tools"] if tool["tool_id"].startswith("alpha__")]
-    ada = with_config(process, "keys", "create", "ada")
+    ada = new_key(process, "ada")
     assert call(process, "toolscore__call_tool", {"tool_id": "alpha__echo", "parameters": {"text": "hi"}}, ada)[
         "result"
     ]
@@ -130,14 +130,14 @@ def test_policy_holds_behind_every_door(process: GatewayProcess) -> None:
     assert denied.status_code == 404, "a forbidden tool does not exist"
 
 
-def test_they_can_be_switched_off() -> None:
-    with running_gateway({"alpha": odd("echo")}, settings="discovery: {mcp_tools: false}") as gateway:
-        gateway.wait_for_state("alpha", "up")
-        assert not [name for name in listed(gateway) if name.startswith("toolscore__")]
-        (gateway.config / "toolscore.yaml").write_text(
-            (gateway.config / "toolscore.yaml").read_text().replace("mcp_tools: false", "mcp_tools: true")
-        )
-        wait_for(lambda: "toolscore__search_tools" in listed(gateway), 20)
+def test_they_can_be_switched_off(process: GatewayProcess) -> None:
+    file = process.config / "toolscore.yaml"
+    settings = file.read_text()
+    file.write_text(settings.replace("discovery: {", "discovery: {mcp_tools: false, "))
+    wait_for(lambda: not [name for name in listed(process) if name.startswith("toolscore__")], 20)
+    assert "error" in call(process, "toolscore__search_tools", {"query": "echo a text"})
+    file.write_text(settings)
+    wait_for(lambda: "toolscore__search_tools" in listed(process), 20)
 
 
 def tool(name: str) -> Tool:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sqlite3
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import SERVERS, Fickle, GatewayProcess, bearer, odd, running_gateway, toolscore, wait_for, with_config
+from support import EXECUTOR, SERVERS, Fickle, GatewayProcess, bearer, odd, running_gateway, toolscore, wait_for
 
 from runtimes.client import RealTimeToolClient
 from toolscore.bench.search import evaluate
@@ -82,7 +80,7 @@ def test_the_measure_measures() -> None:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def gateway(tmp_path_factory: pytest.TempPathFactory, new_key: Callable[[GatewayProcess, str], str]) -> Any:
     fickle = Fickle(tmp_path_factory.mktemp("fickle"))
     current = SERVERS / "current" / "bin"
     servers = {
@@ -93,9 +91,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
     }
     rule = '{effect: deny, principals: ["bob"], servers: ["git"]}'
     with running_gateway(servers, settings=f"policy: {{rules: [{rule}]}}\n") as process:
-        for server_id in servers:
+        for server_id in (*servers, EXECUTOR):
             process.wait_for_state(server_id, "up", seconds=60)
-        process.keys = {name: with_config(process, "keys", "create", name) for name in ("ada", "bob")}  # type: ignore[attr-defined]
+        process.keys = {name: new_key(process, name) for name in ("ada", "bob")}  # type: ignore[attr-defined]
+        process.fickle = fickle  # type: ignore[attr-defined]
         yield process
 
 
@@ -122,23 +121,9 @@ def test_the_next_step_is_the_call(gateway: GatewayProcess) -> None:
 def test_it_is_a_command_of_the_events_socket(gateway: GatewayProcess) -> None:
     async def run() -> Any:
         async with RealTimeToolClient(gateway.events_url) as client:
-            return await client.call("search_tools", query="convert a time between zones", limit=1)
+            return await client.call("search_tools", {"query": "convert a time between zones", "limit": 1})
 
-    try:
-        answer = asyncio.run(run())
-    except (TypeError, AttributeError):  # the client names it otherwise
-        from websockets.asyncio.client import connect
-
-        async def raw() -> Any:
-            async with connect(gateway.events_url) as socket:
-                params = {"query": "convert a time between zones", "limit": 1}
-                await socket.send(json.dumps({"type": "call", "id": 1, "method": "search_tools", "params": params}))
-                while True:
-                    said = json.loads(await socket.recv())
-                    if said["type"] == "result":
-                        return said["result"]
-
-        answer = asyncio.run(raw())
+    answer = asyncio.run(run())
     assert [tool["tool_id"] for tool in answer["tools"]] == ["time__convert_time"]
 
 
@@ -172,26 +157,70 @@ def test_it_learns_from_use_for_each_caller_alone(gateway: GatewayProcess) -> No
     assert place("bob") == before
 
 
-def test_a_new_tool_is_found_at_once_and_nothing_is_embedded_twice(tmp_path: Path) -> None:
-    fickle = Fickle(tmp_path / "fickle")
-    with running_gateway({"city": fickle.entry}) as process:
-        process.wait_for_state("city", "up")
-        found(process, "look up a city")
-        assert not any(tool["name"] == "weather" for tool in found(process, "weather forecast for tomorrow"))
-        fickle.order(tools={"weather": {"description": "Forecasts the weather."}})
-        process.http.post("/api/v1/servers/city/restart")
-        wait_for(lambda: process.http.get("/api/v1/tools/city__weather").status_code == 200)
-        assert found(process, "weather forecast for tomorrow")[0]["name"] == "weather"
-        database = process.folder / "data" / "toolscore.db"
+def test_a_new_tool_is_found_at_once(gateway: GatewayProcess) -> None:
+    fickle: Fickle = gateway.fickle  # type: ignore[attr-defined]
+    assert not any(tool["name"] == "weather" for tool in found(gateway, "weather forecast for tomorrow"))
+    fickle.order(tools={"weather": {"description": "Forecasts the weather."}})
+    gateway.http.post("/api/v1/servers/city/restart")
+    wait_for(lambda: gateway.http.get("/api/v1/tools/city__weather").status_code == 200)
+    assert found(gateway, "weather forecast for tomorrow")[0]["name"] == "weather"
 
-        def rows() -> list[Any]:
-            with sqlite3.connect(database) as connection:
-                return connection.execute("select rowid, hash from vectors order by rowid").fetchall()
 
-        wait_for(lambda: len(rows()) >= 6)
-        before = rows()
-        process.stop()
-        process.start()
-        process.wait_for_state("city", "up")
-        assert found(process, "weather forecast for tomorrow")[0]["name"] == "weather"
-        assert rows() == before
+class Counting(LightEmbedder):
+    """Notes what it embeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def embed(self, texts: list[str]) -> Any:
+        self.texts += texts
+        return super().embed(texts)
+
+
+def test_nothing_is_embedded_twice(open_rooms: Any) -> None:
+    """Neither when the library changes nor after a restart."""
+    query = "weather forecast for tomorrow"
+
+    async def run() -> None:
+        embedder = Counting()
+        async with open_rooms(embedder) as rooms:
+            rooms.list_tools("city", look="Looks a city up.", measure="Measures a city.")
+            assert (await rooms.search.search("look up a city", principal="ada"))[0].tool.name == "look"
+            assert embedder.texts == ["look: Looks a city up.", "measure: Measures a city.", "look up a city"]
+            rooms.list_tools("city", look="Looks a city up.", weather="Forecasts the weather.")
+            assert (await rooms.search.search(query, principal="ada"))[0].tool.name == "weather"
+            assert embedder.texts[3:] == ["weather: Forecasts the weather.", query], "only what is new"
+        again = Counting()
+        async with open_rooms(again) as rooms:
+            rooms.list_tools("city", look="Looks a city up.", weather="Forecasts the weather.")
+            assert (await rooms.search.search(query, principal="ada"))[0].tool.name == "weather"
+        assert again.texts == [query], "vectors are kept in the database"
+
+    asyncio.run(run())
+
+
+def test_tasks_are_remembered_over_a_restart_and_forgotten_with_their_tools(open_rooms: Any) -> None:
+    task = "whereabouts of the grandmother"
+
+    async def first(rooms: Any, who: str) -> str:
+        tools = await rooms.search.search(task, principal=who, remember=False)
+        return str(tools[0].tool.name) if tools else ""
+
+    async def run() -> None:
+        async with open_rooms(EMBEDDER) as rooms:
+            rooms.list_tools("city", look="Finds the grandmother.", write="Finds out whereabouts.")
+            usual = await first(rooms, "ada")
+            other = {"look": "write", "write": "look"}[usual]
+            for query in (task, f"please find: {task}"):
+                await rooms.search.search(query, principal="ada")
+                rooms.search.succeeded("ada", f"city__{other}")
+            assert await first(rooms, "ada") == other
+            assert await first(rooms, "bob") == usual
+        async with open_rooms(EMBEDDER) as rooms:
+            rooms.list_tools("city", look="Finds the grandmother.", write="Finds out whereabouts.")
+            assert await first(rooms, "ada") == other
+            rooms.search.forget([f"city__{other}"])
+            assert await first(rooms, "ada") == usual
+
+    asyncio.run(run())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -13,6 +12,7 @@ from toolscore.discovery.catalog.catalog import Candidate, MCPSearchTool, doc_of
 from toolscore.discovery.gaps.detector import Analysis, Step, ToolGapDetector
 from toolscore.discovery.install.installer import Installed, Installer
 from toolscore.discovery.install.plan import Plan, Wish
+from toolscore.discovery.install.prove import Tell
 from toolscore.discovery.search.search import Found, ToolSearch
 
 __all__ = ["LIKELY", "Acquired", "CapabilityBroker", "Offer"]
@@ -98,7 +98,7 @@ class CapabilityBroker:
 
     async def request(
         self, task: str, *, context: str = "", principal: str, sees: Sees | None = None,
-        on_progress: Callable[[str, str], None] = lambda step, message: None,
+        on_progress: Tell = lambda step, message: None,
     ) -> Acquired:  # fmt: skip
         """Get tools for a task: find the gap, find servers, install the first that is allowed and likely to do it.
 

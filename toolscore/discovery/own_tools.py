@@ -15,6 +15,7 @@ from toolscore.core.jsonrpc import encode
 from toolscore.core.models import LOCAL, Principal, Sees
 from toolscore.discovery.capability import CapabilityBroker
 from toolscore.discovery.gaps.detector import ToolGapDetector
+from toolscore.discovery.install.prove import Tell
 from toolscore.discovery.search.search import ToolSearch
 from toolscore.discovery.views import acquired_fields, analysis_fields, found_fields
 
@@ -91,8 +92,6 @@ TOOLS: list[dict[str, Any]] = [
 
 Progress = Callable[[float, float | None, str], None]
 """Is told how far a call is, of how much, and a message."""
-Tell = Callable[[str, str], None]
-"""Is told a step and a message."""
 SeesOf = Callable[[Principal], Sees | None]
 """Which tools exist for a caller; `None`: all."""
 Call = Callable[[str, dict[str, Any], Principal], Awaitable[dict[str, Any]]]

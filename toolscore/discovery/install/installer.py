@@ -18,8 +18,6 @@ import structlog
 from toolscore.core.errors import (
     Conflict,
     InstallFailed,
-    InvalidArguments,
-    NotAllowedByPolicy,
     Overloaded,
     ServerNotFound,
     ToolScoreError,
@@ -28,9 +26,9 @@ from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.install.failure import StepFailed, as_error
 from toolscore.discovery.install.fetch import fetcher_of, remove_image
 from toolscore.discovery.install.place import is_marked, remove
-from toolscore.discovery.install.plan import Plan, Wish, plan_for
+from toolscore.discovery.install.plan import Plan, Wish, check_allowed, plan_for
 from toolscore.discovery.install.policy import InstallRules, Kind
-from toolscore.discovery.install.prove import Progress, Proof, Proved, prove
+from toolscore.discovery.install.prove import Proof, Proved, Tell, prove
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError
 from toolscore.upstreams import UpstreamPool
@@ -127,7 +125,7 @@ class Installer:
         await self.stop()
 
     def use(self, rules: InstallRules) -> None:
-        """Put other rules in force, for installs that begin from now on."""
+        """Put other rules in force. An install that runs keeps the rules that its plan was made with."""
         self._rules = rules
 
     # What is installed
@@ -176,7 +174,7 @@ class Installer:
         """
         return plan_for(wish, self._rules, self._folder, self._reserved)
 
-    async def install(self, wish: Wish, on_progress: Progress = lambda step, message: None) -> Installed:
+    async def install(self, wish: Wish, on_progress: Tell = lambda step, message: None) -> Installed:
         """Install a server. Equal wishes at the same time are one install; one that fails leaves nothing.
 
         Args:
@@ -190,12 +188,12 @@ class Installer:
         plan = self.plan(wish)
         if (done := self.done(wish, plan)) is not None:
             return done
-        _check_allowed(wish, plan)
+        check_allowed(wish, plan)
         running = self._running.get(plan.server_id)
         if running is None:
             if len(self._running) >= MAX_WAITING:
                 raise Overloaded(f"{MAX_WAITING} installs are under way: try again later", retry_after_seconds=60)
-            task = asyncio.create_task(self._install(wish, plan, on_progress))
+            task = asyncio.create_task(self._install(wish, plan, self._rules, on_progress))
             running = self._running[plan.server_id] = (wish, task)
             task.add_done_callback(lambda _: self._running.pop(plan.server_id, None))
         try:
@@ -212,7 +210,7 @@ class Installer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _install(self, wish: Wish, plan: Plan, on_progress: Progress) -> Installed:
+    async def _install(self, wish: Wish, plan: Plan, rules: InstallRules, on_progress: Tell) -> Installed:
         about = {"server_id": plan.server_id, "name": plan.name, "registry": plan.kind, "package": plan.identifier}
         place = self._folder / plan.server_id
         started = time.monotonic()
@@ -229,7 +227,7 @@ class Installer:
         async with self._places:
             self._publish("install_started", **about, version=plan.version)
             try:
-                proved = await self._fetch_and_prove(wish, plan, place, tell)
+                proved = await self._fetch_and_prove(wish, plan, rules, place, tell)
                 tell("register", f"{len(proved.tools)} tools")
                 result = Installed(
                     server_id=plan.server_id, name=plan.name, kind=plan.kind, identifier=plan.identifier,
@@ -251,8 +249,7 @@ class Installer:
         log.info("installed", server=plan.server_id, version=result.version, tools=len(proved.tools))
         return result
 
-    async def _fetch_and_prove(self, wish: Wish, plan: Plan, place: Path, tell: Progress) -> Proved:
-        rules = self._rules
+    async def _fetch_and_prove(self, wish: Wish, plan: Plan, rules: InstallRules, place: Path, tell: Tell) -> Proved:
         fetcher = fetcher_of(plan.kind, rules, self._upstreams.http, self._upstreams.http_public)
         tell("fetch", f"fetching {plan.identifier}" + (f" {plan.version}" if plan.version else ""))
         fetched = await fetcher.fetch(wish, plan, place)
@@ -336,23 +333,3 @@ class Installer:
             if attached:
                 await self._database.delete_server(server_id)  # the configuration may have an entry of that id by now
         await remove(place)
-
-
-def _check_allowed(wish: Wish, plan: Plan) -> None:
-    """Check that a plan may be carried out.
-
-    Raises:
-        NotAllowedByPolicy: no rule allows it, and it is not approved. InvalidArguments: it needs variables.
-    """
-    if plan.allowed_by is None and not wish.approved:
-        raise NotAllowedByPolicy(
-            f"no rule under `discovery.install` allows {plan.name} ({plan.kind} {plan.identifier}), and nobody "
-            "has approved it",
-            suggestion=f"whoever may can do so with: toolscore install {plan.name}",
-            data={"plan": msgspec.to_builtins(plan)},
-        )
-    if plan.needs:
-        raise InvalidArguments(
-            f"{plan.name} needs {', '.join(plan.needs)} in `env`",
-            suggestion=f'by reference: {{"{plan.needs[0]}": "${{env:{plan.needs[0]}}}"}}',
-        )

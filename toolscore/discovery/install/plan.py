@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from toolscore.core.errors import InvalidArguments
+from toolscore.core.errors import InvalidArguments, NotAllowedByPolicy
 from toolscore.discovery.catalog.server_json import Entry
 from toolscore.discovery.install.policy import (
     InstallRules,
@@ -38,6 +38,7 @@ __all__ = [
     "Plan",
     "Wish",
     "arguments_of",
+    "check_allowed",
     "container_engine",
     "environment_of",
     "headers_of",
@@ -155,6 +156,26 @@ def plan_for(wish: Wish, rules: InstallRules, folder: Path, reserved: Collection
         sets=environment_of(package, {}, place / "home") if package is not None else headers_of(remote or {}, {}),
         allowed_by=rule,
     )
+
+
+def check_allowed(wish: Wish, plan: Plan) -> None:
+    """Check that a plan may be carried out.
+
+    Raises:
+        NotAllowedByPolicy: no rule allows it, and it is not approved. InvalidArguments: it needs variables.
+    """
+    if plan.allowed_by is None and not wish.approved:
+        raise NotAllowedByPolicy(
+            f"no rule under `discovery.install` allows {plan.name} ({plan.kind} {plan.identifier}), and nobody "
+            "has approved it",
+            suggestion=f"whoever may can do so with: toolscore install {plan.name}",
+            data={"plan": msgspec.to_builtins(plan)},
+        )
+    if plan.needs:
+        raise InvalidArguments(
+            f"{plan.name} needs {', '.join(plan.needs)} in `env`",
+            suggestion=f'by reference: {{"{plan.needs[0]}": "${{env:{plan.needs[0]}}}"}}',
+        )
 
 
 def _check_given(wish: Wish, secrets: Collection[str]) -> None:

@@ -19,9 +19,9 @@ from toolscore.discovery.install.fetch import Fetched
 from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["Progress", "Proof", "Proved", "Trial", "inferred_arguments", "needs_old_sdk", "prove"]
+__all__ = ["Proof", "Proved", "Tell", "Trial", "inferred_arguments", "needs_old_sdk", "prove"]
 
-Progress = Callable[[str, str], None]
+Tell = Callable[[str, str], None]
 """Is told the step and a message."""
 
 Trial = Callable[
@@ -75,7 +75,7 @@ async def prove(
     fetched: Fetched,
     trial: Trial,
     start_timeout_seconds: float,
-    tell: Progress,
+    tell: Tell,
     fetch_with_old_sdk: Callable[[], Awaitable[Fetched]] | None = None,
 ) -> Proved:
     """Start a server on trial and call one of its tools.
@@ -106,7 +106,7 @@ def needs_old_sdk(output: list[str]) -> bool:
     return OLD_SDK.search(said) is not None and "mcp" in said
 
 
-async def _try(fetched: Fetched, trial: Trial, start_timeout_seconds: float, tell: Progress) -> Proved:
+async def _try(fetched: Fetched, trial: Trial, start_timeout_seconds: float, tell: Tell) -> Proved:
     stderr: list[Any] = []
     spec = fetched.spec.model_copy(update={"start_timeout_seconds": start_timeout_seconds})
     try:
@@ -132,7 +132,7 @@ def _reason(exc: Exception, spec: UpstreamSpec, lines: list[str]) -> str:
     return said
 
 
-async def _call_one(connection: Connection, tools: list[dict[str, Any]], tell: Progress) -> Proof | None:
+async def _call_one(connection: Connection, tools: list[dict[str, Any]], tell: Tell) -> Proof | None:
     """Call the first read-only tool whose arguments can be inferred; `None`: there is none."""
     for tool in tools:
         annotations = tool.get("annotations")

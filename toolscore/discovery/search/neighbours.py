@@ -7,7 +7,7 @@ ranking adds scores of words to the cosines, so an entry that matches by its wor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -17,7 +17,7 @@ from toolscore.embedding import EmbeddingError, EmbeddingRules
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["HnswVectors", "MilvusVectors", "vector_index"]
+__all__ = ["HnswVectors", "MilvusVectors", "kind_of_index", "vector_index"]
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +33,15 @@ EF_SEARCH = 300
 """Candidates considered in a search: at least `NEAREST` (HNSW's ef)."""
 ROWS_A_REQUEST = 1000
 """Rows in one request to Milvus."""
+CONNECT_SECONDS = 10.0
+"""For a Milvus on the network; a search waits for it, and goes on without vectors after it."""
+
+
+def kind_of_index(rules: EmbeddingRules, entries: int) -> Literal["exact", "hnsw", "milvus"]:
+    """Choose the kind of index for a number of entries."""
+    if rules.index == "auto":
+        return "hnsw" if entries > EXACT_UP_TO else "exact"
+    return rules.index
 
 
 def vector_index(rows: Vectors, keys: Sequence[str], rules: EmbeddingRules, collection: str) -> VectorIndex:
@@ -46,9 +55,7 @@ def vector_index(rows: Vectors, keys: Sequence[str], rules: EmbeddingRules, coll
     Raises:
         EmbeddingError: Milvus failed.
     """
-    kind = rules.index
-    if kind == "auto":
-        kind = "hnsw" if len(rows) > EXACT_UP_TO else "exact"
+    kind = kind_of_index(rules, len(rows))
     try:
         if kind == "hnsw" and len(rows):
             return HnswVectors(rows)
@@ -105,7 +112,9 @@ class MilvusVectors:
         EmbeddingError: Milvus failed.
     """
 
-    def __init__(self, rows: Vectors, keys: Sequence[str], uri: str, collection: str) -> None:
+    def __init__(
+        self, rows: Vectors, keys: Sequence[str], uri: str, collection: str, connect_seconds: float = CONNECT_SECONDS
+    ) -> None:
         from pymilvus import DataType, MilvusClient
         from pymilvus.exceptions import MilvusException
 
@@ -116,7 +125,7 @@ class MilvusVectors:
             self._places.setdefault(key, []).append(place)
         self._size = len(keys)
         try:
-            self._client = MilvusClient(uri)
+            self._client = MilvusClient(uri, timeout=connect_seconds)
             if not self._client.has_collection(collection):
                 schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
                 schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=64)

@@ -1,0 +1,307 @@
+"""What installing would do, and what may be installed: from a catalog's word alone, without a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from toolscore.core.errors import InvalidArguments, NotAllowedByPolicy, ToolScoreError
+from toolscore.discovery import Entry, InstallRule, InstallRules, Plan, Wish
+from toolscore.discovery.catalog.server_json import entries_of
+from toolscore.discovery.install.failure import StepFailed
+from toolscore.discovery.install.fetch import fetcher_of
+from toolscore.discovery.install.fetch.npm import server_script
+from toolscore.discovery.install.plan import check_allowed, environment_of, image_of, plan_for
+from toolscore.discovery.install.policy import check_url, check_variable
+from toolscore.discovery.install.prove import inferred_arguments, needs_old_sdk
+
+FOLDER = Path("/servers")
+PYPI = {"registryType": "pypi", "identifier": "some-server", "version": "1.0.0"}
+
+
+def entry(*, vouched: bool = True, **server: Any) -> Entry:
+    """As a registry gives it, cleaned."""
+    page = {"servers": [{"name": "org.nobody/asks", "version": "1.0.0", **server}]}
+    (found,) = entries_of(page, "registry", vouched=vouched)
+    return found
+
+
+def planned(rules: InstallRules | None = None, /, vouched: bool = True, **wish: Any) -> Plan:
+    server = {key: wish.pop(key) for key in ("packages", "remotes", "name") if key in wish}
+    return plan_for(Wish(entry(vouched=vouched, **server), **wish), rules or InstallRules(), FOLDER, {"toolscore"})
+
+
+def rules_of(*allow: dict[str, Any], **more: Any) -> InstallRules:
+    return InstallRules(allow=tuple(InstallRule(**rule) for rule in allow), **more)
+
+
+@pytest.mark.parametrize(
+    ("server", "error", "expected"),
+    [
+        ({"packages": [{"registryType": "npm", "identifier": "x", "version": "1.0.0",
+                        "runtimeArguments": [{"type": "named", "name": "--registry", "value": "http://evil"}]}]},
+         NotAllowedByPolicy, "--registry"),
+        ({"packages": [{"registryType": "pypi", "identifier": "--index-url=http://evil", "version": "1.0.0"}]},
+         InvalidArguments, "no name of a package"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": ">=1"}]},
+         InvalidArguments, "no exact version"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
+                        "packageArguments": [{"type": "positional", "value": "${env:SECRET_OF_THE_GATEWAY}"}]}]},
+         NotAllowedByPolicy, "refers to a variable of this machine"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
+                        "environmentVariables": [{"name": "API_KEY", "isRequired": True, "isSecret": True}]}]},
+         InvalidArguments, "needs API_KEY"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0", "packageArguments": [
+            {"type": "named", "name": "--k=${file:/etc/hostname}", "value": "y"}]}]},
+         NotAllowedByPolicy, "refers to a variable of this machine"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x", "version": "1.0.0",
+                        "environmentVariables": [{"name": "LD_DEBUG_OUTPUT", "value": "/tmp/written"}]}]},
+         NotAllowedByPolicy, "steers more than a server"),
+        ({"packages": [{"registryType": "oci", "identifier": "docker.io/x/y", "version": "1.0.0",
+                        "environmentVariables": [{"name": "DOCKER_HOST", "value": "tcp://evil"}]}]},
+         NotAllowedByPolicy, "steers more than a server"),
+        ({"packages": [{"registryType": "pypi", "identifier": "x\n", "version": "1.0.0"}]},
+         InvalidArguments, "no name of a package"),
+        ({"remotes": [{"type": "streamable-http", "url": "https://[::1"}]},
+         InvalidArguments, "no address"),
+        ({"remotes": [{"type": "streamable-http", "url": "https://{tenant}.example.com/mcp"}]},
+         InvalidArguments, "must be filled in"),
+        ({"packages": [{"registryType": "nuget", "identifier": "x", "version": "1.0.0"}, {
+            "registryType": "pypi", "identifier": "x", "version": "1.0.0",
+            "environmentVariables": [{"name": "PASSPHRASE", "isRequired": True, "isSecret": True}]}]},
+         InvalidArguments, "needs PASSPHRASE"),
+        ({"packages": [{"registryType": "nuget", "identifier": "x", "version": "1.0.0"}]},
+         InvalidArguments, "no package that can be installed"),
+        ({"packages": [{**PYPI, "packageArguments": [{"valueHint": "folder", "isRequired": True}]}]},
+         InvalidArguments, "needs the argument folder"),
+        ({"remotes": [{"type": "streamable-http", "url": "http://example.com/mcp"}]},
+         NotAllowedByPolicy, "no https address"),
+        ({"remotes": [{"type": "streamable-http", "url": "https://user:pass@example.com/mcp"}]},
+         InvalidArguments, "no address of a server"),
+        ({"remotes": [{"type": "sse", "url": "https://example.com/sse"}]},
+         InvalidArguments, "streamable HTTP"),
+    ],
+)  # fmt: skip
+def test_what_a_catalog_may_not_ask_for(server: dict[str, Any], error: type[ToolScoreError], expected: str) -> None:
+    wish = Wish(entry(**server), approved=True)
+    with pytest.raises(error) as caught:
+        check_allowed(wish, plan_for(wish, InstallRules(), FOLDER))
+    assert expected in f"{caught.value.message} {caught.value.suggestion}"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_remote_servers_are_at_public_addresses(host: str) -> None:
+    wish = Wish(entry(remotes=[{"type": "streamable-http", "url": f"https://{host}:1/mcp"}]))
+
+    async def fetch() -> None:
+        async with aiohttp.ClientSession() as http:
+            plan = plan_for(wish, InstallRules(), FOLDER)
+            await fetcher_of("remote", InstallRules(), http, http).fetch(wish, plan, FOLDER)
+
+    with pytest.raises(StepFailed, match="a private address, and these are not allowed"):
+        asyncio.run(fetch())
+
+
+def test_a_remote_server_on_this_network_needs_a_setting() -> None:
+    with pytest.raises(NotAllowedByPolicy):
+        check_url("http://10.0.0.1/mcp", private=False)
+    check_url("http://10.0.0.1/mcp", private=True)
+    with pytest.raises(NotAllowedByPolicy):
+        check_url("ftp://10.0.0.1/mcp", private=True)
+
+
+def test_a_plan_says_exactly_what_will_be_done() -> None:
+    package = {
+        **PYPI,
+        "environmentVariables": [{"name": "FILE", "value": "{home}/notes"}, {"name": "KEY", "isRequired": True}],
+        "packageArguments": [{"type": "named", "name": "--mode", "default": "fast"}, {"value": "notes"}],
+    }  # fmt: skip
+    plan = planned(packages=[package])
+    assert (plan.server_id, plan.name, plan.kind) == ("asks", "org.nobody/asks", "pypi")
+    assert [command[:3] for command in plan.commands] == [
+        ["uv", "venv", "--quiet"], ["uv", "pip", "compile"], ["uv", "pip", "sync"],
+    ]  # fmt: skip
+    assert all("--only-binary" in command for command in plan.commands[1:])
+    assert "--require-hashes" in plan.commands[2]
+    assert plan.run == "some-server==1.0.0 --mode fast notes"
+    assert plan.sets == {"FILE": "/servers/asks/home/notes"}
+    assert plan.needs == ["KEY"]
+    assert (plan.confined, plan.network, plan.allowed_by) == (True, False, None)
+    builds = planned(InstallRules(source_builds=True), packages=[package])
+    assert not any("--only-binary" in command for command in builds.commands)
+    npm = planned(packages=[{**PYPI, "registryType": "npm"}])
+    assert all("--ignore-scripts" in command for command in npm.commands)
+    assert npm.run == "some-server@1.0.0"
+    remote = planned(remotes=[{"type": "streamable-http", "url": "https://example.com/mcp"}])
+    assert (remote.commands, remote.confined, remote.network) == ([], False, True)
+
+
+def test_the_digest_stands_for_everything_that_is_approved() -> None:
+    plan = planned(packages=[PYPI])
+    same = planned(rules_of({"package": "some-*"}), packages=[PYPI])
+    assert (plan.allowed_by, same.allowed_by) == (None, 0)
+    assert plan.digest == same.digest, "who allows it is no part of it"
+    others = [
+        planned(packages=[{**PYPI, "version": "1.0.1"}]),
+        planned(packages=[{**PYPI, "environmentVariables": [{"name": "MODE", "value": "x"}]}]),
+        planned(packages=[PYPI], network=True),
+        planned(packages=[PYPI], server_id="other"),
+        planned(InstallRules(confine=False), packages=[PYPI]),
+    ]
+    assert len({plan.digest, *(other.digest for other in others)}) == 1 + len(others)
+
+
+def test_the_kind_of_package_is_the_one_asked_for_or_the_first_that_can_be_installed() -> None:
+    packages = [{**PYPI, "registryType": kind} for kind in ("nuget", "oci", "npm", "pypi")]
+    remotes = [{"type": "streamable-http", "url": "https://example.com/mcp"}]
+    assert planned(packages=packages, remotes=remotes).kind == "pypi"
+    for kind in ("npm", "oci", "remote"):
+        assert planned(packages=packages, remotes=remotes, registry=kind).kind == kind
+    over_http = {**PYPI, "transport": {"type": "streamable-http"}}
+    assert planned(packages=[over_http, {**PYPI, "registryType": "npm"}]).kind == "npm", "only servers over stdio"
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed"),
+    [
+        ({"registry": "pypi"}, True),
+        ({"registry": "npm"}, False),
+        ({"package": "some-*"}, True),
+        ({"package": "some-*", "version": "1.0.0"}, True),
+        ({"package": "some-*", "version": "1.0.1"}, False),
+        ({"package": "some"}, False),
+        ({"name": "org.nobody/*"}, True),
+        ({"name": "org.trusted/*"}, False),
+        ({"publisher": "org.nobody"}, True),
+        ({"publisher": "org.*", "registry": "npm"}, False),
+    ],
+)
+def test_all_that_a_rule_gives_must_fit(rule: dict[str, Any], allowed: bool) -> None:
+    assert planned(rules_of(rule), packages=[PYPI]).allowed_by == (0 if allowed else None)
+
+
+def test_a_rule_about_publishers_counts_where_the_catalog_checks_them() -> None:
+    rules = rules_of({"publisher": "org.nobody"})
+    assert planned(rules, vouched=False, packages=[PYPI]).allowed_by is None
+
+
+def test_a_rule_grants_the_network_that_it_names() -> None:
+    rules = rules_of({"package": "some-server"}, {"registry": "pypi", "network": True})
+    quiet = planned(rules, packages=[PYPI])
+    assert (quiet.allowed_by, quiet.network) == (0, False)
+    loud = planned(rules, packages=[PYPI], network=True)
+    assert (loud.allowed_by, loud.network) == (1, True)
+    assert planned(rules_of({"package": "some-server"}), packages=[PYPI], network=True).allowed_by is None
+
+
+def test_a_rule_that_says_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one of"):
+        InstallRule(version="1.0.0", network=True)
+
+
+def test_the_default_is_to_deny() -> None:
+    wish = Wish(entry(packages=[PYPI]))
+    plan = plan_for(wish, InstallRules(), FOLDER)
+    with pytest.raises(NotAllowedByPolicy) as caught:
+        check_allowed(wish, plan)
+    assert caught.value.suggestion == "whoever may can do so with: toolscore install org.nobody/asks"
+    assert caught.value.data is not None
+    assert caught.value.data["plan"]["commands"] == plan.commands
+
+
+@pytest.mark.parametrize("server_id", ["toolscore", "a/b", ".hidden", "-option", "x" * 65, "new\nline"])
+def test_ids_that_no_server_gets(server_id: str) -> None:
+    with pytest.raises(InvalidArguments):
+        planned(packages=[PYPI], server_id=server_id)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("LD_PRELOAD", "x", "no variable that a server may be given"),
+        ("PYTHONPATH", "x", "no variable that a server may be given"),
+        ("NODE_OPTIONS", "x", "no variable that a server may be given"),
+        ("https_proxy", "x", "no variable that a server may be given"),
+        ("A B", "x", "no variable that a server may be given"),
+        ("", "x", "no variable that a server may be given"),
+        ("API_KEY", "abc", "give a reference, not the value"),
+        ("MODE", "abc", "give a reference, not the value"),
+        ("A_KEY", "${env:NOT_SET_ANYWHERE}", "no such environment variable is set"),
+    ],
+)
+def test_variables_that_are_refused(name: str, value: str, expected: str) -> None:
+    package = {**PYPI, "environmentVariables": [{"name": "MODE", "isRequired": True, "isSecret": True}]}
+    with pytest.raises(InvalidArguments) as caught:
+        planned(packages=[package], env={name: value})
+    assert expected in caught.value.message
+
+
+def test_secrets_are_given_by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_GATEWAY", "do not pass on")
+    package = {**PYPI, "environmentVariables": [{"name": "API_KEY", "isRequired": True, "isSecret": True}]}
+    plan = planned(packages=[package], env={"API_KEY": "${env:SECRET_OF_THE_GATEWAY}"})
+    assert plan.needs == []
+    assert "do not pass on" not in str(plan)
+    check_variable("X-Api-Key", "${file:/run/secret}", ())
+
+
+def test_what_is_given_counts_before_what_the_catalog_sets() -> None:
+    package = {"environmentVariables": [{"name": "MODE", "value": "fast"}, {"name": "SIZE", "default": "1"}]}
+    assert environment_of(package, {"MODE": "slow"}, FOLDER) == {"MODE": "slow", "SIZE": "1"}
+
+
+@pytest.mark.parametrize(
+    ("identifier", "version", "image"),
+    [
+        ("docker.io/x/y", "1.0.0", "docker.io/x/y:1.0.0"),
+        ("docker.io/x/y:2", "1.0.0", "docker.io/x/y:2"),
+        ("host:5000/x/y", "1.0.0", "host:5000/x/y:1.0.0"),
+        ("x/y@sha256:" + "0" * 64, "1.0.0", "x/y@sha256:" + "0" * 64),
+        ("x/y", None, "x/y"),
+    ],
+)
+def test_the_name_of_an_image(identifier: str, version: str | None, image: str) -> None:
+    assert image_of(identifier, version) == image
+
+
+@pytest.mark.parametrize("script", ["${file:/etc/hostname}/../index.js", "../../../etc/passwd", "/bin/sh", "a/../../b"])
+def test_a_package_names_no_command_that_is_not_its_own(script: str) -> None:
+    """Such as a reference to a secret, which would be read with the gateway's rights."""
+    with pytest.raises(StepFailed, match="no file of its own"):
+        server_script({"bin": {"bin-server": script}}, "bin-server")
+
+
+def test_the_command_of_a_node_package() -> None:
+    assert server_script({"bin": "./dist/index.js"}, "x") == "./dist/index.js"
+    assert server_script({"bin": {"other": "b.js", "x": "a.js"}}, "@scope/x") == "a.js"
+    assert server_script({"bin": {"other": "b.js"}}, "x") == "b.js"
+    with pytest.raises(StepFailed, match="no command to start it with"):
+        server_script({}, "x")
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        (None, {}),
+        ({"type": "object"}, {}),
+        ({"required": ["a"], "properties": {"a": {"type": "string"}}}, None),
+        ({"required": ["a"], "properties": {"a": {"default": None}}}, {"a": None}),
+        ({"required": ["a"], "properties": {"a": {"const": 3}, "b": {"default": 1}}}, {"a": 3}),
+        ({"required": ["a"], "properties": {"a": {"enum": ["x", "y"]}}}, {"a": "x"}),
+        ({"required": ["a"], "properties": {"a": {"examples": [[1], 2]}}}, {"a": [1]}),
+        ({"required": ["a"], "properties": {"a": {"enum": []}}}, None),
+        ({"required": ["a"]}, None),
+    ],
+)
+def test_the_arguments_of_a_tool_on_trial(schema: Any, arguments: dict[str, Any] | None) -> None:
+    assert inferred_arguments(schema) == arguments
+
+
+def test_a_server_for_the_old_sdk_is_known_by_how_it_dies() -> None:
+    assert needs_old_sdk(["Traceback", "ImportError: cannot import name 'FastMCP' from 'mcp.server'"])
+    assert not needs_old_sdk(["ImportError: cannot import name 'x' from 'y'"])
+    assert not needs_old_sdk(["mcp: no configuration found"])

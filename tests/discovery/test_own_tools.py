@@ -45,7 +45,8 @@ def process() -> Iterator[GatewayProcess]:
 discovery: {list_tokens: 2000, always_listed: [alpha__safe], catalog: {registries: []}}
 policy: {rules: [{effect: deny, principals: [guest], tools: ["toolscore__call_tool", "alpha__*"]}]}
 """
-    with running_gateway({"alpha": odd("echo"), "many": odd("many")}, settings=settings) as gateway:
+    servers = {"alpha": odd("echo"), "many": odd("many")}
+    with running_gateway(servers, settings=settings, journal=True) as gateway:
         gateway.wait_for_state("alpha", "up")
         gateway.wait_for_state("many", "up")
         yield gateway

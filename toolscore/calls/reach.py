@@ -100,8 +100,9 @@ class Reach:
         """Ask again what certainly did not happen, or does no harm twice, with longer and longer pauses."""
         from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-        wait = wait_exponential_jitter(initial=FIRST_RETRY_SECONDS, max=MAX_RETRY_SECONDS, jitter=FIRST_RETRY_SECONDS)
-        await asyncio.sleep(random.uniform(FIRST_RETRY_SECONDS, 2 * FIRST_RETRY_SECONDS))
+        first = FIRST_RETRY_SECONDS
+        wait = wait_exponential_jitter(multiplier=first, max=MAX_RETRY_SECONDS, jitter=first)
+        await asyncio.sleep(random.uniform(first, 2 * first))
         again = AsyncRetrying(
             stop=stop_after_attempt(self._retries),
             wait=wait,

@@ -1,0 +1,196 @@
+"""The pool of upstreams, with servers in its own process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from support import Double, eventually
+
+from toolscore.core.errors import Conflict, ServerNotFound, UpstreamUnavailable
+from toolscore.core.jsonrpc import RemoteError
+from toolscore.core.models import UpstreamSpec
+from toolscore.core.rules import ServerRules
+from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams.life import MAX_BACKOFF_SECONDS, backoff_seconds
+from toolscore.upstreams.protocol import LISTS
+
+QUICK = ServerRules(start_timeout_seconds=5, max_start_failures=2, drain_seconds=1)
+
+
+class Told:
+    """What a pool tells the floors above."""
+
+    def __init__(self) -> None:
+        self.tools: dict[str, list[str]] = {}
+        self.states: list[tuple[str, str]] = []
+        self.restarts: list[str] = []
+
+    def on_tools(self, server_id: str, _spec: UpstreamSpec, tools: list[dict[str, Any]]) -> None:
+        self.tools[server_id] = [tool["name"] for tool in tools]
+
+    def on_state(self, server_id: str, state: str, _reason: str | None) -> None:
+        self.states.append((server_id, state))
+
+
+@asynccontextmanager
+async def pool_of(told: Told, **more: Any) -> AsyncIterator[UpstreamPool]:
+    async with UpstreamPool(
+        on_tools=told.on_tools, on_state=told.on_state, on_restart=told.restarts.append, rules=QUICK,
+        reconnect_seconds=0.2, **more,
+    ) as pool:  # fmt: skip
+        yield pool
+
+
+def double(*names: str) -> Double:
+    server = Double()
+    for name in names:
+        server.tool(name, lambda given: "done")
+    return server
+
+
+def spec(pool: UpstreamPool, name: str, server: Double, **more: Any) -> UpstreamSpec:
+    pool.provide(f"double:{name}", server)
+    return UpstreamSpec(inprocess=f"double:{name}", **more)
+
+
+def test_a_server_comes_up_is_asked_and_is_forgotten_before_its_id_is_free() -> None:
+    async def main() -> None:
+        told = Told()
+        async with pool_of(told) as pool:
+            upstream = pool.add("one", spec(pool, "one", double("a", "b")))
+            await upstream.wait_up()
+            assert told.tools == {"one": ["a", "b"]}
+            assert b"done" in bytes(await pool.request("one", "tools/call", {"name": "a"}))
+            with pytest.raises(RemoteError):
+                await pool.request("one", "prompts/list")
+            with pytest.raises(Conflict):
+                pool.add("one", upstream.spec)
+            order: list[str] = []
+            await pool.remove("one", lambda: order.append("taken" if pool.find("one") else "free"))
+            assert order == ["taken"]
+            assert told.states == [("one", "up"), ("one", "stopped")]
+            with pytest.raises(ServerNotFound, match="one"):
+                pool.get("one")
+
+    asyncio.run(main())
+
+
+def test_a_server_that_does_not_start_is_tried_again_with_growing_pauses_then_given_up_or_mended() -> None:
+    class Moody(Double):
+        broken = True
+
+        async def __aenter__(self) -> Double:
+            if self.broken:
+                raise RuntimeError("no licence")
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+    async def main() -> None:
+        told, server = Told(), Moody().tool("a", lambda given: "done")
+        async with pool_of(told) as pool:
+            upstream = pool.add("moody", spec(pool, "moody", server))
+            await eventually(lambda: upstream.state == "down")
+            assert "no licence" in str(upstream.last_error)
+            with pytest.raises(UpstreamUnavailable, match="no licence"):
+                await pool.request("moody", "tools/call", {"name": "a"})
+            server.broken = False
+            upstream.restart()
+            await eventually(lambda: upstream.state == "up")
+            assert upstream.last_error is None
+
+    asyncio.run(main())
+
+
+def test_a_factory_that_does_not_exist_is_hopeless() -> None:
+    async def main() -> None:
+        told = Told()
+        async with pool_of(told) as pool:
+            upstream = pool.add("none", UpstreamSpec(inprocess="no.such.module:thing"))
+            await eventually(lambda: upstream.state == "failed")
+            assert ("none", "failed") in told.states
+            with pytest.raises(UpstreamUnavailable, match="failed"):
+                await upstream.wait_up()
+
+    asyncio.run(main())
+
+
+def test_the_pauses_grow_and_are_bounded() -> None:
+    pauses = [backoff_seconds(failures, 0.5) for failures in range(12)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] == pytest.approx(0.1)
+    assert pauses[-1] == MAX_BACKOFF_SECONDS
+    assert backoff_seconds(3, 0.0) < backoff_seconds(3, 0.99)
+
+
+def test_another_form_takes_over_without_losing_a_call_and_one_that_fails_does_not() -> None:
+    release = asyncio.Event
+
+    async def main() -> None:
+        told, go, begun = Told(), release(), release()
+
+        async def slow(_: dict[str, Any]) -> str:
+            begun.set()
+            await go.wait()
+            return "the old one"
+
+        old = Double().tool("work", slow)
+        new = Double().tool("work", lambda given: "the new one")
+        async with pool_of(told) as pool:
+            await pool.add("one", spec(pool, "old", old)).wait_up()
+            under_way = asyncio.create_task(pool.request("one", "tools/call", {"name": "work"}))
+            await begun.wait()
+            with pytest.raises(UpstreamUnavailable, match="does not start as configured"):
+                await pool.replace("one", UpstreamSpec(inprocess="no.such.module:thing"))
+            await pool.replace("one", spec(pool, "new", new))
+            assert b"the new one" in bytes(await pool.request("one", "tools/call", {"name": "work"}))
+            go.set()
+            assert b"the old one" in bytes(await under_way)
+            assert ("one", "down") not in told.states
+
+    asyncio.run(main())
+
+
+def test_a_lazy_server_whose_tools_are_known_starts_at_its_first_call_and_sleeps_again() -> None:
+    async def main() -> None:
+        told, server = Told(), double("a")
+        async with pool_of(told, has_tools=lambda server_id: True) as pool:
+            upstream = pool.add("lazy", spec(pool, "lazy", server, lazy=True, idle_stop_seconds=0.05))
+            await eventually(lambda: upstream.state == "idle")
+            await pool.request("lazy", "tools/call", {"name": "a"})
+            await eventually(lambda: upstream.state == "idle")
+            assert told.states[-1] == ("lazy", "idle")
+            assert upstream.restarts == 0
+
+    asyncio.run(main())
+
+
+def test_a_trial_is_nobodys_server() -> None:
+    async def main() -> None:
+        told = Told()
+        async with pool_of(told) as pool:
+            async with pool.trial(spec(pool, "trial", double("a"))) as (connection, tools):
+                assert [tool["name"] for tool in tools] == ["a"]
+                assert b"done" in bytes(await connection.request("tools/call", {"name": "a"}))
+                assert list(pool) == []
+            assert told.states == []
+
+    asyncio.run(main())
+
+
+def test_lists_that_are_not_declared_are_empty() -> None:
+    async def main() -> None:
+        told = Told()
+        async with pool_of(told) as pool:
+            upstream = pool.add("one", spec(pool, "one", double("a")))
+            await upstream.wait_up()
+            for kind in LISTS:
+                await upstream.read_anew(kind)
+            assert told.tools == {"one": ["a"]}
+
+    asyncio.run(main())

@@ -16,7 +16,7 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import EXECUTOR, GatewayProcess, bearer, odd, running_gateway, toolscore
+from support import EXECUTOR, GatewayProcess, bearer, odd, running_gateway, toolscore, wait_for
 
 from toolscore.bench.gaps import fit, measure, run_gap_bench
 from toolscore.discovery.gaps.detector import steps_of
@@ -332,7 +332,7 @@ def test_a_gap_is_told_to_its_own_principal_alone(
             line = next(line for line in stream.iter_lines() if line.startswith("data: "))
         return str(json.loads(line[6:])["principal"])
 
-    assert process.event_seen("gap_detected", principal="ada"), "the operator hears of all"
+    assert wait_for(lambda: process.event_seen("gap_detected", principal="ada")), "the operator hears of all"
     assert first_heard(ada) == "ada"
     assert first_heard(bob) == "guest"
 

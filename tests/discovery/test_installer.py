@@ -29,8 +29,8 @@ from toolscore.upstreams import UpstreamPool
 
 STDIO = {"type": "stdio"}
 TIME = {"registryType": "pypi", "identifier": "mcp-server-time", "version": "2026.10.19", "transport": STDIO}
-MEMORY = {
-    "registryType": "npm", "identifier": "@modelcontextprotocol/server-memory", "version": "2026.8.31",
+MEMORY = {  # the last version with few dependencies: npm takes seconds for the hundred packages of later ones
+    "registryType": "npm", "identifier": "@modelcontextprotocol/server-memory", "version": "2025.4.25",
     "transport": STDIO, "environmentVariables": [{"name": "MEMORY_FILE_PATH", "value": "{home}/memory.jsonl"}],
 }  # fmt: skip
 SQLITE = {
@@ -68,7 +68,7 @@ def real() -> Iterator[tuple[GatewayProcess, Registries]]:
     with Registries() as registries:
         registries.publish("io.github.modelcontextprotocol/time", "2026.10.19", packages=[TIME],
                            description="Current time in any time zone, and conversion between time zones")  # fmt: skip
-        registries.publish("io.github.modelcontextprotocol/memory", "2026.8.31", packages=[MEMORY],
+        registries.publish("io.github.modelcontextprotocol/memory", "2025.4.25", packages=[MEMORY],
                            description="Knowledge graph memory")  # fmt: skip
         registries.publish("io.github.modelcontextprotocol/sqlite", "2025.4.25", packages=[SQLITE],
                            description="Query a SQLite database")  # fmt: skip
@@ -111,8 +111,7 @@ def test_the_loop_as_an_agent_sees_it(real: tuple[GatewayProcess, Registries]) -
     assert analysis["verdict"] == "gap"
     assert analysis["recommended_action"] == "request-capability"
     assert analysis["missing"][0]["keywords"] == ["time"], "words to search a catalog with"
-    told = process.event_seen("gap_detected", principal="local")
-    assert told is not None
+    told = wait_for(lambda: process.event_seen("gap_detected", principal="local"))
     assert told["missing"] == analysis["missing"]
 
     woken: list[dict[str, Any]] = []
@@ -152,6 +151,7 @@ def test_the_loop_as_an_agent_sees_it(real: tuple[GatewayProcess, Registries]) -
     assert woken[0]["server_id"] == "time"
     tool = next(tool["tool_id"] for tool in result["tools"] if "current" in tool["tool_id"])
     assert "+09:00" in process.text(tool, {"timezone": "Asia/Tokyo"})
+    wait_for(lambda: process.event_seen("install_progress", step="register"))
     steps = [event["step"] for event in process.events() if event["type"] == "install_progress"]
     assert steps == ["fetch", "prove", "register"]
 
@@ -160,17 +160,15 @@ def test_the_loop_as_an_agent_sees_it(real: tuple[GatewayProcess, Registries]) -
     assert again["status"] in ("sufficient", "unsure")
 
 
-def test_a_server_from_npm_is_tried_and_keeps_its_files_at_home(real: tuple[GatewayProcess, Registries]) -> None:
+def test_a_server_from_npm_is_locked_and_keeps_its_files_at_home(real: tuple[GatewayProcess, Registries]) -> None:
     process, _ = real
     done = install(process, "memory")["data"]
-    assert (done["kind"], done["version"]) == ("npm", "2026.8.31")
-    assert done["proof"]["tool"] == "read_graph"
-    assert done["proof"]["ok"]
+    assert (done["kind"], done["version"]) == ("npm", "2025.4.25")
+    assert done["proof"] is None, "it does not say which tools are read-only"
     assert len(done["tools"]) == 9
-    score = process.get("/api/v1/tools/memory__read_graph")["score"]
-    assert score["calls"] == 1, "the call on trial is the first of its score"
     place = process.folder / "data" / "servers" / "memory"
     lock = json.loads((place / "package-lock.json").read_text())
+    assert len(lock["packages"]) > 10, "its dependencies, too"
     assert all("integrity" in locked for name, locked in lock["packages"].items() if name)
     entity = {"entities": [{"name": "Ada", "entityType": "person", "observations": ["wrote programs"]}]}
     process.text("memory__create_entities", entity)
@@ -207,7 +205,10 @@ def test_policy_denies_by_default_and_says_how_to_go_on(
     nothing_left(process, "plain")
     allowed = process.http.post("/api/v1/catalog/install", json={"name": "org.trusted/fine"}, timeout=60).json()
     assert allowed["success"], allowed
+    assert allowed["data"]["proof"]["tool"] == "look"
     assert allowed["data"]["proof"]["ok"]
+    score = process.get("/api/v1/tools/fine__look")["score"]
+    assert score["calls"] == 1, "the call on trial is the first of its score"
     assert process.text("fine__look") == "fine"
     key = new_key(process, "agent")
     for body in ({"approve": True}, {"env": {"A": "b"}}, {"network": True}, {"arguments": {"a": "b"}}):
@@ -216,6 +217,7 @@ def test_policy_denies_by_default_and_says_how_to_go_on(
         )  # fmt: skip
         assert answer.json()["error"]["code"] == "forbidden", body
     assert process.http.delete("/api/v1/catalog/installed/fine", headers=bearer(key)).status_code == 403
+    assert process.http.delete("/api/v1/catalog/installed/fine").json()["success"]
 
 
 # Without a gateway: the installer with a real database and real servers
@@ -367,6 +369,7 @@ def test_npm_packages_run_no_scripts_of_theirs(local: tuple[GatewayProcess, Regi
     environment = json.loads(process.text("noded__hi"))
     assert "SECRET_OF_THE_GATEWAY" not in environment
     assert not [name for name in environment if name.lower().startswith("npm_")]
+    process.http.delete("/api/v1/catalog/installed/noded")
 
 
 LOOKS = """
@@ -473,8 +476,10 @@ def test_what_a_catalog_may_not_ask_for(
     assert answer["error"]["code"] == code, answer
     assert expected in json.dumps(answer["error"]), answer
     nothing_left(process, "asks")
-    failed = process.event_seen("install_failed", server_id="asks")
-    assert (failed is not None) == (code == "install_failed"), "nothing was begun that is refused by its plan"
+    if code == "install_failed":
+        wait_for(lambda: process.event_seen("install_failed", server_id="asks"))
+    else:
+        assert not process.event_seen("install_started", server_id="asks"), "its plan is refused already"
 
 
 def test_secrets_are_given_by_reference_only(local: tuple[GatewayProcess, Registries]) -> None:
@@ -504,6 +509,7 @@ def test_two_equal_requests_at_once_install_once(local: tuple[GatewayProcess, Re
 
     answers = asyncio.run(both())
     assert all(answer["success"] for answer in answers), answers
+    wait_for(lambda: process.event_seen("install_started", server_id="twice"))
     started = [
         event for event in process.events() if event["type"] == "install_started" and event["server_id"] == "twice"
     ]
@@ -512,6 +518,7 @@ def test_two_equal_requests_at_once_install_once(local: tuple[GatewayProcess, Re
     assert install(process, "twice")["data"]["seconds"] == answers[0]["data"]["seconds"], "it is there already"
     taken = install(process, "org.trusted/fine", server_id="twice")
     assert taken["error"]["code"] == "conflict"
+    process.http.delete("/api/v1/catalog/installed/twice")
 
 
 def test_the_command_line_installs_and_uninstalls(local: tuple[GatewayProcess, Registries]) -> None:
@@ -722,4 +729,4 @@ def test_stopping_the_gateway_undoes_an_install_and_tells_whoever_waits(
     assert not (process.folder / "data" / "servers" / "late").exists()
     assert "Traceback" not in process.output()
     process.start()
-    assert process.event_seen("install_failed", server_id="late")
+    wait_for(lambda: process.event_seen("install_failed", server_id="late"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import GatewayProcess, bearer, odd, running_gateway, wait_for
 
-from toolscore.core.models import Tool
+from toolscore.core.errors import ToolNotFound
+from toolscore.core.models import Principal, Tool
+from toolscore.discovery.own_tools import OwnTools
 from toolscore.discovery.search.fitting import fitted
+from toolscore.embedding import LightEmbedder
 
 ENVELOPE = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -135,10 +139,54 @@ def test_they_can_be_switched_off(process: GatewayProcess) -> None:
     file = process.config / "toolscore.yaml"
     settings = file.read_text()
     file.write_text(settings.replace("discovery: {", "discovery: {mcp_tools: false, "))
-    wait_for(lambda: not [name for name in listed(process) if name.startswith("toolscore__")], 20)
+    wait_for(lambda: process.http.get("/api/v1/servers/toolscore").status_code == 404, 20)
+    assert not [name for name in listed(process) if name.startswith("toolscore__")]
     assert "error" in call(process, "toolscore__search_tools", {"query": "echo a text"})
     file.write_text(settings)
-    wait_for(lambda: "toolscore__search_tools" in listed(process), 20)
+    process.wait_for_state("toolscore", "up")
+    wait_for(lambda: "toolscore__search_tools" in listed(process))
+
+
+def test_they_ask_for_the_caller_and_say_what_goes_wrong(open_rooms: Any) -> None:
+    """Without a gateway: who calls is asked what exists, and a call goes to whoever makes calls."""
+    called: list[tuple[str, dict[str, Any], str]] = []
+
+    async def call(tool_id: str, arguments: dict[str, Any], who: Principal) -> dict[str, Any]:
+        called.append((tool_id, arguments, who.name))
+        if tool_id == "gone":
+            raise ToolNotFound("no tool 'gone'", suggestion="nearest: here")
+        return {"content": [{"type": "text", "text": "done"}]}
+
+    def sees(who: Principal) -> Any:
+        return (lambda tool: tool.name != "secret") if who.name == "guest" else None
+
+    async def run() -> None:
+        nothing: Any = None
+        async with open_rooms(LightEmbedder()) as rooms:
+            rooms.list_tools("safe", secret="Opens the safe.", visit="Visits the safe.")
+            own = OwnTools(rooms.search, nothing, nothing, sees=sees, call=call)
+            assert [one["name"] for one in own.list_tools()][:2] == ["search_tools", "call_tool"]
+
+            async def asked(name: str, arguments: dict[str, Any], who: str | None) -> dict[str, Any]:
+                meta = {"toolscore/principal": who, "toolscore/scopes": []} if who else {}
+                return await own.call_tool(name, arguments, meta=meta)
+
+            for who, expected in (("ada", {"safe__secret", "safe__visit"}), ("guest", {"safe__visit"})):
+                found = (await asked("search_tools", {"query": "the safe"}, who))["structuredContent"]
+                assert {one["tool_id"] for one in found["tools"]} == expected
+            done = await asked("call_tool", {"tool_id": "here", "parameters": {"a": 1}}, "ada")
+            assert done["content"][0]["text"] == "done"
+            assert called == [("here", {"a": 1}, "ada")]
+            gone = await asked("call_tool", {"tool_id": "gone"}, "ada")
+            assert (gone["isError"], gone["content"][0]["text"]) == (True, "no tool 'gone'. nearest: here")
+            for refused in (
+                await asked("call_tool", {"tool_id": "toolscore__call_tool"}, "ada"),
+                await asked("search_tools", {"query": "the safe"}, None),
+            ):
+                assert refused["isError"]
+            assert len(called) == 2
+
+    asyncio.run(run())
 
 
 def tool(name: str) -> Tool:

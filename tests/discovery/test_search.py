@@ -81,11 +81,19 @@ def test_the_measure_measures() -> None:
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, new_key: Callable[[GatewayProcess, str], str]) -> Any:
-    fickle = Fickle(tmp_path_factory.mktemp("fickle"))
+    fickle, git = Fickle(tmp_path_factory.mktemp("fickle")), Fickle(tmp_path_factory.mktemp("git"))
+    git.order(
+        tools={
+            **dict.fromkeys(("look", "write", "measure")),  # it has none of a city's
+            "git_log": {"description": "Shows the commit logs"},
+            "git_commit": {"description": "Records changes to the repository"},
+            "git_status": {"description": "Shows the working tree status"},
+        }
+    )
     current = SERVERS / "current" / "bin"
     servers = {
         "time": {"command": str(current / "mcp-server-time")},
-        "git": {"command": str(current / "mcp-server-git")},
+        "git": git.entry,
         "city": fickle.entry,
         "many": odd("many"),
     }

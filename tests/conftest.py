@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,6 +30,47 @@ def gateway() -> Iterator[GatewayProcess]:
         for server_id in ("alpha", "beta", "many"):
             process.wait_for_state(server_id, "up")
         yield process
+
+
+STARTERS = frozenset(
+    {"running_gateway", "executor_process", "toolscore", "with_config", "debian_package", "forked", "fixture", "Popen",
+     "SERVERS", "Registries", "run_suite"}
+)  # fmt: skip
+"""Whoever uses one of these starts a process, or needs what the network brought."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests together that share something made for their module, and mark those that need no process.
+
+    `make test-fast` runs the marked ones; `--dist loadgroup` deals all others out one by one.
+    """
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        fixtures = [one[-1] for one in item._fixtureinfo.name2fixturedefs.values()]
+        if any(one.scope == "module" for one in fixtures):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+        sandboxed = "mcp_servers" in item.path.parts  # its processes are what is tested there
+        if not sandboxed and not any(
+            _reaches(function, set()) for function in (item.function, *(one.func for one in fixtures))
+        ):
+            item.add_marker(pytest.mark.fast)
+
+
+def _reaches(function: Any, seen: set[Any]) -> bool:
+    """Whether a function, or one of its module that it calls, names a starter."""
+    function = inspect.unwrap(function) if callable(function) else function
+    code = getattr(function, "__code__", None)
+    if code is None or code in seen:
+        return False
+    seen.add(code)
+    names = _names(code)
+    module = getattr(function, "__globals__", {})
+    return bool(names & STARTERS) or any(_reaches(module.get(name), seen) for name in names)
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {*code.co_names, *code.co_freevars}.union(*map(_names, inner))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -17,9 +17,20 @@ from typing import Any
 
 import pytest
 import yaml
-from support import ROOT, SCRIPTS, SERVERS, GatewayProcess, free_port, running_gateway, wait_for
+from support import (
+    ROOT,
+    SCRIPTS,
+    SERVERS,
+    VARIABLE,
+    GatewayProcess,
+    fixture,
+    forked,
+    free_port,
+    nursery,
+    running_gateway,
+    wait_for,
+)
 
-FIXTURE = SCRIPTS / "fixture.py"
 CLIENT = SCRIPTS / "conformance_client.py"
 SUITE = SERVERS / "npm" / "node_modules" / "@modelcontextprotocol" / "conformance"
 SESSIONS, STATELESS = "2025-11-25", "2026-07-28"
@@ -60,7 +71,7 @@ def fixture_behind(way: str, *options: str) -> Iterator[GatewayProcess]:
     port = free_port()
     servers: dict[str, Any] = {
         "http": {"fixture": {"url": f"http://127.0.0.1:{port}/mcp"}},
-        "stdio": {"fixture": {"command": sys.executable, "args": [str(FIXTURE), "stdio", *options]}},
+        "stdio": {"fixture": fixture("stdio", *options)},
         "websocket": {},
     }[way]
     with contextlib.ExitStack() as stack:
@@ -76,7 +87,7 @@ def fixture_behind(way: str, *options: str) -> Iterator[GatewayProcess]:
 
 @contextlib.contextmanager
 def running(arguments: list[str]) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-W", "ignore", str(FIXTURE), *arguments])
+    process = subprocess.Popen(forked("fixture.py", *arguments))
     try:
         yield
     finally:
@@ -115,7 +126,7 @@ def test_a_server_of_the_session_era_serves_clients_of_both(way: str) -> None:
 
 def test_the_tasks_extension_passes_through() -> None:
     port = free_port()
-    server = subprocess.Popen([sys.executable, str(FIXTURE.with_name("tasks_http.py")), str(port)])
+    server = subprocess.Popen(forked("tasks_http.py", str(port)))
     try:
         with running_gateway({"tasks": {"url": f"http://127.0.0.1:{port}/mcp"}}) as gateway:
             gateway.wait_for_state("tasks", "up")
@@ -195,10 +206,12 @@ def test_the_gateway_as_a_client() -> None:
     assert os.geteuid() == 0, "a network namespace needs root"
     command = f"{sys.executable} -W ignore {CLIENT}"
 
-    def run(scenario: str) -> tuple[int, str]:
-        return run_suite("client", "--command", command, "--scenario", scenario, prefix=alone)
+    with nursery(*alone) as (pid, address), ThreadPoolExecutor(3) as pool:
 
-    with ThreadPoolExecutor(3) as pool:
+        def run(scenario: str) -> tuple[int, str]:
+            there = ("nsenter", f"--net=/proc/{pid}/ns/net", "env", f"{VARIABLE}={address}")
+            return run_suite("client", "--command", command, "--scenario", scenario, prefix=there)
+
         for scenario, (code, output) in zip(AS_CLIENT, pool.map(run, AS_CLIENT), strict=True):
             assert code == 0, f"{scenario}: {output[-3000:]}"
             assert "OVERALL: PASSED" in output

@@ -19,7 +19,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from support import PYTHON, SCRIPTS, GatewayProcess, bearer, odd, running_gateway, wait_for, with_config
+from support import PYTHON, GatewayProcess, bearer, fixture, odd, running_gateway, wait_for, with_config
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
@@ -51,11 +51,10 @@ def gateway() -> Iterator[GatewayProcess]:
     jwks = f"http://127.0.0.1:{server.server_port}/"
     tokens = f"{{issuer: {ISSUER}, audience: {AUDIENCE}, jwks_url: '{jwks}', admins: [root]}}"
     settings = f"access: {{local_without_key: false, tokens: {tokens}}}\n"
-    fixture = ["-W", "ignore", str(SCRIPTS / "fixture.py"), "stdio"]
     servers = {
         "echo": odd("good"),
-        "both": {"command": sys.executable, "args": fixture},
-        "sessions": {"command": sys.executable, "args": [*fixture, "--session-only"]},
+        "both": fixture("stdio"),
+        "sessions": fixture("stdio", "--session-only"),
     }
     with running_gateway(servers, settings=settings) as process:
         process.admin = with_config(process, "keys", "create", "root", "--scope", "admin")  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
-from support import SCRIPTS, GatewayProcess, odd, running_gateway
+from support import GatewayProcess, fixture, odd, running_gateway
 
 from toolscore.access.limits import Rate, RateLimits, RateRules, Turnstile
 from toolscore.core.errors import Overloaded, RateLimited
@@ -189,8 +189,7 @@ def test_a_caller_with_a_key_has_a_budget() -> None:
 
 
 def test_a_server_serves_so_many_at_a_time() -> None:
-    fixture = str(SCRIPTS / "fixture.py")
-    slow = {"command": sys.executable, "args": ["-W", "ignore", fixture, "stdio"], "max_concurrent": 2}
+    slow = fixture("stdio", max_concurrent=2)
     with running_gateway({"slow": slow}, settings="servers: {max_queued: 2}\n") as gateway:
         gateway.wait_for_state("slow", "up")
 

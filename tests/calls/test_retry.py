@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import SCRIPTS, GatewayProcess, running_gateway
-
-FIXTURE = SCRIPTS / "fixture.py"
+from support import GatewayProcess, fixture, running_gateway
 
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayProcess]:
-    server = {"command": sys.executable, "args": ["-W", "ignore", str(FIXTURE), "stdio"]}
-    with running_gateway({"fixture": server}) as process:
+    with running_gateway({"fixture": fixture("stdio")}) as process:
         process.wait_for_state("fixture", "up")
         yield process
 

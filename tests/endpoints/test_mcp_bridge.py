@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,25 +13,20 @@ import httpx
 import mcp_types as types
 import pytest
 from mcp import Client
-from support import SCRIPTS, GatewayProcess, running_gateway, wait_for
+from support import GatewayProcess, fixture, running_gateway, wait_for
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 
-FIXTURE = SCRIPTS / "fixture.py"
 STATELESS = "2026-07-28"
 META = "io.modelcontextprotocol/"
 EVERYTHING = {"sampling": {}, "elicitation": {}, "roots": {}}
 
 
-def fixture(*options: str) -> dict[str, Any]:
-    return {"command": sys.executable, "args": ["-W", "ignore", str(FIXTURE), "stdio", *options]}
-
-
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayProcess]:
-    servers = {"both": fixture(), "sessions": fixture("--session-only")}
+    servers = {"both": fixture("stdio"), "sessions": fixture("stdio", "--session-only")}
     with running_gateway({"both": servers["both"]}, settings="limits: {input_seconds: 5}\n") as process:
         wait_for(lambda: listed(process, "resources/list", "resources"))  # the first to have a URI keeps it
         process.servers(servers)
@@ -285,12 +279,12 @@ def test_a_session_hears_the_levels_that_it_asked_for(gateway: GatewayProcess) -
 
 
 def test_lists_are_whole_while_a_server_is_away() -> None:
-    with running_gateway({"one": fixture(), "two": fixture()}) as process:
+    with running_gateway({"one": fixture("stdio"), "two": fixture("stdio")}) as process:
         for server_id in ("one", "two"):
             process.wait_for_state(server_id, "up")
         wait_for(lambda: len(listed(process, "prompts/list", "prompts")) == 10)
         process.stop()
-        process.servers({"one": fixture(), "two": {"command": "no-such-program"}})
+        process.servers({"one": fixture("stdio"), "two": {"command": "no-such-program"}})
         process.start()
         process.wait_for_state("one", "up")
         process.wait_for_state("two", "failed")

@@ -1,10 +1,11 @@
-"""Starts `toolscore` programs for tests by forking, after the libraries that they import were imported once.
+"""Starts programs for tests by forking, after the libraries that they import were imported once.
 
     nursery.py SOCKET      (serves until whoever started it is gone)
 
 Most of the time of a program's start goes into importing its libraries. A forked program runs the same code as `python
--m toolscore` does: our own modules are imported in it, not here, so that nothing of ours is shared. A client sends one
-JSON object, with the descriptors of stdin, stdout and stderr; it is answered with the pid, and later with the status.
+-m toolscore` does: our own modules are imported in it, not here, so that nothing of ours is shared. A script that needs
+the official SDK is run likewise. A client sends one JSON object, with the descriptors of stdin, stdout and
+stderr; it is answered with the pid, and later with the status. A client that hangs up before has its program killed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import warnings
 
 MAX_REQUEST = 256 * 1024
 
@@ -46,13 +48,19 @@ def become(request: dict[str, object], descriptors: list[int]) -> None:
         os.chdir(str(request["cwd"]))
         os.environ.clear()
         os.environ.update(request["env"])  # type: ignore[arg-type, call-overload]
-        sys.argv = ["toolscore", *request["arguments"]]  # type: ignore[misc]
+        script = request.get("script")
+        sys.argv = [str(script or "toolscore"), *request["arguments"]]  # type: ignore[misc]
         sys.stdin, sys.stdout, sys.stderr = (
             open(number, mode, encoding="utf-8", errors=errors)  # noqa: SIM115
             for number, mode, errors in ((0, "r", "strict"), (1, "w", "strict"), (2, "w", "backslashreplace"))
         )
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
-        runpy.run_module("toolscore", run_name="__main__", alter_sys=True)
+        if script:
+            warnings.simplefilter("ignore")
+            sys.path[0] = os.path.dirname(str(script))
+            runpy.run_path(str(script), run_name="__main__")
+        else:
+            runpy.run_module("toolscore", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 0 if exc.code is None else 1
@@ -94,13 +102,19 @@ def main() -> None:
             elif one is not wake:
                 data, descriptors, _, _ = socket.recv_fds(one, MAX_REQUEST, 3)
                 if not data:
+                    for pid in [pid for pid, client in born.items() if client is one]:
+                        os.kill(pid, signal.SIGKILL)
                     del clients[one.fileno()]
                     one.close()
                     continue
+                request = json.loads(data)
+                if request.get("script"):
+                    import mcp.server.stdio  # only what such scripts need, and when one comes
+                    import mcp.server.streamable_http  # noqa: F401
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
-                    become(json.loads(data), descriptors)
+                    become(request, descriptors)
                 for descriptor in descriptors:
                     os.close(descriptor)
                 born[pid] = one

@@ -4,6 +4,7 @@ from support.commands import bearer, toolscore, with_config
 from support.doubles import Double, text
 from support.executors import ExecutorProcess, executor_process
 from support.memory import MemoryGateway, eventually, in_memory_gateway
+from support.nursery import VARIABLE, fixture, forked, nursery
 from support.processes import (
     EXECUTOR,
     ODD,
@@ -28,6 +29,7 @@ __all__ = [
     "ROOT",
     "SCRIPTS",
     "SERVERS",
+    "VARIABLE",
     "Double",
     "ExecutorProcess",
     "Fickle",
@@ -37,8 +39,11 @@ __all__ = [
     "debian_package",
     "eventually",
     "executor_process",
+    "fixture",
+    "forked",
     "free_port",
     "in_memory_gateway",
+    "nursery",
     "odd",
     "process_gone",
     "running_gateway",

@@ -13,10 +13,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Born", "born"]
+__all__ = ["VARIABLE", "Born", "born", "fixture", "forked", "nursery"]
 
 SCRIPT = Path(__file__).resolve().parents[1] / "servers" / "nursery.py"
 VARIABLE = "TEST_NURSERY"
@@ -90,26 +91,44 @@ def born(
     return Born(connection, int(json.loads(connection.recv(4096))["pid"]))
 
 
+def forked(script: str, *arguments: str) -> list[str]:
+    """A command that runs a script of `servers/` that needs the official SDK, without importing that each time."""
+    return [sys.executable, "-I", "-S", str(SCRIPT.with_name("forked.py")), _address(), str(SCRIPT.with_name(script)),
+            *arguments]  # fmt: skip
+
+
+def fixture(*arguments: str, **more: Any) -> dict[str, Any]:
+    """The fixture of the conformance suite as an entry of `mcpServers`; `more` are further keys."""
+    command, *args = forked("fixture.py", *arguments)
+    return {"command": command, "args": args, **more}
+
+
 def _address() -> str:
     """The socket of this process's nursery, which is started at its first use."""
     with _lock:
         if VARIABLE not in os.environ:
-            folder = tempfile.mkdtemp(prefix="toolscore-nursery-")
-            address = f"{folder}/socket"
-            nursery = subprocess.Popen([sys.executable, str(SCRIPT), address], stdin=subprocess.DEVNULL)
-            atexit.register(_end, nursery, address)
-            deadline = time.monotonic() + START_SECONDS
-            while not os.path.exists(address):
-                assert nursery.poll() is None, "the nursery does not start"
-                assert time.monotonic() < deadline, "the nursery does not start in time"
-                threading.Event().wait(0.01)
-            os.environ[VARIABLE] = address
+            stack = contextlib.ExitStack()
+            _, os.environ[VARIABLE] = stack.enter_context(nursery())
+            atexit.register(stack.close)
         return os.environ[VARIABLE]
 
 
-def _end(nursery: subprocess.Popen[bytes], address: str) -> None:
-    nursery.terminate()
-    nursery.wait()
-    with contextlib.suppress(OSError):
-        os.unlink(address)
-        os.rmdir(os.path.dirname(address))
+@contextlib.contextmanager
+def nursery(*prefix: str) -> Iterator[tuple[int, str]]:
+    """Run a nursery. Yields its pid and its socket.
+
+    Args:
+        prefix: a command that runs it somewhere else, such as in a network of its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="toolscore-nursery-") as folder:
+        address = f"{folder}/socket"
+        with subprocess.Popen([*prefix, sys.executable, str(SCRIPT), address], stdin=subprocess.DEVNULL) as process:
+            try:
+                deadline = time.monotonic() + START_SECONDS
+                while not os.path.exists(address):
+                    assert process.poll() is None, "the nursery does not start"
+                    assert time.monotonic() < deadline, "the nursery does not start in time"
+                    threading.Event().wait(0.01)
+                yield process.pid, address
+            finally:
+                process.terminate()

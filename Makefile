@@ -4,14 +4,19 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test storm check lock format clean
+.PHONY: run test test-fast storm check pages lock format clean
 
 run: $(VENV)/.installed
 	@$(BIN)/toolscore serve
 
 test: $(VENV)/.tested
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/pytest -n 3 --dist loadfile
+	@$(BIN)/pytest -n 4
+
+# What one runs while working: no network, no processes but the sandbox's own.
+test-fast: $(VENV)/.tested
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/pytest -q -n 2 -m fast
 
 # Thousands of calls to a server that fails in every way; prints how they ended.
 storm: $(VENV)/.tested
@@ -26,6 +31,10 @@ check: $(VENV)/.tested
 format: $(VENV)/.tested
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+# What is made from the rules in the code: config/toolscore.yaml, the tables of docs/settings.md.
+pages: $(VENV)/.installed
+	@$(BIN)/python -m toolscore.app.pages
 
 # What is needed to run it: exact versions, checked by their hashes.
 $(VENV)/.installed: requirements.lock pyproject.toml mcp_servers/python_executor/sandbox/_forkserver.c

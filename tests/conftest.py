@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support import GatewayProcess, odd, running_gateway
+from support import ROOT, GatewayProcess, odd, running_gateway
 
 # Machines are slow at times: that is no fault of what is tested.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,26 +36,38 @@ def gateway() -> Iterator[GatewayProcess]:
 
 STARTERS = frozenset(
     {"running_gateway", "executor_process", "toolscore", "with_config", "debian_package", "forked", "fixture", "Popen",
-     "SERVERS", "Registries", "run_suite"}
+     "SERVERS", "Registries", "run_suite", "getfixturevalue"}
 )  # fmt: skip
 """Whoever uses one of these starts a process, or needs what the network brought."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests together that share something made for their module, and mark those that need no process.
+class _ByModule(LoadScopeScheduling):
+    """Deals tests out one by one, but those together that share a fixture of their module."""
 
-    `make test-fast` runs the marked ones; `--dist loadgroup` deals all others out one by one.
-    """
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return path if _shares(path) else nodeid
+
+
+@functools.cache
+def _shares(path: str) -> bool:
+    return 'scope="module"' in (ROOT / path).read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByModule:
+    return _ByModule(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long tests first, so that none of them runs alone at the end, and mark those that need no process."""
     for item in items:
         assert isinstance(item, pytest.Function)
         fixtures = [one[-1] for one in item._fixtureinfo.name2fixturedefs.values()]
-        if any(one.scope == "module" for one in fixtures):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
         sandboxed = "mcp_servers" in item.path.parts  # its processes are what is tested there
-        if not sandboxed and not any(
-            _reaches(function, set()) for function in (item.function, *(one.func for one in fixtures))
-        ):
+        functions = (item.function, *(one.func for one in fixtures))
+        if not sandboxed and not any(_reaches(function, set()) for function in functions):
             item.add_marker(pytest.mark.fast)
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def _reaches(function: Any, seen: set[Any]) -> bool:

@@ -250,6 +250,7 @@ def test_changes_within_a_second_count_once() -> None:
         assert [event["changed"] for event in applied] == [["mcpServers.s9"]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["tcp", "unix"])
 def test_flipping_the_executors_switch_under_load_fails_no_call(way: str) -> None:
     with running_gateway(journal=True) as process:
@@ -357,6 +358,7 @@ def test_a_restart_finds_the_unix_socket_of_a_killed_gateway(tmp_path: Path) -> 
         assert not process.unix_socket.exists()
 
 
+@pytest.mark.long
 def test_memory_and_descriptors_do_not_grow_with_calls() -> None:
     with running_gateway({"alpha": odd("echo")}, journal=True) as process:
         process.wait_for_state("alpha", "up")

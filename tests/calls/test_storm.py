@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from support import SCRIPTS, free_port, running_gateway, wait_for
 
 CALLS = int(os.environ.get("STORM_CALLS", "10000"))
@@ -59,6 +60,7 @@ class Server:
         self._keeper.join(10)
 
 
+@pytest.mark.long
 def test_ten_thousand_calls_through_a_storm(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     ledger = tmp_path / "ledger"
     ledger.touch()

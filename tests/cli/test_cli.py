@@ -81,6 +81,7 @@ def test_events_follow(gateway: GatewayProcess) -> None:
         process.communicate()
 
 
+@pytest.mark.long
 def test_doctor_finds_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
     servers = {"good": odd("echo"), "crashes": odd("crashes"), "missing": {"command": "no-such-program"}}
     with running_gateway(servers, settings="limitz: {}\n", start=False) as process, socket.socket() as holder:

@@ -186,6 +186,7 @@ def test_a_recorded_window_stands_in_for_the_server(gateway: GatewayProcess, fic
     assert (wrong.returncode, "cannot be served" in wrong.stderr) == (1, True)
 
 
+@pytest.mark.long
 def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
     with running_gateway({"echo": odd("echo")}, journal=True) as process:
         process.wait_for_state("echo", "up")

@@ -365,6 +365,7 @@ HOSTILE_SECONDS = {ENDLESS: 0.01}
 """What only a time limit ends gets a small one: it uses CPU time for as long."""
 
 
+@pytest.mark.long
 def test_ten_thousand_calls_with_every_tenth_hostile_all_get_their_right_answer(tmp_path: Path) -> None:
     """The honest ones compute, print, fail, write files and read input; each is checked by its own number.
 

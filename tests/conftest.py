@@ -27,7 +27,7 @@ settings.load_profile("patient")
 def gateway() -> Iterator[GatewayProcess]:
     """One gateway with well-behaved servers, for tests that leave it as they found it."""
     with running_gateway(
-        {name: odd(name if name == "many" else "echo") for name in ("alpha", "beta", "many")}, journal=True
+        {name: odd(name if name == "many" else "echo") for name in ("alpha", "beta", "many")}, journal=True, python=True
     ) as process:
         for server_id in ("alpha", "beta", "many"):
             process.wait_for_state(server_id, "up")

@@ -45,8 +45,8 @@ def real(folder: Path) -> Iterator[GatewayProcess]:
         "everything": {"command": node, "args": [str(NPM / "mcp-server-everything"), "stdio"]},
         "filesystem": {"command": node, "args": [str(NPM / "mcp-server-filesystem"), str(folder)]},
     }
-    with running_gateway(servers, journal=True) as process:
-        for server_id in servers:
+    with running_gateway(servers, journal=True, python=True) as process:
+        for server_id in (*servers, EXECUTOR):
             process.wait_for_state(server_id, "up", seconds=60)
         yield process
 

@@ -56,7 +56,7 @@ def gateway() -> Iterator[GatewayProcess]:
         "both": fixture("stdio"),
         "sessions": fixture("stdio", "--session-only"),
     }
-    with running_gateway(servers, settings=settings) as process:
+    with running_gateway(servers, settings=settings, python=True) as process:
         process.admin = with_config(process, "keys", "create", "root", "--scope", "admin")  # type: ignore[attr-defined]
         process.ada = with_config(process, "keys", "create", "ada")  # type: ignore[attr-defined]
         process.bob = with_config(process, "keys", "create", "bob")  # type: ignore[attr-defined]
@@ -297,7 +297,7 @@ def test_the_calls_of_others_are_not_told(gateway: GatewayProcess) -> None:
 
 
 def test_it_does_not_listen_to_others_without_a_key() -> None:
-    with running_gateway({}, start=False) as process:
+    with running_gateway({}, start=False, python=True) as process:
         (process.config / "ports_config.yaml").write_text(
             "core_services: {toolscore_http: {host: 0.0.0.0, port: 0}, toolscore_mcp: {port: 0}}\n"
         )
@@ -313,7 +313,7 @@ def test_it_does_not_listen_to_others_without_a_key() -> None:
 
 def test_the_executor_comes_back_with_a_key_of_its_own() -> None:
     settings = "access: {local_without_key: false}\n"
-    with running_gateway({}, settings=settings, ports="use_inprocess_python_executor: false") as process:
+    with running_gateway({}, settings=settings, ports="use_inprocess_python_executor: false", python=True) as process:
         key = with_config(process, "keys", "create", "ada", "--scope", "admin")
         process.http.headers["authorization"] = f"Bearer {key}"
         process.wait_for_state("python-executor-mcp-server", "up")

@@ -26,14 +26,14 @@ def test_it_is_ready_whatever_its_servers_do() -> None:
     servers: dict[str, Any] = {f"silent{number}": odd("silent") for number in range(3)}
     servers["nowhere"] = {"url": f"http://127.0.0.1:{free_port()}/mcp"}
     servers["missing"] = {"command": "no-such-program"}
-    with running_gateway(servers, journal=True) as process:
+    with running_gateway(servers, journal=True, python=True) as process:
         assert process.text(PYTHON, {"code": "'at once'"}) == "'at once'"
         assert process.server("silent0")["state"] == "starting"
 
 
 def test_sigterm_ends_everything_in_order() -> None:
     with running_gateway(
-        {"family": odd("family", "/dev/null"), "slow": odd("slow", "/dev/null")}, journal=True
+        {"family": odd("family", "/dev/null"), "slow": odd("slow", "/dev/null")}, journal=True, python=True
     ) as process:
         process.wait_for_state("family", "up")
         process.wait_for_state("slow", "up")
@@ -46,7 +46,7 @@ def test_sigterm_ends_everything_in_order() -> None:
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_a_server_that_will_not_go_is_gone_all_the_same(end: str) -> None:
-    with running_gateway({"stubborn": odd("stubborn")}, journal=True) as process:
+    with running_gateway({"stubborn": odd("stubborn")}, journal=True, python=True) as process:
         pid = process.wait_for_state("stubborn", "up")["pid"]
         family = process.family()
         getattr(process, end)()
@@ -54,7 +54,7 @@ def test_a_server_that_will_not_go_is_gone_all_the_same(end: str) -> None:
 
 
 def test_calls_under_way_at_the_end_are_answered(tmp_path: Path) -> None:
-    with running_gateway({"slow": odd("slow", tmp_path / "notes")}, journal=True) as process:
+    with running_gateway({"slow": odd("slow", tmp_path / "notes")}, journal=True, python=True) as process:
         process.wait_for_state("slow", "up")
         with ThreadPoolExecutor(2) as pool:
             long = pool.submit(process.execute, "slow__echo", {"text": "x"})
@@ -74,7 +74,7 @@ def test_calls_under_way_at_the_end_are_answered(tmp_path: Path) -> None:
 
 
 def test_asked_twice_it_ends_at_once() -> None:
-    with running_gateway({"never": odd("never")}, journal=True) as process:
+    with running_gateway({"never": odd("never")}, journal=True, python=True) as process:
         process.wait_for_state("never", "up")
         family = process.family()
         with ThreadPoolExecutor(1) as pool:
@@ -123,7 +123,7 @@ class Callers:
 
 def test_kill_9_of_the_gateway_leaves_nothing_behind_and_loses_nothing(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    with running_gateway({"family": odd("family", pids), "many": odd("many")}, journal=True) as process:
+    with running_gateway({"family": odd("family", pids), "many": odd("many")}, journal=True, python=True) as process:
         process.wait_for_state("family", "up")
         process.wait_for_state("many", "up")
 
@@ -191,7 +191,9 @@ def test_kill_9_of_the_gateway_leaves_nothing_behind_and_loses_nothing(tmp_path:
 
 
 def test_a_reload_adds_removes_and_leaves_the_rest_alone() -> None:
-    with running_gateway({"stays": odd("echo"), "goes": odd("echo"), "changes": odd("echo")}, journal=True) as process:
+    with running_gateway(
+        {"stays": odd("echo"), "goes": odd("echo"), "changes": odd("echo")}, journal=True, python=True
+    ) as process:
         pid = process.wait_for_state("stays", "up")["pid"]
         process.wait_for_state("goes", "up")
         process.wait_for_state("changes", "up")
@@ -228,7 +230,7 @@ def test_a_reload_adds_removes_and_leaves_the_rest_alone() -> None:
     ],
 )
 def test_a_reload_with_a_mistake_is_rejected_and_the_old_keeps_running(file: str, text: str, said: str) -> None:
-    with running_gateway({"alpha": odd("echo")}, journal=True) as process:
+    with running_gateway({"alpha": odd("echo")}, journal=True, python=True) as process:
         process.wait_for_state("alpha", "up")
         pid = process.server("alpha")["pid"]
         (process.config / file).write_text(text)
@@ -240,7 +242,7 @@ def test_a_reload_with_a_mistake_is_rejected_and_the_old_keeps_running(file: str
 
 
 def test_changes_within_a_second_count_once() -> None:
-    with running_gateway(journal=True) as process:
+    with running_gateway(journal=True, python=True) as process:
         pause = threading.Event()
         for number in range(10):
             process.servers({f"s{number}": odd("echo")})
@@ -253,7 +255,7 @@ def test_changes_within_a_second_count_once() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("way", ["tcp", "unix"])
 def test_flipping_the_executors_switch_under_load_fails_no_call(way: str) -> None:
-    with running_gateway(journal=True) as process:
+    with running_gateway(journal=True, python=True) as process:
         if way == "tcp":
             process.unix_socket = Path("/nonexistent")
             process.stop()
@@ -283,7 +285,7 @@ def test_flipping_the_executors_switch_under_load_fails_no_call(way: str) -> Non
 
 
 def test_the_executor_apart_serves_http_too() -> None:
-    with running_gateway(ports="use_inprocess_python_executor: false", journal=True) as process:
+    with running_gateway(ports="use_inprocess_python_executor: false", journal=True, python=True) as process:
         server = process.wait_for_state(EXECUTOR, "up")
         assert server["kind"] == "websocket"
         assert process.text(PYTHON, {"code": "2 ** 100"}) == str(2**100)
@@ -306,7 +308,7 @@ def serve(process: GatewayProcess, *arguments: str, **environment: str) -> subpr
 
 
 def test_a_taken_port_is_one_clear_line_and_its_own_exit_code() -> None:
-    with running_gateway(start=False, journal=True) as process, socket.socket() as holder:
+    with running_gateway(start=False, journal=True, python=True) as process, socket.socket() as holder:
         holder.bind(("127.0.0.1", process.http_port))
         holder.listen()
         done = serve(process)
@@ -317,7 +319,7 @@ def test_a_taken_port_is_one_clear_line_and_its_own_exit_code() -> None:
 
 
 def test_it_does_not_listen_beyond_this_machine_without_leave() -> None:
-    with running_gateway(start=False, journal=True) as process:
+    with running_gateway(start=False, journal=True, python=True) as process:
         done = serve(process, TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__HOST="0.0.0.0")
         assert done.returncode == 73
         assert "allow_unauthenticated" in done.stderr
@@ -325,7 +327,7 @@ def test_it_does_not_listen_beyond_this_machine_without_leave() -> None:
 
 def test_a_config_with_a_typo_is_one_line_and_the_rest_runs() -> None:
     with running_gateway(
-        {"alpha": odd("echo"), "bad": {"comand": "x"}}, settings="limitz: {}\n", start=False, journal=True
+        {"alpha": odd("echo"), "bad": {"comand": "x"}}, settings="limitz: {}\n", start=False, journal=True, python=True
     ) as process:
         strict = serve(process, "--strict-settings")
         assert strict.returncode == 78
@@ -341,7 +343,7 @@ def test_a_config_with_a_typo_is_one_line_and_the_rest_runs() -> None:
 def test_a_database_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with running_gateway(start=False, journal=True) as process:
+    with running_gateway(start=False, journal=True, python=True) as process:
         done = serve(process, TOOLSCORE_STORAGE__DATA_DIR=str(blocked / "data"))
         assert done.returncode == 69
         assert "cannot open the database" in done.stderr
@@ -349,7 +351,7 @@ def test_a_database_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> N
 
 
 def test_a_restart_finds_the_unix_socket_of_a_killed_gateway(tmp_path: Path) -> None:
-    with running_gateway(journal=True) as process:
+    with running_gateway(journal=True, python=True) as process:
         process.kill()
         assert process.unix_socket.is_socket()
         process.start()
@@ -360,7 +362,7 @@ def test_a_restart_finds_the_unix_socket_of_a_killed_gateway(tmp_path: Path) -> 
 
 @pytest.mark.long
 def test_memory_and_descriptors_do_not_grow_with_calls() -> None:
-    with running_gateway({"alpha": odd("echo")}, journal=True) as process:
+    with running_gateway({"alpha": odd("echo")}, journal=True, python=True) as process:
         process.wait_for_state("alpha", "up")
         process.wait_for_state(EXECUTOR, "up")  # it opens its own in its time
         itself = psutil.Process(process.pid)

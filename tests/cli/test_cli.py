@@ -84,7 +84,10 @@ def test_events_follow(gateway: GatewayProcess) -> None:
 @pytest.mark.long
 def test_doctor_finds_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
     servers = {"good": odd("echo"), "crashes": odd("crashes"), "missing": {"command": "no-such-program"}}
-    with running_gateway(servers, settings="limitz: {}\n", start=False) as process, socket.socket() as holder:
+    with (
+        running_gateway(servers, settings="limitz: {}\n", start=False, python=True) as process,
+        socket.socket() as holder,
+    ):
         holder.bind(("127.0.0.1", process.http_port))
         holder.listen()
         holder.settimeout(0)
@@ -97,7 +100,7 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
         assert "did you mean 'limits'" in findings["settings"]["found"]
         assert findings[f"port {process.http_port}"]["ok"] is False
         assert all(finding["mend"] for finding in findings.values() if not finding["ok"])
-    with running_gateway({"good": odd("echo")}, start=False) as process:
+    with running_gateway({"good": odd("echo")}, start=False, python=True) as process:
         done = toolscore("doctor", "--config", str(process.config))
         assert done.returncode == 0, done.stdout
         assert "odd-echo 1 answers, MCP 2025-06-18" in done.stdout
@@ -105,7 +108,7 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
 
 
 def test_doctor_asks_a_gateway_that_runs() -> None:
-    with running_gateway({"good": odd("echo"), "crashes": odd("crashes")}, settings="") as process:
+    with running_gateway({"good": odd("echo"), "crashes": odd("crashes")}, settings="", python=True) as process:
         process.wait_for_state("good", "up")
         process.wait_for_state("crashes", "failed")
         done = toolscore("doctor", "--config", str(process.config), "--json")

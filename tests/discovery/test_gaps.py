@@ -277,7 +277,7 @@ def process(llm_url: str) -> Iterator[GatewayProcess]:
         "discovery:\n  catalog: {registries: []}\n"
         f"  judge: {{url: '{llm_url}', model: solomon, per_hour: 1000, key: '${{env:SECRET_OF_THE_GATEWAY}}'}}\n"
     )
-    with running_gateway({"alpha": odd("echo")}, settings=settings) as gateway:
+    with running_gateway({"alpha": odd("echo")}, settings=settings, python=True) as gateway:
         gateway.wait_for_state("alpha", "up")
         gateway.wait_for_state(EXECUTOR, "up")
         yield gateway

@@ -56,7 +56,7 @@ def gateway_with(registries: Registries, settings: str = SETTINGS, *, own: bool 
     Args:
         own: packages come from there, too, and not from where this machine has them.
     """
-    with running_gateway(settings=settings.format(url=registries.url), start=False) as process:
+    with running_gateway(settings=settings.format(url=registries.url), start=False, python=True) as process:
         process.environment = registries.environment if own else {}
         process.start()
         yield process

@@ -98,7 +98,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, new_key: Callable[[Gateway
         "many": odd("many"),
     }
     rule = '{effect: deny, principals: ["bob"], servers: ["git"]}'
-    with running_gateway(servers, settings=f"policy: {{rules: [{rule}]}}\n") as process:
+    with running_gateway(servers, settings=f"policy: {{rules: [{rule}]}}\n", python=True) as process:
         for server_id in (*servers, EXECUTOR):
             process.wait_for_state(server_id, "up", seconds=60)
         process.keys = {name: new_key(process, name) for name in ("ada", "bob")}  # type: ignore[attr-defined]

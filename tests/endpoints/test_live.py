@@ -90,7 +90,7 @@ def test_a_foreign_page_cannot_open_the_socket(gateway: GatewayProcess) -> None:
 
 
 def test_events_come_in_order_with_what_happened_and_survive_a_restart() -> None:
-    with running_gateway({"alpha": odd("echo")}) as process:
+    with running_gateway({"alpha": odd("echo")}, python=True) as process:
         process.wait_for_state("alpha", "up")
         wait_for(lambda: process.event_seen("server_up", server_id="alpha"))
         before = process.events()
@@ -128,7 +128,7 @@ def test_a_subscriber_resumes_where_it_stopped_and_gets_only_what_it_asked_for()
             live = await receive(socket)
             assert (live["type"], live["server_id"]) == ("server_up", "three")
 
-    with running_gateway() as process:
+    with running_gateway(python=True) as process:
         process.wait_for_state(EXECUTOR, "up")
         wait_for(lambda: process.event_seen("server_up", server_id=EXECUTOR))
         asyncio.run(run(process))

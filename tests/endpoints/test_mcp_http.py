@@ -74,7 +74,7 @@ def test_progress_reaches_the_client_that_asked(mode: str) -> None:
             assert result.content[0].text == "done"
         return seen
 
-    with running_gateway({"slow": odd("slow")}) as process:
+    with running_gateway({"slow": odd("slow")}, python=True) as process:
         process.wait_for_state("slow", "up")
         seen = asyncio.run(run(process.url))
     assert seen == [(0, 200, "step 0"), (1, 200, "step 1"), (2, 200, "step 2")]
@@ -103,7 +103,7 @@ def test_a_changed_list_is_told(mode: str) -> None:
             names = [tool.name for tool in (await client.list_tools()).tools]
             assert "changing__fresh" in names
 
-    with running_gateway({"changing": odd("changing")}) as process:
+    with running_gateway({"changing": odd("changing")}, python=True) as process:
         for server_id in ("changing", EXECUTOR):  # one that comes up late changes the list, too
             process.wait_for_state(server_id, "up")
         asyncio.run(run(process))
@@ -169,7 +169,7 @@ def test_the_stateless_era_checks_its_envelope(gateway: GatewayProcess) -> None:
 
 
 def test_a_refusal_of_the_server_passes_unchanged() -> None:
-    with running_gateway({"refuses": odd("refuses")}) as process:
+    with running_gateway({"refuses": odd("refuses")}, python=True) as process:
         process.wait_for_state("refuses", "up")
         request = stateless("tools/call", {"name": "refuses__echo", "arguments": {"text": "x"}})
         error = process.http.post("/mcp", **request).json()["error"]
@@ -177,7 +177,7 @@ def test_a_refusal_of_the_server_passes_unchanged() -> None:
 
 
 def test_a_cancelled_request_of_a_session_cancels_the_work(tmp_path: Any) -> None:
-    with running_gateway({"slow": odd("slow", tmp_path / "notes")}) as process:
+    with running_gateway({"slow": odd("slow", tmp_path / "notes")}, python=True) as process:
         process.wait_for_state("slow", "up")
 
         async def run() -> None:
@@ -202,7 +202,7 @@ def test_a_cancelled_request_of_a_session_cancels_the_work(tmp_path: Any) -> Non
 
 
 def test_a_tool_whose_server_is_away_stays_listed_and_marked() -> None:
-    with running_gateway({"alpha": odd("echo")}) as process:
+    with running_gateway({"alpha": odd("echo")}, python=True) as process:
         process.wait_for_state("alpha", "up")
         process.stop()
         process.servers({"alpha": odd("silent")})
@@ -224,7 +224,7 @@ def test_an_http_server_of_each_era_serves_a_client_of_each(tmp_path: Any) -> No
     running = [subprocess.Popen([sys.executable, script, era, str(port)]) for era, port in ports.items()]
     try:
         servers = {era: {"url": f"http://127.0.0.1:{port}/mcp"} for era, port in ports.items()}
-        with running_gateway(servers) as process:
+        with running_gateway(servers, python=True) as process:
             for era in servers:
                 process.wait_for_state(era, "up")
             assert process.server("session")["protocol_version"] == "2025-11-25"

@@ -26,7 +26,7 @@ LIMITS = (
 
 @pytest.fixture(scope="module")
 def python() -> Iterator[GatewayProcess]:
-    with running_gateway(settings=LIMITS) as process:
+    with running_gateway(settings=LIMITS, python=True) as process:
         process.wait_for_state(EXECUTOR, "up")
         yield process
 

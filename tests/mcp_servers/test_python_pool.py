@@ -323,7 +323,7 @@ def test_nothing_is_left_after_a_kill_of_the_server(kind: str, tmp_path: Path) -
 
 
 def test_the_gateway_lives_on_without_a_sandbox_and_says_why(tmp_path: Path) -> None:
-    with running_gateway(settings="python_executor: {interpreter: /no/such/python}") as process:
+    with running_gateway(settings="python_executor: {interpreter: /no/such/python}", python=True) as process:
         state = process.wait_for_state(EXECUTOR, "down", "failed")
         assert "/no/such/python" in state["last_error"]
         answer = process.execute(EXECUTOR, {"code": "1"}, action="python_execute")
@@ -334,7 +334,7 @@ def test_the_gateway_lives_on_without_a_sandbox_and_says_why(tmp_path: Path) -> 
 
 def test_a_machine_below_the_least_tier_is_refused_by_the_gateway() -> None:
     lower = [sys.executable, str(ROOT / "tests" / "servers" / "lower.py"), "C"]
-    with running_gateway(settings="python_executor: {min_tier: B}", start=False) as process:
+    with running_gateway(settings="python_executor: {min_tier: B}", start=False, python=True) as process:
         command = [*lower, sys.executable, "-m", "toolscore", "serve", "--config", str(process.config)]
         process.log = open(process.folder / "gateway.log", "ab")  # noqa: SIM115
         process.process = subprocess.Popen(command, stdout=process.log, stderr=process.log, cwd=process.folder)

@@ -51,7 +51,7 @@ def test_servers_are_attached_and_detached() -> None:
             with pytest.raises(ToolScoreClientError):
                 await client.detach("new")
 
-    with running_gateway(journal=True) as process:
+    with running_gateway(journal=True, python=True) as process:
         asyncio.run(run(process))
 
 
@@ -71,7 +71,7 @@ def test_whoever_waits_for_a_tool_is_woken() -> None:
                 with pytest.raises(ToolScoreClientError, match="no method"):
                     await client.call("no_such")
 
-    with running_gateway(journal=True) as process:
+    with running_gateway(journal=True, python=True) as process:
         process.wait_for_state(EXECUTOR, "up")
         asyncio.run(run(process))
 
@@ -100,6 +100,6 @@ def test_nothing_is_missed_across_a_restart_of_the_gateway() -> None:
         sequence = [event["seq"] for event in seen]
         assert sequence == sorted(set(sequence))
 
-    with running_gateway(journal=True) as process:
+    with running_gateway(journal=True, python=True) as process:
         process.wait_for_state(EXECUTOR, "up")
         asyncio.run(run(process))

@@ -120,7 +120,7 @@ def test_a_database_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
 
 
 def test_a_gateway_on_postgres_keeps_tools_and_events(postgres_url: str) -> None:
-    with running_gateway({"alpha": odd("echo")}, start=False) as process:
+    with running_gateway({"alpha": odd("echo")}, start=False, python=True) as process:
         settings = process.config / "toolscore.yaml"
         settings.write_text(f"storage: {{database_url: '{postgres_url}'}}\n")
         process.start()
@@ -138,7 +138,7 @@ def test_a_database_that_fails_at_run_time_costs_no_call(tmp_path: Path) -> None
     """The file is locked by somebody else for longer than a write waits."""
     import sqlite3
 
-    with running_gateway({"alpha": odd("echo")}) as process:
+    with running_gateway({"alpha": odd("echo")}, python=True) as process:
         process.wait_for_state("alpha", "up")
         wait_for(lambda: process.event_seen("server_up", server_id="alpha"))
         with sqlite3.connect(process.folder / "data" / "toolscore.db", isolation_level=None) as other:

@@ -96,7 +96,16 @@ class Fickle:
 class GatewayProcess:
     """`toolscore serve` as a user runs it, with settings of its own."""
 
-    def __init__(self, folder: Path, servers: dict[str, Any], settings: str, ports: str, journal: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        servers: dict[str, Any],
+        settings: str,
+        ports: str,
+        journal: bool = False,
+        python: bool = False,
+    ) -> None:
+        self.python = python
         self.folder = folder
         self.http_port, self.router_port, self.executor_port = free_port(), free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
@@ -117,13 +126,15 @@ class GatewayProcess:
         self.process: Born | None = None
         self.environment: dict[str, str] = {}
 
-    def ports(self, more: str = "use_inprocess_python_executor: true") -> None:
+    def ports(self, more: str = "") -> None:
         """Write `ports_config.yaml`."""
+        more = more or f"use_inprocess_python_executor: {str(self.python).lower()}"
+        executor = {"port": self.executor_port, **({} if self.python else {"auto_start": False})}
         (self.config / "ports_config.yaml").write_text(
             f"{more}\ncore_services:\n"
             f"  toolscore_http: {{port: {self.http_port}}}\n"
             f"  toolscore_mcp: {{port: {self.router_port}, unix_socket: {json.dumps(str(self.unix_socket))}}}\n"
-            f"mcp_servers: {{python_executor: {{port: {self.executor_port}}}}}\n"
+            f"mcp_servers: {{python_executor: {json.dumps(executor)}}}\n"
         )
 
     def servers(self, servers: dict[str, Any]) -> None:
@@ -249,17 +260,20 @@ def running_gateway(
     servers: dict[str, Any] | None = None,
     *,
     settings: str = "",
-    ports: str = "use_inprocess_python_executor: true",
+    ports: str = "",
     start: bool = True,
     journal: bool = False,
+    python: bool = False,
 ) -> Iterator[GatewayProcess]:
     """A gateway that is gone at the end, with everything it started.
 
     Args:
+        ports: of `ports_config.yaml`, beside the addresses.
         journal: keep one, as a gateway does by default.
+        python: have a Python executor, as a gateway does by default.
     """
     with tempfile.TemporaryDirectory(prefix="toolscore-test-") as folder:
-        gateway = GatewayProcess(Path(folder), servers or {}, settings, ports, journal)
+        gateway = GatewayProcess(Path(folder), servers or {}, settings, ports, journal, python or bool(ports))
         try:
             yield gateway.start() if start else gateway
         finally:

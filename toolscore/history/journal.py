@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -32,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 SEND_SECONDS = 0.002
 """Records of so long go through the pipe together."""
+PIPE_BYTES = 1024 * 1024
+"""What a recorder that lags leaves in its pipe outlives the gateway; a socket pair would hold a fifth of it."""
 MAX_UNCONFIRMED = 20_000
 MAX_UNCONFIRMED_BYTES = 64 * 1024 * 1024
 RESTART_SECONDS = 1.0
@@ -77,7 +81,7 @@ class Journal:
         self._unconfirmed: deque[bytes] = deque()
         self._unconfirmed_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._pipe: asyncio.StreamWriter | None = None
+        self._pipe: asyncio.WriteTransport | None = None
         self._added = self._confirmed = 0
         self._progress = asyncio.Event()
         self._closing = False
@@ -171,21 +175,15 @@ class Journal:
             await asyncio.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - started)))
 
     async def _run(self) -> None:
-        recorder = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the gateway; the recorder ends after it
-        )
-        assert recorder.stdin is not None
+        recorder, pipe = await self._launch()
         assert recorder.stdout is not None
         try:
-            recorder.stdin.write(order_frame(self._order))
+            pipe.write(order_frame(self._order))
             self._unsent = list(self._unconfirmed)
-            self._pipe = recorder.stdin
+            self._pipe = pipe
             self._send()
             if self._closing:
-                recorder.stdin.close()
+                pipe.close()
             confirmed = lost = 0
             async for line in recorder.stdout:
                 said = _taken.decode(line)
@@ -200,10 +198,34 @@ class Journal:
             await recorder.wait()
         finally:
             self._pipe = None
+            pipe.abort()
             if recorder.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     recorder.kill()
                 await recorder.wait()
+
+    async def _launch(self) -> tuple[asyncio.subprocess.Process, asyncio.WriteTransport]:
+        """A recorder, and the pipe to it."""
+        theirs, ours = os.pipe()
+        try:
+            if hasattr(fcntl, "F_SETPIPE_SZ"):
+                with contextlib.suppress(OSError):  # this user has as much in pipes as it may
+                    fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            loop = asyncio.get_running_loop()
+            pipe, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(ours, "wb", 0))
+            try:
+                recorder = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    stdin=theirs,
+                    stdout=asyncio.subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C is for the gateway; the recorder ends after it
+                )
+            except BaseException:
+                pipe.close()
+                raise
+            return recorder, pipe
+        finally:
+            os.close(theirs)
 
     # Reading
 

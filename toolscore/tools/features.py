@@ -6,7 +6,6 @@ A resource keeps its URI; only where two servers have the same one does the late
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,8 +18,7 @@ import structlog
 
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.names import tool_id
-from toolscore.stores import Database
-from toolscore.stores.database import StoreError
+from toolscore.stores import Database, WriteBehind
 from toolscore.upstreams import ServerInfo
 
 __all__ = ["KINDS", "LIST_CHANGED", "ChangeFeed", "FeatureIndex"]
@@ -53,8 +51,7 @@ class FeatureIndex:
         self._shared: dict[str, str] = {}
         self._templates: dict[str, list[Any]] = {}
         self._links: OrderedDict[str, str] = OrderedDict()
-        self._dirty: dict[tuple[str, str], str | None] = {}
-        self._wake = asyncio.Event()
+        self.writes = WriteBehind("what servers offer")
 
     async def __aenter__(self) -> FeatureIndex:
         for row in await self._database.load_features():
@@ -64,14 +61,12 @@ class FeatureIndex:
                 self._info[row["server_id"]] = msgspec.json.decode(row["content"], type=ServerInfo)
             else:
                 self._entries.setdefault(row["server_id"], {})[row["kind"]] = decode(row["content"].encode())
+        await self.writes.__aenter__()
         self._index()
-        self._writer = asyncio.create_task(self._write())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
-        await self._save()
+    async def __aexit__(self, *exc: object) -> None:
+        await self.writes.__aexit__(*exc)
 
     # Reading
 
@@ -200,23 +195,7 @@ class FeatureIndex:
         yield from (entry["uriTemplate"] for entry in lists.get("templates", []))
 
     def _keep(self, server_id: str, kind: str, content: str | None) -> None:
-        self._dirty[server_id, kind] = content
-        self._wake.set()
-
-    async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            await self._save()
-
-    async def _save(self) -> None:
-        dirty, self._dirty = self._dirty, {}
-        if not dirty:
-            return
-        try:
-            await self._database.save_features(dirty)
-        except StoreError as exc:
-            log.error("cannot save what servers offer", count=len(dirty), error=str(exc))
+        self.writes.put(lambda: self._database.save_features({(server_id, kind): content}))
 
 
 def _prefix(server_id: str) -> str:

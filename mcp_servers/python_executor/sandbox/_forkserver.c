@@ -309,7 +309,7 @@ typedef struct {
 
 typedef struct {
     uint32_t flags, uid_base, landlock_access, slots, live, target, next_id, trash, max_open_files, max_processes;
-    int ctl, signals, outputs;
+    int ctl, signals, outputs, pid;
     char tmpfs_options[128];
     slot slot[MAX_SLOTS];
     struct sock_filter filter[MAX_FILTER];
@@ -471,6 +471,8 @@ static void confine(server *s, slot *it, uint32_t number, int channel, int out, 
     if (s->flags & LANDLOCK)
         failed |= CALL(446 /* landlock_restrict_self */, it->ruleset, 0, 0, 0, 0);
     failed |= CALL(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    if (!(s->flags & NEW_PID)) /* a namespace ends with its first process; without one the parent may be dead already */
+        failed |= CALL(SYS_getppid, 0, 0, 0, 0, 0) != s->pid;
     if (s->flags & OWN_FILTER) {
         uint32_t pid = CALL(SYS_getpid, 0, 0, 0, 0, 0);
         for (uint32_t i = 0; i < s->pid_count; i++)
@@ -664,7 +666,7 @@ static PyObject *forkserver_serve(PyObject *self, PyObject *args)
     if (s == MAP_FAILED)
         return PyErr_SetFromErrno(PyExc_OSError);
     madvise(s, sizeof(server), MADV_NOHUGEPAGE);
-    s->ctl = ctl, s->outputs = outputs, s->flags = flags, s->uid_base = uid_base, s->next_id = 1;
+    s->pid = getpid(), s->ctl = ctl, s->outputs = outputs, s->flags = flags, s->uid_base = uid_base, s->next_id = 1;
     s->landlock_access = landlock_access, s->max_open_files = max_open_files, s->max_processes = max_processes;
     s->slots = PyList_GET_SIZE(slots);
     strcpy(s->tmpfs_options, tmpfs_options);

@@ -94,6 +94,7 @@ class _Loop:
     next_id: int = 1
 
     def __post_init__(self) -> None:
+        self.pid = os.getpid()
         self.woken, self.wake = os.pipe()
         os.set_blocking(self.woken, False)
         os.set_blocking(self.wake, False)
@@ -278,6 +279,8 @@ class _Loop:
             if self.flags & LANDLOCK:
                 raw("landlock_restrict_self", slot.ruleset, 0)
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if not self.flags & NEW_PID and os.getppid() != self.pid:  # it died before it could take us along
+                os._exit(99)
             if self.flags & OWN_FILTER:
                 self._own_filter()
             resource.setrlimit(resource.RLIMIT_NOFILE, (self.max_open_files, self.max_open_files))

@@ -11,7 +11,7 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.tested
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/pytest -n 4
+	@$(BIN)/pytest -n 4 --cov --cov-report=
 
 # What one runs while working: no network, no processes but the sandbox's own.
 test-fast: $(VENV)/.tested
@@ -37,7 +37,7 @@ pages: $(VENV)/.installed
 	@$(BIN)/python -m toolscore.app.pages
 
 # What is needed to run it: exact versions, checked by their hashes.
-$(VENV)/.installed: requirements.lock pyproject.toml mcp_servers/python_executor/sandbox/_forkserver.c
+$(VENV)/.installed: requirements.lock pyproject.toml toolscore/__init__.py mcp_servers/python_executor/sandbox/_forkserver.c
 	@echo "Setting up $(VENV) (once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ from support import ROOT, GatewayProcess, odd, running_gateway
 # Machines are slow at times: that is no fault of what is tested.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the gateways' lines counted, too, if lines are counted at all."""
+    if config.getoption("--cov", None):
+        os.environ["TEST_COVERAGE"] = str(ROOT / ".cache/coverage/lines")
 
 
 @pytest.fixture(scope="session")

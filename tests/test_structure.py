@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,7 @@ TOP = {
     "pyproject.toml", "requirements.lock", "Makefile", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md",
     "CHANGELOG.md", "LICENSE", ".ci", "toolscore", "runtimes", "mcp_servers", "config", "deploy", "docs", "tests",
 }  # fmt: skip
+MAX_LINES = 400
 
 
 def modules() -> list[str]:
@@ -78,6 +81,38 @@ def test_every_import_between_modules_is_in_all() -> None:
                     and not isinstance(getattr(module, alias.name, module), ModuleType)
                 ]
     assert wrong == []
+
+
+def test_the_package_the_command_and_the_changelog_agree_on_the_version() -> None:
+    newest = re.search(r"^## (\S+) \((.+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == toolscore.__version__.partition(".dev")[0]
+    assert (newest[2] == "in the making") == (".dev" in toolscore.__version__)
+    assert importlib.metadata.version("toolscore") == toolscore.__version__
+
+
+def test_the_floors_of_the_page_are_those_that_are_kept() -> None:
+    table = re.findall(r"^\| (\d+) \| (`[^|]+) \|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    shown = [(int(floor), set(re.findall(r"`(\w+)`", rooms))) for floor, rooms in table]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    kept = [set(layer.split(" | ")) for layer in contracts[0]["layers"] if layer != "__main__"]
+    assert [rooms for _, rooms in shown] == kept
+    assert [floor for floor, _ in shown] == list(range(len(kept), 0, -1))
+
+
+def test_a_long_module_says_why_it_is_one() -> None:
+    """Over 400 lines, the docstring has a paragraph that begins with "One module"."""
+    tracked = subprocess.check_output(["git", "ls-files", "toolscore", "runtimes", "mcp_servers"], cwd=ROOT, text=True)
+    long = [path for path in tracked.split() if path.endswith(".py") and _lines(path) > MAX_LINES]
+    assert [path for path in long if "One module" not in (ast.get_docstring(_tree(path)) or "")] == []
+
+
+def _lines(path: str) -> int:
+    return len((ROOT / path).read_text().splitlines())
+
+
+def _tree(path: str) -> ast.Module:
+    return ast.parse((ROOT / path).read_text())
 
 
 def test_the_locks_have_hashes_and_name_no_index() -> None:

@@ -9,7 +9,8 @@ import pytest
 from msgspec import Raw
 
 from toolscore.core.errors import InvalidRequest
-from toolscore.core.jsonrpc import ConnectionLost, Peer, RemoteError, decode, decode_frame, decode_object, encode
+from toolscore.core.jsonrpc import ConnectionLost, RemoteError, decode, decode_frame, decode_object, encode
+from toolscore.core.peer import Peer
 
 
 def test_what_is_not_read_passes_unchanged() -> None:

@@ -16,7 +16,8 @@ from support import Fickle, running_gateway, toolscore
 from toolscore.core.errors import InvalidArguments, ToolNotFound
 from toolscore.core.jsonrpc import encode
 from toolscore.embedding import LightEmbedder
-from toolscore.history.firewall import ErrorFirewall, FirewallRules, categorise
+from toolscore.history.firewall import ErrorFirewall, FirewallRules
+from toolscore.history.patterns import categorise
 from toolscore.stores import open_database
 
 EMBEDDER = LightEmbedder()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Fickle, running_gateway, toolscore, wait_for
 
-from toolscore.tools.pins import HIDDEN, classify, first_sight, readable_diff
+from toolscore.tools.changes import HIDDEN, classify, first_sight, readable_diff
 
 PLAIN: dict[str, Any] = {
     "name": "look",

@@ -3,6 +3,8 @@
 A result is kept only of a tool that calls itself read-only and idempotent, or that the operator names. Its key holds
 the tool, its definition, its server's settings, the arguments and who called: nobody gets what was made for somebody
 else, unless the operator says that a tool answers all alike.
+
+One module: the three levels keep one promise together: what is invalid in one is given by none.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 __all__ = ["MAX_FRAME_BYTES", "WebSocketChannel", "dial"]
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
-"""The bound of WIRE.md; a larger frame closes the connection with 1009, as RFC 6455 has it."""
+"""The bound of docs/wire.md; a larger frame closes the connection with 1009, as RFC 6455 has it."""
 
 
 class WebSocketChannel:

@@ -1,4 +1,4 @@
-"""What the HTTP doors share: the envelope of WIRE.md 2, bounded bodies, and noticing that a client has gone.
+"""What the HTTP doors share: the envelope of docs/wire.md, bounded bodies, and noticing that a client has gone.
 
 The two hot routes, `POST /execute_tool` and `POST /mcp`, are plain ASGI on top of this: FastAPI's own work would cost
 more than ours.

@@ -1,4 +1,4 @@
-"""Events as they happen: over a WebSocket, with commands (WIRE.md 4), and as server-sent events."""
+"""Events as they happen: over a WebSocket, with commands (docs/wire.md), and as server-sent events."""
 
 from __future__ import annotations
 

@@ -35,8 +35,9 @@ from toolscore.core.errors import (
     ToolScoreError,
     Unauthenticated,
 )
-from toolscore.core.jsonrpc import ConnectionLost, Peer, RemoteError, decode, decode_frame, error_frame, result_frame
+from toolscore.core.jsonrpc import ConnectionLost, RemoteError, decode, decode_frame, error_frame, result_frame
 from toolscore.core.models import Principal, UpstreamSpec
+from toolscore.core.peer import Peer
 from toolscore.endpoints.mcp.socket import McpSocketClient
 from toolscore.endpoints.typed import TypedClient
 from toolscore.upstreams.connection import PeerConnection

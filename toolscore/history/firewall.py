@@ -7,17 +7,18 @@
 Fixes are learned. When a call of the same caller to the same tool succeeds within minutes of a failure, the difference
 between the two (arguments, or the tools called in between) is a fix of that pattern, and every later try of it counts
 for or against. Other callers see which arguments were changed; the values only if several callers came to the same.
+
+One module: patterns, open failures and fixes are one store, in which each goes when what it hangs on goes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
 from collections import OrderedDict
-from collections.abc import Container, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Container
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -30,50 +31,13 @@ from toolscore.core.models import timestamp
 from toolscore.core.redaction import redact_json, redact_text
 from toolscore.core.rules import Rules, Seconds
 from toolscore.embedding import Embedder
+from toolscore.history.fixes import Fix, changes_between, worded
+from toolscore.history.patterns import MASKS, Category, Pattern, categorise, plain
 from toolscore.stores import Database, WriteBehind
 
-__all__ = ["Category", "ErrorFirewall", "FirewallRules", "Fix", "Match", "categorise"]
+__all__ = ["ErrorFirewall", "FirewallRules", "Match"]
 
 log = structlog.get_logger(__name__)
-
-Category = Literal[
-    "validation", "not_found", "permission", "rate_limit", "timeout", "network", "database", "resource", "conflict",
-    "upstream", "code", "other",
-]  # fmt: skip
-
-CATEGORIES: tuple[tuple[Category, str], ...] = (
-    ("rate_limit", r"rate.?limit|too many requests|\b429\b|quota|throttl|overloaded|too often"),
-    ("permission", r"permission|denied|forbidden|unauthori[sz]ed|unauthenticated|not allowed|access is|\b40[13]\b"
-                   r"|credential|api.?key|not permitted|read-only|outside (?:of )?allowed"),
-    ("timeout", r"time[ds]?.?out|deadline|took too long|no answer within"),
-    ("database", r"\bsql|sqlite|postgres|mysql|database|no such (?:table|column)|relation .* does not exist|constraint"
-                 r"|deadlock|duplicate key|integrityerror|operationalerror"),
-    ("network", r"connection|connect\b|econn|dns|resolve host|getaddrinfo|unreachable|socket|ssl|tls|certificate|proxy"
-                r"|network|name resolution|\b50[234]\b|broken pipe|went away"),
-    ("code", r"traceback|nameerror|syntaxerror|typeerror|attributeerror|indexerror|modulenotfound|importerror"
-             r"|zerodivision|keyerror|undefined is not|referenceerror"),
-    ("validation", r"invalid|validation|required|must be|expected|not a valid|malformed|schema|unsupported|missing"
-                   r"|cannot parse|could not parse|bad request|\b4(?:00|22)\b|do not fit"
-                   r"|unknown (?:argument|parameter|field)"
-                   r"|no time zone|unrecogni[sz]ed"),
-    ("not_found", r"not found|no such|does not exist|doesn't exist|unknown|\b404\b|cannot find|enoent|no tool"),
-    ("resource", r"memory|disk|no space|enospc|too (?:large|big|long|many)|quota|out of|limit exceeded|emfile"),
-    ("conflict", r"conflict|already exists|\b409\b|locked|busy|in use|eexist"),
-)  # fmt: skip
-_categories = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in CATEGORIES]
-
-MASKS = (
-    (r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b", "UUID"),
-    (r"https?://\S+", "URL"),
-    (r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?", "TIME"),
-    (r"\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b", "IP"),
-    (r"(?<![\w/])(?:/[\w.@+-]+){2,}/?", "PATH"),
-    (r"\b[A-Za-z]:\\\S+", "PATH"),
-    (r"\b0x[0-9a-fA-F]+\b|\b[0-9a-fA-F]{16,}\b", "HEX"),
-    (r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w])", "NUM"),
-    (r"'[^'\n]{1,200}'|\"[^\"\n]{1,200}\"|`[^`\n]{1,200}`|“[^”\n]{1,200}”", "QUOTED"),
-)
-"""What differs from one time to the next."""
 
 MAX_MESSAGE = 1000
 MAX_PATTERNS = 2000
@@ -86,10 +50,8 @@ MAX_PATH = 100
 MAX_ARGUMENT_BYTES = 16 * 1024
 """Calls with more are not compared: no small change mends them."""
 MAX_CALLERS = 8
-MAX_VALUE = 80
 NEAR = 0.7
 """Cosine from which two patterns count as similar."""
-DEPTH = 3
 
 
 class FirewallRules(Rules):
@@ -100,42 +62,6 @@ class FirewallRules(Rules):
     min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
         0.6, description="times a fix worked, over the times it was tried and one"
     )
-
-
-class Fix(msgspec.Struct, kw_only=True):
-    """What helped. `changes`: `path: what` of each changed argument; `steps`: tools called before the second try."""
-
-    fix_id: str
-    pattern_id: str
-    tool_id: str
-    changes: tuple[str, ...] = ()
-    steps: tuple[str, ...] = ()
-    public: bool = False
-    """It names nothing but arguments that the tool itself declares: others may hear of it."""
-    text: str | None = None
-    """Written by hand."""
-    worked: int = 0
-    failed: int = 0
-    values: dict[str, dict[str, list[str]]] = {}
-    """Caller → path → [before, after], as JSON."""
-    last_used: str = ""
-
-    @property
-    def confidence(self) -> float:
-        """Between 0 and 1. Written by hand and never tried: 1."""
-        if self.text is not None and not (self.worked + self.failed):
-            return 1.0
-        return self.worked / (self.worked + self.failed + 1)
-
-
-class Pattern(msgspec.Struct, kw_only=True):
-    pattern_id: str
-    template: str
-    category: Category
-    count: int
-    first_seen: str
-    last_seen: str
-    seen_by: list[str] = []
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -158,11 +84,6 @@ class _Failure(msgspec.Struct):
     arguments: Any
     at: float
     steps: list[str]
-
-
-def categorise(message: str) -> Category:
-    """The class of an error, by its words."""
-    return next((name for name, pattern in _categories if pattern.search(message)), "other")
 
 
 class ErrorFirewall:
@@ -264,7 +185,7 @@ class ErrorFirewall:
         if best is None or confidence < self.rules.min_confidence:
             return unknown
         return msgspec.structs.replace(
-            unknown, suggestion=self._worded(best, principal), confidence=confidence, fix_id=best.fix_id
+            unknown, suggestion=worded(best, principal), confidence=confidence, fix_id=best.fix_id
         )
 
     def write_fix(self, message: str, text: str, principal: str, tool_id: str | None = None) -> Fix:
@@ -304,7 +225,7 @@ class ErrorFirewall:
                     {
                         "fix_id": fix.fix_id,
                         "tool_id": fix.tool_id or None,
-                        "text": self._worded(fix, None),
+                        "text": worded(fix, None),
                         "by_hand": fix.text is not None,
                         "worked": fix.worked,
                         "failed": fix.failed,
@@ -392,7 +313,7 @@ class ErrorFirewall:
         if not seen:
             return []
         missing = [pattern for pattern in seen if pattern.pattern_id not in self._vectors]
-        texts = [_plain(message), *(_plain(pattern.template) for pattern in missing)]
+        texts = [plain(message), *(plain(pattern.template) for pattern in missing)]
         vectors = await asyncio.to_thread(self._embedder.embed, texts)
         for pattern, vector in zip(missing, vectors[1:], strict=True):
             self._vectors[pattern.pattern_id] = vector
@@ -416,7 +337,7 @@ class ErrorFirewall:
             template=pattern.template,
             category=pattern.category,
             count=pattern.count,
-            suggestion=self._worded(best, principal) if best is not None else None,
+            suggestion=worded(best, principal) if best is not None else None,
             confidence=round(best.confidence, 3) if best is not None else None,
             fix_id=best.fix_id if best is not None else None,
             similar=[],
@@ -451,7 +372,7 @@ class ErrorFirewall:
         if not isinstance(before, dict) or not isinstance(after, dict):
             return
         values: dict[str, list[str]] = {}
-        changes = _changes(before, after, values)
+        changes = changes_between(before, after, values)
         if len(changes) > MAX_CHANGES or any(len(change) > MAX_PATH for change in changes):
             return
         steps = () if changes else tuple(failure.steps)
@@ -513,80 +434,6 @@ class ErrorFirewall:
             if not tools:
                 del self._open_of[key[0]]
 
-    def _worded(self, fix: Fix, principal: str | None) -> str:
-        """A fix in words, with the values that this caller may see."""
-        tried = fix.worked + fix.failed
-        often = f" (worked {fix.worked} of {tried} times)" if tried else ""
-        if fix.text is not None:
-            return fix.text + often
-        if fix.steps:
-            return f"call {', then '.join(fix.steps)} first{often}"
-        if not fix.changes:
-            return f"call it again: the same call succeeded later{often}"
-        known = _visible_values(fix.values, principal)
-        parts = []
-        for change in fix.changes:
-            path, _, what = change.partition(": ")
-            before, after = known.get(path, ("", ""))
-            match what:
-                case "added":
-                    parts.append(f"give `{path}`" + (f", such as {after}" if after else ""))
-                case "removed":
-                    parts.append(f"leave `{path}` out")
-                case "changed":
-                    parts.append(f"give another `{path}`" + (f", as {after} instead of {before}" if after else ""))
-                case _:
-                    parts.append(
-                        f"make `{path}` {what.replace('to ', 'of type ', 1)}" + (f", such as {after}" if after else "")
-                    )
-        return " and ".join(parts) + often
-
-
-def _visible_values(values: Mapping[str, dict[str, list[str]]], principal: str | None) -> dict[str, tuple[str, str]]:
-    """Of each path the values of this caller, or those that several callers came to."""
-    own = values.get(principal, {}) if principal is not None else {}
-    found = {path: (pair[0], pair[1]) for path, pair in own.items()}
-    seen: dict[tuple[str, str], int] = {}
-    for of_caller in values.values():
-        for path, (_, after) in of_caller.items():
-            seen[path, after] = seen.get((path, after), 0) + 1
-    for (path, after), callers in seen.items():
-        if callers > 1 and path not in found:
-            found[path] = ("what was given", after)
-    return found
-
-
-def _changes(before: Any, after: Any, values: dict[str, list[str]], path: str = "", depth: int = 0) -> tuple[str, ...]:
-    """`path: what` of each difference between two objects; their values go into `values`."""
-    changes: list[str] = []
-    for name in sorted({*before, *after}):
-        here = f"{path}{name}"
-        if name not in before:
-            changes.append(f"{here}: added")
-            values[here] = ["", _value(after[name])]
-        elif name not in after:
-            changes.append(f"{here}: removed")
-        elif before[name] != after[name] or type(before[name]) is not type(after[name]):
-            if isinstance(before[name], dict) and isinstance(after[name], dict) and depth < DEPTH:
-                changes += _changes(before[name], after[name], values, f"{here}.", depth + 1)
-                continue
-            was, now = _type(before[name]), _type(after[name])
-            changes.append(f"{here}: changed" if was == now else f"{here}: to {now}")
-            values[here] = [_value(before[name]), _value(after[name])]
-    return tuple(changes)
-
-
-def _type(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
-    return names.get(type(value), "value")
-
-
-def _value(value: Any) -> str:
-    text = encode(value).decode()
-    return text if len(text) <= MAX_VALUE else text[:MAX_VALUE] + "…"
-
 
 def _decoded(arguments: Raw) -> Any:
     """Arguments without secrets, to be compared later."""
@@ -596,11 +443,6 @@ def _decoded(arguments: Raw) -> Any:
         return decode(redact_json(arguments)[0])
     except InvalidRequest:
         return None
-
-
-def _plain(template: str) -> str:
-    """A pattern's words, for its vector."""
-    return re.sub(r"<[A-Z*]+>", " ", template)
 
 
 def _digest(*parts: str) -> str:

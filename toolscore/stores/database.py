@@ -1,6 +1,8 @@
 """What must survive a restart: tools, attached servers, events. SQLite by default (WAL), Postgres by its URL.
 
 Plain rows in, plain rows out; what they mean belongs to the rooms above.
+
+One module: it is a list of queries, each of a few lines, and every one goes through the same transaction.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
 
 
 def event_fields(tool: Tool) -> dict[str, Any]:
-    """A tool as events show it (WIRE.md 4)."""
+    """A tool as events show it (docs/wire.md)."""
     return {
         "tool_id": tool.tool_id,
         "name": tool.name,

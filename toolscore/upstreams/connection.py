@@ -15,7 +15,8 @@ import structlog
 from msgspec import Raw
 
 from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.core.jsonrpc import ConnectionLost, Params, Peer, RemoteError, RequestId
+from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError, RequestId
+from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, LOG_LEVELS, Caller, ClientSide, InFlight, OnAsked
 from toolscore.upstreams.protocol import (
     BROADCAST,

@@ -2,6 +2,8 @@
 
 Session era: `initialize`, then the session id in a header. Stateless era: every request carries its envelope and the
 routing headers. A POST is answered with JSON or with an event stream; either way one answer comes back from here.
+
+One module: a server may change its era under a connection, so both share one session, one listener and one way to read.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from typing import Any, cast
 import structlog
 
 from toolscore.core.errors import UpstreamProtocolError
-from toolscore.core.jsonrpc import Peer
 from toolscore.core.models import UpstreamSpec
+from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification, PeerConnection
 from toolscore.upstreams.process.confine import confined_command, confined_environment

@@ -1,6 +1,8 @@
 """One server as the rest of the gateway sees it: its state, its connections, and requests to it.
 
 What keeps it alive is `life`; what it lists is `lists`; which connection a request goes over is `lanes`.
+
+One module: a request must see state, connections and lanes at one moment; what could be told apart went out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Servers on a WebSocket: those that dialled in (both dialects of WIRE.md 3) and those whose endpoint we dial.
+"""Servers on a WebSocket: those that dialled in (in both dialects of docs/wire.md) and those whose endpoint we dial.
 
 `toolscore.v1` is typed frames; it is translated here, so that behind this module everything is MCP.
 """
@@ -16,8 +16,9 @@ from msgspec import Raw
 
 from toolscore.core.channels import dial
 from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.core.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, Peer, RemoteError, decode, encode
+from toolscore.core.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, RemoteError, decode, encode
 from toolscore.core.models import UpstreamSpec
+from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification, PeerConnection
 from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, ServerInfo
@@ -26,7 +27,7 @@ __all__ = ["TypedConnection", "open_endpoint", "open_websocket", "tool_from_capa
 
 
 def tool_from_capability(capability: dict[str, Any]) -> dict[str, Any]:
-    """An MCP tool of a `CAP` (WIRE.md 3), whose `parameters` is a JSON Schema or the flat map of older servers.
+    """An MCP tool of a `CAP` (docs/wire.md), whose `parameters` is a JSON Schema or the flat map of older servers.
 
     Raises:
         InvalidRequest: what is wrong with it.

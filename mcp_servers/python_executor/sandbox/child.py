@@ -2,7 +2,7 @@
 
 The server's side of it is `child_process.py`.
 
-This is one module because it is one namespace. The zygote executes the file with a copy of the builtins, so that code
+One module: it is one namespace. The zygote executes the file with a copy of the builtins, so that code
 which patches `builtins` breaks itself and not what reports its end; what the child imported from a second module would
 have the builtins that the code patched. And a plain call must touch few pages, so its path is one short function here.
 Whatever else the code breaks: then the server gets no answer, and says so.

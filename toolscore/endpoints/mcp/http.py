@@ -3,6 +3,8 @@
 The session era (2024-11-05 … 2025-11-25) is known by its `initialize` and its `Mcp-Session-Id`; the stateless one
 (2026-07-28) by the `MCP-Protocol-Version` header of every request. Raw ASGI: this is a hot route. An answer is plain
 JSON until something has to be said before it; then it becomes a stream of events.
+
+One module: a POST of either era is told apart only after its body was read, and both answer through one response.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ from msgspec import Raw
 from toolscore.app.compose import Gateway
 from toolscore.core.channels import WebSocketChannel
 from toolscore.core.errors import PayloadTooLarge
-from toolscore.core.jsonrpc import ConnectionLost, Peer, RemoteError, RequestId, decode, decode_object, error_frame
+from toolscore.core.jsonrpc import ConnectionLost, RemoteError, RequestId, decode, decode_object, error_frame
 from toolscore.core.models import Principal
+from toolscore.core.peer import Peer
 from toolscore.core.tasks import TaskSet
 from toolscore.endpoints.asgi import new_request_id
 from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, StatelessCalls, envelope_error, may_wait

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
 
@@ -46,7 +46,13 @@ class ToolScoreClientError(Exception):
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What a tool answered. `content` is a list of MCP content blocks; `is_error`: the tool ran and failed."""
+    """What a tool answered.
+
+    Attributes:
+        content: MCP content blocks.
+        is_error: the tool ran and failed.
+        suggestion: what helped others whose call failed like this.
+    """
 
     call_id: str
     tool_id: str
@@ -54,6 +60,7 @@ class ToolResult:
     structured_content: Any
     is_error: bool
     duration_ms: float
+    suggestion: str | None = None
 
     @property
     def text(self) -> str:
@@ -128,7 +135,8 @@ class ToolScoreClient:
         answer = await self._request(
             "POST", "/execute_tool", json=body, timeout=httpx.Timeout(self._timeout, read=None)
         )
-        return ToolResult(**answer["data"], duration_ms=answer["performance"]["duration_ms"])
+        known = {one.name: answer["data"][one.name] for one in fields(ToolResult) if one.name in answer["data"]}
+        return ToolResult(**known, duration_ms=answer["performance"]["duration_ms"])
 
     async def tools(self, *, server_id: str | None = None, text: str | None = None) -> AsyncIterator[dict[str, Any]]:
         """All tools, page by page."""

@@ -103,3 +103,20 @@ def test_nothing_is_missed_across_a_restart_of_the_gateway() -> None:
     with running_gateway(journal=True, python=True) as process:
         process.wait_for_state(EXECUTOR, "up")
         asyncio.run(run(process))
+
+
+def test_a_failed_tool_comes_with_what_helped() -> None:
+    async def run(process: GatewayProcess) -> None:
+        async with ToolScoreClient(process.url) as client:
+            broken = {"code": "1 / 0"}
+            failed = await client.execute(EXECUTOR, broken, action="python_execute")
+            assert (failed.is_error, failed.suggestion) == (True, None)
+            fix = {"message": failed.text, "text": "divide by something else"}
+            assert (await asyncio.to_thread(process.http.post, "/api/v1/errors/fixes", json=fix)).status_code == 201
+            failed = await client.execute(EXECUTOR, broken, action="python_execute")
+            assert failed.is_error
+            assert "divide by something else" in (failed.suggestion or "")
+
+    with running_gateway(python=True) as process:
+        process.wait_for_state(EXECUTOR, "up")
+        asyncio.run(run(process))

@@ -57,9 +57,11 @@ def _print_analysis(analysis: dict[str, Any]) -> None:
     print(f"{said} ({analysis['confidence']:.0%} sure).\n")
     rows = []
     for step in analysis["steps"]:
-        tools = ", ".join(tool["tool_id"] for tool in step["tools"]) or "-"
+        tools = ", ".join(tool["tool_id"] for tool in step["tools"])
+        if tools and step["verdict"] == "gap":
+            tools = f"nearest: {tools}"
         sure = f"{SIGN[step['verdict']]} ({step['confidence']:.0%})"
-        rows.append((first_line(step["step"], 60), sure, tools if step["verdict"] != "gap" else f"nearest: {tools}"))
+        rows.append((first_line(step["step"], 60), sure, tools or "-"))
     print_table(("step", "covered", "tools"), rows, empty="no steps")
     for one in analysis["missing"]:
         label = "missing" if analysis["verdict"] == "gap" else "maybe missing"

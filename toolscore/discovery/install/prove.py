@@ -125,7 +125,7 @@ async def _try(fetched: Fetched, trial: Trial, start_timeout_seconds: float, tel
 def _reason(exc: Exception, spec: UpstreamSpec, lines: list[str]) -> str:
     """Say why a server does not start, from the exception and its last lines on stderr."""
     if lines and lines[-1].startswith("bwrap:"):
-        return f"it cannot be confined here ({lines[-1]}): see `discovery.confine` in toolscore.yaml"
+        return f"it cannot be confined here ({lines[-1]}): see `discovery.install.confine` in toolscore.yaml"
     said = f"no answer within {spec.start_timeout_seconds:g} s" if isinstance(exc, TimeoutError) else str(exc)
     if spec.confine is not None and not spec.confine.network and NO_NETWORK.search("\n".join(lines)):
         said += "; it seems to want the network, and has none: install it with `network`"

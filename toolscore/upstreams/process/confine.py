@@ -79,7 +79,7 @@ def confined_command(
     if bubblewrap is None:
         raise CommandNotFound(
             "this server runs confined, and bubblewrap was not found: install it (`apt install bubblewrap`), or set "
-            "`discovery.confine: false` and install the server again, to run it with the gateway's own rights"
+            "`discovery.install.confine: false` and install the server again, to run it with the gateway's own rights"
         )
     python = os.path.realpath(sys.executable)
     home, uid = confinement.home, user_of(confinement.home)

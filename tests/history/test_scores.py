@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Fickle, running_gateway, wait_for
 
-from toolscore.history.scores import BLAMES, HALF_LIFE_SECONDS, PRIOR_SUCCESS, Evidence, score_of
+from toolscore.history.scores import BLAMES, HALF_LIFE_SECONDS, PRIOR_SUCCESS, TrackRecord, score_of
 
 NOW = 1_800_000_000.0
 outcomes = st.sampled_from(["ok", "tool_error", *sorted(BLAMES), "invalid_arguments", "forbidden", "cancelled"])
 
 
-def after(*seen: str, now: float = NOW) -> Evidence:
-    evidence = Evidence()
+def after(*seen: str, now: float = NOW) -> TrackRecord:
+    evidence = TrackRecord()
     for outcome in seen:
         evidence.add(outcome, now)
     return evidence
 
 
 def test_a_cold_tool_is_average() -> None:
-    score = score_of(Evidence(), NOW)
+    score = score_of(TrackRecord(), NOW)
     assert (score.value, score.sample_size, score.calls) == (PRIOR_SUCCESS, 0, 0)
     assert score.parts == {"success": PRIOR_SUCCESS, "latency": None, "conformance": None, "stability": 1.0}
 
@@ -46,7 +46,7 @@ def test_evidence_fades_towards_the_average(seen: list[str]) -> None:
 
 def test_what_the_caller_did_says_nothing() -> None:
     for outcome in ("invalid_arguments", "forbidden", "cancelled", "rate_limited", "tool_not_found"):
-        assert score_of(after(*[outcome] * 50), NOW) == score_of(Evidence(), NOW)
+        assert score_of(after(*[outcome] * 50), NOW) == score_of(TrackRecord(), NOW)
 
 
 def test_little_evidence_says_little() -> None:
@@ -57,7 +57,7 @@ def test_little_evidence_says_little() -> None:
 
 def test_lateness_nonsense_and_changes_cost() -> None:
     def with_(late: bool = False, unfitting: bool = False, changes: float = 0.0) -> float:
-        evidence = Evidence()
+        evidence = TrackRecord()
         for _ in range(30):
             evidence.add("ok", NOW, in_time=not late, fits=not unfitting)
         evidence.changes = changes

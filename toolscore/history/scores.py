@@ -20,7 +20,7 @@ from toolscore.core.models import Tool
 from toolscore.core.rules import Rules
 from toolscore.stores import Database, WriteBehind
 
-__all__ = ["LATENCY_CLASSES", "Evidence", "Score", "ScoreRules", "Scores"]
+__all__ = ["LATENCY_CLASSES", "Score", "ScoreRules", "Scores", "TrackRecord"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ SETTLED = 1e-4
 Outcome = Literal["good", "bad", "tool_error"]
 
 
-class Evidence(msgspec.Struct):
+class TrackRecord(msgspec.Struct):
     """What was seen of one tool, each number fading by half in a week. `at`: seconds since 1970 of the last look."""
 
     at: float = 0.0
@@ -109,7 +109,7 @@ class Score(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...]
 
 
-def score_of(evidence: Evidence, now: float, latency_class: str | None = None) -> Score:
+def score_of(evidence: TrackRecord, now: float, latency_class: str | None = None) -> Score:
     """The score that evidence makes."""
     seen = msgspec.structs.replace(evidence)
     seen.fade(now)
@@ -168,7 +168,7 @@ class Scores:
     def __init__(self, database: Database, rules: ScoreRules | None = None) -> None:
         self._database = database
         self._rules = rules or ScoreRules()
-        self._evidence: dict[str, Evidence] = {}
+        self._evidence: dict[str, TrackRecord] = {}
         self._dirty: set[str] = set()
         self._flushed = 0.0
         self.writes = WriteBehind("scores")
@@ -180,7 +180,7 @@ class Scores:
     async def __aenter__(self) -> Scores:
         for row in await self._database.load_scores():
             try:
-                self._evidence[row["tool_id"]] = msgspec.json.decode(row["state"], type=Evidence)
+                self._evidence[row["tool_id"]] = msgspec.json.decode(row["state"], type=TrackRecord)
             except msgspec.MsgspecError:
                 log.warning("a tool's score cannot be read: it begins anew", tool=row["tool_id"])
         await self.writes.__aenter__()
@@ -192,7 +192,7 @@ class Scores:
 
     def of(self, tool: Tool) -> Score:
         """A tool's score now."""
-        return score_of(self._evidence.get(tool.tool_id) or Evidence(), time.time(), latency_class(tool))
+        return score_of(self._evidence.get(tool.tool_id) or TrackRecord(), time.time(), latency_class(tool))
 
     def add(self, tool: Tool, outcome: str, seconds: float, fits: bool | None) -> None:
         """Take how a call of a tool ended."""
@@ -200,7 +200,7 @@ class Scores:
             return
         evidence = self._evidence.get(tool.tool_id)
         if evidence is None:
-            evidence = self._evidence[tool.tool_id] = Evidence()
+            evidence = self._evidence[tool.tool_id] = TrackRecord()
         declared = latency_class(tool) if outcome == "ok" else None
         in_time = seconds <= LATENCY_CLASSES[declared] if declared is not None else None
         now = time.time()
@@ -218,7 +218,7 @@ class Scores:
         """
         weight = CHANGED_WEIGHT.get(kind)
         if weight:
-            evidence = self._evidence.setdefault(tool_id, Evidence())
+            evidence = self._evidence.setdefault(tool_id, TrackRecord())
             evidence.fade(time.time())
             evidence.changes += weight
             self._dirty.add(tool_id)

@@ -54,7 +54,7 @@ AGAIN_SECONDS = 1.0
 PRUNE_SECONDS = 60.0
 PREFIX = "toolscore:result:"
 
-_exact = msgspec.json.Decoder(float_hook=Decimal)  # 0.10 and 0.1 are equal; 20 digits stay 20 digits
+_exact = msgspec.json.Decoder(float_hook=Decimal)  # 20 digits stay 20 digits, and 1.0 is not 1
 _sorted = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
 

@@ -56,7 +56,7 @@ from toolscore.telemetry.tracing import open_tracing
 from toolscore.tools.features import LIST_CHANGED, ChangeFeed, FeatureIndex
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import Pins
-from toolscore.upstreams import Caller, ServerInfo, UpstreamPool
+from toolscore.upstreams import Caller, UpstreamPool
 from toolscore.upstreams.figures import ServerFigures
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.protocol import CAPABILITY_OF
@@ -197,9 +197,6 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
                 events.publish("server_down", server_id=server_id, state=state, reason=reason)
             changes.lists_changed(server_id)  # what they show as available is another
 
-        def described(server_id: str, info: ServerInfo) -> None:
-            features.describe(server_id, info)
-
         def listed(server_id: str, kind: str, entries: list[dict[str, Any]]) -> None:
             if features.update(server_id, kind, entries):
                 changes.tell(server_id, LIST_CHANGED[CAPABILITY_OF[kind]])
@@ -208,7 +205,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         upstreams = await enter(
             UpstreamPool(
                 on_tools=library.update,
-                on_info=described,
+                on_info=features.describe,
                 on_list=listed,
                 on_notification=changes.tell,
                 on_state=state_changed,
@@ -237,8 +234,8 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         circuits = Circuits(settings.breaker, metrics, events)
         places = Places(settings.servers)
         cache = await enter(ResultCache(database, shared, settings.cache))
-        kept = KeptResults(cache, upstreams, settings.limits)
-        reach = Reach(upstreams, relay, places, circuits, settings.servers, settings.limits)
+        kept = KeptResults(cache, upstreams)
+        reach = Reach(upstreams, relay, places, circuits, settings.servers)
         notes = Notes(
             library, metrics=metrics, events=events, journal=journal, scores=scores, firewall=firewall,
             on_success=search.succeeded,
@@ -300,9 +297,9 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         # Other settings while it runs
         def use(new: Settings) -> None:
             upstreams.use(new.servers, new.limits)
-            for room in (calls, relay, kept):
-                room.use(new.limits)
-            reach.use(new.servers, new.limits)
+            calls.use(new.limits)
+            relay.use(new.limits)
+            reach.use(new.servers)
             places.use(new.servers)
             circuits.use(new.breaker)
             cache.use(new.cache)

@@ -55,24 +55,24 @@ class Reload:
         try:
             if loaded.problems:
                 raise _Rejected("; ".join(loaded.problems))
-            changed = await self._apply(loaded.settings)
+            changed, left_out = await self._apply(loaded.settings)
         except _Rejected as exc:
             log.error("settings rejected", reason=str(exc))
             self._events.publish("settings_rejected", reason=str(exc))
             self.problems = [f"the files were changed and rejected: {exc}"]
             return False
         self.problems = []
-        self._servers.refuse({**self_references(loaded.settings), **self._left_out})
+        self._servers.refuse({**self_references(loaded.settings), **left_out})
         if changed:
             log.info("settings applied", changed=changed)
             self._events.publish("settings_applied", changed=changed)
         return bool(changed)
 
-    async def _apply(self, new: Settings) -> list[str]:
+    async def _apply(self, new: Settings) -> tuple[list[str], dict[str, str]]:
         """Put new settings in force: servers that changed are swapped, those that did not are not touched.
 
         Returns:
-            The dotted paths that changed.
+            The dotted paths that changed; the servers that are left out, and why.
 
         Raises:
             _Rejected: nothing was changed.
@@ -82,11 +82,12 @@ class Reload:
         frozen = sorted(path for path in differences(old, new) if needs_restart(path))
         if frozen:
             raise _Rejected(f"{', '.join(frozen)}: needs a restart; nothing was changed")
-        await self._swap_servers(old, new)
+        left_out = await self._swap_servers(old, new)
         self._use(new)
-        return self._settings.swap(new)
+        return self._settings.swap(new), left_out
 
-    async def _swap_servers(self, old: Settings, new: Settings) -> None:
+    async def _swap_servers(self, old: Settings, new: Settings) -> dict[str, str]:
+        """Returns the servers that are left out, and why."""
         before, after = configured_servers(old), configured_servers(new)
         for server_id in after.keys() - before.keys():
             if self._upstreams.find(server_id) is not None:
@@ -103,13 +104,14 @@ class Reload:
             raise _Rejected(exc.message) from exc
         for server_id in sorted(before.keys() - after.keys()):
             await self._servers.drop(server_id)
-        self._left_out: dict[str, str] = {}
+        left_out: dict[str, str] = {}
         for server_id in sorted(after.keys() - before.keys()):
             try:
                 self._upstreams.add(server_id, after[server_id])
             except Conflict as exc:  # attached while we waited for the others
-                self._left_out[server_id] = exc.message
+                left_out[server_id] = exc.message
                 log.error("a configured server is left out", server=server_id, reason=exc.message)
+        return left_out
 
 
 class _Rejected(Exception):

@@ -11,7 +11,6 @@ from toolscore.calls.cache import Keep, ResultCache, Slot
 from toolscore.calls.model import Call
 from toolscore.calls.result import marked_stale, parsed
 from toolscore.core.errors import Overloaded, UpstreamTimeout, UpstreamUnavailable
-from toolscore.core.rules import LimitRules
 from toolscore.upstreams import UpstreamPool
 
 __all__ = ["KeptResults"]
@@ -23,14 +22,9 @@ STAND_IN = (UpstreamUnavailable, UpstreamTimeout, Overloaded)
 class KeptResults:
     """Answers calls from the cache, and fills it."""
 
-    def __init__(self, cache: ResultCache, upstreams: UpstreamPool, limits: LimitRules) -> None:
+    def __init__(self, cache: ResultCache, upstreams: UpstreamPool) -> None:
         self._cache = cache
         self._upstreams = upstreams
-        self._limits = limits
-
-    def use(self, limits: LimitRules) -> None:
-        """Wait by other rules from now on."""
-        self._limits = limits
 
     async def look_up(self, call: Call) -> None:
         """Answer a call with a result that is kept and fresh, if there is one."""
@@ -60,9 +54,8 @@ class KeptResults:
         if call.slot is None:
             call.answer = await reach(call)
             return
-        seconds = call.timeout_seconds or self._limits.call_timeout_seconds
         try:
-            call.answer = await self._cache.once(call.slot, lambda: self._make(call, reach), seconds)
+            call.answer = await self._cache.once(call.slot, lambda: self._make(call, reach), call.patience)
             self._cache.count(None)
         except STAND_IN:
             if kept is None or kept.stale_until <= time.time():

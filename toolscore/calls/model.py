@@ -39,6 +39,7 @@ class Call:
     Attributes:
         call_id: of its record in the journal.
         tool: what it calls, from the step `resolve` on.
+        patience: seconds that it waits for a server that starts, for a place, or for an equal call; from `resolve` on.
         slot: where its result may be kept; `None`: nowhere.
         kept: a result that was kept; it is the answer if `answer` is set too.
         answer: the upstream's result (MCP `CallToolResult`), as it was sent.
@@ -50,8 +51,8 @@ class Call:
 
     __slots__ = (
         "_values", "action", "answer", "arguments", "attempt", "call_id", "caller", "error", "extra", "fresh",
-        "is_stale", "kept", "outcome", "request_id", "server_id", "slot", "started", "timeout_seconds", "tool",
-        "tool_id",
+        "is_stale", "kept", "outcome", "patience", "request_id", "server_id", "slot", "started", "timeout_seconds",
+        "tool", "tool_id",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +80,7 @@ class Call:
         self.call_id = new_call_id()
         self.started = time.perf_counter()
         self.tool: Tool | None = None
+        self.patience = timeout_seconds or 0.0
         self.slot: Slot | None = None
         self.kept: Cached | None = None
         self.answer: Raw | None = None

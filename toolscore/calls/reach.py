@@ -13,7 +13,7 @@ from toolscore.calls.admit import Circuits, Places
 from toolscore.calls.model import Call
 from toolscore.calls.relay import Relay
 from toolscore.core.errors import OutcomeUnknown, UpstreamProtocolError, UpstreamTimeout, UpstreamUnavailable
-from toolscore.core.rules import LimitRules, ServerRules
+from toolscore.core.rules import ServerRules
 from toolscore.upstreams import Attempt, UpstreamPool
 
 __all__ = ["Reach"]
@@ -26,24 +26,17 @@ class Reach:
     """Asks the servers of tools."""
 
     def __init__(
-        self,
-        upstreams: UpstreamPool,
-        relay: Relay,
-        places: Places,
-        circuits: Circuits,
-        rules: ServerRules,
-        limits: LimitRules,
+        self, upstreams: UpstreamPool, relay: Relay, places: Places, circuits: Circuits, rules: ServerRules
     ) -> None:
         self._upstreams = upstreams
         self._relay = relay
         self._places = places
         self._circuits = circuits
-        self.use(rules, limits)
+        self.use(rules)
 
-    def use(self, rules: ServerRules, limits: LimitRules) -> None:
-        """Try and wait by other rules from now on."""
+    def use(self, rules: ServerRules) -> None:
+        """Try again by other rules from now on."""
         self._retries = rules.retries
-        self._limits = limits
 
     async def reach(self, call: Call) -> Raw:
         """The server's result.
@@ -55,9 +48,8 @@ class Reach:
         upstream = self._upstreams.find(call.target.server_id)
         if upstream is None:
             raise UpstreamUnavailable(f"server {call.target.server_id!r} is not connected")
-        seconds = call.timeout_seconds or self._limits.call_timeout_seconds
         turnstile = self._places.at(upstream)
-        await turnstile.enter(call.caller, seconds)
+        await turnstile.enter(call.caller, call.patience)
         began = time.perf_counter()
         try:
             try:

@@ -25,6 +25,7 @@ async def resolve(
         ToolNotFound: with the nearest names.
         UpstreamUnavailable: the server that the name begins with does not run.
     """
+    call.patience = call.timeout_seconds or limits.call_timeout_seconds
     try:
         call.tool = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)
     except ToolNotFound:
@@ -32,12 +33,11 @@ async def resolve(
         upstream = upstreams.find(server_id) if server_id is not None else None
         if upstream is None or library.of_server(upstream.server_id):
             raise
-        seconds = call.timeout_seconds or limits.call_timeout_seconds
         try:
-            with Deadline(seconds):
+            with Deadline(call.patience):
                 await upstream.wait_up()
         except TimeoutError:
             raise UpstreamUnavailable(
-                f"server {upstream.server_id!r} is still starting after {seconds:g} s: call again later"
+                f"server {upstream.server_id!r} is still starting after {call.patience:g} s: call again later"
             ) from None
         call.tool = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)

@@ -134,13 +134,11 @@ class FeatureIndex:
 
     # Writing
 
-    def describe(self, server_id: str, info: ServerInfo) -> bool:
-        """Take what a server says of itself. Whether that is new."""
-        if self._info.get(server_id) == info:
-            return False
-        self._info[server_id] = info
-        self._keep(server_id, "info", msgspec.json.encode(info).decode())
-        return True
+    def describe(self, server_id: str, info: ServerInfo) -> None:
+        """Take what a server says of itself."""
+        if self._info.get(server_id) != info:
+            self._info[server_id] = info
+            self._keep(server_id, "info", msgspec.json.encode(info).decode())
 
     def update(self, server_id: str, kind: str, entries: list[Entry]) -> bool:
         """Take what a server lists now. Whether that is new."""

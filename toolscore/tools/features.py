@@ -19,6 +19,7 @@ import structlog
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.names import tool_id
 from toolscore.stores import Database, WriteBehind
+from toolscore.stores.database import StoreError
 from toolscore.upstreams import ServerInfo
 
 __all__ = ["KINDS", "LIST_CHANGED", "ChangeFeed", "FeatureIndex"]
@@ -52,6 +53,7 @@ class FeatureIndex:
         self._templates: dict[str, list[Any]] = {}
         self._links: OrderedDict[str, str] = OrderedDict()
         self.writes = WriteBehind("what servers offer")
+        self._unsaved: dict[tuple[str, str], str | None] = {}
 
     async def __aenter__(self) -> FeatureIndex:
         for row in await self._database.load_features():
@@ -193,7 +195,18 @@ class FeatureIndex:
         yield from (entry["uriTemplate"] for entry in lists.get("templates", []))
 
     def _keep(self, server_id: str, kind: str, content: str | None) -> None:
-        self.writes.put(lambda: self._database.save_features({(server_id, kind): content}))
+        self._unsaved[server_id, kind] = content
+        self.writes.put(self._save)
+
+    async def _save(self) -> None:
+        """Write what changed last of each list. What a server changes meanwhile takes the place of what waits."""
+        unsaved, self._unsaved = self._unsaved, {}
+        try:
+            if unsaved:
+                await self._database.save_features(unsaved)
+        except StoreError:
+            self._unsaved = unsaved | self._unsaved
+            raise
 
 
 def _prefix(server_id: str) -> str:

@@ -1,0 +1,39 @@
+"""`FeatureIndex` by itself: what servers offer is there again after a restart, as it was last."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+from support import eventually
+
+from toolscore.stores import open_database
+from toolscore.tools.features import FeatureIndex
+
+
+def rename(path: Path, name: str, to: str) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"alter table {name} rename to {to}")
+    connection.close()
+
+
+def test_lists_that_change_while_the_database_refuses_are_there_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "features.db"
+
+    async def run() -> None:
+        async with open_database(f"sqlite+aiosqlite:///{path}") as database:
+            async with FeatureIndex(database) as features:
+                rename(path, "features", "away")
+                features.update("town", "prompts", [{"name": "first"}])
+                await eventually(lambda: features.writes.error)  # it was refused once, and is tried again
+                for number in range(200):
+                    features.update("town", "prompts", [{"name": f"number {number}"}])
+                features.update("village", "prompts", [{"name": "other"}])
+                rename(path, "away", "features")
+            assert (features.writes.error, features.writes.lost) == (None, 0)
+            async with FeatureIndex(database) as features:
+                assert features.entries("town", "prompts") == [{"name": "number 199"}]
+                assert features.entries("village", "prompts") == [{"name": "other"}]
+
+    asyncio.run(run())

@@ -29,6 +29,9 @@ SCRIPTS = ROOT / "tests" / "servers"
 
 SERVERS = ROOT / ".cache" / "servers"
 ODD = SCRIPTS / "odd.py"
+_GIVEN_AWAY = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+PORTS = range(20_000, max(_GIVEN_AWAY, 30_000))
+"""Below those that the system gives to connections, unless it gives nearly all."""
 EXECUTOR = "python-executor-mcp-server"
 PYTHON = f"{EXECUTOR}__python_execute"
 
@@ -52,10 +55,24 @@ def odd(kind: str, *arguments: object, **more: Any) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody has, and nobody else gets soon.
+
+    The system hands ports of its own range to every connection, so one of those that is free now may be taken when a
+    server wants to listen there. These lie below that range, and processes take turns by a file.
+    """
+    with open(Path(tempfile.gettempdir()) / "toolscore-test-ports", "a+") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        turn.seek(0)
+        last = int(turn.read() or 0)
+        for step in range(1, len(PORTS)):
+            port = PORTS[(last + step) % len(PORTS)]
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+                turn.truncate(0)
+                turn.write(str((last + step) % len(PORTS)))
+                return port
+    raise AssertionError(f"no port is free from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def debian_package(package: str, program: str) -> Path:

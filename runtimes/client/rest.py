@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["ToolResult", "ToolScoreClient", "ToolScoreClientError", "authorization"]
+__all__ = ["ToolFailed", "ToolResult", "ToolScoreClient", "ToolScoreClientError", "authorization"]
 
 DEFAULT_URL = "http://127.0.0.1:8082"
 
@@ -52,6 +52,7 @@ class ToolResult:
         content: MCP content blocks.
         is_error: the tool ran and failed.
         suggestion: what helped others whose call failed like this.
+        age_seconds: of a result that was kept by the gateway; `None`: the tool has just made it.
     """
 
     call_id: str
@@ -61,11 +62,34 @@ class ToolResult:
     is_error: bool
     duration_ms: float
     suggestion: str | None = None
+    age_seconds: float | None = None
+
+    def raise_for_tool_error(self) -> ToolResult:
+        """This result, if the tool did its work.
+
+        Raises:
+            ToolFailed: it ran and failed.
+        """
+        if self.is_error:
+            raise ToolFailed(self)
+        return self
 
     @property
     def text(self) -> str:
         """The text blocks, a line break between them."""
         return "\n".join(str(block.get("text", "")) for block in self.content if block.get("type") == "text")
+
+
+class ToolFailed(Exception):
+    """A tool ran and reported an error.
+
+    Attributes:
+        result: what it said.
+    """
+
+    def __init__(self, result: ToolResult) -> None:
+        super().__init__(f"{result.tool_id}: {result.text or 'it reported an error'}")
+        self.result = result
 
 
 def authorization(api_key: str | None) -> dict[str, str]:
@@ -120,23 +144,32 @@ class ToolScoreClient:
         action: str | None = None,
         timeout_seconds: float | None = None,
         session_id: str | None = None,
+        cache: bool = True,
     ) -> ToolResult:
         """Run a tool. Cancelling this cancels the tool's work.
 
         Args:
             tool_id: full name; or a server's id, with the tool's own name in `action`.
+            cache: a result that the gateway has kept may be the answer.
 
         Raises:
-            ToolScoreClientError: the call failed. A tool that ran and failed is a result with `is_error`.
+            ToolScoreClientError: the call failed. A tool that ran and failed is a result with `is_error`: ask it to
+                `raise_for_tool_error`, or look.
         """
         body: dict[str, Any] = {"tool_id": tool_id, "parameters": parameters or {}}
         optional = {"action": action, "timeout_seconds": timeout_seconds, "session_id": session_id}
         body |= {key: value for key, value in optional.items() if value is not None}
+        if not cache:
+            body["cache"] = False
         answer = await self._request(
             "POST", "/execute_tool", json=body, timeout=httpx.Timeout(self._timeout, read=None)
         )
         known = {one.name: answer["data"][one.name] for one in fields(ToolResult) if one.name in answer["data"]}
-        return ToolResult(**known, duration_ms=answer["performance"]["duration_ms"])
+        return ToolResult(
+            **known,
+            duration_ms=answer["performance"]["duration_ms"],
+            age_seconds=answer["performance"].get("age_seconds"),
+        )
 
     async def tools(self, *, server_id: str | None = None, text: str | None = None) -> AsyncIterator[dict[str, Any]]:
         """All tools, page by page."""

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
-from support import Fickle, GatewayProcess, running_gateway, wait_for
+from support import Fickle, GatewayProcess, running_gateway, toolscore, wait_for
 
 from toolscore.calls.cache import canonical
 from toolscore.core.jsonrpc import decode, encode
 
 SETTINGS = """
-cache: {ttl_seconds: 30, stale_seconds: 60, tools: {"city__write": 0}}
+cache: {stale_seconds: 60, tools: {"city__look": 30}}
 servers: {retries: 0, max_start_failures: 1000}
 breaker: {min_calls: 1000}
 """
@@ -56,6 +56,17 @@ def test_what_calls_itself_safe_is_asked_once(gateway: GatewayProcess, fickle: F
     assert first == second
     assert calls_of(fickle, "Rome") == 1
     assert gateway.execute("city__look", {"city": "Rome", "unit": "m"})["performance"]["cache_hit"] is False
+
+
+def test_the_command_line_says_that_a_result_is_kept(gateway: GatewayProcess, fickle: Fickle) -> None:
+    first, kept, fresh = (
+        toolscore("call", "city__look", "city=Genoa", *more, "--url", gateway.url) for more in ((), (), ("--fresh",))
+    )
+    assert first.stdout == kept.stdout != fresh.stdout
+    assert "kept" not in first.stderr + fresh.stderr
+    assert kept.stderr.startswith("kept result, ")
+    assert "--fresh" in kept.stderr
+    assert calls_of(fickle, "Genoa") == 2
 
 
 def test_the_order_and_the_blanks_of_arguments_do_not_matter(gateway: GatewayProcess, fickle: Fickle) -> None:
@@ -193,7 +204,7 @@ def test_after_a_restart_the_database_has_it(tmp_path: Path) -> None:
 
 def test_a_past_result_stands_in_for_one_that_cannot_be_had(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
-    settings = SETTINGS.replace("ttl_seconds: 30", "ttl_seconds: 0.0001")
+    settings = SETTINGS.replace('city__look": 30', 'city__look": 0.0001')
     with running_gateway({"city": fickle.entry}, settings=settings) as process:
         process.wait_for_state("city", "up")
         text = process.text("city__look", {"city": "Rome"})
@@ -242,7 +253,7 @@ def test_another_definition_or_other_settings_make_it_worthless(tmp_path: Path) 
 
 def test_memory_and_database_are_bounded(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
-    settings = "cache: {ttl_seconds: 60, max_entries: 3, max_result_bytes: 200}\n"
+    settings = "cache: {tools: {'city__look': 60}, max_entries: 3, max_result_bytes: 200}\n"
     with running_gateway({"city": fickle.entry}, settings=settings) as process:
         process.wait_for_state("city", "up")
         for number in range(5):

@@ -127,7 +127,7 @@ def test_a_budget_is_taken_for_calls_and_not_for_cached_results() -> None:
             await gateway.call("town__echo", ADA, text="y")
         assert (refused.value.retry_after_seconds or 0) > 0
 
-    run(check, rates={"per_minute": 1, "burst": 2})
+    run(check, rates={"per_minute": 1, "burst": 2}, cache={"tools": {"town__look": 60}})
 
 
 def test_equal_calls_at_once_are_one_request_and_a_fresh_one_is_its_own() -> None:
@@ -147,11 +147,11 @@ def test_equal_calls_at_once_are_one_request_and_a_fresh_one_is_its_own() -> Non
         assert {told(result) for result in await asyncio.gather(*calls)} == {"seen"}
         assert len(one.calls) == 1
         again = gateway.make_call("town__look")
-        again.fresh = True
+        again.replay = True
         assert (await gateway.rooms.calls.call(again)).cache_level is None
         assert len(one.calls) == 2
 
-    run(check, double)
+    run(check, double, cache={"tools": {"town__look": 60}})
 
 
 def test_a_failed_tool_is_a_result_and_learned_from() -> None:

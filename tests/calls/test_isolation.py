@@ -24,7 +24,10 @@ def fickle(tmp_path_factory: pytest.TempPathFactory) -> Fickle:
 
 @pytest.fixture(scope="module")
 def gateway(fickle: Fickle) -> Iterator[GatewayProcess]:
-    settings = "access: {local_without_key: false}\nrates: {per_minute: 0}\ncache: {tools: {'city__write': 60}}\n"
+    settings = (
+        "access: {local_without_key: false}\nrates: {per_minute: 0}\n"
+        "cache: {tools: {'city__look': 60, 'city__write': 60}}\n"
+    )
     with running_gateway({"city": fickle.entry}, settings=settings, journal=True) as process:
         names = {"root": ["--scope", "admin"], "ada": [], "bob": []}
         process.keys = {name: with_config(process, "keys", "create", name, *scopes)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from toolscore.calls.cache import CacheRules, Keep, ResultCache, Slot
+from toolscore.calls.cache import CacheRules, Made, ResultCache, Slot
 from toolscore.core.errors import UpstreamTimeout, UpstreamUnavailable
 from toolscore.core.models import Principal, Tool, UpstreamSpec
 from toolscore.stores import open_database
@@ -48,9 +48,9 @@ def slot(cache: ResultCache, tool: Tool, arguments: bytes = b"{}", who: Principa
     return found
 
 
-def making(value: bytes, keep: Keep = "kept") -> Any:
-    async def make() -> tuple[Raw, Keep]:
-        return Raw(value), keep
+def making(value: bytes, ttl: float = 60) -> Any:
+    async def make() -> Made:
+        return Made(Raw(value), ttl)
 
     return make
 
@@ -80,7 +80,7 @@ def test_equal_calls_at_once_are_one_and_each_hears_of_its_failure(tmp_path: Pat
         async with cache_in(tmp_path) as (cache, tools):
             one, made, go = slot(cache, tools["look"]), 0, asyncio.Event()
 
-            async def make() -> tuple[Raw, Keep]:
+            async def make() -> Made:
                 nonlocal made
                 made += 1
                 await go.wait()
@@ -109,7 +109,7 @@ def test_a_result_is_found_again_until_it_is_invalid_also_after_a_restart(tmp_pa
             assert found is not None
             assert (bytes(found.raw), found.level, found.is_fresh) == (b'{"x":1}', "l1", True)
             passing = slot(cache, tools["look"], b'{"n": 1}')
-            await cache.once(passing, making(b'{"x":2}', "shared"), 10)
+            await cache.once(passing, making(b'{"x":2}', 0), 10)
             assert await cache.look(passing) is None
         async with cache_in(tmp_path) as (cache, tools):
             found = await cache.look(one)
@@ -129,11 +129,25 @@ def test_a_call_from_before_an_invalidation_is_not_kept(tmp_path: Path) -> None:
         async with cache_in(tmp_path) as (cache, tools):
             one = slot(cache, tools["look"])
 
-            async def make() -> tuple[Raw, Keep]:
+            async def make() -> Made:
                 cache.invalidate()
-                return Raw(b'{"old":1}'), "kept"
+                return Made(Raw(b'{"old":1}'), 60)
 
             await cache.once(one, make, 10)
             assert await cache.look(one) is None
+
+    asyncio.run(run())
+
+
+def test_what_a_write_ended_is_not_found_after_a_crash(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with cache_in(tmp_path, tools={"town__look": 60}) as (cache, tools):
+            one = slot(cache, tools["look"])
+            await cache.once(one, making(b'{"x":1}'), 10)
+        async with cache_in(tmp_path, tools={"town__look": 60}) as (cache, tools):
+            await cache.changing("town", 10)  # and nothing comes after it
+            async with cache_in(tmp_path, tools={"town__look": 60}) as (after, _):
+                assert await after.look(slot(after, tools["look"])) is None
+            await cache.changed("town", 10, settled=True)
 
     asyncio.run(run())

@@ -78,6 +78,7 @@ def replicas(redis: Redis, fickle: Fickle) -> Iterator[list[GatewayProcess]]:
             (process.config / "toolscore.yaml").write_text(
                 f"storage: {{data_dir: {process.folder / 'data'}, redis_url: '{redis.url}'}}\n"
                 f"rates: {{per_minute: {MINUTE}, burst: {MINUTE}}}\n"
+                "cache: {tools: {city__look: 60}}\n"
             )
             process.start()
             process.wait_for_state("city", "up")
@@ -108,6 +109,30 @@ def test_a_result_is_there_for_the_other(replicas: list[GatewayProcess], fickle:
     assert looked() == "l1"
     assert other.text("city__look", {"city": "Rome"}) == text
     assert sum(call["arguments"] == {"city": "Rome"} for call in fickle.calls()) == 1
+
+
+def level(process: GatewayProcess, city: str) -> str | None:
+    found: str | None = process.execute("city__look", {"city": city})["performance"].get("cache_level")
+    return found
+
+
+def test_a_write_through_one_ends_what_the_other_keeps(replicas: list[GatewayProcess]) -> None:
+    one, other = replicas
+    wait_for(lambda: level(other, "Bern") == "l1")
+    wait_for(lambda: level(one, "Bern") in ("l1", "l2"))
+    one.execute("city__write", {"city": "Bern"})
+    assert [level(process, "Bern") for process in (other, one)] == [None, None]
+
+
+def test_what_cannot_be_known_to_hold_is_not_given(replicas: list[GatewayProcess], redis: Redis) -> None:
+    one, other = replicas
+    wait_for(lambda: level(other, "Thun") == "l1")
+    with redis.paused():
+        assert level(other, "Thun") is None
+        one.execute("city__write", {"city": "Thun"})  # nobody can be told of it now
+        assert level(one, "Thun") is None
+    wait_for(lambda: is_well(one) and is_well(other), 10)
+    assert level(other, "Thun") is None, "it was told as soon as Redis was back"
 
 
 def calls_until_refused(processes: list[GatewayProcess], key: str) -> int:

@@ -77,7 +77,7 @@ class MemoryGateway:
 async def in_memory_gateway(
     servers: Mapping[str, Double] | None = None, **settings: Any
 ) -> AsyncIterator[MemoryGateway]:
-    """A gateway with these servers; `settings` are sections, such as `cache={"ttl_seconds": 1}`."""
+    """A gateway with these servers; `settings` are sections, such as `cache={"stale_seconds": 1}`."""
     with tempfile.TemporaryDirectory(prefix="toolscore-test-", dir=_memory_folder()) as folder:
         given = Settings(**{**QUIET, "storage": {"data_dir": folder}, **settings})
         async with open_gateway(Loaded(given, [], {}), watch=False) as rooms:

@@ -1,8 +1,9 @@
-"""Results that may be given again: in memory (L1), in Redis where replicas share one (L2), in the database (L3).
+"""Results that may be given again: in memory (L1), in Redis where replicas share one (L2), else in the database (L3).
 
-A result is kept only of a tool that calls itself read-only and idempotent, or that the operator names. Its key holds
+A result is kept only of a tool that the operator names, or if its server says for how long it is good. Its key holds
 the tool, its definition, its server's settings, the arguments and who called: nobody gets what was made for somebody
-else, unless the operator says that a tool answers all alike.
+else, unless the operator says that a tool answers all alike. A call that may change something at a server ends all
+that is kept of it (`validity.py`).
 
 One module: the three levels keep one promise together: what is invalid in one is given by none.
 """
@@ -13,10 +14,11 @@ import asyncio
 import copy
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import structlog
@@ -24,6 +26,7 @@ from cachetools import LRUCache
 from msgspec import Raw
 from pydantic import Field
 
+from toolscore.calls.validity import SharedEpochs, Validity
 from toolscore.core.errors import ToolScoreError, UpstreamTimeout
 from toolscore.core.memo import Memo
 from toolscore.core.models import Principal, Tool
@@ -32,14 +35,11 @@ from toolscore.core.rules import Bytes, Count, Rules
 from toolscore.stores import Database, SharedStore
 from toolscore.stores.database import StoreError
 
-__all__ = ["CacheRules", "Cached", "Keep", "Level", "ResultCache", "Slot", "canonical"]
+__all__ = ["CacheRules", "Cached", "Level", "Made", "ResultCache", "Slot", "canonical"]
 
 log = structlog.get_logger(__name__)
 
 Level = Literal["l1", "l2", "l3"]
-Keep = Literal["kept", "shared", "own"]
-"""What may become of a result: given again later; to those who wait for it now (a failure); to nobody else."""
-
 MAX_UNWRITTEN = 2000
 MAX_STORED_BYTES = 256 * 1024 * 1024
 """Of results in the database; the oldest go first."""
@@ -59,34 +59,51 @@ _sorted = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
 
 class CacheRules(Rules):
-    """Which results are kept, and for how long: those of tools that call themselves read-only and idempotent."""
+    """Which results are kept, and for how long: those of tools that are named here, and those whose server says so."""
 
     enabled: bool = True
-    ttl_seconds: Annotated[float, Field(ge=0)] = Field(60, description="for so long they are given again")
+    tools: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description='seconds by the tool\'s name: {"docs__*": 3600}; a call of the server that may write ends them',
+    )
+    max_server_ttl_seconds: Annotated[float, Field(ge=0)] = Field(
+        3600, description="results of read-only tools that say `ttlMs` are kept for that, and no longer than this"
+    )
     stale_seconds: Annotated[float, Field(ge=0)] = Field(
         300, description="and for so long after that while the server cannot be reached"
     )
     max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = Field(2000, description="in memory")
     max_bytes: Bytes = Field(64 * 1024 * 1024, description="of them all")
     max_result_bytes: Count = Field(1024 * 1024, description="a larger result is not kept")
-    tools: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        {}, description='seconds by the tool\'s name, whatever it says of itself: {"docs__*": 3600, "time__*": 0}'
-    )
     shared: tuple[str, ...] = Field(
         (), description="tools that answer all callers alike; else each caller has results of its own"
     )
 
 
-class Slot(msgspec.Struct, frozen=True):
-    """Where a call's result belongs, and how many seconds it stays fresh."""
+class Slot(msgspec.Struct):
+    """Where a call's result belongs, and how many seconds it stays fresh; `None`: its server may say.
+
+    `epoch` is the server's in Redis when it was looked for; `None`: nothing may be given or kept just now.
+    """
 
     key: str
     tool: Tool
-    ttl: float
+    ttl: float | None
+    epoch: str | None = ""
+
+
+class Made(NamedTuple):
+    """A result that a server has just made."""
+
+    raw: Raw
+    ttl: float = 0.0
+    """Seconds for which it may be given again."""
+    own: bool = False
+    """It is for its caller alone: whoever waits for the same asks anew."""
 
 
 class Cached(msgspec.Struct, frozen=True):
-    """A kept result. Times are seconds since 1970."""
+    """A kept result. Times are seconds since 1970; `stored_at` is when it was asked for."""
 
     raw: Raw
     tool: Tool
@@ -94,6 +111,7 @@ class Cached(msgspec.Struct, frozen=True):
     fresh_until: float
     stale_until: float
     level: Level = "l1"
+    epoch: str = ""
 
     @property
     def is_fresh(self) -> bool:
@@ -111,6 +129,7 @@ class _Packed(msgspec.Struct, array_like=True):
     stored_at: float
     fresh_until: float
     stale_until: float
+    epoch: str
 
 
 _unpack = msgspec.msgpack.Decoder(_Packed)
@@ -119,12 +138,15 @@ _unpack = msgspec.msgpack.Decoder(_Packed)
 class _Flight:
     """One call under way, and how many wait for it."""
 
-    def __init__(self, task: asyncio.Task[tuple[Raw, Keep]]) -> None:
+    def __init__(self, slot: Slot, task: asyncio.Task[Made]) -> None:
         self.task = task
+        self.tool = slot.tool
+        self.epoch = slot.epoch
+        self.began_at = time.time()
         self.waiting = 0
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, whether or not anybody waits
 
-    async def result(self) -> tuple[Raw, Keep]:
+    async def result(self) -> Made:
         """Wait for it. It ends when the last who waits has gone.
 
         Raises:
@@ -145,25 +167,27 @@ class ResultCache:
     """The three levels. Use as `async with ResultCache(…) as cache`.
 
     Args:
-        shared: Redis, where there is one.
+        shared: Redis, where there is one. It takes the place of the database then; while it is away nothing is given.
     """
 
     def __init__(self, database: Database, shared: SharedStore | None = None, rules: CacheRules | None = None) -> None:
         self._database = database
         self._shared = shared
+        self._epochs = SharedEpochs(shared) if shared is not None else None
+        self._validity = Validity()
         self.store_error: str | None = None
         self.hits = {"l1": 0, "l2": 0, "l3": 0, "stale": 0}
         self.misses = 0
         self._stored: dict[str, tuple[str, str, int]] = {}
         self._stored_bytes = 0
+        self._stored_of: Counter[str] = Counter()
         self._flights: dict[str, _Flight] = {}
         self._reading: dict[str, asyncio.Task[Cached | None]] = {}
         self._unwritten: dict[str, Cached] = {}
         self._unwritten_bytes = 0
-        self._invalid_before: dict[tuple[str | None, str | None], float] = {}
         self._skip_database_until = 0.0
         self._removed: set[str] = set()
-        self._unshared: set[str] = set()
+        self._saving = asyncio.Lock()
         self._wake = asyncio.Event()
         self._closing = False
         self.rules = rules or CacheRules()
@@ -176,9 +200,13 @@ class ResultCache:
         self.rules = rules
         self._make_room()
 
+    def reads(self, tool: Tool) -> bool:
+        """Whether a call of a tool changes nothing: by its own word, or since the operator has its results kept."""
+        return tool.reads_only or bool(self._operator_ttl(tool))
+
     def _make_room(self) -> None:
         rules = self.rules
-        self._ttls: Memo[tuple[str, str], float] = Memo(MAX_TTLS)
+        self._ttls: Memo[str, float | None] = Memo(MAX_TTLS)
         # Each entry counts as its share of the places at least: so both bounds are one.
         least = max(1, rules.max_bytes // max(1, rules.max_entries))
         self._memory: LRUCache[str, Cached] = LRUCache(
@@ -187,6 +215,8 @@ class ResultCache:
 
     async def __aenter__(self) -> ResultCache:
         try:
+            if self._shared is not None:
+                await self._database.forget_cached()  # nobody keeps it up to date now
             for row in await self._database.load_cached_keys():
                 self._note(row["key"], row["tool_id"], row["server_id"], int(row["size"]))
         except StoreError as exc:
@@ -204,17 +234,14 @@ class ResultCache:
     def slot(
         self, tool: Tool, arguments: Raw, principal: Principal, spec_digest: str, *, own: bool = False
     ) -> Slot | None:
-        """Where the result of a call belongs; `None`: it is not kept.
+        """Where the result of a call belongs; `None`: it is neither kept nor shared.
 
         Args:
             spec_digest: of the settings of the tool's server: with others it may answer otherwise.
             own: each caller is somebody else to the server, whatever the rules say.
         """
-        key = (tool.tool_id, tool.definition_hash)
-        ttl = self._ttls.get(key)
-        if ttl is None:
-            ttl = self._ttls[key] = self._ttl(tool)
-        if ttl <= 0:
+        ttl = self._operator_ttl(tool)
+        if not self.rules.enabled or not (ttl or tool.reads_only):
             return None
         everybody = not own and any(fnmatchcase(tool.tool_id, pattern) for pattern in self.rules.shared)
         parts = [tool.tool_id, tool.definition_hash, spec_digest, None if everybody else principal.name]
@@ -223,49 +250,51 @@ class ResultCache:
         return Slot(digest.hexdigest(), tool, ttl)
 
     async def look(self, slot: Slot) -> Cached | None:
-        """What is kept, fresh or not, from the nearest level that has it."""
+        """What is kept and holds, fresh or not, from the nearest level that has it."""
+        if self._epochs is not None:
+            return await self._look_shared(slot, self._epochs)
         found = self._memory.get(slot.key)
-        if found is not None and found.is_fresh:
-            return found
-        # What is in memory is what the database has; another replica may have put a later one into Redis.
-        if (found is not None or slot.key not in self._stored) and (self._shared is None or not self._shared.up):
+        if found is not None and not self._validity.holds(slot.tool, found.stored_at):
+            found = None
+        if found is not None or slot.key not in self._stored:
             return found
         reading = self._reading.get(slot.key)
         if reading is None:
-            reading = self._reading[slot.key] = asyncio.create_task(self._read_below(slot))
+            reading = self._reading[slot.key] = asyncio.create_task(self._read_stored(slot))
             reading.add_done_callback(lambda _: self._reading.pop(slot.key, None))
         below = await asyncio.shield(reading)
-        return below if below is not None and (found is None or below.stored_at > found.stored_at) else found
+        return below if below is not None and self._validity.holds(slot.tool, below.stored_at) else None
 
-    def count(self, found: Cached | None, *, stale: bool = False) -> None:
-        """Note how a look ended."""
-        if found is None:
-            self.misses += 1
-        else:
-            self.hits["stale" if stale else found.level] += 1
+    def count(self, found: Cached, *, stale: bool = False) -> None:
+        """Note that a kept result was given."""
+        self.hits["stale" if stale else found.level] += 1
 
-    async def once(self, slot: Slot, make: Callable[[], Awaitable[tuple[Raw, Keep]]], seconds: float) -> Raw:
+    async def once(self, slot: Slot, make: Callable[[], Awaitable[Made]], seconds: float) -> Raw:
         """Make the result, or wait for whoever makes it just now; then keep it.
 
         Args:
-            make: returns the result, and what may become of it.
             seconds: how long to wait for another's at most.
 
         Raises:
             UpstreamTimeout: the other took longer. Whatever `make` raises.
         """
+        if slot.epoch is None:
+            return (await make()).raw
         until = time.monotonic() + seconds
         while True:
             flight = self._flights.get(slot.key)
+            if flight is not None and not self._may_join(flight, slot):
+                flight = None  # it set out before something was changed: it may bring back what was before
             if flight is None:
                 ready = self._memory.get(slot.key)
-                if ready is not None and ready.is_fresh:
+                if ready is not None and ready.is_fresh and self._gives(slot, ready):
                     return ready.raw  # it came while we got here
-                flight = self._flights[slot.key] = _Flight(asyncio.create_task(self._make(slot, make)))
-                return (await flight.result())[0]
+                flight = _Flight(slot, asyncio.create_task(self._make(slot, make)))
+                self._flights[slot.key] = flight
+                return (await flight.result()).raw
             try:
                 async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                    raw, keep = await flight.result()
+                    made = await flight.result()
             except TimeoutError:
                 raise UpstreamTimeout(
                     f"an equal call of {slot.tool.tool_id} is under way and gave no answer within {seconds:g} s: "
@@ -277,73 +306,123 @@ class ResultCache:
                 if not flight.task.cancelled():
                     raise
                 continue  # the first has gone, and took its call along
-            return raw if keep != "own" else (await make())[0]
+            return made.raw if not made.own else (await make()).raw
 
-    async def _make(self, slot: Slot, make: Callable[[], Awaitable[tuple[Raw, Keep]]]) -> tuple[Raw, Keep]:
-        started = time.time()
+    def _may_join(self, flight: _Flight, slot: Slot) -> bool:
+        return flight.epoch == slot.epoch and self._validity.holds(slot.tool, flight.began_at)
+
+    def _gives(self, slot: Slot, found: Cached) -> bool:
+        return found.epoch == slot.epoch and self._validity.holds(slot.tool, found.stored_at)
+
+    async def _make(self, slot: Slot, make: Callable[[], Awaitable[Made]]) -> Made:
+        asked_at, task = time.time(), asyncio.current_task()
         try:
-            raw, keep = await make()
-            if keep == "kept" and memoryview(raw).nbytes <= self.rules.max_result_bytes:
-                now = time.time()
-                until = now + slot.ttl
-                entry = Cached(raw, slot.tool, now, until, until + self.rules.stale_seconds)
-                if self._holds(slot.tool, started):
+            made = await make()
+            if made.ttl > 0 and memoryview(made.raw).nbytes <= self.rules.max_result_bytes:
+                until = time.time() + made.ttl
+                entry = Cached(
+                    made.raw, slot.tool, asked_at, until, until + self.rules.stale_seconds, epoch=slot.epoch or ""
+                )
+                self.misses += 1
+                if self._validity.holds(slot.tool, asked_at):
                     self._keep(slot.key, entry)
-            return raw, keep
+            return made
         finally:
-            self._flights.pop(slot.key, None)
+            flight = self._flights.get(slot.key)
+            if flight is not None and flight.task is task:
+                del self._flights[slot.key]
 
-    def _ttl(self, tool: Tool) -> float:
-        if not self.rules.enabled:
-            return 0.0
-        for pattern, seconds in self.rules.tools.items():
-            if fnmatchcase(tool.tool_id, pattern):
-                return seconds
-        hints = tool.annotations
-        safe = hints.get("readOnlyHint") is True and hints.get("idempotentHint") is True
-        return self.rules.ttl_seconds if safe else 0.0
+    def _operator_ttl(self, tool: Tool) -> float | None:
+        """What the operator says of a tool: seconds; `None`: nothing."""
+        if not self.rules.tools:
+            return None
+        key = tool.tool_id
+        if key not in self._ttls:
+            patterns = self.rules.tools.items()
+            self._ttls[key] = next((seconds for pattern, seconds in patterns if fnmatchcase(key, pattern)), None)
+        return self._ttls[key]
 
-    async def _read_below(self, slot: Slot) -> Cached | None:
-        stale: Cached | None = None
-        if self._shared is not None:
-            packed = await self._shared.get(PREFIX + slot.key)
-            if packed is not None:
-                try:
-                    entry = _unpack.decode(packed)
-                except msgspec.MsgspecError:
-                    pass  # another version's
-                else:
-                    times = (entry.stored_at, entry.fresh_until, entry.stale_until)
-                    stale = self._accept(slot, Raw(entry.raw), times, "l2")
-                    if stale is not None and stale.is_fresh:
-                        self._fill(slot.key, stale)
-                        return stale
-        if slot.key in self._stored and time.monotonic() > self._skip_database_until:
-            try:
-                async with asyncio.timeout(READ_SECONDS):
-                    row = await self._database.load_cached(slot.key)
-            except (StoreError, TimeoutError) as exc:
-                self.store_error = str(exc) or f"the database gave no result within {READ_SECONDS:g} s"
-                self._skip_database_until = time.monotonic() + AGAIN_SECONDS
-                return stale
-            if row is not None:
-                times = (row["stored_at"], row["fresh_until"], row["stale_until"])
-                found = self._accept(slot, Raw(bytes(row["result"])), times, "l3")
-                if found is not None:
-                    self._fill(slot.key, found)
-                    if self._shared is not None and found.is_fresh:
-                        await self._share(slot.key, found)
-                    return found
-        return stale
+    async def _look_shared(self, slot: Slot, epochs: SharedEpochs) -> Cached | None:
+        slot.epoch, packed = await epochs.read(slot.tool.server_id, PREFIX + slot.key)
+        if slot.epoch is None:
+            return None
+        found = self._memory.get(slot.key)
+        if found is not None and not self._gives(slot, found):
+            found = None
+        if packed is None or (found is not None and found.is_fresh):
+            return found
+        try:
+            entry = _unpack.decode(packed)
+        except msgspec.MsgspecError:
+            return found  # another version's
+        if entry.epoch != slot.epoch or (found is not None and entry.stored_at <= found.stored_at):
+            return found
+        below = self._accept(slot, Raw(entry.raw), (entry.stored_at, entry.fresh_until, entry.stale_until), "l2")
+        if below is not None:
+            self._fill(slot.key, below)
+        return below
+
+    async def _read_stored(self, slot: Slot) -> Cached | None:
+        if time.monotonic() <= self._skip_database_until:
+            return None
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                row = await self._database.load_cached(slot.key)
+        except (StoreError, TimeoutError) as exc:
+            self.store_error = str(exc) or f"the database gave no result within {READ_SECONDS:g} s"
+            self._skip_database_until = time.monotonic() + AGAIN_SECONDS
+            return None
+        if row is None:
+            return None
+        times = (row["stored_at"], row["fresh_until"], row["stale_until"])
+        found = self._accept(slot, Raw(bytes(row["result"])), times, "l3")
+        if found is not None:
+            self._fill(slot.key, found)
+        return found
 
     def _accept(self, slot: Slot, raw: Raw, times: tuple[float, float, float], level: Level) -> Cached | None:
         """What a level below had, by the rules of now; `None` if it is worthless."""
         stored_at = times[0]
-        fresh_until = min(times[1], stored_at + slot.ttl)
+        most = self.rules.max_server_ttl_seconds if slot.ttl is None else slot.ttl
+        fresh_until = min(times[1], stored_at + most)
         stale_until = min(times[2], fresh_until + self.rules.stale_seconds)
-        if stale_until <= time.time() or not self._holds(slot.tool, stored_at):
+        if stale_until <= time.time() or not self._validity.holds(slot.tool, stored_at):
             return None
-        return Cached(raw, slot.tool, stored_at, fresh_until, stale_until, level)
+        return Cached(raw, slot.tool, stored_at, fresh_until, stale_until, level, slot.epoch or "")
+
+    # What may change something
+
+    async def changing(self, server_id: str, seconds: float) -> None:
+        """A call that may change something at a server is about to be made. Needs a `changed`.
+
+        What the database has of the server goes first: it must not be found after a crash.
+        """
+        self._validity.began(server_id, seconds)
+        if self._epochs is not None:
+            if self.rules.enabled:
+                await self._epochs.began(server_id, seconds)
+        elif self._stored_of[server_id] or self._saving.locked():
+            async with self._saving:
+                for key, (_, of_server, _) in list(self._stored.items()):
+                    if of_server == server_id:
+                        self._drop(key)
+                try:
+                    await self._database.forget_cached(server_id)
+                except StoreError as exc:  # the writer tries on
+                    self.store_error = str(exc)
+                    self._wake.set()
+
+    async def changed(self, server_id: str, seconds: float, settled: bool) -> None:
+        """The call has ended, in whatever way.
+
+        Args:
+            settled: it does nothing from now on; otherwise it may for so many seconds.
+        """
+        self._validity.ended(server_id, seconds, settled)
+        if self._epochs is not None and self.rules.enabled:
+            await self._epochs.ended(server_id, settled)
+            if self._epochs.untold:
+                self._wake.set()
 
     # Writing
 
@@ -366,18 +445,11 @@ class ResultCache:
             self._unwritten_bytes += _size(entry) - (_size(old) if old is not None else 0)
             self._unwritten[key] = entry
 
-    def _holds(self, tool: Tool, made_at: float) -> bool:
-        """Whether what was made (or asked for) then was not declared worthless since."""
-        if not self._invalid_before:
-            return True
-        keys = ((None, None), (tool.tool_id, None), (None, tool.server_id), (tool.tool_id, tool.server_id))
-        return all(made_at > self._invalid_before.get(key, 0.0) for key in keys)
-
     def invalidate(self, *, tool_id: str | None = None, server_id: str | None = None) -> int:
         """Forget results: of one tool, of one server, or all. Returns how many."""
-        if len(self._invalid_before) > 10_000:
-            self._invalid_before = {(None, None): time.time()}
-        self._invalid_before[tool_id, server_id] = time.time()
+        self._validity.end(tool_id, server_id)
+        if self._epochs is not None:
+            self._epochs.end(server_id if tool_id is None else None)
 
         def meant(of_tool: str, of_server: str) -> bool:
             return tool_id in (None, of_tool) and server_id in (None, of_server)
@@ -391,25 +463,29 @@ class ResultCache:
         stored = [key for key, (of_tool, of_server, _) in self._stored.items() if meant(of_tool, of_server)]
         for key in stored:
             self._drop(key)
-        self._unshared |= gone | set(stored)
         self._wake.set()
         return len(gone | set(stored))
 
     def _note(self, key: str, tool_id: str, server_id: str, size: int) -> None:
         old = self._stored.pop(key, None)
         self._stored_bytes += size - (old[2] if old else 0)
+        self._stored_of[server_id] += 0 if old else 1
         self._stored[key] = (tool_id, server_id, size)
         while self._stored_bytes > MAX_STORED_BYTES or len(self._stored) > MAX_STORED:
             self._drop(next(iter(self._stored)))
 
     def _drop(self, key: str) -> None:
-        self._stored_bytes -= self._stored.pop(key)[2]
+        _, server_id, size = self._stored.pop(key)
+        self._stored_bytes -= size
+        self._stored_of[server_id] -= 1
+        if not self._stored_of[server_id]:
+            del self._stored_of[server_id]
         self._removed.add(key)
 
     async def _share(self, key: str, entry: Cached) -> None:
         assert self._shared is not None
         seconds = entry.stale_until - time.time()
-        packed = _Packed(bytes(entry.raw), entry.stored_at, entry.fresh_until, entry.stale_until)
+        packed = _Packed(bytes(entry.raw), entry.stored_at, entry.fresh_until, entry.stale_until, entry.epoch)
         await self._shared.put(PREFIX + key, msgspec.msgpack.encode(packed), seconds)
 
     async def _write(self) -> None:
@@ -430,48 +506,55 @@ class ResultCache:
             # Memory forgets a secret; a disk, and Redis, would not. Looking takes time, so a thread does.
             secret = await asyncio.to_thread(_secrets_among, group)
             group = {key: entry for key, entry in group.items() if key not in secret}
-            removed, self._removed = self._removed, set()
-            unshared, self._unshared = self._unshared, set()
-            if self._shared is not None and unshared:
-                await self._shared.drop([PREFIX + key for key in unshared])
-                if not self._shared.up:  # it will have them still when it comes back
-                    self._unshared |= set(list(unshared)[:MAX_UNWRITTEN])
-            rows: list[dict[str, Any]] = []
-            for key, entry in group.items():
-                if self._shared is not None:
+            if self._epochs is not None:
+                for key, entry in group.items():
                     await self._share(key, entry)
-                rows.append(
-                    {
-                        "key": key,
-                        "tool_id": entry.tool.tool_id,
-                        "server_id": entry.tool.server_id,
-                        "result": bytes(entry.raw),
-                        "stored_at": entry.stored_at,
-                        "fresh_until": entry.fresh_until,
-                        "stale_until": entry.stale_until,
-                    }
-                )
-            if not (rows or removed):
-                continue
-            try:
-                await self._database.save_cached(rows, removed - group.keys())
-                self.store_error = None
-            except StoreError as exc:  # memory goes on without it
-                if self.store_error is None:
-                    log.warning("results cannot be kept in the database", error=str(exc))
-                self.store_error = str(exc)
-                if not self._closing:
-                    for key, entry in group.items():
-                        if key not in self._unwritten and self._holds(entry.tool, entry.stored_at):
-                            self._put(key, entry)
-                    self._removed |= removed
+                if not await self._epochs.tell() and not self._closing:
                     await asyncio.sleep(AGAIN_SECONDS)
                     self._wake.set()
             else:
+                async with self._saving:
+                    saved = await self._save(group)
+                if not saved and not self._closing:
+                    await asyncio.sleep(AGAIN_SECONDS)
+                    self._wake.set()
+
+    async def _save(self, group: dict[str, Cached]) -> bool:
+        """Write results into the database, and take out what is worthless. Returns whether it took that."""
+        group = {key: entry for key, entry in group.items() if self._validity.holds(entry.tool, entry.stored_at)}
+        removed, self._removed = self._removed, set()
+        if not (group or removed):
+            return True
+        rows = [
+            {
+                "key": key,
+                "tool_id": entry.tool.tool_id,
+                "server_id": entry.tool.server_id,
+                "result": bytes(entry.raw),
+                "stored_at": entry.stored_at,
+                "fresh_until": entry.fresh_until,
+                "stale_until": entry.stale_until,
+            }
+            for key, entry in group.items()
+        ]
+        try:
+            await self._database.save_cached(rows, removed - group.keys())
+        except StoreError as exc:  # memory goes on without it
+            if self.store_error is None:
+                log.warning("results cannot be kept in the database", error=str(exc))
+            self.store_error = str(exc)
+            if not self._closing:
                 for key, entry in group.items():
-                    self._note(key, entry.tool.tool_id, entry.tool.server_id, _size(entry))
-                    if not self._holds(entry.tool, entry.stored_at):
-                        self._drop(key)  # declared worthless while it was written
+                    if key not in self._unwritten:
+                        self._put(key, entry)
+                self._removed |= removed
+            return False
+        self.store_error = None
+        for key, entry in group.items():
+            self._note(key, entry.tool.tool_id, entry.tool.server_id, _size(entry))
+            if not self._validity.holds(entry.tool, entry.stored_at):
+                self._drop(key)  # declared worthless while it was written
+        return True
 
     async def _forget_old(self) -> None:
         try:

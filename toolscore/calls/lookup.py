@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import Raw
 
-from toolscore.calls.cache import Keep, ResultCache, Slot
+from toolscore.calls.cache import Made, ResultCache, Slot
 from toolscore.calls.model import Call
-from toolscore.calls.result import marked_stale, parsed
-from toolscore.core.errors import Overloaded, UpstreamTimeout, UpstreamUnavailable
+from toolscore.calls.result import marked_kept, parsed, seconds_said
+from toolscore.core.errors import Overloaded, ToolScoreError, UpstreamTimeout, UpstreamUnavailable
 from toolscore.upstreams import UpstreamPool
 
 __all__ = ["KeptResults"]
@@ -28,7 +28,7 @@ class KeptResults:
 
     async def look_up(self, call: Call) -> None:
         """Answer a call with a result that is kept and fresh, if there is one."""
-        if call.fresh:
+        if call.replay or not call.use_cache:
             return
         call.slot = self._slot(call)
         if call.slot is None:
@@ -36,11 +36,12 @@ class KeptResults:
         found = await self._cache.look(call.slot)
         if found is not None and found.is_fresh:
             self._cache.count(found)
-            call.answer = found.raw
+            call.answer = marked_kept(found)
         call.kept = found
 
     async def fill(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> None:
-        """Answer a call by asking its server, once for equal calls at the same time, and keep the result.
+        """Answer a call by asking its server. What it reads is asked once for equal calls at the same time, and may be
+        kept; what may change something ends what is kept.
 
         A result that is past its time stands in where the server cannot be asked.
 
@@ -51,17 +52,18 @@ class KeptResults:
             ToolScoreError: what `reach` raises.
         """
         kept, call.kept = call.kept, None
-        if call.slot is None:
+        if not self._cache.reads(call.target):
+            await self._change(call, reach)
+        elif call.slot is None:
             call.answer = await reach(call)
-            return
-        try:
-            call.answer = await self._cache.once(call.slot, lambda: self._make(call, reach), call.patience)
-            self._cache.count(None)
-        except STAND_IN:
-            if kept is None or kept.stale_until <= time.time():
-                raise
-            self._cache.count(kept, stale=True)
-            call.kept, call.answer, call.is_stale = kept, marked_stale(kept), True
+        else:
+            try:
+                call.answer = await self._cache.once(call.slot, lambda: self._make(call, reach), call.patience)
+            except STAND_IN:
+                if kept is None or kept.stale_until <= time.time():
+                    raise
+                self._cache.count(kept, stale=True)
+                call.kept, call.answer, call.is_stale = kept, marked_kept(kept, stale=True), True
 
     def _slot(self, call: Call) -> Slot | None:
         """Where the result is kept; `None`: it depends on more than the call, or is not kept."""
@@ -75,12 +77,30 @@ class KeptResults:
             return None
         return self._cache.slot(call.target, call.arguments, call.principal, spec.digest, own=bool(spec.credentials))
 
-    async def _make(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> tuple[Raw, Keep]:
-        """Ask the server. Returns the result, and whether it may be given again."""
+    async def _change(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> None:
+        """Ask a server for what may change something, so that nothing of before is given after."""
+        server_id, settled = call.target.server_id, False
+        await self._cache.changing(server_id, call.patience)
+        try:
+            call.answer = await reach(call)
+            settled = True
+        except ToolScoreError as exc:
+            settled = exc.upstream_error is not None
+            raise
+        finally:
+            await self._cache.changed(server_id, call.patience, settled or not call.attempt.asked)
+
+    async def _make(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> Made:
+        """Ask the server. Returns the result, with what may become of it."""
         raw = await reach(call)
         found = parsed(call.target, raw)
         upstream = self._upstreams.find(call.target.server_id)
         asked = upstream is None or upstream.habits.asks  # just now, maybe
         if asked or found.result_type != "complete":
-            return raw, "own"
-        return raw, "shared" if found.is_error else "kept"
+            return Made(raw, own=True)
+        assert call.slot is not None
+        if found.is_error:
+            return Made(raw)
+        if call.slot.ttl is not None:
+            return Made(raw, call.slot.ttl)
+        return Made(raw, min(seconds_said(found), self._cache.rules.max_server_ttl_seconds))

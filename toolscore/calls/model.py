@@ -34,7 +34,8 @@ class Call:
         server_id: only this server's tools count.
         timeout_seconds: `None`: the upstream's or the gateway's default.
         extra: the other members of an MCP request's params (`_meta`, and those we do not know), for the upstream.
-        fresh: past the cache, and nothing is learned from it.
+        use_cache: a result that is kept may be the answer.
+        replay: made to see what comes out today: past the cache, and nothing is learned from it.
 
     Attributes:
         call_id: of its record in the journal.
@@ -50,9 +51,9 @@ class Call:
     """
 
     __slots__ = (
-        "_values", "action", "answer", "arguments", "attempt", "call_id", "caller", "error", "extra", "fresh",
-        "is_stale", "kept", "outcome", "patience", "request_id", "server_id", "slot", "started", "timeout_seconds",
-        "tool", "tool_id",
+        "_values", "action", "answer", "arguments", "attempt", "call_id", "caller", "error", "extra", "is_stale",
+        "kept", "outcome", "patience", "replay", "request_id", "server_id", "slot", "started", "timeout_seconds",
+        "tool", "tool_id", "use_cache",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +67,8 @@ class Call:
         server_id: str | None = None,
         timeout_seconds: float | None = None,
         extra: dict[str, Any] | None = None,
-        fresh: bool = False,
+        use_cache: bool = True,
+        replay: bool = False,
     ) -> None:
         self.tool_id = tool_id
         self.arguments = arguments
@@ -76,7 +78,8 @@ class Call:
         self.server_id = server_id
         self.timeout_seconds = timeout_seconds
         self.extra = extra
-        self.fresh = fresh
+        self.use_cache = use_cache
+        self.replay = replay
         self.call_id = new_call_id()
         self.started = time.perf_counter()
         self.tool: Tool | None = None

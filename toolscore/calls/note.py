@@ -68,7 +68,7 @@ class Notes:
         call.outcome = "tool_error" if result.is_error else "ok"
         if result.is_error:
             call.error = text_of(result.content)
-        if call.fresh:
+        if call.replay:
             return result
         if call.error is not None:
             advice = self._advice(call, call.error)
@@ -81,7 +81,7 @@ class Notes:
     def failed(self, call: Call, error: ToolScoreError) -> None:
         """Take a call that failed; the error gets advice if some is known."""
         call.outcome, call.error = error.code, error.message
-        if call.outcome in LEARNED_FROM and not call.fresh and call.tool is not None:
+        if call.outcome in LEARNED_FROM and not call.replay and call.tool is not None:
             advice = self._advice(call, error.message)
             if advice is not None:
                 error.suggestion = f"{error.suggestion}; {advice}" if error.suggestion else advice

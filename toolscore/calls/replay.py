@@ -73,7 +73,7 @@ class Replay:
             caller=Caller(principal),
             request_id=request_id,
             server_id=tool.server_id,
-            fresh=True,
+            replay=True,
         )
         now: dict[str, Any]
         try:

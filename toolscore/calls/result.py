@@ -13,7 +13,7 @@ from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
 from toolscore.core.jsonrpc import decode, decode_object, encode, meta_of
 from toolscore.core.models import Tool, ToolResult
 
-__all__ = ["marked_stale", "parsed", "read_result", "text_of", "with_suggestion"]
+__all__ = ["marked_kept", "parsed", "read_result", "seconds_said", "text_of", "with_suggestion"]
 
 MAX_TEXT = 2000
 
@@ -25,6 +25,7 @@ class _CallResult(msgspec.Struct, rename="camel"):
     structured_content: Raw | UnsetType = UNSET
     is_error: bool = False
     result_type: str = "complete"
+    ttl_ms: Raw | UnsetType = UNSET
 
 
 _results = msgspec.json.Decoder(_CallResult)
@@ -66,16 +67,28 @@ def read_result(call: Call) -> ToolResult:
         duration_ms=call.seconds * 1000,
         call_id=call.call_id,
         cache_level=call.kept.level if call.kept is not None else None,
+        age_seconds=call.kept.age if call.kept is not None else None,
         stale=call.is_stale,
     )
 
 
-def marked_stale(kept: Cached) -> Raw:
-    """A kept result that says how old it is: whoever reads it should know."""
+def marked_kept(kept: Cached, *, stale: bool = False) -> Raw:
+    """A kept result that says so, and how old it is: whoever reads it should know."""
     result = decode_object(kept.raw)
     meta = meta_of({"_meta": result["_meta"]}) if "_meta" in result else {}
-    meta["toolscore/stale"] = {"age_seconds": round(kept.age, 1)}
+    age = round(kept.age, 1)
+    meta["toolscore/cache"] = {"level": kept.level, "age_seconds": age}
+    if stale:
+        meta["toolscore/stale"] = {"age_seconds": age}
     return Raw(encode({**result, "_meta": meta}))
+
+
+def seconds_said(result: _CallResult) -> float:
+    """For how long a result is good, by its server's own word (MCP `ttlMs`); 0 without one."""
+    if result.ttl_ms is UNSET:
+        return 0.0
+    said = decode(result.ttl_ms)
+    return said / 1000 if isinstance(said, int) and not isinstance(said, bool) and said > 0 else 0.0
 
 
 def with_suggestion(result: ToolResult, suggestion: str) -> ToolResult:

@@ -115,6 +115,7 @@ def call(
     ] = None,
     action: Annotated[str | None, typer.Option(help="The tool's own name, where TOOL is a server.")] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask the server, even if a result is kept.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Print the whole answer as JSON.")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -129,6 +130,8 @@ def call(
     pairs = [_pair(argument) for argument in arguments or []]
     request: dict[str, Any] = {"tool_id": tool, "parameters": parameters}
     request |= {key: value for key, value in (("action", action), ("timeout_seconds", timeout)) if value is not None}
+    if fresh:
+        request["cache"] = False
     with connected(url, timeout=None) as client:
         types = _types(client, tool, action) if pairs else {}
         for key, value in pairs:
@@ -138,6 +141,10 @@ def call(
         print_json(response.json())
         raise typer.Exit(0 if response.is_success and not response.json()["data"]["is_error"] else 1)
     data = answer_of(response)
+    performance = response.json()["performance"]
+    if performance["cache_hit"]:
+        past = ", past its time: the server cannot be reached" if performance["stale"] else ""
+        say(f"kept result, {performance['age_seconds']:g} s old{past} (--fresh asks the server)")
     for block in data["content"]:
         print(
             block["text"] if block.get("type") == "text" else f"[{block.get('type')}: {first_line(json.dumps(block))}]"

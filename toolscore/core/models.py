@@ -294,6 +294,11 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         return hints if isinstance(hints, dict) else {}
 
     @property
+    def reads_only(self) -> bool:
+        """Whether it changes nothing, by its own word."""
+        return self.annotations.get("readOnlyHint") is True
+
+    @property
     def safe_to_repeat(self) -> bool:
         """Whether calling it twice does no more than calling it once, by its own word."""
         hints = self.annotations
@@ -334,6 +339,8 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing was done yet: the server asks for input (MCP `InputRequiredResult`)."""
     cache_level: Literal["l1", "l2", "l3"] | None = None
     """Where it was kept; `None`: the server has just made it."""
+    age_seconds: float | None = None
+    """Since it was asked for, of one that was kept."""
     stale: bool = False
     """It stands in for one that could not be had."""
     suggestion: str | None = None

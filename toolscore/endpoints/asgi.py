@@ -189,16 +189,15 @@ def envelope(
     request_id: str,
     started: float,
     message: str = "",
-    cache_level: str | None = None,
-    stale: bool = False,
+    kept: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The one shape of every REST answer. `started` is a `time.perf_counter()`."""
+    """The one shape of every REST answer. `started` is a `time.perf_counter()`; `kept` tells of a kept result."""
     performance: dict[str, Any] = {
         "duration_ms": round((time.perf_counter() - started) * 1000, 3),
-        "cache_hit": cache_level is not None,
+        "cache_hit": kept is not None,
     }
-    if cache_level is not None:
-        performance |= {"cache_level": cache_level, "stale": stale}
+    if kept is not None:
+        performance |= kept
     return {
         "success": True,
         "data": data,

@@ -29,7 +29,7 @@ from toolscore.endpoints.asgi import (
     read_body,
     send_json,
 )
-from toolscore.endpoints.views import result_fields
+from toolscore.endpoints.views import failure_text, kept_fields, result_fields
 from toolscore.telemetry.tracing import CARRIED
 from toolscore.upstreams import Caller
 
@@ -50,6 +50,7 @@ class ExecuteRequest(msgspec.Struct, forbid_unknown_fields=True):
     parameters: Raw = Raw(b"{}")
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
     session_id: str | None = None
+    cache: bool = True
 
 
 _requests = msgspec.json.Decoder(ExecuteRequest)
@@ -98,18 +99,17 @@ class ExecuteEndpoint:
             request_id=request_id,
             action=request.action,
             timeout_seconds=request.timeout_seconds,
+            use_cache=request.cache,
             extra=_trace(scope),
         )
         result = await self._gateway.calls.call(call)
-        message = "the tool reported an error" if result.is_error else ""
         return encode(
             envelope(
                 result_fields(result),
                 request_id=request_id,
                 started=started,
-                message=message,
-                cache_level=result.cache_level,
-                stale=result.stale,
+                message=failure_text(result) if result.is_error else "",
+                kept=kept_fields(result),
             )
         )
 
@@ -129,7 +129,8 @@ def _parse(body: bytes) -> ExecuteRequest:
     except msgspec.ValidationError as exc:
         raise InvalidArguments(
             f"the body does not fit: {exc}",
-            suggestion='expected {"tool_id": str, "action"?: str, "parameters"?: {…}, "timeout_seconds"?: number}',
+            suggestion='expected {"tool_id": str, "action"?: str, "parameters"?: {…}, "timeout_seconds"?: number, '
+            '"session_id"?: str, "cache"?: bool}',
         ) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         suggestion = "send a JSON object with content-type application/json"

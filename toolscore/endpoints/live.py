@@ -20,7 +20,7 @@ from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Event, Principal, Tool, timestamp
 from toolscore.core.tasks import TaskSet
 from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, new_request_id, principal_of, sse_event
-from toolscore.endpoints.views import found_tools, result_fields, stats_fields, tool_fields
+from toolscore.endpoints.views import found_tools, kept_fields, result_fields, stats_fields, tool_fields
 from toolscore.upstreams import Caller
 
 __all__ = ["COMMANDS", "add_live", "command"]
@@ -82,6 +82,9 @@ async def execute_tool(gateway: Gateway, params: dict[str, Any], principal: Prin
     timeout = params.get("timeout_seconds")
     if timeout is not None and (not isinstance(timeout, int | float) or timeout <= 0):
         raise InvalidArguments(f"`timeout_seconds` must be a number above 0, found {timeout!r:.80}")
+    use_cache = params.get("cache", True)
+    if not isinstance(use_cache, bool):
+        raise InvalidArguments(f"`cache` must be true or false, found {use_cache!r:.80}")
     call = Call(
         _text(params, "tool_id"),
         Raw(encode(params.get("parameters") or {})),
@@ -89,8 +92,10 @@ async def execute_tool(gateway: Gateway, params: dict[str, Any], principal: Prin
         request_id=new_request_id(None),
         action=params.get("action"),
         timeout_seconds=timeout,
+        use_cache=use_cache,
     )
-    return result_fields(await gateway.calls.call(call))
+    result = await gateway.calls.call(call)
+    return {**result_fields(result), "cached": kept_fields(result)}
 
 
 def _text(params: dict[str, Any], name: str) -> str:

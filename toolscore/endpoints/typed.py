@@ -27,6 +27,7 @@ from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Principal, Tool, UpstreamSpec, timestamp
 from toolscore.core.tasks import TaskSet
 from toolscore.endpoints.asgi import new_request_id
+from toolscore.endpoints.views import failure_text, kept_fields
 from toolscore.upstreams import Caller
 from toolscore.upstreams.websocket import TypedConnection, tool_from_capability
 
@@ -57,6 +58,7 @@ class TypedFrame(msgspec.Struct):
     action: str | None = None
     parameters: Raw = Raw(b"{}")
     timeout_seconds: float | None = None
+    cache: bool = True
 
 
 _typed_frames = msgspec.json.Decoder(TypedFrame)
@@ -149,6 +151,7 @@ class TypedClient:
                 request_id=new_request_id(None),
                 action=frame.action,
                 timeout_seconds=frame.timeout_seconds,
+                use_cache=frame.cache,
             )
             result = await self._gateway.calls.call(call)
         except ToolScoreError as exc:
@@ -170,7 +173,8 @@ class TypedClient:
                     "structured_content": result.structured_content,
                     "is_error": result.is_error,
                 },
-                "error": "the tool reported an error" if result.is_error else None,
+                "cached": kept_fields(result),
+                "error": failure_text(result) if result.is_error else None,
                 "error_type": "tool_error" if result.is_error else None,
             }
         )

@@ -9,12 +9,26 @@ import psutil
 
 from toolscore.access.auth import ADMIN
 from toolscore.app.compose import Gateway
+from toolscore.calls.result import text_of
 from toolscore.core.errors import InvalidArguments
 from toolscore.core.models import Principal, Tool, ToolResult, shown_url
 from toolscore.tools.library import change_fields
 from toolscore.upstreams import Upstream
 
-__all__ = ["found_tools", "pin_fields", "result_fields", "server_fields", "stats_fields", "tool_fields"]
+__all__ = [
+    "failure_text",
+    "found_tools",
+    "kept_fields",
+    "pin_fields",
+    "result_fields",
+    "server_fields",
+    "stats_fields",
+    "tool_fields",
+]
+
+
+MAX_SAID = 300
+"""Characters of a failure that stand in a message."""
 
 
 def result_fields(result: ToolResult) -> dict[str, Any]:
@@ -29,6 +43,21 @@ def result_fields(result: ToolResult) -> dict[str, Any]:
     if result.suggestion is not None:
         data["suggestion"] = result.suggestion
     return data
+
+
+def kept_fields(result: ToolResult) -> dict[str, Any] | None:
+    """What is told of a result that was kept; `None`: its server has just made it."""
+    if result.cache_level is None or result.age_seconds is None:
+        return None
+    return {"cache_level": result.cache_level, "age_seconds": round(result.age_seconds, 1), "stale": result.stale}
+
+
+def failure_text(result: ToolResult) -> str:
+    """What a tool that failed said, on one line."""
+    said = " ".join(text_of(result.content).split())
+    if not said:
+        return "the tool reported an error"
+    return f"the tool reported an error: {said[:MAX_SAID]}{'…' if len(said) > MAX_SAID else ''}"
 
 
 def tool_fields(gateway: Gateway, tool: Tool, *, full: bool = False) -> dict[str, Any]:

@@ -166,6 +166,12 @@ class Database:
         rows = await self._read(select(cached.c.key).where(cached.c.stale_until < now).limit(limit))
         return [row["key"] for row in rows]
 
+    async def forget_cached(self, server_id: str | None = None) -> None:
+        """Forget all results, or those of a server."""
+        which = delete(cached) if server_id is None else delete(cached).where(cached.c.server_id == server_id)
+        async with self._transaction() as connection:
+            await connection.execute(which)
+
     async def save_cached(self, rows: Sequence[dict[str, Any]], removed: Collection[str]) -> None:
         """Keep results, and forget others (by key)."""
         async with self._transaction() as connection:

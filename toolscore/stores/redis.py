@@ -29,6 +29,7 @@ class SharedStore:
     Attributes:
         up: whether it is used just now. It is asked again once a second while it is not.
         error: why not.
+        outages: how often it went away.
     """
 
     def __init__(self, client: Any, shown: str) -> None:
@@ -36,6 +37,7 @@ class SharedStore:
         self.shown = shown
         self.up = False
         self.error: str | None = "it has not answered yet"
+        self.outages = 0
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def get(self, key: str) -> bytes | None:
@@ -43,10 +45,21 @@ class SharedStore:
         found: bytes | None = await self.ask(self._client.get(key)) if self.up else None
         return found
 
-    async def put(self, key: str, value: bytes, seconds: float) -> None:
-        """Keep bytes for so long."""
-        if self.up and seconds > 0:
-            await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000))))
+    async def get_many(self, keys: list[str]) -> list[bytes | None] | None:
+        """The bytes of several keys, as they are at one moment."""
+        found: list[bytes | None] | None = await self.ask(self._client.mget(keys)) if self.up else None
+        return found
+
+    async def put(self, key: str, value: bytes, seconds: float) -> bool:
+        """Keep bytes for so long. Returns whether it took them."""
+        if not self.up or seconds <= 0:
+            return False
+        return await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000)))) is not None
+
+    async def put_new(self, key: str, value: bytes, seconds: float) -> None:
+        """Keep bytes for so long, if the key has none."""
+        if self.up:
+            await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000)), nx=True))
 
     async def drop(self, keys: list[str]) -> None:
         """Forget keys."""
@@ -77,8 +90,9 @@ class SharedStore:
     def fail(self, error: str) -> None:
         """It did not answer."""
         if self.up:
-            log.warning("Redis is not used until it answers again: budgets and results are this process's own",
+            log.warning("Redis is not used until it answers again: budgets are this process's own, no result is kept",
                         redis=self.shown, error=error)  # fmt: skip
+            self.outages += 1
         self.up = False
         self.error = error
 

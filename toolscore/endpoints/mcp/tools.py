@@ -26,6 +26,10 @@ MAX_PAGES = 100
 """Pages that are kept encoded: cursors are the client's to choose."""
 
 
+CACHE = "toolscore/cache"
+"""In a request's `_meta`: `false` asks the server, even if a result is kept. In a result's: how old that is."""
+
+
 class ToolMethods:
     """The tools of one address.
 
@@ -86,13 +90,15 @@ class ToolMethods:
         if name == f"{OWN_SERVER}__{CALL_TOOL}" and self._server_id is None:
             name = self._means(name, members, caller)
         arguments = members.pop("arguments", NO_ARGUMENTS)
+        extra = without_token(members) or None
         call = Call(
             name,
             arguments,
             caller=caller,
             request_id=request_id,
             server_id=self._server_id,
-            extra=without_token(members) or None,
+            extra=extra,
+            use_cache=extra is None or "_meta" not in extra or _takes_kept(extra["_meta"]),
         )
         try:
             result = await self._gateway.calls.call(call)
@@ -143,6 +149,10 @@ class ToolMethods:
                     holder["uri"] = shown
             blocks.append(block)
         return Raw(encode({**members, "content": blocks})) if changed else raw
+
+
+def _takes_kept(meta: dict[str, Raw]) -> bool:
+    return CACHE not in meta or decode(meta[CACHE]) is not False
 
 
 def task_shown(server_id: str, raw: Raw) -> Raw:

@@ -48,6 +48,7 @@ EXECUTE_OPENAPI = {
                         "action": {"type": "string", "description": "the tool's own name on that server"},
                         "parameters": {"type": "object", "description": "the tool's arguments"},
                         "timeout_seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": 3600},
+                        "cache": {"type": "boolean", "default": True, "description": "false: ask the server itself"},
                         "session_id": {"type": "string", "description": "passed to the tool as its `session_id`"},
                     },
                 },

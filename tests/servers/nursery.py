@@ -2,9 +2,9 @@
 
     nursery.py SOCKET      (serves until whoever started it is gone)
 
-Most of the time of a program's start goes into importing its libraries. A forked program runs the same code as `python
--m toolscore` does: our own modules are imported in it, not here, so that nothing of ours is shared. A script that needs
-the official SDK is run likewise. A client sends one JSON object, with the descriptors of stdin, stdout and
+Most of the time of a program's start goes into its imports. A forked program runs the same code as `python -m
+toolscore` does, after what differs from one process to the next was made anew (`PROCESS`). A script
+that needs the official SDK is run likewise. A client sends one JSON object, with the descriptors of stdin, stdout and
 stderr; it is answered with the pid, and later with the status. A client that hangs up before has its program killed.
 
 With TEST_COVERAGE, the beginning of a file's name, it is written there which lines `toolscore` ran.
@@ -27,15 +27,20 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 MAX_REQUEST = 256 * 1024
 
 
-def preload() -> None:
-    """Import what the programs import, and forget our own part of it."""
-    import toolscore.cli.main
-    import toolscore.endpoints  # noqa: F401
+PROCESS: dict[str, dict[str, Callable[[], object]]] = {
+    "toolscore.history.recording": {"_process": lambda: os.urandom(2).hex()},
+    "toolscore.endpoints.asgi": {"_run": lambda: os.urandom(8).hex()},
+}
+"""Module → what it makes at its import to tell this process from others."""
 
-    for name in ("httpx", "rich.table", "rich.console", "uvloop", "cryptography.fernet", "jwt", "throttled.asyncio"):
+
+def preload() -> None:
+    """Import what the programs import."""
+    for name in ("toolscore.cli.main", "toolscore.app.compose", "toolscore.endpoints", "httpx", "rich.table",
+                 "rich.console", "uvloop", "cryptography.fernet", "jwt", "throttled.asyncio"):  # fmt: skip
         __import__(name)
-    for name in [name for name in sys.modules if name == "toolscore" or name.startswith("toolscore.")]:
-        del sys.modules[name]
+    if "TEST_COVERAGE" in os.environ:
+        __import__("coverage")
     gc.collect()
     gc.freeze()
 
@@ -79,6 +84,10 @@ def become(request: dict[str, object], descriptors: list[int]) -> None:
             sys.path[0] = os.path.dirname(str(script))
             runpy.run_path(str(script), run_name="__main__")
         else:
+            for name, made in PROCESS.items():
+                for member, make in made.items():
+                    assert hasattr(sys.modules[name], member)
+                    setattr(sys.modules[name], member, make())
             if data_file:
                 save = measured(data_file)
             runpy.run_module("toolscore", run_name="__main__", alter_sys=True)

@@ -154,14 +154,24 @@ def keys_of(name: str, processes: list[GatewayProcess]) -> list[str]:
 
 
 def test_a_budget_is_one_for_all_replicas(replicas: list[GatewayProcess]) -> None:
-    keys = keys_of("ada", replicas)
-    headers = [{"authorization": f"Bearer {key}"} for key in keys]
-    accepted = 0
-    for number in range(3 * MINUTE):
-        turn = number % 2
-        body = {"tool_id": "city__write", "parameters": {"city": str(number)}}
-        answer = replicas[turn].http.post("/execute_tool", json=body, headers=headers[turn])
-        accepted += answer.status_code == 200
+    def accepted_of(name: str) -> int:
+        headers = [{"authorization": f"Bearer {key}"} for key in keys_of(name, replicas)]
+        accepted = 0
+        for number in range(3 * MINUTE):
+            turn = number % 2
+            body = {"tool_id": "city__write", "parameters": {"city": str(number)}}
+            answer = replicas[turn].http.post("/execute_tool", json=body, headers=headers[turn])
+            accepted += answer.status_code == 200
+        return accepted
+
+    def outages() -> int:
+        return sum(process.output().count("Redis is not used until it answers again") for process in replicas)
+
+    for name in ("ada", "bob", "eve", "dan", "kim"):
+        before = outages()
+        accepted = accepted_of(name)
+        if outages() == before:  # a busy machine may make it slower than they wait for
+            break
     assert MINUTE <= accepted <= MINUTE + 8  # some come back while they are counted
 
 

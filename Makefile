@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# The tests start hundreds of programs: none of them should compile its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-fast storm check pages lock format clean
 
 run: $(VENV)/.installed

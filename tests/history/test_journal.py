@@ -80,7 +80,7 @@ def test_each_way_to_end_has_its_record(gateway: GatewayProcess) -> None:
     found = gateway.get("/api/v1/calls", limit=3)["calls"]
     assert [call["outcome"] for call in found] == ["tool_not_found", "invalid_arguments", "tool_error"]
     assert [call["name"] for call in found] == ["no_such_tool", "look", "look"]
-    assert found[2]["error"] == "no such city: 'Nowhere'"
+    assert found[2]["error"] == "nothing is known of 'Nowhere'"
 
 
 def test_filters_and_pages(gateway: GatewayProcess) -> None:

@@ -54,7 +54,7 @@ def call(request_id, params):
     if now.get("fail"):
         result = {"content": [{"type": "text", "text": now["fail"].format(**arguments)}], "isError": True}
     elif arguments.get("city") == "Nowhere":
-        result = {"content": [{"type": "text", "text": "no such city: 'Nowhere'"}], "isError": True}
+        result = {"content": [{"type": "text", "text": "nothing is known of 'Nowhere'"}], "isError": True}
     elif params["name"] == "measure":
         result = {"content": [], "structuredContent": now.get("measured", {"size": 3})}
     else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from typing import Any
 
 from toolscore.calls.model import Call
 from toolscore.calls.result import text_of, with_suggestion
 from toolscore.calls.stats import CallStats
-from toolscore.core.errors import OutcomeUnknown, ToolScoreError
+from toolscore.core.errors import InvalidArguments, OutcomeUnknown, ToolScoreError
 from toolscore.core.jsonrpc import decode
 from toolscore.core.models import Tool, ToolResult
 from toolscore.history.events import EventLog
@@ -74,14 +75,15 @@ class Notes:
             advice = self._advice(call, call.error)
             return with_suggestion(result, advice) if advice is not None else result
         tool_id = call.target.tool_id
-        self._firewall.succeeded(call.principal.name, tool_id, call.arguments, _declared(call.target))
+        self._firewall.succeeded(call.principal.name, tool_id, call.arguments, _schema(call.target))
         self._on_success(call.principal.name, tool_id)
         return result
 
     def failed(self, call: Call, error: ToolScoreError) -> None:
         """Take a call that failed; the error gets advice if some is known."""
         call.outcome, call.error = error.code, error.message
-        if call.outcome in LEARNED_FROM and not call.replay and call.tool is not None:
+        own = error.code == InvalidArguments.code and error.upstream_error is None  # the schema's word says it all
+        if call.outcome in LEARNED_FROM and not own and not call.replay and call.tool is not None:
             advice = self._advice(call, error.message)
             if advice is not None:
                 error.suggestion = f"{error.suggestion}; {advice}" if error.suggestion else advice
@@ -139,7 +141,7 @@ class Notes:
     def _advice(self, call: Call, error: str) -> str | None:
         """What helped before when a call failed like this; the failure is learned from, too."""
         tool = call.target
-        match = self._firewall.failed(call.principal.name, tool.tool_id, error, call.arguments, _declared(tool))
+        match = self._firewall.failed(call.principal.name, tool.tool_id, error, call.arguments, _schema(tool))
         return match.suggestion if match is not None else None
 
     def _fits(self, tool: Tool, result: ToolResult | None) -> bool | None:
@@ -154,7 +156,5 @@ class Notes:
         return bool(validator.is_valid(decode(result.structured_content)))
 
 
-def _declared(tool: Tool) -> Collection[str]:
-    """The names of a tool's arguments, by its schema."""
-    properties = tool.input_schema.get("properties") if isinstance(tool.input_schema, dict) else None
-    return properties.keys() if isinstance(properties, dict) else ()
+def _schema(tool: Tool) -> dict[str, Any] | None:
+    return tool.input_schema if isinstance(tool.input_schema, dict) else None

@@ -80,6 +80,35 @@ def bench_gaps(
         print_json(result)
 
 
+@bench.command("fixes")
+def bench_fixes(
+    file: Annotated[
+        Path | None, typer.Argument(help="A journal, as `toolscore calls export` writes it; else a simulated one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the simulated journal.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how often a suggestion of the error firewall is what helped, on a journal that is replayed."""
+    import asyncio
+
+    from toolscore.bench.fixes import read_export, run_fixes_bench, simulated
+
+    try:
+        journal = read_export(file) if file is not None else simulated(seed)
+    except (OSError, ValueError) as exc:
+        say(f"{file} cannot be replayed: {exc}")
+        raise typer.Exit(2) from None
+    found = asyncio.run(run_fixes_bench(journal))
+    if as_json:
+        print_json(found)
+        return
+    print(f"{found['calls']} calls, {found['failures']} failed, {found['mended']} of these were mended in time")
+    if found["precision"] is None:
+        print("nothing was suggested: no fix beat what callers do without one")
+    else:
+        print(f"suggested {found['shown']} times, right {found['right']} times: {found['precision']:.0%}")
+
+
 def _measured(folder: Path, half: str, mode: str, picture: Path | None, run: Callable[[Any], Any]) -> Any:
     from toolscore.embedding import EmbeddingError, LightEmbedder, SemanticEmbedder
 

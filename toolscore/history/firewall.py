@@ -6,7 +6,8 @@
 
 Fixes are learned. When a call of the same caller to the same tool succeeds within minutes of a failure, the difference
 between the two (arguments, or the tools called in between) is a fix of that pattern, and every later try of it counts
-for or against. Other callers see which arguments were changed; the values only if several callers came to the same.
+for or against. A fix is shown only while it beats what callers do without it: of the failures that it fits, each fourth
+is told nothing, and how those go on is what it is measured by.
 
 One module: patterns, open failures and fixes are one store, in which each goes when what it hangs on goes.
 """
@@ -17,7 +18,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -31,7 +32,7 @@ from toolscore.core.models import timestamp
 from toolscore.core.redaction import redact_json, redact_text
 from toolscore.core.rules import Rules, Seconds
 from toolscore.embedding import Embedder
-from toolscore.history.fixes import Fix, changes_between, worded
+from toolscore.history.fixes import Baseline, Fix, changes_between, says_already, worded
 from toolscore.history.patterns import MASKS, Category, Pattern, categorise, plain
 from toolscore.stores import Database, WriteBehind
 
@@ -44,14 +45,13 @@ MAX_PATTERNS = 2000
 MAX_FIXES = 5000
 MAX_OPEN = 2000
 MAX_STEPS = 16
-MAX_CHANGES = 3
-"""A call that differs in more than this is another call, not the same one mended."""
-MAX_PATH = 100
 MAX_ARGUMENT_BYTES = 16 * 1024
 """Calls with more are not compared: no small change mends them."""
 MAX_CALLERS = 8
 NEAR = 0.7
 """Cosine from which two patterns count as similar."""
+CONTROL = 4
+"""Of so many failures that a fix fits, one is not told of it."""
 
 
 class FirewallRules(Rules):
@@ -60,7 +60,7 @@ class FirewallRules(Rules):
     enabled: bool = True
     window_seconds: Seconds = Field(300, description="a success within this of a failure is taken for its repair")
     min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.6, description="times a fix worked, over the times it was tried and one"
+        0.25, description="share of calls that succeed with a fix, less that of those that succeed without"
     )
 
 
@@ -84,19 +84,33 @@ class _Failure(msgspec.Struct):
     arguments: Any
     at: float
     steps: list[str]
+    shown: str | None
+    """The fix that its caller was told of."""
 
 
 class ErrorFirewall:
-    """Use as `async with ErrorFirewall(database) as firewall`. `failed` and `succeeded` cost microseconds."""
+    """Use as `async with ErrorFirewall(database, embedder) as firewall`. `failed` and `succeeded` cost microseconds.
 
-    def __init__(self, database: Database, embedder: Embedder, rules: FirewallRules | None = None) -> None:
+    Args:
+        clock: seconds since some moment.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        embedder: Embedder,
+        rules: FirewallRules | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
+        self._clock = clock
         self._embedder = embedder
         self.rules = rules or FirewallRules()
         self._patterns: dict[str, Pattern] = {}
         self._of_cluster: dict[int, str] = {}
         self._fixes: dict[str, dict[str, Fix]] = {}
         self._fix_count = 0
+        self._baselines: OrderedDict[tuple[str, str], Baseline] = OrderedDict()
         self._vectors: dict[str, Any] = {}
         self._open: OrderedDict[tuple[str, str], _Failure] = OrderedDict()
         self._open_of: dict[str, set[str]] = {}
@@ -112,11 +126,20 @@ class ErrorFirewall:
         for row in rows[-MAX_PATTERNS:]:
             row["seen_by"] = decode(row["seen_by"].encode())
             self._patterns[row["pattern_id"]] = Pattern(**row)
+        old = []
         for row in fixes:
             fix = msgspec.json.decode(row["content"], type=Fix)
+            if fix.text is None and not fix.baseline.count:
+                old.append(fix.fix_id)  # of before 0.2: with values out of calls
+                continue
             self._fixes.setdefault(fix.pattern_id, {})[fix.fix_id] = fix
             self._fix_count += 1
+            known = self._baselines.setdefault((fix.pattern_id, fix.tool_id), fix.baseline)
+            if known.count < fix.baseline.count:
+                self._baselines[fix.pattern_id, fix.tool_id] = fix.baseline
         await self.writes.__aenter__()
+        if old:
+            self.writes.put(lambda: self._database.save_patterns([], [], old))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -125,33 +148,37 @@ class ErrorFirewall:
     # On the way of a call
 
     def failed(
-        self, principal: str, tool_id: str, message: str, arguments: Raw, declared: Container[str] = ()
+        self, principal: str, tool_id: str, message: str, arguments: Raw, schema: dict[str, Any] | None = None
     ) -> Match | None:
         """Take a failed call, and say what helped before.
 
         Args:
-            declared: names of the tool's arguments, by its schema: only of these others may hear.
+            schema: of the tool's arguments: only of what it declares others may hear.
         """
         if not self.rules.enabled:
             return None
         message = redact_text(message[:MAX_MESSAGE])
         pattern = self._learn(message, principal)
-        self._judge_try(principal, tool_id, arguments, declared, worked=False)
+        self._resolve(principal, tool_id, arguments, schema, mended=False)
         self._forget_late()
         if len(self._open) >= MAX_OPEN:
             self._forget_open(next(iter(self._open)))
-        self._forget_open((principal, tool_id))
-        self._open[principal, tool_id] = _Failure(pattern.pattern_id, _decoded(arguments), time.monotonic(), [])
+        best = self._best(pattern, principal, tool_id, message)
+        if best is not None and best.text is None:
+            best.fitted += 1
+            if best.fitted % CONTROL == 0:
+                best = None
+        shown = best.fix_id if best is not None and best.text is None else None
+        self._open[principal, tool_id] = _Failure(pattern.pattern_id, _decoded(arguments), self._clock(), [], shown)
         self._open_of.setdefault(principal, set()).add(tool_id)
-        return self._match(pattern, principal, tool_id)
+        return self._match(pattern, best)
 
-    def succeeded(self, principal: str, tool_id: str, arguments: Raw, declared: Container[str] = ()) -> None:
+    def succeeded(self, principal: str, tool_id: str, arguments: Raw, schema: dict[str, Any] | None = None) -> None:
         """Take a call that went well: it may have mended one that failed."""
         if not self._open or not self.rules.enabled:
             return
         if (principal, tool_id) in self._open:
-            self._judge_try(principal, tool_id, arguments, declared, worked=True)
-            self._forget_open((principal, tool_id))
+            self._resolve(principal, tool_id, arguments, schema, mended=True)
         else:
             for other in self._open_of.get(principal, ()):
                 failure = self._open[principal, other]
@@ -166,7 +193,8 @@ class ErrorFirewall:
         pattern = self._find(message)
         similar = await self._similar(message, principal, exclude=pattern.pattern_id if pattern else None)
         if pattern is not None:
-            return msgspec.structs.replace(self._match(pattern, principal, tool_id), similar=similar)
+            best = self._best(pattern, principal, tool_id, message)
+            return msgspec.structs.replace(self._match(pattern, best), similar=similar)
         unknown = Match(
             pattern_id=None,
             template=message,
@@ -180,12 +208,11 @@ class ErrorFirewall:
         near = self._patterns[similar[0]["pattern_id"]] if similar else None
         if near is None or near.category != unknown.category:
             return unknown
-        best = self._best(near, principal, tool_id)
-        confidence = round(best.confidence * similar[0]["similarity"], 3) if best is not None else 0.0
-        if best is None or confidence < self.rules.min_confidence:
-            return unknown
+        best = self._best(near, principal, tool_id, message)
+        if best is None or best.text is None:
+            return unknown  # what was learned of one error is no word on another
         return msgspec.structs.replace(
-            unknown, suggestion=worded(best, principal), confidence=confidence, fix_id=best.fix_id
+            unknown, suggestion=worded(best), confidence=similar[0]["similarity"], fix_id=best.fix_id
         )
 
     def write_fix(self, message: str, text: str, principal: str, tool_id: str | None = None) -> Fix:
@@ -203,13 +230,17 @@ class ErrorFirewall:
         self._put(fix)
         return fix
 
+    def find_fix(self, fix_id: str) -> Fix | None:
+        """A fix by its id."""
+        return next((of_pattern[fix_id] for of_pattern in self._fixes.values() if fix_id in of_pattern), None)
+
     def remove_fix(self, fix_id: str) -> None:
         """Forget a fix.
 
         Raises:
             ToolNotFound: there is none.
         """
-        found = next((of_pattern[fix_id] for of_pattern in self._fixes.values() if fix_id in of_pattern), None)
+        found = self.find_fix(fix_id)
         if found is None:
             raise ToolNotFound(f"no fix {fix_id!r}: GET /api/v1/errors lists them")
         self._remove([found])
@@ -225,11 +256,15 @@ class ErrorFirewall:
                     {
                         "fix_id": fix.fix_id,
                         "tool_id": fix.tool_id or None,
-                        "text": worded(fix, None),
+                        "text": worded(fix),
                         "by_hand": fix.text is not None,
                         "worked": fix.worked,
                         "failed": fix.failed,
-                        "confidence": round(fix.confidence, 3),
+                        "shown": fix.shown,
+                        "right": fix.right,
+                        "without": msgspec.structs.asdict(fix.baseline),
+                        "confidence": round(max(0.0, fix.gain), 3),
+                        "is_shown": self._is_shown(fix),
                     }
                     for fix in self._fixes.get(pattern.pattern_id, {}).values()
                 ],
@@ -330,75 +365,109 @@ class ErrorFirewall:
 
     # Fixes
 
-    def _match(self, pattern: Pattern, principal: str, tool_id: str | None) -> Match:
-        best = self._best(pattern, principal, tool_id)
+    def _match(self, pattern: Pattern, best: Fix | None) -> Match:
         return Match(
             pattern_id=pattern.pattern_id,
             template=pattern.template,
             category=pattern.category,
             count=pattern.count,
-            suggestion=worded(best, principal) if best is not None else None,
-            confidence=round(best.confidence, 3) if best is not None else None,
+            suggestion=worded(best) if best is not None else None,
+            confidence=round(best.gain, 3) if best is not None else None,
             fix_id=best.fix_id if best is not None else None,
             similar=[],
         )
 
-    def _best(self, pattern: Pattern, principal: str, tool_id: str | None) -> Fix | None:
-        """The surest fix that is sure enough."""
+    def _best(self, pattern: Pattern, principal: str, tool_id: str | None, message: str) -> Fix | None:
+        """The fix that helps most, of those that help enough and say more than the error does."""
         found = [
             fix
             for fix in self._fixes.get(pattern.pattern_id, {}).values()
-            if self._may_see(fix, principal, tool_id) and fix.confidence >= self.rules.min_confidence
+            if self._may_see(fix, principal, tool_id) and self._is_shown(fix) and not says_already(message, fix)
         ]
-        return max(found, key=lambda fix: (fix.confidence, fix.worked, fix.fix_id), default=None)
+        return max(found, key=lambda fix: (fix.gain, fix.worked, fix.fix_id), default=None)
+
+    def _is_shown(self, fix: Fix) -> bool:
+        return fix.is_sure and fix.gain >= self.rules.min_confidence
 
     @staticmethod
     def _may_see(fix: Fix, principal: str, tool_id: str | None) -> bool:
-        """By hand for everybody; one's own; of others, what was changed in the same tool, and never their steps."""
+        """By hand for everybody; else for the same tool, and steps for who made them."""
         if fix.text is not None:
             return fix.tool_id in ("", tool_id)
-        if principal in fix.values:
-            return tool_id in (None, fix.tool_id)
-        return fix.public and fix.tool_id == tool_id
+        if fix.steps and principal not in fix.callers:
+            return False
+        return fix.tool_id == tool_id
 
-    def _judge_try(
-        self, principal: str, tool_id: str, arguments: Raw, declared: Container[str], *, worked: bool
+    def _resolve(
+        self, principal: str, tool_id: str, arguments: Raw, schema: dict[str, Any] | None, *, mended: bool
     ) -> None:
-        """Count what was changed since the failure for or against itself."""
+        """Take how a failure went on: the next call of its caller to its tool."""
         failure = self._open.get((principal, tool_id))
-        if failure is None or time.monotonic() - failure.at > self.rules.window_seconds:
+        if failure is None:
             return
+        if self._clock() - failure.at > self.rules.window_seconds:
+            self._forget_open((principal, tool_id))
+            return
+        tried = self._tried(failure, principal, tool_id, arguments, schema, mended)
+        self._went_on(failure, tool_id, tried, mended)
+        self._forget_open((principal, tool_id), resolved=True)
+
+    def _tried(
+        self, failure: _Failure, principal: str, tool_id: str, arguments: Raw, schema: dict[str, Any] | None,
+        mended: bool,
+    ) -> Fix | None:  # fmt: skip
+        """Count what was changed since the failure for or against itself. Returns it, if it can be said."""
         before, after = failure.arguments, _decoded(arguments)
         if not isinstance(before, dict) or not isinstance(after, dict):
-            return
-        values: dict[str, list[str]] = {}
-        changes = changes_between(before, after, values)
-        if len(changes) > MAX_CHANGES or any(len(change) > MAX_PATH for change in changes):
-            return
+            return None
+        changes = changes_between(before, after, schema)
+        if changes is None:
+            return None
         steps = () if changes else tuple(failure.steps)
         fix_id = _digest(failure.pattern_id, tool_id, *changes, "steps", *steps)
         fix = self._fixes.get(failure.pattern_id, {}).get(fix_id)
         if fix is None:
-            if not worked:
-                return  # what never helped is no fix
-            # Names that are not in the schema are the caller's own words.
-            public = not steps and all(change.partition(": ")[0] in declared for change in changes)
-            fix = Fix(fix_id=fix_id, pattern_id=failure.pattern_id, tool_id=tool_id, changes=changes, steps=steps,
-                      public=public)  # fmt: skip
-        if worked:
+            if not mended:
+                return None  # what never helped is no fix
+            fix = Fix(fix_id=fix_id, pattern_id=failure.pattern_id, tool_id=tool_id, changes=changes, steps=steps)
+        if mended:
             fix.worked += 1
-            if len(fix.values) < MAX_CALLERS or principal in fix.values:
-                fix.values = {**fix.values, principal: values}
+            if principal not in fix.callers and len(fix.callers) < MAX_CALLERS:
+                fix.callers = (*fix.callers, principal)
         else:
             fix.failed += 1
-        fix.last_used = timestamp()
         self._put(fix)
+        return fix
+
+    def _went_on(self, failure: _Failure, tool_id: str, tried: Fix | None, mended: bool) -> None:
+        """Count how a failure went on for the fix that was shown, or for what is done without any."""
+        of_pattern = self._fixes.get(failure.pattern_id, {})
+        if failure.shown is not None:
+            told = of_pattern.get(failure.shown)
+            if told is not None:
+                told.shown += 1
+                told.shown_mended += mended
+                told.right += mended and tried is told
+                self._put(told)
+            return
+        key = (failure.pattern_id, tool_id)
+        baseline = self._baselines.setdefault(key, Baseline())
+        self._baselines.move_to_end(key)
+        if len(self._baselines) > MAX_FIXES:
+            self._baselines.popitem(last=False)
+        baseline.count += 1
+        baseline.mended += mended
+        for fix in of_pattern.values():
+            if fix.tool_id == tool_id and fix.text is None:
+                fix.baseline = baseline
+                self._put(fix)
 
     def _put(self, fix: Fix) -> None:
         if fix.fix_id not in self._fixes.get(fix.pattern_id, {}):
             if self._fix_count >= MAX_FIXES:
                 self._drop_oldest_fixes()  # which may be all that the pattern had
             self._fix_count += 1
+        fix.last_used = timestamp()
         self._fixes.setdefault(fix.pattern_id, {})[fix.fix_id] = fix
         row = {"fix_id": fix.fix_id, "pattern_id": fix.pattern_id, "tool_id": fix.tool_id,
                "content": encode(fix).decode()}  # fmt: skip
@@ -423,12 +492,16 @@ class ErrorFirewall:
 
     def _forget_late(self) -> None:
         """Failures that nobody has mended in time."""
-        bound = time.monotonic() - self.rules.window_seconds
+        bound = self._clock() - self.rules.window_seconds
         while self._open and next(iter(self._open.values())).at < bound:
             self._forget_open(next(iter(self._open)))
 
-    def _forget_open(self, key: tuple[str, str]) -> None:
-        if self._open.pop(key, None) is not None:
+    def _forget_open(self, key: tuple[str, str], *, resolved: bool = False) -> None:
+        """A failure is over; one that nobody took up again was not mended."""
+        failure = self._open.pop(key, None)
+        if failure is not None:
+            if not resolved:
+                self._went_on(failure, key[1], None, mended=False)
             tools = self._open_of[key[0]]
             tools.discard(key[1])
             if not tools:

@@ -85,6 +85,7 @@ def journal_router(gateway: Gateway) -> APIRouter:
             raise ToolNotFound(f"no server {server_id!r} with tools that you may call")
         calls: list[dict[str, Any]] = []
         cursor, size = None, 0
+        callers: dict[str, int] = {}  # told apart, and not named
         with _reading():
             while len(calls) < limit:
                 found, cursor = await journal.find(
@@ -94,6 +95,7 @@ def journal_router(gateway: Gateway) -> APIRouter:
                 for call in await journal.with_bodies(found):
                     if call["outcome"] in ("ok", "tool_error") and "arguments" not in call["redacted"]:
                         kept = {name: call[name] for name in ("name", "arguments", "result", "at", "duration_ms")}
+                        kept["caller"] = callers.setdefault(call["principal"], len(callers))
                         size += len(msgspec.json.encode(kept))
                         calls.append(kept)
                 if size > MAX_EXPORT_BYTES:

@@ -59,7 +59,9 @@ def test_a_schema_that_contains_itself_is_used() -> None:
         },
         "$ref": "#/$defs/node",
     }
-    validator = compile_schema(tree)
+    compiled = compile_schema(tree)
+    assert compiled is not None
+    validator = compiled.validator
     assert validator.is_valid({"below": [{"below": []}]})
     assert not validator.is_valid({"below": [{"below": 5}]})
 

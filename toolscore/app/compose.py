@@ -53,6 +53,7 @@ from toolscore.history.scores import Scores
 from toolscore.stores import Database, SharedStore, open_database, open_shared
 from toolscore.telemetry.metrics import Metrics
 from toolscore.telemetry.tracing import open_tracing
+from toolscore.tools.checking import Judge
 from toolscore.tools.features import LIST_CHANGED, ChangeFeed, FeatureIndex
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import Pins
@@ -242,7 +243,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         )  # fmt: skip
         calls = CallPipeline(
             library, upstreams, permissions=permissions, kept=kept, rates=rates, reach=reach, notes=notes,
-            limits=settings.limits, tracing=tracing,
+            limits=settings.limits, judge=await enter(Judge()), tracing=tracing,
         )  # fmt: skip
 
         # Servers that come and go

@@ -20,6 +20,7 @@ from toolscore.core.errors import ToolScoreError
 from toolscore.core.models import ToolResult
 from toolscore.core.rules import LimitRules
 from toolscore.telemetry.tracing import NO_TRACING, Tracing
+from toolscore.tools.checking import Judge
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.upstreams import UpstreamPool
 
@@ -40,6 +41,7 @@ class CallPipeline:
         reach: Reach,
         notes: Notes,
         limits: LimitRules,
+        judge: Judge,
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self._library = library
@@ -50,6 +52,7 @@ class CallPipeline:
         self._reach = reach
         self._notes = notes
         self._limits = limits
+        self._judge = judge
         self._tracing = tracing
         self.underway = Underway()
 
@@ -72,7 +75,7 @@ class CallPipeline:
                 sees = self._permissions.sees(call.principal)
                 await resolve(call, sees, self._library, self._upstreams, self._limits)
                 hold(call)
-                validate(call, self._library.schemas.validator(call.target))
+                await validate(call, self._library.schemas.validator(call.target), self._judge)
                 authorise(call, self._permissions.policy)
                 await self._kept.look_up(call)
                 if call.answer is None:

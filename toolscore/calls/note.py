@@ -150,10 +150,12 @@ class Notes:
             return None
         if result.structured_content is None:
             return False
-        validator = self._library.schemas.output_validator(tool)
-        if validator is None or memoryview(result.structured_content).nbytes > MAX_CHECKED_BYTES:
+        compiled = self._library.schemas.output_validator(tool)
+        size = memoryview(result.structured_content).nbytes
+        if compiled is None or size > MAX_CHECKED_BYTES:
             return None
-        return bool(validator.is_valid(decode(result.structured_content)))
+        value = decode(result.structured_content)
+        return bool(compiled.validator.is_valid(value)) if compiled.is_quick(value, size) else None
 
 
 def _schema(tool: Tool) -> dict[str, Any] | None:

@@ -9,32 +9,53 @@ from toolscore.calls.model import Call
 from toolscore.core.errors import InvalidArguments
 from toolscore.core.jsonrpc import encode
 from toolscore.core.models import Tool
+from toolscore.tools.checking import Compiled, Judge
 
 __all__ = ["validate"]
 
-MAX_PROBLEMS = 5
 MAX_SHOWN = 80
 
 
-def validate(call: Call, validator: Any) -> None:
+async def validate(call: Call, compiled: Compiled | None, judge: Judge) -> None:
     """Refuse arguments that are no object, or do not fit the tool's schema.
 
     Args:
-        validator: the compiled schema; `None` checks only that there is an object.
+        compiled: the schema; `None` checks only that there is an object.
+        judge: checks what may take long.
 
     Raises:
-        InvalidArguments: naming each field.
+        InvalidArguments: naming each field, where that is little work.
+        Overloaded: too many large arguments are being checked.
     """
     tool, value = call.target, call.values
     if not isinstance(value, dict):
         raise InvalidArguments(
             f"the arguments of {tool.tool_id} must be an object, found {_shown(value)}", suggestion=_hint(tool)
         )
-    if validator is None or validator.is_valid(value) or validator.is_valid(_without_nulls(tool, value)):
+    if compiled is None:
         return
-    problems = [_problem(error) for error in itertools.islice(validator.iter_errors(value), MAX_PROBLEMS)]
+    size = memoryview(call.arguments).nbytes
+    if compiled.is_quick(value, size):
+        is_valid = compiled.validator.is_valid
+        if is_valid(value) or is_valid(_without_nulls(tool, value)):
+            return
+    else:
+        fits = await judge.fits(compiled, value)
+        without = _without_nulls(tool, value)
+        if fits is False and len(without) < len(value):
+            fits = await judge.fits(compiled, without)
+        if fits:
+            return
+        if fits is None:
+            raise InvalidArguments(
+                f"the arguments of {tool.tool_id} cannot be held against its schema in time: they are too large, or "
+                "nested too deep",
+                suggestion=_hint(tool),
+            )
+    problems = [_problem(error) for error in compiled.problems(value)] if compiled.is_explained(value, size) else []
+    said = f": {'; '.join(problems)}" if problems else " (they are too large or nested too deep to say where)"
     raise InvalidArguments(
-        f"the arguments of {tool.tool_id} do not fit its schema: {'; '.join(problems)}",
+        f"the arguments of {tool.tool_id} do not fit its schema{said}",
         suggestion=_hint(tool),
         data={"problems": problems},
     )

@@ -11,6 +11,7 @@ import structlog
 from toolscore.core.jsonrpc import encode
 from toolscore.core.memo import Memo
 from toolscore.core.models import Tool
+from toolscore.tools.checking import Compiled, branches_of
 from toolscore.upstreams.headers import Mirrored, mirrored_arguments
 
 __all__ = ["Schemas", "compile_schema", "is_usable"]
@@ -33,7 +34,7 @@ class Schemas:
     """What is known of definitions, by their hashes."""
 
     def __init__(self) -> None:
-        self._validators: Memo[tuple[str, str], Any] = Memo(SPARE)
+        self._validators: Memo[tuple[str, str], Compiled | None] = Memo(SPARE)
         self._mirrored: Memo[str, Mirrored] = Memo(SPARE)
         self._tokens: Memo[str, int] = Memo(SPARE)
 
@@ -43,15 +44,15 @@ class Schemas:
         self._mirrored.resize(2 * tools + SPARE)
         self._tokens.resize(2 * tools + SPARE)
 
-    def validator(self, tool: Tool) -> Any:
+    def validator(self, tool: Tool) -> Compiled | None:
         """The compiled schema of a tool's arguments, `None` where there is nothing to check."""
         return self._compiled(tool, "inputSchema")
 
-    def output_validator(self, tool: Tool) -> Any:
+    def output_validator(self, tool: Tool) -> Compiled | None:
         """The compiled schema of a tool's structured results, `None` where there is nothing to check."""
         return self._compiled(tool, "outputSchema")
 
-    def _compiled(self, tool: Tool, member: str) -> Any:
+    def _compiled(self, tool: Tool, member: str) -> Compiled | None:
         try:
             return self._validators[tool.definition_hash, member]
         except KeyError:
@@ -78,23 +79,25 @@ class Schemas:
         return found
 
 
-def compile_schema(schema: Any) -> Any:
+def compile_schema(schema: Any) -> Compiled | None:
     """A validator of a tool's schema, or `None` where the schema is none.
 
     References are never fetched, and patterns run in linear time.
     """
     if not isinstance(schema, dict):
         return None
-    if _expanded_size(schema) > MAX_SCHEMA_SIZE:
+    size = _expanded_size(schema)
+    if size > MAX_SCHEMA_SIZE:
         log.warning("a tool's schema unfolds without end: its arguments go unchecked")
         return None
     try:
-        return jsonschema_rs.validator_for(
+        validator = jsonschema_rs.validator_for(
             schema, offline=True, pattern_options=jsonschema_rs.RegexOptions(size_limit=1 << 20)
         )
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError) as exc:
         log.warning("a tool's schema cannot be compiled: its arguments go unchecked", error=str(exc)[:200])
         return None
+    return Compiled(validator, schema, size, branches_of(schema))
 
 
 def _expanded_size(schema: dict[str, Any]) -> float:

@@ -53,6 +53,7 @@ from toolscore.history.scores import Scores
 from toolscore.stores import Database, SharedStore, open_database, open_shared
 from toolscore.telemetry.metrics import Metrics
 from toolscore.telemetry.tracing import open_tracing
+from toolscore.telemetry.watchdog import Watchdog
 from toolscore.tools.checking import Judge
 from toolscore.tools.features import LIST_CHANGED, ChangeFeed, FeatureIndex
 from toolscore.tools.library import UnifiedToolLibrary
@@ -84,6 +85,7 @@ class Gateway:
     database: Database
     shared: SharedStore | None
     metrics: Metrics
+    watchdog: Watchdog
     events: EventLog
     auth: Authenticator
     permissions: Permissions
@@ -155,6 +157,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         enter = stack.enter_async_context
         hub = SettingsHub(settings)
         metrics = Metrics()
+        watchdog = await enter(Watchdog(metrics.stalled))
 
         # What survives, and what replicas share
         database = await enter(open_database(settings.storage.url))
@@ -206,6 +209,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         upstreams = await enter(
             UpstreamPool(
                 on_tools=library.update,
+                before_tools=library.prepare,
                 on_info=features.describe,
                 on_list=listed,
                 on_notification=changes.tell,
@@ -332,7 +336,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             library=library, features=features, changes=changes, pins=pins, scores=scores, journal=journal,
             firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls,
             replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
-            installer=installer, broker=broker, started=time.monotonic(),
+            installer=installer, broker=broker, watchdog=watchdog, started=time.monotonic(),
         )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ double underscore in it and none at its end; everything else carries a hash of t
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterable
@@ -15,6 +14,9 @@ from collections.abc import Iterable
 __all__ = ["MAX_LENGTH", "nearest", "tool_id"]
 
 MAX_LENGTH = 64
+MAX_COMPARED = 128
+NEAR = 50
+"""Of a hundred: less alike is not meant."""
 HASH_DIGITS = 10
 
 _PLAIN = re.compile(r"[a-zA-Z0-9_-]+")
@@ -36,5 +38,9 @@ def tool_id(server_id: str, name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names that a caller may have meant, best first."""
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    """The known names that a caller may have meant, best first. Of a long name the beginning counts."""
+    from rapidfuzz import fuzz, process  # 40 ms, at the first mistake
+
+    names = list(known)
+    found = process.extract(name[:MAX_COMPARED], names, scorer=fuzz.ratio, limit=count, score_cutoff=NEAR)
+    return [names[index] for _, _, index in found]

@@ -56,6 +56,10 @@ class Metrics:
             registry=self.registry,
         )
         self._events = Counter("toolscore_events_total", "Events told.", ["type"], registry=self.registry)
+        self._stalls = Histogram(
+            "toolscore_loop_stall_seconds", "Stalls of the event loop over 0.1 s: all callers waited.",
+            buckets=FEW_SECONDS, registry=self.registry,
+        )  # fmt: skip
         self._executors = _PythonExecutors()
         self.registry.register(self._executors)
         # labels() costs as much as the observation itself: keep its answers
@@ -93,6 +97,9 @@ class Metrics:
 
     def server_up(self, server_id: str, up: bool) -> None:
         self._up.labels(server_id).set(1 if up else 0)
+
+    def stalled(self, seconds: float) -> None:
+        self._stalls.observe(seconds)
 
     def circuit(self, server_id: str, state: str) -> None:
         self._circuit.labels(server_id).set({"closed": 0, "half_open": 1, "open": 2}[state])

@@ -10,13 +10,13 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from operator import gt, lt
 from typing import Any, Literal
 
 from toolscore.core.models import Change
 
-__all__ = ["HIDDEN", "classify", "first_sight", "in_reasons", "readable_diff", "same_text"]
+__all__ = ["HIDDEN", "classify", "find_renamed", "first_sight", "in_reasons", "readable_diff"]
 
 MAX_DIFF_LINES = 2000
 DIFF_WIDTH = 120
@@ -26,6 +26,7 @@ MAX_REASONS = 8
 MAX_REASON = 300
 MAX_DEPTH = 100
 MAX_COMPARED_TEXT = 500
+MAX_GONE = 1000
 
 HIDDEN = re.compile(
     "[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
@@ -284,12 +285,22 @@ def _types(schema: Mapping[str, Any]) -> set[str]:
     return found | {"integer"} if "number" in found else found  # a number takes integers, too
 
 
-def same_text(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two definitions say much the same but for the name, and say enough for that to mean something."""
-    text, now = old.get("description"), new.get("description")
-    if not (isinstance(text, str) and isinstance(now, str)) or len(text) < 20:
-        return False
-    if text == now and old.get("inputSchema") == new.get("inputSchema"):
-        return True
-    text, now = text[:MAX_COMPARED_TEXT], now[:MAX_COMPARED_TEXT]
-    return now.startswith(text) or difflib.SequenceMatcher(None, text, now).ratio() > 0.85
+def find_renamed(new: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> int | None:
+    """Which of the definitions that went says much the same but for its name, and enough for that to mean something.
+
+    Returns its place among the first thousand.
+    """
+    from rapidfuzz import fuzz, process
+
+    text = new.get("description")
+    if not isinstance(text, str):
+        return None
+    texts: dict[int, str] = {}
+    for place, old in enumerate(gone[:MAX_GONE]):
+        before = old.get("description")
+        if isinstance(before, str) and len(before) >= 20:
+            if text.startswith(before[:MAX_COMPARED_TEXT]):
+                return place
+            texts[place] = before[:MAX_COMPARED_TEXT]
+    found = process.extractOne(text[:MAX_COMPARED_TEXT], texts, scorer=fuzz.ratio, score_cutoff=85)
+    return int(found[2]) if found is not None else None

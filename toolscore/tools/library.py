@@ -28,6 +28,10 @@ log = structlog.get_logger(__name__)
 AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
 
 
+MAX_SHOWN = 128
+"""Characters of a name that a message repeats."""
+
+
 def event_fields(tool: Tool) -> dict[str, Any]:
     """A tool as events show it (docs/wire.md)."""
     return {
@@ -135,7 +139,7 @@ class UnifiedToolLibrary:
             own = self._seen(server_id, sees)
             tool = own.get(key)
             if tool is None:
-                raise self._not_found(f"server {server_id!r} has no tool {key!r}", key, own)
+                raise self._not_found(f"server {server_id!r} has no tool {_shown(key)}", key, own)
             return tool
         tool = self.find(key, sees)
         if tool is not None and action in (None, "", tool.name, key):
@@ -145,15 +149,15 @@ class UnifiedToolLibrary:
             if action:
                 tool = own.get(action) or next((t for t in own.values() if t.tool_id == action), None)
                 if tool is None:
-                    raise self._not_found(f"server {key!r} has no tool {action!r}", action, own)
+                    raise self._not_found(f"server {key!r} has no tool {_shown(action)}", action, own)
                 return tool
             if len(own) == 1:
                 return next(iter(own.values()))
             raise self._not_found(f"{key!r} is a server: name one of its tools in `action`", key, own)
         if tool is not None:
-            raise ToolNotFound(f"{key!r} is a tool of its own and has no action {action!r}: leave `action` out")
+            raise ToolNotFound(f"{key!r} is a tool of its own and has no action {_shown(action)}: leave `action` out")
         raise self._not_found(
-            f"no tool {key!r}",
+            f"no tool {_shown(key)}",
             key,
             self._tools if sees is None else {tool.tool_id: tool for tool in self if sees(tool)},
         )
@@ -221,6 +225,12 @@ class UnifiedToolLibrary:
         return len(self._tools) if sees is None else sum(1 for tool in self if sees(tool))
 
     # Writing
+
+    async def prepare(self, server_id: str, definitions: list[dict[str, Any]]) -> None:
+        """Judge beside the loop what a server lists now, if it is much; `update` then takes it at once."""
+        if server_id not in self._trusted:
+            usable = [definition for definition in definitions if is_usable(server_id, definition)]
+            await self.pins.prepare(server_id, usable, lambda: self._names_beside(server_id))
 
     def update(self, server_id: str, spec: UpstreamSpec, definitions: list[dict[str, Any]]) -> None:
         """Take what a server lists now, as far as the pins let it; what it lists no more is removed."""
@@ -367,3 +377,7 @@ class UnifiedToolLibrary:
         ]
         gone = [tool.tool_id for tool in removed]
         self.writes.put(lambda: self._database.save_tools(rows, gone))
+
+
+def _shown(name: str | None) -> str:
+    return repr(name if name is None or len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}…")

@@ -7,7 +7,8 @@ pins are remembered here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Change, Held, definition_hash, timestamp
 from toolscore.core.rules import Rules
 from toolscore.stores import Database, WriteBehind
-from toolscore.tools.changes import classify, first_sight, in_reasons, readable_diff, same_text
+from toolscore.tools.changes import classify, find_renamed, first_sight, in_reasons, readable_diff
 
 __all__ = ["Pin", "PinRules", "Pins", "Verdict"]
 
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 Action = Literal["accept", "report", "quarantine"]
 
 SEEN_DIGITS = 12
+FEW = 10
+"""Changes that are judged at once; more are judged by a thread."""
 MAX_PINS = 5000
 """Of one server; those that it lists count first."""
 
@@ -76,6 +79,7 @@ class Pins:
         self.rules = rules or PinRules()
         self._pins: dict[str, dict[str, Pin]] = {}
         self.writes = WriteBehind("pins")
+        self._judged: dict[str, dict[tuple[str, str | None, str], Change | None]] = {}
 
     def use(self, rules: PinRules) -> None:
         """Judge changes by other rules from now on."""
@@ -104,6 +108,34 @@ class Pins:
         """The pin of a tool."""
         return self._pins.get(server_id, {}).get(name)
 
+    async def prepare(
+        self, server_id: str, definitions: Iterable[dict[str, Any]], others: Callable[[], Collection[str]]
+    ) -> None:
+        """Judge what has changed beside the loop, where that is much: comparing texts takes time."""
+        of_server = self._pins.get(server_id, {})
+        listed = {definition["name"]: definition for definition in definitions}
+        changed = [
+            (definition, pin, digest)
+            for name, definition in listed.items()
+            for pin in (of_server.get(name),)
+            for digest in (definition_hash(definition),)
+            if pin is None or pin.definition_hash != digest
+        ]
+        if len(changed) <= FEW:
+            return
+        gone = [pin.definition for name, pin in of_server.items() if name not in listed]
+        joins, names = bool(of_server), others()
+
+        def judge() -> dict[tuple[str, str | None, str], Change | None]:
+            return {
+                (definition["name"], pin.definition_hash if pin is not None else None, digest): _change(
+                    pin, definition, gone, names, joins
+                )
+                for definition, pin, digest in changed
+            }
+
+        self._judged[server_id] = await asyncio.to_thread(judge)
+
     def review(
         self,
         server_id: str,
@@ -121,9 +153,11 @@ class Pins:
         of_server = self._pins.setdefault(server_id, {})
         listed = {definition["name"]: definition for definition in definitions}
         verdicts: dict[str, Verdict] = {}
+        told: list[tuple[str, Verdict]] = []
         written: list[Pin] = []
         fresh: dict[str, Pin] = {}
         gone = [pin for name, pin in of_server.items() if name not in listed]
+        before, judged = [pin.definition for pin in gone], self._judged.pop(server_id, {})
         names = cache(others)  # of thousands of tools: made once, and only if anything has changed
         for name, definition in listed.items():
             digest = definition_hash(definition)
@@ -140,11 +174,16 @@ class Pins:
             if trusted:
                 verdict, pin = Verdict(definition, digest), _pin(server_id, definition, digest)
             else:
-                verdict, pin = self._judge(server_id, pin, definition, digest, gone, names())
+                key = (name, pin.definition_hash if pin is not None else None, digest)
+                change = judged[key] if key in judged else _change(pin, definition, before, names(), bool(of_server))
+                verdict, pin = self._judge(server_id, pin, definition, digest, change)
             verdicts[name] = verdict
             fresh[name] = pin
+            if verdict.change is not None or verdict.newly_held:
+                told.append((name, verdict))
             written.append(pin)
         of_server |= fresh
+        _log(server_id, told)
         if len(of_server) > max(MAX_PINS, 2 * len(listed)):  # names that come and go
             for pin in sorted(gone, key=lambda one: one.pinned_at)[: len(of_server) - MAX_PINS]:
                 if pin.held is None:
@@ -181,38 +220,15 @@ class Pins:
             self.writes.put(lambda: self._database.save_pins([], server_id))
 
     def _judge(
-        self,
-        server_id: str,
-        pin: Pin | None,
-        definition: dict[str, Any],
-        digest: str,
-        gone: list[Pin],
-        others: Collection[str],
+        self, server_id: str, pin: Pin | None, definition: dict[str, Any], digest: str, change: Change | None
     ) -> tuple[Verdict, Pin]:
         name = definition["name"]
-        if pin is None:
-            renamed = next((old for old in gone if same_text(old.definition, definition)), None)
-            joins = bool(self._pins.get(server_id))
-            change = first_sight(definition, others, joins=joins)
-            action = "accept" if change is None else self.rules.suspicious if joins else self.rules.first
-            if renamed is not None:
-                (reason,) = in_reasons([f"it is {renamed.name!r} under another name"])
-                found = change.reasons if change is not None else ()
-                diff = readable_diff(renamed.definition, definition)
-                change = Change(kind="suspicious", reasons=(reason, *found), changed=("name",), diff=diff)
-                action = self.rules.suspicious
+        if change is None:
+            action: Action = "accept"
+        elif pin is None and not (self._pins.get(server_id) or change.changed):
+            action = self.rules.first
         else:
-            change = classify(pin.definition, definition, others)
-            action = getattr(self.rules, change.kind) if change is not None else "accept"
-        if change is not None and action != "accept":
-            what = "is suspicious" if pin is None else f"has a {change.kind} change"
-            log.warning(
-                f"a tool's definition {what}",
-                server=server_id,
-                tool=name,
-                action=action,
-                reasons=list(change.reasons),
-            )
+            action = getattr(self.rules, change.kind)
         if change is not None and action == "quarantine":
             held = Held(definition=definition, definition_hash=digest, change=change, since=timestamp())
             if pin is None:
@@ -243,6 +259,40 @@ class Pins:
             for pin in pins
         ]
         self.writes.put(lambda: self._database.save_pins(rows))
+
+
+def _log(server_id: str, told: list[tuple[str, Verdict]]) -> None:
+    """Say which definitions changed; of many the first."""
+    for name, verdict in told[:FEW]:
+        change = verdict.held.change if verdict.held is not None else verdict.change
+        if change is None or (verdict.held is None and change.kind == "compatible"):
+            continue
+        log.warning(
+            f"a tool's definition has a {change.kind} change",
+            server=server_id, tool=name, quarantined=verdict.held is not None, reasons=list(change.reasons),
+        )  # fmt: skip
+    if len(told) > FEW:
+        log.warning("and more tools of the same server", server=server_id, tools=len(told) - FEW)
+
+
+def _change(
+    pin: Pin | None, definition: dict[str, Any], gone: Sequence[dict[str, Any]], others: Collection[str], joins: bool
+) -> Change | None:
+    """What a definition means beside the one that is pinned, or beside those that went; pure, and takes time.
+
+    Args:
+        joins: the server had tools before.
+    """
+    if pin is not None:
+        return classify(pin.definition, definition, others)
+    change = first_sight(definition, others, joins=joins)
+    place = find_renamed(definition, gone)
+    if place is None:
+        return change
+    (reason,) = in_reasons([f"it is {gone[place]['name']!r} under another name"])
+    found = change.reasons if change is not None else ()
+    diff = readable_diff(gone[place], definition)
+    return Change(kind="suspicious", reasons=(reason, *found), changed=("name",), diff=diff)
 
 
 def _pin(server_id: str, definition: dict[str, Any], digest: str, held: Held | None = None) -> Pin:

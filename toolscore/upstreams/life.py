@@ -146,6 +146,7 @@ class Life:
                 async with asyncio.timeout(upstream.start_seconds):
                     connection: Connection = await stack.enter_async_context(upstream.open())
                     tools = await read_tools(connection)
+                await upstream.tools_come(tools)
                 self._up_at = time.monotonic()
                 upstream.came_up(connection, tools)
                 reason: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -51,12 +51,14 @@ class Lists:
         *,
         seconds: Callable[[], float],
         on_tools: Callable[[Entries], None],
+        before_tools: Callable[[Entries], Awaitable[None]],
         on_list: Callable[[str, Entries], None],
         on_change: Callable[[str], None],
     ) -> None:
         self._server_id = server_id
         self._seconds = seconds
         self._on_tools = on_tools
+        self._before_tools = before_tools
         self._on_list = on_list
         self._on_change = on_change
         self._tools: dict[Connection, Entries] = {}
@@ -135,6 +137,7 @@ class Lists:
             async with asyncio.timeout(self._seconds()):
                 if kind == "tools":
                     tools = await read_tools(connection)
+                    await self._before_tools(tools)
                     if connection in self._tools:  # it may have left meanwhile
                         self._tools[connection] = tools
                         self._on_tools(self.tools)

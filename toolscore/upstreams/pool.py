@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -42,6 +42,7 @@ class UpstreamPool:
 
     Args:
         on_tools: `(server_id, spec, tools)`: what a server lists, now that it is up or has changed.
+        before_tools: `(server_id, tools)`, awaited before.
         on_info: `(server_id, info)`: what a server said of itself.
         on_list: `(server_id, kind, entries)`: the prompts, resources or templates that a server lists now.
         on_notification: `(server_id, method, params)`: what a server tells all who listen to it.
@@ -57,6 +58,7 @@ class UpstreamPool:
         self,
         *,
         on_tools: Callable[[str, UpstreamSpec, list[dict[str, Any]]], None] = lambda *_: None,
+        before_tools: Callable[[str, list[dict[str, Any]]], Awaitable[None]] | None = None,
         on_info: Callable[[str, ServerInfo], None] = lambda *_: None,
         on_list: Callable[[str, str, list[dict[str, Any]]], None] = lambda *_: None,
         on_notification: Callable[[str, str, Raw | None], None] = lambda *_: None,
@@ -69,6 +71,7 @@ class UpstreamPool:
         reconnect_seconds: float = 3,
     ) -> None:
         self._on_tools = on_tools
+        self._before_tools = before_tools
         self._on_info = on_info
         self._on_list = on_list
         self._on_notification = on_notification
@@ -260,6 +263,10 @@ class UpstreamPool:
     def _speaker(self, server_id: str) -> Upstream | None:
         life = self._replacements.get(server_id) or self._lives.get(server_id)
         return life.upstream if life is not None else None
+
+    async def tools_come(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
+        if self._before_tools is not None:
+            await self._before_tools(upstream.server_id, tools)
 
     def server_up(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
         if not self._is_current(upstream):

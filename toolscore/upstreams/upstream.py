@@ -65,6 +65,7 @@ class Host(Protocol):
     reconnect_seconds: float
 
     def has_tools(self, server_id: str) -> bool: ...
+    async def tools_come(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None: ...
     def server_up(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None: ...
     def server_down(self, upstream: Upstream, reason: str) -> None: ...
     def failed(self, upstream: Upstream, reason: str) -> None: ...
@@ -125,6 +126,7 @@ class Upstream:
             server_id,
             seconds=lambda: host.rules.start_timeout_seconds,
             on_tools=partial(host.tools_changed, self),
+            before_tools=self.tools_come,
             on_list=partial(host.listed, self),
             on_change=lambda method: host.announced(self, method, None),
         )
@@ -365,6 +367,10 @@ class Upstream:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
 
+    async def tools_come(self, tools: list[dict[str, Any]]) -> None:
+        """Let whoever judges tools do so before they are taken."""
+        await self._host.tools_come(self, tools)
+
     def came_up(self, connection: Connection, tools: list[dict[str, Any]]) -> None:
         """Use a connection from now on."""
         if isinstance(connection, StdioConnection):
@@ -435,6 +441,7 @@ class Upstream:
         """
         async with asyncio.timeout(self._host.rules.start_timeout_seconds):
             tools = await read_list(connection, "tools")
+        await self.tools_come(tools)
         if self.orders.stop.is_set():
             raise UpstreamUnavailable(f"server {self.server_id!r} was detached meanwhile")
         self.came_up(connection, tools)

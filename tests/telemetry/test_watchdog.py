@@ -1,0 +1,29 @@
+"""What keeps the event loop from turning is seen, with its place in the code."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from toolscore.telemetry.watchdog import Watchdog
+
+
+def test_a_stall_is_told_with_where_the_loop_stands() -> None:
+    async def run() -> None:
+        seconds: list[float] = []
+        with structlog.testing.capture_logs() as logs:
+            async with Watchdog(seconds.append) as watchdog:
+                await asyncio.sleep(0.1)
+                until = time.monotonic() + 0.6
+                while time.monotonic() < until:
+                    sum(range(1000))  # stands here
+                while not watchdog.stalls:
+                    await asyncio.sleep(0.01)
+        assert max(seconds) > 0.4
+        assert watchdog.busiest_seconds > 0.1
+        told = next(line for line in logs if line["event"].startswith("the event loop stood"))
+        assert "test_watchdog.py" in told["stack"]
+
+    asyncio.run(run())

@@ -145,9 +145,11 @@ def test_what_a_write_ended_is_not_found_after_a_crash(tmp_path: Path) -> None:
             one = slot(cache, tools["look"])
             await cache.once(one, making(b'{"x":1}'), 10)
         async with cache_in(tmp_path, tools={"town__look": 60}) as (cache, tools):
-            await cache.changing("town", 10)  # and nothing comes after it
+            gone = cache.changing("town", 10)
+            assert gone is not None
+            await gone  # and nothing comes after it
             async with cache_in(tmp_path, tools={"town__look": 60}) as (after, _):
                 assert await after.look(slot(after, tools["look"])) is None
-            await cache.changed("town", 10, settled=True)
+            assert cache.changed("town", 10, settled=True) is None
 
     asyncio.run(run())

@@ -392,37 +392,42 @@ class ResultCache:
 
     # What may change something
 
-    async def changing(self, server_id: str, seconds: float) -> None:
+    def changing(self, server_id: str, seconds: float) -> Awaitable[None] | None:
         """A call that may change something at a server is about to be made. Needs a `changed`.
 
-        What the database has of the server goes first: it must not be found after a crash.
+        Returns what has to be awaited before the call is made, if anything has.
         """
-        self._validity.began(server_id, seconds)
+        self._validity.began(server_id)
         if self._epochs is not None:
-            if self.rules.enabled:
-                await self._epochs.began(server_id, seconds)
-        elif self._stored_of[server_id] or self._saving.locked():
-            async with self._saving:
-                for key, (_, of_server, _) in list(self._stored.items()):
-                    if of_server == server_id:
-                        self._drop(key)
-                try:
-                    await self._database.forget_cached(server_id)
-                except StoreError as exc:  # the writer tries on
-                    self.store_error = str(exc)
-                    self._wake.set()
+            return self._epochs.began(server_id, seconds) if self.rules.enabled else None
+        return self._forget_stored(server_id) if self._stored_of[server_id] or self._saving.locked() else None
 
-    async def changed(self, server_id: str, seconds: float, settled: bool) -> None:
-        """The call has ended, in whatever way.
+    async def _forget_stored(self, server_id: str) -> None:
+        """What the database has of a server goes before it is changed: it must not be found after a crash."""
+        async with self._saving:
+            for key, (_, of_server, _) in list(self._stored.items()):
+                if of_server == server_id:
+                    self._drop(key)
+            try:
+                await self._database.forget_cached(server_id)
+            except StoreError as exc:  # the writer tries on
+                self.store_error = str(exc)
+                self._wake.set()
+
+    def changed(self, server_id: str, seconds: float, settled: bool) -> Awaitable[None] | None:
+        """The call has ended, in whatever way. Returns what has to be awaited before its answer is given, if anything.
 
         Args:
             settled: it does nothing from now on; otherwise it may for so many seconds.
         """
         self._validity.ended(server_id, seconds, settled)
-        if self._epochs is not None and self.rules.enabled:
-            await self._epochs.ended(server_id, settled)
-            if self._epochs.untold:
-                self._wake.set()
+        return self._tell(server_id, settled) if self._epochs is not None and self.rules.enabled else None
+
+    async def _tell(self, server_id: str, settled: bool) -> None:
+        assert self._epochs is not None
+        await self._epochs.ended(server_id, settled)
+        if self._epochs.untold:
+            self._wake.set()
 
     # Writing
 

@@ -80,15 +80,19 @@ class KeptResults:
     async def _change(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> None:
         """Ask a server for what may change something, so that nothing of before is given after."""
         server_id, settled = call.target.server_id, False
-        await self._cache.changing(server_id, call.patience)
+        before = self._cache.changing(server_id, call.patience)
         try:
+            if before is not None:
+                await before
             call.answer = await reach(call)
             settled = True
         except ToolScoreError as exc:
             settled = exc.upstream_error is not None
             raise
         finally:
-            await self._cache.changed(server_id, call.patience, settled or not call.attempt.asked)
+            after = self._cache.changed(server_id, call.patience, settled or not call.attempt.asked)
+            if after is not None:
+                await after
 
     async def _make(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> Made:
         """Ask the server. Returns the result, with what may become of it."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter
 
 from toolscore.core.models import Tool
 from toolscore.stores import SharedStore
@@ -23,33 +22,50 @@ EPOCH_SECONDS = 7 * 86400.0
 EVERYTHING = "*"
 
 
+class _Server:
+    """What is known of one server: calls that may change something, and when the last of them was over."""
+
+    __slots__ = ("changing", "open_until", "since")
+
+    def __init__(self) -> None:
+        self.changing = 0
+        self.open_until = 0.0
+        self.since = 0.0
+
+
 class Validity:
     """Since when results hold, in this process. Times are seconds since 1970."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[str | None, str | None], float] = {}
-        self._changing: Counter[str] = Counter()
-        self._open_until: dict[str, float] = {}
+        self._servers: dict[str, _Server] = {}
+        self._tools: dict[tuple[str, str | None], float] = {}
+        self._since = 0.0
 
     def holds(self, tool: Tool, asked_at: float) -> bool:
         """Whether a result that was asked for then may be given now."""
-        if not self._since:
+        if asked_at <= self._since:
+            return False
+        server = self._servers.get(tool.server_id)
+        if server is not None and (server.changing or asked_at <= max(server.since, server.open_until)):
+            return False
+        if not self._tools:
             return True
-        since = self._since.get
-        tool_id, server_id = tool.tool_id, tool.server_id
-        return asked_at > max(
-            since((None, server_id), 0.0), since((tool_id, None), 0.0), since((tool_id, server_id), 0.0),
-            since((None, None), 0.0),
-        )  # fmt: skip
+        since = self._tools.get
+        return asked_at > max(since((tool.tool_id, None), 0.0), since((tool.tool_id, tool.server_id), 0.0))
 
     def end(self, tool_id: str | None, server_id: str | None) -> None:
         """Nothing holds that was asked for before now: of one tool, of one server, or at all."""
-        self._note((tool_id, server_id), time.time())
+        now = time.time()
+        if tool_id is not None and len(self._tools) < MAX_NOTED:
+            self._tools[tool_id, server_id] = now
+        elif server_id is not None:
+            self._of(server_id).since = now
+        else:
+            self._since = now
 
-    def began(self, server_id: str, seconds: float) -> None:
-        """A call that may change something begins; its process may not live to say how it ended."""
-        self._changing[server_id] += 1
-        self._note((None, server_id), time.time() + seconds)
+    def began(self, server_id: str) -> None:
+        """A call that may change something begins."""
+        self._of(server_id).changing += 1
 
     def ended(self, server_id: str, seconds: float, settled: bool) -> None:
         """It ended.
@@ -57,21 +73,20 @@ class Validity:
         Args:
             settled: it is known that it does nothing from now on; otherwise it may for so many seconds.
         """
-        now = time.time()
+        server = self._of(server_id)
+        server.changing -= 1
+        server.since = time.time()
         if not settled:
-            self._open_until[server_id] = max(self._open_until.get(server_id, 0.0), now + seconds)
-        self._changing[server_id] -= 1
-        if self._changing[server_id] <= 0:
-            del self._changing[server_id]
-            until = self._open_until.get(server_id, 0.0)
-            if until <= now:
-                self._open_until.pop(server_id, None)
-            self._note((None, server_id), max(now, until))
+            server.open_until = max(server.open_until, server.since + seconds)
 
-    def _note(self, what: tuple[str | None, str | None], since: float) -> None:
-        if len(self._since) > MAX_NOTED:
-            self._since = {(None, None): max(time.time(), *self._since.values())}
-        self._since[what] = since
+    def _of(self, server_id: str) -> _Server:
+        server = self._servers.get(server_id)
+        if server is None:
+            if len(self._servers) >= MAX_NOTED:  # servers that came and went
+                self._servers = {name: one for name, one in self._servers.items() if one.changing}
+                self._since = time.time()
+            server = self._servers[server_id] = _Server()
+        return server
 
 
 class SharedEpochs:

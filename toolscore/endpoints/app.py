@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -38,6 +39,7 @@ from toolscore.endpoints.asgi import (
     send_json,
 )
 from toolscore.endpoints.execute import EXECUTE_PATHS, ExecuteEndpoint
+from toolscore.endpoints.guard import ConnectionGuard
 from toolscore.endpoints.live import add_live
 from toolscore.endpoints.mcp.http import McpHttpEndpoint
 from toolscore.endpoints.registry import REGISTRY_PREFIX, add_registry
@@ -49,6 +51,7 @@ __all__ = ["AddressInUse", "create_app", "serve"]
 
 log = structlog.get_logger(__name__)
 
+MAX_DESCRIPTORS = 65_536
 SHUTDOWN_SECONDS = 5
 """How long those inside may take to finish once the doors are closed."""
 
@@ -315,9 +318,10 @@ async def _check_guarded(settings: Settings) -> None:
 @asynccontextmanager
 async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket: socket.socket) -> AsyncIterator[None]:
     """Serve on both ports; leaving closes the doors, tells those inside, and waits for them, bounded."""
+    guard = ConnectionGuard(lambda: gateway.settings.current.limits)
     config = uvicorn.Config(
         create_app(gateway),
-        http="httptools",
+        http=guard.protocol,  # type: ignore[arg-type]
         ws="websockets-sansio",
         ws_max_size=gateway.settings.current.limits.max_frame_bytes,
         ws_per_message_deflate=False,
@@ -330,7 +334,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
         timeout_keep_alive=30,
     )
     server = _Server(config)
-    async with serve_router(gateway, [router_socket]):
+    async with guard, serve_router(gateway, [router_socket]):
         task = asyncio.create_task(server.serve(sockets=[http_socket]))
         try:
             while not server.started:
@@ -346,6 +350,16 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
             await asyncio.gather(task, return_exceptions=True)
 
 
+def _raise_descriptors() -> None:
+    """Take as many descriptors as this user may have: a thousand is soon used up by connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gateway], None] = lambda _: None) -> None:
     """Run the gateway until SIGINT or SIGTERM.
 
@@ -355,6 +369,7 @@ async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gatewa
     Raises:
         AddressInUse, StoreError.
     """
+    _raise_descriptors()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

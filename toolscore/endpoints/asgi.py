@@ -59,6 +59,9 @@ SSE_HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
+MAX_DROPPED_BYTES = 256 * 1024 * 1024
+DROP_SECONDS = 20.0
+"""What of a body over its bound is read and dropped, so that its client comes to read the answer."""
 SSE_COMMENT_SECONDS = 15.0
 """Proxies cut silent streams; a comment now and then keeps them open."""
 
@@ -99,10 +102,13 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole body.
 
     Raises:
-        PayloadTooLarge: over `limit` bytes, refused before it was read where its length was announced.
+        PayloadTooLarge: over `limit` bytes. What still comes is read and dropped first, within bounds: many clients
+            send all of it before they read any answer.
     """
     announced = header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limit:
+        if int(announced) <= limit + MAX_DROPPED_BYTES and header(scope, b"expect") is None:
+            await _drop(receive)
         raise PayloadTooLarge(
             f"the body has {int(announced):,} bytes, the bound is {limit:,} (`limits.max_body_bytes`)"
         )
@@ -121,8 +127,22 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise InvalidRequest("the client left before its request was whole")
         parts += message.get("body", b"")
         if len(parts) > limit:
+            if message.get("more_body"):
+                await _drop(receive)
             raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
     return bytes(parts)
+
+
+async def _drop(receive: Receive) -> None:
+    """Read what is left of a body that is too large, for a while."""
+    dropped = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DROP_SECONDS):
+            while dropped <= MAX_DROPPED_BYTES:
+                message = await receive()
+                dropped += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
 
 
 async def send_json(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:

@@ -1,0 +1,152 @@
+"""What clients may make the HTTP port hold: silent ones, endless heads, answers that nobody reads, too many at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+from support import GatewayProcess, odd, running_gateway, wait_for
+
+SETTINGS = """
+limits:
+  request_seconds: 1
+  write_seconds: 2
+  max_connections_per_address: 60
+  max_unread_bytes: 20971520
+"""
+MEGABYTE = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayProcess]:
+    with running_gateway({"echo": odd("echo")}, settings=SETTINGS) as process:
+        process.wait_for_state("echo", "up")
+        yield process
+
+
+@contextlib.contextmanager
+def connected(gateway: GatewayProcess, sent: bytes = b"") -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=15) as connection:
+        if sent:
+            connection.sendall(sent)
+        yield connection
+
+
+def answer(connection: socket.socket) -> bytes:
+    """All that comes until the gateway closes."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            found += data
+    return found
+
+
+def memory(gateway: GatewayProcess) -> int:
+    return int(psutil.Process(gateway.pid).memory_info().rss)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /livez HT",
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-a: ",
+        b"POST /execute_tool HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{",
+        b"POST /execute_tool HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{",
+    ],
+)
+def test_who_does_not_send_a_whole_request_is_let_go(gateway: GatewayProcess, sent: bytes) -> None:
+    with connected(gateway, sent) as connection:
+        assert answer(connection).startswith(b"HTTP/1.1 408 ")
+    assert gateway.get("/health")
+
+
+def test_a_connection_that_rests_between_two_requests_stays(gateway: GatewayProcess) -> None:
+    request = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with connected(gateway, request) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        connection.settimeout(3)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(15)
+        connection.sendall(request)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("line", [b"a: b\r\n", b"x" * 8000])
+def test_a_head_without_end_is_refused_and_not_kept(gateway: GatewayProcess, line: bytes) -> None:
+    before = memory(gateway)
+    with connected(gateway, b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-long: 1\r\n") as connection:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20 * MEGABYTE // len(line * 50)):
+                connection.sendall(line * 50)
+        with contextlib.suppress(ConnectionError):
+            assert answer(connection)[:13] in (b"HTTP/1.1 431 ", b"")
+    assert memory(gateway) - before < 20 * MEGABYTE
+
+
+def test_a_head_just_over_the_bound_is_told_so(gateway: GatewayProcess) -> None:
+    many = b"".join(b"x-%d: y\r\n" % number for number in range(200))
+    for head in (many, b"x-long: " + b"y" * 70_000 + b"\r\n"):
+        with connected(gateway, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n" + head + b"\r\n") as connection:
+            assert b"128 headers" in answer(connection)
+    fits = b"".join(b"x-%d: y\r\n" % number for number in range(100))
+    with connected(gateway, b"GET /livez HTTP/1.1\r\nconnection: close\r\nhost: localhost\r\n" + fits + b"\r\n") as one:
+        assert answer(one).startswith(b"HTTP/1.1 200 ")
+
+
+def test_answers_that_nobody_reads_are_bounded_and_cut_off(gateway: GatewayProcess) -> None:
+    body = json.dumps({"tool_id": "echo__echo", "parameters": {"text": "x" * (3 * MEGABYTE)}}).encode()
+    request = b"POST /execute_tool HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    before = memory(gateway)
+    with contextlib.ExitStack() as stack:
+        held = []
+        for _ in range(30):
+            with contextlib.suppress(ConnectionError):
+                held.append(stack.enter_context(connected(gateway, request)))
+        assert len(held) == 30
+        assert gateway.text("echo__echo", {"text": "others are served"}) == "others are served"
+        assert memory(gateway) - before < 90 * MEGABYTE, "not 30 times 3 MB, several times over"
+
+        def over() -> bool:
+            return not [one for one in psutil.Process(gateway.pid).net_connections() if one.status == "CLOSE_WAIT"]
+
+        for connection in held:
+            with contextlib.suppress(OSError):
+                connection.settimeout(10)
+                connection.recv(1, socket.MSG_PEEK)
+        wait_for(over)
+
+
+def test_so_many_connections_and_no_more(gateway: GatewayProcess) -> None:
+    request = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(connected(gateway, request)) for _ in range(50)]
+        for connection in opened:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        more = [stack.enter_context(connected(gateway)) for _ in range(30)]
+        assert {answer(connection)[:13] for connection in more} == {b"HTTP/1.1 408 ", b"HTTP/1.1 503 "}
+    wait_for(lambda: gateway.http.get("/livez").status_code == 200)
+
+
+@pytest.mark.parametrize("path", ["/execute_tool", "/mcp", "/api/v1/servers"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_bound_reaches_every_client(gateway: GatewayProcess, path: str, chunked: bool) -> None:
+    def once(_: int) -> int:
+        body = b"x" * (6 * MEGABYTE)
+        data = iter([body[:MEGABYTE], body[MEGABYTE:]]) if chunked else body
+        request = urllib.request.Request(gateway.url + path, data=data, headers={"content-type": "application/json"})
+        try:
+            return int(urllib.request.urlopen(request, timeout=20).status)
+        except urllib.error.HTTPError as refused:
+            return refused.code
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(once, range(9))) == [413] * 9

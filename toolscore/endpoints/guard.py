@@ -1,0 +1,230 @@
+"""What a client may make the HTTP port hold: connections, heads of requests, slow bodies, answers that nobody reads.
+
+All of it is bounded before anybody is asked for a key. One sweep a second looks at all connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from toolscore.core.rules import LimitRules
+
+__all__ = ["ConnectionGuard"]
+
+log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 1.0
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 128
+FEW_BYTES = 8192
+"""A head that came in no more is not measured."""
+BODY_BYTES_PER_SECOND = 16 * 1024
+"""Beside `limits.request_seconds`, a body has a second more for each so many bytes."""
+LOG_SECONDS = 10.0
+
+ANSWERS = {
+    408: b"the request was not whole in time (`limits.request_seconds`)",
+    431: b"the head of the request is over 64 KiB or 128 headers",
+    503: b"too many connections are open (`limits.max_connections`, `limits.max_connections_per_address`): try again",
+}
+PHRASES = {408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
+
+
+class ConnectionGuard:
+    """Watches the connections of the HTTP port. Use as `async with ConnectionGuard(rules) as guard`.
+
+    Args:
+        rules: the limits in force, asked for each time.
+    """
+
+    def __init__(self, rules: Callable[[], LimitRules]) -> None:
+        self._rules = rules
+        self._open: set[GuardedHttp] = set()
+        self._of_address: Counter[str] = Counter()
+        self._refused = 0
+        self._logged_at = 0.0
+
+    async def __aenter__(self) -> ConnectionGuard:
+        self._sweeper = asyncio.create_task(self._sweep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sweeper.cancel()
+        await asyncio.gather(self._sweeper, return_exceptions=True)
+
+    def protocol(self, **arguments: Any) -> GuardedHttp:
+        """A connection, as uvicorn makes them."""
+        made = GuardedHttp(**arguments)
+        made.guard = self
+        return made
+
+    def opened(self, connection: GuardedHttp) -> bool:
+        """Count a connection. Returns whether there is room for it."""
+        rules, address = self._rules(), connection.address
+        if len(self._open) >= rules.max_connections or self._of_address[address] >= rules.max_connections_per_address:
+            self._tell(f"{len(self._open)} connections are open, {self._of_address[address]} from one address")
+            return False
+        self._open.add(connection)
+        self._of_address[address] += 1
+        return True
+
+    def closed(self, connection: GuardedHttp) -> None:
+        """A connection is gone."""
+        if connection in self._open:
+            self._open.discard(connection)
+            self._of_address[connection.address] -= 1
+            if not self._of_address[connection.address]:
+                del self._of_address[connection.address]
+
+    def fills(self, connection: GuardedHttp) -> None:
+        """More waits to be read than a connection takes at once: all that waits for one caller is bounded."""
+        rules, holder = self._rules(), connection.holder
+        waiting = [one for one in self._open if one.unread and one.holder == holder]
+        total = sum(one.unread for one in waiting)
+        for one in sorted(waiting, key=lambda one: one.read_at):
+            if total <= rules.max_unread_bytes:
+                break
+            if one is not connection or len(waiting) == 1:
+                total -= one.unread
+                self._tell("answers that nobody reads")
+                one.transport.abort()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now, rules = time.monotonic(), self._rules()
+            for connection in list(self._open):
+                if connection.transport.is_closing() and not connection.unread:
+                    self.closed(connection)
+                else:
+                    connection.check(now, rules.request_seconds, rules.write_seconds)
+
+    def _tell(self, what: str) -> None:
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._logged_at >= LOG_SECONDS:
+            log.warning("a connection was refused or cut", reason=what, times=self._refused)
+            self._logged_at, self._refused = now, 0
+
+
+class GuardedHttp(HttpToolsProtocol):
+    """One connection, with its bounds.
+
+    Attributes:
+        read_at: when its client last read something.
+    """
+
+    guard: ConnectionGuard
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.address = str(self.client[0]) if self.client else "local"
+        self._head_since: float | None = time.monotonic()
+        self._chunk = self._head_bytes = self._body_bytes = 0
+        self._body_since = 0.0
+        self._status = 0
+        self._upgraded = False
+        self._unread_before = 0
+        self.read_at = time.monotonic()
+        if not self.guard.opened(self):
+            self._answer(503)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.guard.closed(self)
+        super().connection_lost(exc)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that its client has not read yet."""
+        return int(self.transport.get_write_buffer_size())
+
+    @property
+    def holder(self) -> str:
+        """Whose answers these are: the caller's name, or the address before it is known."""
+        principal = self.scope.get("toolscore.principal") if self.scope is not None else None
+        return principal.name if principal is not None else self.address  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        if self._status:
+            return
+        self._chunk = len(data)
+        if self._head_since is not None:
+            self._head_bytes += self._chunk
+        super().data_received(data)
+        if self._head_since is not None and self._head_bytes > MAX_HEAD_BYTES and not self._status:
+            self._answer(431)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._head_since is None:
+            self._head_since, self._head_bytes = time.monotonic(), self._chunk
+
+    def on_headers_complete(self) -> None:
+        too_large = self._head_bytes > FEW_BYTES and _size(self.url, self.headers) > MAX_HEAD_BYTES
+        self._head_since, self._body_since, self._body_bytes = None, time.monotonic(), 0
+        if too_large or len(self.headers) > MAX_HEADERS:
+            self._answer(431)
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if not self._status:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._body_since = 0.0
+        if not self._status:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._head_since = None  # a connection that rests is uvicorn's to close (`timeout_keep_alive`)
+        super().on_response_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._upgraded, self._head_since, self._body_since = True, None, 0.0
+        super().handle_websocket_upgrade()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.guard.fills(self)
+
+    def check(self, now: float, request_seconds: float, write_seconds: float) -> None:
+        """Cut the connection if its request does not become whole, or its answer is not read."""
+        unread = self.unread
+        if unread == 0 or unread < self._unread_before:
+            self.read_at = now
+        self._unread_before = unread
+        if now - self.read_at > write_seconds:
+            self.transport.abort()
+        elif self._head_since is not None and now - self._head_since > request_seconds:
+            self._answer(408)
+        elif self._body_since and not self._upgraded:
+            allowed = request_seconds + self._body_bytes / BODY_BYTES_PER_SECOND
+            if now - self._body_since > allowed and not self.flow.read_paused:
+                self._answer(408)
+
+    def _answer(self, status: int) -> None:
+        """Refuse what comes, and close."""
+        self._status = status
+        text = ANSWERS[status]
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            self.transport.write(
+                b"HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%s" % (status, PHRASES[status], len(text), text)
+            )
+        self.transport.close()
+
+
+def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
+    return len(url) + sum(len(name) + len(value) + 4 for name, value in headers)

@@ -116,6 +116,17 @@ def main():
             seen.write(f"{child.pid}\n")
     if KIND == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if KIND == "floods":  # lines without end, that are no messages or mean nothing
+        time.sleep(0.5)
+        lines = {"breaks": "\n", "words": "x\n", "notes": '{"jsonrpc":"2.0","method":"a"}\n'}[ARGUMENT] * 50_000
+
+        def flood():
+            time.sleep(0.5)
+            while True:
+                with LOCK:
+                    sys.stdout.write(lines)
+
+        threading.Thread(target=flood, daemon=True).start()
     if KIND == "junk":
         print("Welcome to my server!\n{not json}\n[1, 2]\n", flush=True)
     for line in sys.stdin:
@@ -133,6 +144,9 @@ def main():
         elif method == "tools/list":
             if KIND == "junk":
                 print("listing...", flush=True)
+            if KIND == "empties":
+                answer(request_id, {"tools": [{} for _ in range(1_000_000)], "nextCursor": str(time.time())})
+                continue
             listed = LISTED.append(1) or len(LISTED)
             if KIND == "secretive" and listed > 1:
                 continue

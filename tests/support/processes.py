@@ -7,6 +7,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -231,6 +232,12 @@ class GatewayProcess:
 
     def server(self, server_id: str) -> dict[str, Any]:
         return dict(self.get(f"/api/v1/servers/{server_id}"))
+
+    def busiest_seconds(self) -> float:
+        """The most CPU time that the gateway's loop took at a stretch: other than time, it is no machine's fault."""
+        found = re.search(r"^toolscore_loop_busiest_seconds (\S+)", self.http.get("/metrics").text, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
 
     def wait_for_state(self, server_id: str, *states: str, seconds: float = 30) -> dict[str, Any]:
         """Wait until a server is in one of these states."""

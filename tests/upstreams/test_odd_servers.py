@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from support import GatewayProcess, odd, process_gone, running_gateway, wait_for
 
@@ -268,3 +269,32 @@ def test_a_lazy_server_starts_at_its_first_call_and_stops_when_idle(tmp_path: Pa
         process.start()
         assert process.server("lazy")["state"] == "idle", "its tools are known: it need not start"
         assert process.text("lazy__echo", {"text": "again"}) == "again"
+
+
+STALL_SECONDS = 0.25
+
+
+@pytest.mark.parametrize(("what", "cut"), [("breaks", True), ("words", True), ("notes", False)])
+def test_a_server_that_floods_keeps_nobody_waiting(what: str, cut: bool) -> None:
+    servers = {"good": odd("echo"), "flood": odd("floods", what)}
+    with running_gateway(servers, settings="servers: {max_start_failures: 1}") as process:
+        process.wait_for_state("good", "up")
+        process.wait_for_state("flood", "up")
+        if cut:
+            server = process.wait_for_state("flood", "down", "starting", "failed")
+            assert "lines without end" in process.server("flood")["last_error"] or server["restarts"]
+        for number in range(20):
+            assert process.text("good__echo", {"text": str(number)}) == str(number)
+        assert process.busiest_seconds() < STALL_SECONDS
+
+
+def test_a_list_of_a_million_empties_is_refused() -> None:
+    with running_gateway(
+        {"good": odd("echo"), "bad": odd("empties")}, settings="servers: {max_start_failures: 1}"
+    ) as one:
+        one.wait_for_state("good", "up")
+        before = psutil.Process(one.pid).memory_info().rss
+        server = one.wait_for_state("bad", "failed")
+        assert "over the bound" in server["last_error"]
+        assert psutil.Process(one.pid).memory_info().rss - before < 80 * 1024 * 1024
+        assert one.busiest_seconds() < STALL_SECONDS

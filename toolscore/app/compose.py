@@ -158,6 +158,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         hub = SettingsHub(settings)
         metrics = Metrics()
         watchdog = await enter(Watchdog(metrics.stalled))
+        metrics.busiest.set_function(lambda: watchdog.busiest_seconds)
 
         # What survives, and what replicas share
         database = await enter(open_database(settings.storage.url))

@@ -60,6 +60,10 @@ class Metrics:
             "toolscore_loop_stall_seconds", "Stalls of the event loop over 0.1 s: all callers waited.",
             buckets=FEW_SECONDS, registry=self.registry,
         )  # fmt: skip
+        self.busiest = Gauge(
+            "toolscore_loop_busiest_seconds", "The most CPU time that the event loop took at a stretch.",
+            registry=self.registry,
+        )  # fmt: skip
         self._executors = _PythonExecutors()
         self.registry.register(self._executors)
         # labels() costs as much as the observation itself: keep its answers

@@ -23,6 +23,11 @@ Entries = list[dict[str, Any]]
 
 MAX_PAGES = 200
 MAX_ENTRIES = 20_000
+MAX_LIST_BYTES = 32 * 1024 * 1024
+"""Of all pages of one list."""
+MAX_LIST_PARTS = 500_000
+"""Of one page, by its commas: a million empty objects take a thousand times the memory of their text."""
+MAX_TOLD = 5
 """Bounds on what one server may list: a broken paginator ends instead of filling the memory."""
 
 REFRESH_SECONDS = 0.1
@@ -169,19 +174,30 @@ async def read_list(connection: Connection, kind: str) -> list[dict[str, Any]]:
     method, member, name = LISTS[kind]
     found: dict[str, dict[str, Any]] = {}
     params: Params = {}
+    left, left_out = MAX_LIST_BYTES, 0
     for _ in range(MAX_PAGES):
-        body = read_object(await connection.request(method, params), method)
+        answer = await connection.request(method, params)
+        left -= memoryview(answer).nbytes
+        if left < 0 or bytes(answer).count(b",") > MAX_LIST_PARTS:
+            raise UpstreamProtocolError(
+                f"the answers to {method} are over the bound: {MAX_LIST_BYTES // 2**20} MiB, {MAX_LIST_PARTS:,} parts"
+            )
+        body = read_object(answer, method)
         page = body.get(member)
         if not isinstance(page, list):
             raise UpstreamProtocolError(f"the answer to {method} has no list of {member}")
         for entry in page:
             if not (isinstance(entry, dict) and isinstance(entry.get(name), str) and entry[name]):
-                shown = encode(entry)[:200].decode(errors="replace")
-                log.warning("an entry was left out of a list", method=method, without=name, entry=shown)
+                left_out += 1
+                if left_out <= MAX_TOLD:
+                    shown = encode(entry)[:200].decode(errors="replace")
+                    log.warning("an entry was left out of a list", method=method, without=name, entry=shown)
             elif len(found) < MAX_ENTRIES:
                 found.setdefault(entry[name], entry)
         cursor = body.get("nextCursor")
         if not isinstance(cursor, str) or cursor == params.get("cursor") or len(found) >= MAX_ENTRIES:
             break
         params = {"cursor": cursor}
+    if left_out > MAX_TOLD:
+        log.warning("and more entries were left out", method=method, without=name, entries=left_out - MAX_TOLD)
     return list(found.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,6 +24,11 @@ __all__ = ["StdioConnection", "open_stdio"]
 
 log = structlog.get_logger(__name__)
 
+MAX_LINES = 500
+"""Lines of one server that are read at a turn of the loop."""
+MAX_JUNK = 20_000
+JUNK_PER_SECOND = 1000
+"""Lines that are no messages: so many at once, and so many a second, are borne."""
 EDGE_BYTES = 256
 """What is kept of both ends of a line that is too long: the answer's id stands in one of them."""
 
@@ -39,22 +45,46 @@ class _Lines(ChildProtocol):
         self._buffer = bytearray()
         self._head = b""
         self._dropped = 0
+        self._later = b""
+        self._junk = self._junk_at = 0.0
+        self._cut = False
+        self.on_flood: Callable[[], None] = lambda: None
         self.on_line: Callable[[bytes], None] = lambda line: None
         self.on_oversize: Callable[[bytes, bytes, int], None] = lambda head, tail, size: None
         self.ended = asyncio.Event()
 
     def stdout_received(self, data: bytes) -> None:
-        start = 0
+        if self._cut:
+            return
+        if self._later:
+            self._later += data
+        else:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Take what came, so many lines at a turn of the loop: whatever a server writes, others have their turns."""
+        if not self._buffer and not self._dropped and data.isspace():
+            self.junk(data.count(b"\n"))
+            return
+        start = lines = 0
         while (end := data.find(b"\n", start)) >= 0:
             if self._dropped:
                 self._end_oversize(data[start:end])
             elif self._buffer:
                 self._buffer += data[start:end]
                 line, self._buffer = bytes(self._buffer), bytearray()
-                self.on_line(line)
+                self._line(line)
+            elif end > start:
+                self._line(data[start:end])
             else:
-                self.on_line(data[start:end])
+                self.junk(1)
             start = end + 1
+            lines += 1
+            if lines >= MAX_LINES and start < len(data):
+                self._later = data[start:]
+                self._read(False)
+                asyncio.get_running_loop().call_soon(self._go_on)
+                return
         rest = data[start:] if start else data
         if self._dropped:
             self._dropped += len(rest)
@@ -65,6 +95,34 @@ class _Lines(ChildProtocol):
                 self._dropped = len(self._buffer)
                 self._head = bytes(self._buffer[:EDGE_BYTES])
                 self._buffer = self._buffer[-EDGE_BYTES:]
+
+    def _go_on(self) -> None:
+        data, self._later = self._later, b""
+        if not self._cut:
+            self._read(True)
+            self._take(data)
+
+    def _read(self, on: bool) -> None:
+        stdout = self.transport.get_pipe_transport(1) if self.transport is not None else None
+        if stdout is not None and not stdout.is_closing():
+            reading = cast(asyncio.ReadTransport, stdout)
+            (reading.resume_reading if on else reading.pause_reading)()
+
+    def _line(self, line: bytes) -> None:
+        if line.isspace():
+            self.junk(1)
+        else:
+            self.on_line(line)
+
+    def junk(self, lines: int) -> None:
+        """Count lines that are no messages; a server that writes too many is cut off."""
+        now = time.monotonic()
+        self._junk = max(0.0, self._junk - (now - self._junk_at) * JUNK_PER_SECOND) + lines
+        self._junk_at = now
+        if self._junk > MAX_JUNK and not self._cut:
+            self._cut = True
+            self._read(False)
+            self.on_flood()
 
     def _end_oversize(self, rest: bytes) -> None:
         tail = bytes(self._buffer + rest)[-EDGE_BYTES:]
@@ -131,13 +189,14 @@ async def open_stdio(
         stdin.write((message.replace(b"\n", b" ") if b"\n" in message else message) + b"\n")
 
     def junk(line: bytes) -> None:
-        if line.strip():
-            lines.note(b"[stdout, not JSON-RPC] " + line)
+        lines.note(b"[stdout, not JSON-RPC] " + line)
+        lines.junk(1)
 
     make_peer = partial(Peer, send, on_junk=junk)
     connection = StdioConnection(lines, make_peer, on_notification, spec.client_features, side, on_asked)
     peer = connection.peer
     lines.on_line = peer.receive
+    lines.on_flood = lambda: connection.closed("it writes lines without end that are no messages")
 
     def oversize(head: bytes, tail: bytes, size: int) -> None:
         found = ID_AT_START.search(head) or ID_AT_END.search(tail)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -376,3 +379,57 @@ def test_memory_and_descriptors_do_not_grow_with_calls() -> None:
         calls(3000)
         assert itself.memory_info().rss - before < 8_000_000
         assert itself.num_fds() <= descriptors + 2
+
+
+@contextlib.contextmanager
+def locked(process: GatewayProcess) -> Iterator[None]:
+    """The gateway's database, held by somebody else."""
+    holder = sqlite3.connect(process.folder / "data" / "toolscore.db", isolation_level=None)
+    holder.execute("begin exclusive")
+    try:
+        yield
+    finally:
+        holder.execute("rollback")
+        holder.close()
+
+
+def test_what_cannot_be_stored_is_not_promised() -> None:
+    with running_gateway({"echo": odd("echo")}) as process:
+        process.wait_for_state("echo", "up")
+        body = {"server_id": "late", **odd("echo")}
+        with locked(process):
+            refused = process.http.post("/api/v1/servers", json=body)
+            assert (refused.status_code, refused.json()["error"]["retryable"]) == (503, True)
+            assert process.http.get("/api/v1/servers/late").status_code == 404
+            assert process.text("echo__echo", {"text": "calls go on"}) == "calls go on"
+        assert process.http.post("/api/v1/servers", json=body).status_code == 201
+        process.wait_for_state("late", "up")
+        with locked(process):
+            assert process.http.delete("/api/v1/servers/late").status_code == 503
+            assert process.text("late__echo", {"text": "still there"}) == "still there"
+        wait_for(lambda: process.get("/health")["unwell"] == [EXECUTOR], 40, "for the fault to be over")
+
+
+def test_a_start_with_fewer_servers_forgets_nothing() -> None:
+    def calls(process: GatewayProcess) -> int:
+        return int(process.get("/api/v1/tools/one__echo")["score"]["calls"])
+
+    entries = {"one": odd("echo"), "two": odd("echo")}
+    with running_gateway(entries) as process:
+        process.wait_for_state("one", "up")
+        for number in range(3):
+            process.text("one__echo", {"text": str(number)})
+        first_seen = process.get("/api/v1/tools/one__echo")["first_seen"]
+        process.stop()
+        process.servers({"two": entries["two"]})
+        process.start()
+        process.wait_for_state("two", "up")
+        assert process.http.get("/api/v1/tools/one__echo").status_code == 404
+        process.servers(entries)
+        process.wait_for_state("one", "up")
+        assert calls(process) == 3
+        process.stop()
+        process.start()
+        process.wait_for_state("one", "up")
+        assert calls(process) == 3
+        assert process.get("/api/v1/tools/one__echo")["first_seen"] == first_seen

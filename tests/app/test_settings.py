@@ -103,6 +103,47 @@ def test_the_rest_holds_beside_a_mistake(tmp_path: Path) -> None:
     assert "comand" in loaded.broken_servers["bad"]
 
 
+def test_several_mistakes_in_one_entry_take_nothing_else_down(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        servers="""{"mcpServers": {
+            "good": {"command": "uvx", "args": ["x"]},
+            "bad": {"command": 5, "args": "x", "env": ["y"], "nonsense": 1, "call_timeout_seconds": -1},
+            "also": {"url": "https://example.com/mcp"}
+        }}""",
+        main="rates: {per_minute: many, burst: [], tools: 5}\nlimits: {call_timeout_seconds: 7, max_body_bytes: x}\n",
+    )
+    assert set(loaded.settings.upstreams) == {"good", "also"}
+    assert set(loaded.broken_servers) == {"bad"}
+    assert sum("mcp_servers.json:3" in problem for problem in loaded.problems) >= 4, "each mistake, with its line"
+    assert loaded.settings.limits.call_timeout_seconds == 7
+
+
+LAUGHS = "a: &a0 [x, x]\n" + "".join(f"b{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LAUGHS, "aliases written out"),
+        ("a: &a [*a]\n", "contains itself"),
+        ("a: &a {b: {c: *a}}\n", "contains itself"),
+        ("a: " + "[" * 2000 + "]" * 2000 + "\n", "deep in one another"),
+        ("# " + "x" * 5_000_000 + "\n", "over 4 MiB"),
+    ],
+)
+def test_a_file_that_stands_for_more_than_is_written_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    loaded = load(tmp_path, main=text)
+    assert said in str(loaded.problems)
+    assert loaded.settings == Settings()
+
+
+def test_aliases_are_of_use_all_the_same(tmp_path: Path) -> None:
+    loaded = load(tmp_path, main="rates: &r {per_minute: 7}\nlimits: {call_timeout_seconds: 5}\n")
+    assert loaded.problems == []
+    assert loaded.settings.rates.per_minute == 7
+
+
 def test_a_key_in_two_files_is_a_mistake(tmp_path: Path) -> None:
     loaded = load(tmp_path, ports="limits: {}\n", main="limits: {}\n")
     assert "stands in" in loaded.problems[0]

@@ -115,8 +115,9 @@ def main() -> None:
     parent = os.getppid()
     preload()
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listening.bind(sys.argv[1])
+    listening.bind(f"{sys.argv[1]}.new")
     listening.listen(16)
+    os.rename(f"{sys.argv[1]}.new", sys.argv[1])  # whoever sees it may connect
     wake, waker = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)

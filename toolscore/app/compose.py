@@ -112,6 +112,22 @@ class Gateway:
     broker: CapabilityBroker
     started: float
 
+    async def look_whether_stored_again(self) -> None:
+        """What could not be stored, and waits no more, is over if the database takes a write (what was lost stays
+        counted).
+
+        Raises:
+            StoreError: it does not.
+        """
+        rooms = (self.library, self.pins, self.scores, self.firewall, self.search)
+        over = [room.writes for room in rooms if room.writes.error and room.writes.idle]
+        if not (over or self.cache.store_error or self.events.store_error):
+            return
+        await self.database.check_writable()
+        for writes in over:
+            writes.error = None
+        self.cache.store_error = self.events.store_error = None
+
     async def attach(self, server_id: str, spec: UpstreamSpec) -> None:
         """Add a server at run time; it is there again after a restart.
 
@@ -252,13 +268,14 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         )  # fmt: skip
 
         # Servers that come and go
-        def forget(server_id: str) -> None:
+        def forget(server_id: str, for_good: bool) -> None:
             gone = [tool.tool_id for tool in library.of_server(server_id)]
-            library.forget(server_id)
-            scores.forget(gone)
-            search.forget(gone)
-            cache.invalidate(server_id=server_id)
-            features.forget(server_id)
+            library.forget(server_id, for_good=for_good)
+            features.forget(server_id, for_good=for_good)
+            if for_good:
+                scores.forget(gone)
+                search.forget(gone)
+                cache.invalidate(server_id=server_id)
             places.forget(server_id)
             circuits.forget(server_id)
             metrics.server_gone(server_id)
@@ -323,7 +340,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
 
         reload = Reload(hub, servers, upstreams, events, use=use, config_dir=config_dir, problems=loaded.problems)
 
-        # A file with a mistake says nothing of what it does not name: then nothing is forgotten.
+        # A file with a mistake says nothing of what it does not name.
         remembered = () if loaded.problems else {*library.servers(), *features.servers()}
         await servers.start(remembered)
         for problem in loaded.problems:

@@ -32,6 +32,11 @@ NOT_SETTINGS = frozenset({"TOOLSCORE_API_KEY", "TOOLSCORE_CONFIG_DIR", "TOOLSCOR
 """Variables of the command line and the clients, which share the prefix."""
 
 DEBOUNCE_SECONDS = 1.0
+MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_PARTS = 200_000
+"""Of a file, with its aliases written out."""
+MAX_DEPTH = 50
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Loaded:
@@ -58,6 +63,9 @@ class _File:
         self.data: dict[str, Any] = {}
         self._lines: dict[tuple[str, ...], int] = {}
         try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                self.problem = f"{path}: has over {MAX_FILE_BYTES // 2**20} MiB"
+                return
             text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             return
@@ -65,10 +73,19 @@ class _File:
             self.problem = f"{path}: cannot be read: {exc}"
             return
         try:
-            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-            # JSON is read as YAML for its line numbers; tabs, which YAML refuses, only cost these.
-            with contextlib.suppress(yaml.YAMLError):
-                self._note(yaml.compose(text, Loader=yaml.SafeLoader), ())
+            if path.suffix == ".json":
+                data = json.loads(text)
+                # JSON is read as YAML for its line numbers; tabs, which YAML refuses, only cost these.
+                with contextlib.suppress(yaml.YAMLError, _Unfolds):
+                    self._compose(text)
+            else:
+                data = self._compose(text)
+        except _Unfolds as exc:
+            self.problem = f"{path}: {exc}"
+            return
+        except RecursionError:
+            self.problem = f"{path}: its parts stand too deep in one another"
+            return
         except json.JSONDecodeError as exc:
             self.problem = f"{path}:{exc.lineno}: not JSON: {exc.msg}"
             return
@@ -96,6 +113,23 @@ class _File:
         self.data = {"mcpServers": self.data[root]}
         self._lines = {("mcpServers", *path[1:]): line for path, line in self._lines.items() if path[0] == root}
 
+    def _compose(self, text: str) -> Any:
+        """The data of a text, with the line of each key.
+
+        Raises:
+            yaml.YAMLError. _Unfolds: it contains itself, or far more than is written.
+        """
+        loader = Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_size(node)
+            self._note(node, ())
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+
     def _note(self, node: Any, path: tuple[str, ...]) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
@@ -115,6 +149,37 @@ class _File:
                 return self._lines[path]
             path = path[:-1]
         return None
+
+
+class _Unfolds(Exception):
+    """A file stands for more than is written in it."""
+
+
+def _check_size(root: Any) -> None:
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(node: Any, depth: int) -> int:
+        known = sizes.get(id(node))
+        if known is not None:
+            return known
+        if id(node) in open_:
+            raise _Unfolds("it contains itself (an alias inside what it stands for)")
+        if depth > MAX_DEPTH:
+            raise _Unfolds(f"its parts stand more than {MAX_DEPTH} deep in one another")
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        else:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        open_.add(id(node))
+        found = 1 + sum(size(part, depth + 1) for part in parts)
+        open_.discard(id(node))
+        if found > MAX_PARTS:
+            raise _Unfolds(f"it has over {MAX_PARTS:,} parts, its aliases written out")
+        sizes[id(node)] = found
+        return found
+
+    size(root, 0)
 
 
 def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.environ) -> Loaded:
@@ -137,6 +202,7 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
         try:
             return Loaded(Settings(**data), problems, broken)
         except ValidationError as exc:
+            gone: set[tuple[str, ...]] = set()
             for error in exc.errors(include_url=False):
                 path = tuple(str(part) for part in error["loc"])
                 problem = _describe(error, path, origin, environment)
@@ -145,7 +211,8 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
                     path = path[:2]
                 if problem not in problems:
                     problems.append(problem)
-                _remove(data, path)
+                if not any(path[:length] in gone for length in range(1, len(path) + 1)):
+                    gone.add(_remove(data, path))
         except Exception as exc:  # a variable that should hold JSON and does not
             problems.append(f"environment: {exc}")
             break
@@ -211,16 +278,17 @@ def _nearest(name: str, known: list[str]) -> str:
     return f": expected one of {', '.join(known)}" if known else ""
 
 
-def _remove(data: dict[str, Any], path: tuple[str, ...]) -> None:
-    """Take out the deepest part of a path that is there."""
+def _remove(data: dict[str, Any], path: tuple[str, ...]) -> tuple[str, ...]:
+    """Take out the deepest part of a path that is there. Returns its path."""
     holder: Any = data
     for index, part in enumerate(path):
         below = holder.get(part) if isinstance(holder, dict) else None
         if index == len(path) - 1 or not isinstance(below, dict) or path[index + 1] not in below:
             if isinstance(holder, dict):
                 holder.pop(part, None)
-            return
+            return path[: index + 1]
         holder = below
+    return path
 
 
 @asynccontextmanager

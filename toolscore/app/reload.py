@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from toolscore.upstreams import UpstreamPool
 __all__ = ["Reload", "with_bound_ports"]
 
 log = structlog.get_logger(__name__)
+
+
+MAX_TOLD = 20
 
 
 class Reload:
@@ -51,10 +55,11 @@ class Reload:
 
     async def reload(self) -> bool:
         """Read the settings again and put them in force; at any problem the old stay. Returns whether they changed."""
-        loaded = load_settings(self._config_dir)
+        loaded = await asyncio.to_thread(load_settings, self._config_dir)
         try:
             if loaded.problems:
-                raise _Rejected("; ".join(loaded.problems))
+                more = len(loaded.problems) - MAX_TOLD
+                raise _Rejected("; ".join(loaded.problems[:MAX_TOLD]) + (f"; and {more} more" if more > 0 else ""))
             changed, left_out = await self._apply(loaded.settings)
         except _Rejected as exc:
             log.error("settings rejected", reason=str(exc))
@@ -103,7 +108,7 @@ class Reload:
                 await self._upstreams.replace(server_id, before[server_id])
             raise _Rejected(exc.message) from exc
         for server_id in sorted(before.keys() - after.keys()):
-            await self._servers.drop(server_id)
+            await self._servers.drop(server_id, for_good=False)
         left_out: dict[str, str] = {}
         for server_id in sorted(after.keys() - before.keys()):
             try:

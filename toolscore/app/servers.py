@@ -10,7 +10,7 @@ import structlog
 from toolscore.access.auth import is_loopback
 from toolscore.app.executor import EXECUTOR_ID, executor_spec
 from toolscore.app.settings import Settings, SettingsHub
-from toolscore.core.errors import Conflict, InvalidArguments, InvalidRequest
+from toolscore.core.errors import Conflict, InvalidArguments, InvalidRequest, Overloaded
 from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.stores import Database
@@ -35,7 +35,8 @@ class Servers:
     """The servers beside those of the configuration: attached at run time, and there again after a restart.
 
     Args:
-        forget: drops what is known of a server that is gone for good, before its id is free.
+        forget: `(server_id, for_good)`: drops what is known of a server, before its id is free. One that only left the
+            configuration may come back: its history is kept.
         forget_pins: drops what its tools were held to: whoever comes under its name is another.
     """
 
@@ -46,7 +47,7 @@ class Servers:
         upstreams: UpstreamPool,
         *,
         broken: Mapping[str, str],
-        forget: Callable[[str], None],
+        forget: Callable[[str, bool], None],
         forget_pins: Callable[[str], None],
     ) -> None:
         self._settings = settings
@@ -62,7 +63,7 @@ class Servers:
         self.broken = dict(broken)
 
     async def start(self, known: Iterable[str] = ()) -> None:
-        """Start the servers of the configuration and those that were attached, and forget all others.
+        """Start the servers of the configuration and those that were attached; others are not listed.
 
         Args:
             known: ids of servers that are remembered from before.
@@ -71,7 +72,7 @@ class Servers:
         for row in await self._database.load_servers():
             servers.setdefault(row["server_id"], UpstreamSpec.model_validate_json(row["spec"]))
         for server_id in set(known) - servers.keys() - self.broken.keys():
-            self._forget(server_id)
+            self._forget(server_id, False)
         for server_id, spec in servers.items():
             self._upstreams.add(server_id, spec)
 
@@ -100,7 +101,12 @@ class Servers:
         try:
             await self._database.save_server(server_id, spec.model_dump_json(exclude_defaults=True), timestamp())
         except StoreError as exc:
-            log.error("an attached server cannot be stored: it is gone after a restart", error=str(exc))
+            await self.drop(server_id, for_good=True)
+            raise Overloaded(
+                f"server {server_id!r} was not attached, since the database refuses it, and it would be gone after a "
+                f"restart: {exc}",
+                retry_after_seconds=1,
+            ) from exc
 
     async def detach(self, server_id: str) -> None:
         """Remove a server that was attached at run time, with all that is known of it.
@@ -114,13 +120,17 @@ class Servers:
         try:
             await self._database.delete_server(server_id)
         except StoreError as exc:
-            log.error("a detached server cannot be removed from the database", error=str(exc))
-        await self.drop(server_id)
+            raise Overloaded(
+                f"server {server_id!r} was not detached, since the database refuses it, and it would be there again "
+                f"after a restart: {exc}",
+                retry_after_seconds=1,
+            ) from exc
+        await self.drop(server_id, for_good=True)
         self._forget_pins(server_id)
 
-    async def drop(self, server_id: str) -> None:
-        """Stop a server and forget what is known of it, but for its pins."""
-        await self._upstreams.remove(server_id, lambda: self._forget(server_id))
+    async def drop(self, server_id: str, *, for_good: bool) -> None:
+        """Stop a server, and forget what is known of it, but for its pins; unless it may come back."""
+        await self._upstreams.remove(server_id, lambda: self._forget(server_id, for_good))
 
 
 def configured_servers(settings: Settings) -> dict[str, UpstreamSpec]:

@@ -18,6 +18,7 @@ async def health(gateway: Gateway) -> dict[str, Any]:
     try:
         await gateway.database.ping()
         checks["database"] = {"status": "healthy"}
+        await gateway.look_whether_stored_again()
     except StoreError as exc:
         checks["database"] = {"status": "degraded", "reason": str(exc)}
     for name, error, lost in (

@@ -36,7 +36,13 @@ class WriteBehind:
         self.error: str | None = None
         self.lost = 0
         self._closing = asyncio.Event()
+        self._trying = False
         self._waiting: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(maxsize=MAX_WAITING)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be written, or is tried just now."""
+        return self._waiting.empty() and not self._trying
 
     async def __aenter__(self) -> WriteBehind:
         self._writer = asyncio.create_task(self._write())
@@ -60,6 +66,7 @@ class WriteBehind:
         refused = False
         while True:
             write = await self._waiting.get()
+            self._trying = True
             try:
                 if refused and self._closing.is_set():
                     self.lost += 1  # the database has had its last chance
@@ -73,6 +80,7 @@ class WriteBehind:
                 self.error = f"{type(exc).__name__}: {exc}"
                 log.exception(f"cannot save {self.what}")
             finally:
+                self._trying = False
                 self._waiting.task_done()
 
     def _failed(self, error: str) -> None:

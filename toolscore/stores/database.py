@@ -67,6 +67,15 @@ class Database:
         self._engine = engine
         self._upserts: dict[str, tuple[str, tuple[str, ...]]] = {}
 
+    async def check_writable(self) -> None:
+        """Make a write that changes nothing.
+
+        Raises:
+            StoreError: it is refused.
+        """
+        async with self._transaction() as connection:
+            await connection.execute(delete(cached).where(cached.c.key == ""))
+
     async def ping(self) -> None:
         """Answer if the database does."""
         await self._read(select(func.count()).select_from(servers))

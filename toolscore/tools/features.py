@@ -153,14 +153,14 @@ class FeatureIndex:
         self._keep(server_id, kind, encode(entries).decode())
         return True
 
-    def forget(self, server_id: str) -> None:
-        """A server is detached for good."""
+    def forget(self, server_id: str, *, for_good: bool = True) -> None:
+        """A server is gone; unless it is for good, what it offers is known again when it comes back."""
         self._info.pop(server_id, None)
         kinds = self._entries.pop(server_id, {})
         for uri in [uri for uri, owner in self._links.items() if owner == server_id]:
             del self._links[uri]
         self._index()
-        for kind in ("info", *kinds):
+        for kind in ("info", *kinds) if for_good else ():
             self._keep(server_id, kind, None)
 
     def _index(self) -> None:

@@ -83,6 +83,8 @@ class UnifiedToolLibrary:
         self.pins = pins
         self._publish = publish
         self._tools: dict[str, Tool] = {}
+        self._away: dict[str, dict[str, Tool]] = {}
+        """Of servers that left the configuration, and may come back."""
         self._by_server: dict[str, dict[str, Tool]] = {}
         self._order: list[str] = []
         self._state: dict[str, ServerState] = {}
@@ -241,6 +243,7 @@ class UnifiedToolLibrary:
             lambda: self._names_beside(server_id),
             trusted=spec.identify_callers and server_id in self._trusted,
         )
+        away = self._away.pop(server_id, {})
         own: dict[str, Tool] = {}
         upserts: list[Tool] = []
         for name, verdict in verdicts.items():
@@ -258,7 +261,7 @@ class UnifiedToolLibrary:
                 name=name,
                 definition=verdict.definition,
                 definition_hash=verdict.definition_hash,
-                first_seen=old.first_seen if old else timestamp(now()),
+                first_seen=next((one.first_seen for one in (old, away.get(name)) if one), None) or timestamp(now()),
                 tags=spec.tags,
                 held=verdict.held,
             )
@@ -336,14 +339,22 @@ class UnifiedToolLibrary:
             self._state[server_id] = state
             self.generation += 1
 
-    def forget(self, server_id: str) -> None:
-        """Remove a server's tools. What they were held to is kept: the server may come back."""
-        removed = list(self._by_server.pop(server_id, {}).values())
+    def forget(self, server_id: str, *, for_good: bool = True) -> None:
+        """Remove a server's tools.
+
+        Args:
+            for_good: else they are known again when the server comes back.
+        """
+        own = self._by_server.pop(server_id, {})
+        removed = list(own.values())
+        self._away.pop(server_id, None)
+        if removed and not for_good:
+            self._away[server_id] = own
         self._state.pop(server_id, None)
         for tool in removed:
             self._remove(tool)
         self.generation += 1
-        if removed:
+        if removed and for_good:
             self._save([], removed)
         for tool in removed:
             self._publish("tool_removed", **_identity(tool))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -19,12 +21,16 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from support import PYTHON, GatewayProcess, bearer, fixture, odd, running_gateway, wait_for, with_config
+from support import PYTHON, GatewayProcess, bearer, fixture, odd, running_gateway, toolscore, wait_for, with_config
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from runtimes.client import RealTimeToolClient, ToolScoreClient
+from toolscore.access.auth import AccessRules, Authenticator
+from toolscore.access.tokens import TokenRules
+from toolscore.core.errors import Unauthenticated
+from toolscore.stores import open_database
 
 ISSUER, AUDIENCE = "https://login.example", "toolscore"
 PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -320,3 +326,115 @@ def test_the_executor_comes_back_with_a_key_of_its_own() -> None:
         assert process.text(PYTHON, {"code": "6 * 7"})
         shown = json.dumps(process.server("python-executor-mcp-server"))
         assert "ts_000000000000" not in shown
+
+
+def revoked(gateway: GatewayProcess, key: str) -> None:
+    done = toolscore("keys", "revoke", key[3:15], "--config", str(gateway.config), env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("how", ["key", "token"])
+def test_sockets_and_streams_end_with_the_key_that_opened_them(gateway: GatewayProcess, how: str) -> None:
+    late = time.time() - 28  # there are thirty seconds of leeway
+    shown = with_config(gateway, "keys", "create", "eve") if how == "key" else token(exp=late)
+    headers = bearer(shown)
+    stays = bearer(gateway.ada)  # type: ignore[attr-defined]
+
+    async def socket_ends(url: str, subprotocol: str | None) -> int:
+        protocols = [Subprotocol(subprotocol)] if subprotocol else None
+        async with connect(url, subprotocols=protocols, additional_headers=headers, max_size=None) as socket:
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    await socket.recv()
+            return int(socket.close_code or 0)
+
+    async def stream_ends(path: str) -> int:
+        more = {"accept": "text/event-stream", **headers}
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
+            if path == "/mcp":
+                client = {"capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+                hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize",
+                         "params": {"protocolVersion": "2025-06-18", **client}}  # fmt: skip
+                both = {**headers, "accept": "application/json, text/event-stream"}
+                more["mcp-session-id"] = (await http.post("/mcp", headers=both, json=hello)).headers["mcp-session-id"]
+            async with http.stream("GET", path, headers=more) as stream:
+                assert stream.status_code == 200
+                with contextlib.suppress(httpx.RemoteProtocolError):
+                    async for _ in stream.aiter_raw():
+                        pass
+            return 1008
+
+    async def run() -> None:
+        async with connect(gateway.events_url, additional_headers=stays, max_size=None) as other:
+            doors = [
+                asyncio.create_task(work)
+                for work in (
+                    socket_ends(gateway.events_url, None),
+                    socket_ends(gateway.router_url, "mcp"),
+                    socket_ends(gateway.router_url, None),
+                    stream_ends("/api/v1/events/stream"),
+                    stream_ends("/mcp"),
+                )
+            ]
+            if how == "key":
+                await asyncio.sleep(1)
+                assert not any(door.done() for door in doors)
+                await asyncio.to_thread(revoked, gateway, shown)
+            async with asyncio.timeout(10):
+                assert await asyncio.gather(*doors) == [1008] * 5
+            await other.send('{"type": "ping"}')
+            while '"pong"' not in str(await other.recv()):
+                pass
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("scope", [5, None, [1, "a"], {"a": 1}, True])
+def test_an_odd_scope_grants_nothing_and_breaks_nothing(gateway: GatewayProcess, scope: Any) -> None:
+    payload = {"iss": ISSUER, "aud": AUDIENCE, "sub": "carol", "exp": time.time() + 60, "scope": scope}
+    odd_token = jwt.encode(payload, PRIVATE, "RS256", {"kid": "one"})
+    assert httpx.get(f"{gateway.url}/health", headers=bearer(odd_token)).status_code == 200
+    assert httpx.post(f"{gateway.url}/api/v1/servers", json={}, headers=bearer(odd_token)).status_code == 403
+
+
+def test_known_keys_answer_while_the_list_of_keys_is_slow() -> None:
+    async def run() -> None:
+        asked, answers = 0, asyncio.Event()
+        listed: Any = {"keys": [json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(PRIVATE.public_key())) | {"kid": "one"}]}
+
+        async def fetch(url: str) -> Any:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                await answers.wait()
+            return listed
+
+        rules = AccessRules(tokens=TokenRules(issuer=ISSUER, audience=AUDIENCE, jwks_url="http://127.0.0.1/"))
+        async with open_database("sqlite+aiosqlite://") as database:
+            auth = Authenticator(database, rules, fetch=fetch)
+            assert auth._tokens is not None
+
+            async def who(kid: str) -> str:
+                return (await auth.authenticate(f"Bearer {token(kid=kid)}", None, local=False)).name
+
+            assert (await who("one")).endswith("#carol")
+            auth._tokens._jwks_at -= 100  # it may be asked again
+            strangers = [asyncio.create_task(who("two")) for _ in range(20)]
+            await asyncio.sleep(0.05)
+            async with asyncio.timeout(1):
+                assert (await who("one")).endswith("#carol")
+            answers.set()
+            refused = await asyncio.gather(*strangers, return_exceptions=True)
+            assert all(isinstance(one, Unauthenticated) for one in refused)
+            assert asked == 2
+            with pytest.raises(Unauthenticated):
+                await who("three")  # it was asked just now
+            assert asked == 2
+            for odd_list in ([], 5, {"keys": 5}, {"keys": [{}]}, None):
+                listed = odd_list
+                auth._tokens._jwks_at -= 100_000
+                with pytest.raises(Unauthenticated):
+                    await who("two")
+                assert (await who("one")).endswith("#carol")
+
+    asyncio.run(run())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import select
 import socket
 import urllib.error
 import urllib.request
@@ -69,15 +71,15 @@ def test_who_does_not_send_a_whole_request_is_let_go(gateway: GatewayProcess, se
 
 
 def test_a_connection_that_rests_between_two_requests_stays(gateway: GatewayProcess) -> None:
-    request = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
-    with connected(gateway, request) as connection:
-        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
-        connection.settimeout(3)
-        with pytest.raises(TimeoutError):
-            connection.recv(1)
-        connection.settimeout(15)
-        connection.sendall(request)
-        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.http_port, timeout=15)
+    with contextlib.closing(connection):
+        connection.request("GET", "/livez")
+        assert connection.getresponse().read()
+        resting = connection.sock
+        assert select.select([resting], [], [], 3)[0] == [], "it was not closed"
+        connection.request("GET", "/livez")
+        assert connection.getresponse().status == 200
+        assert connection.sock is resting
 
 
 @pytest.mark.parametrize("line", [b"a: b\r\n", b"x" * 8000])

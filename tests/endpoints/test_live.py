@@ -169,3 +169,57 @@ def test_a_subscriber_that_reads_nothing_holds_nobody_up(gateway: GatewayProcess
         lazy.recv(16)
         for number in range(300):
             assert gateway.text("alpha__echo", {"text": str(number)}) == str(number)
+
+
+ODD: list[Any] = [None, True, -1, 10**30, 1.5, float("1e300"), "", "²", "x" * 5000, [], [1], {}, {"a": 1}]
+
+
+def test_odd_values_in_commands_are_refused_and_break_nothing(gateway: GatewayProcess) -> None:
+    names = (
+        "tool_id",
+        "action",
+        "parameters",
+        "timeout_seconds",
+        "cache",
+        "limit",
+        "cursor",
+        "server_id",
+        "q",
+        "query",
+    )
+
+    async def run() -> None:
+        async with connect(gateway.events_url, max_size=None) as socket:
+            await receive(socket, "welcome")
+            await socket.send(b"\x00\xff not text")
+            assert (await receive(socket, "error"))["error"]["code"] == "invalid_request"
+            await socket.send(json.dumps({"type": "ping"}).encode())
+            await receive(socket, "pong")
+            number = 0
+            for method in ("list_tools", "search_tools", "get_tool", "execute_tool", "get_stats", ["x"], None):
+                for name in names:
+                    for value in ODD:
+                        number += 1
+                        params = {"tool_id": "alpha__echo", "query": "x", name: value}
+                        command = {"type": "call", "id": number, "method": method, "params": params}
+                        await socket.send(json.dumps(command))
+                        answer = await receive(socket)
+                        assert answer["id"] == number
+                        assert answer.get("error", {}).get("code") != "internal_error", (method, name, value, answer)
+            for since in (-1e30, -1, True, "1", 10**30):
+                await socket.send(json.dumps({"type": "subscribe", "since": since}))
+                assert (await receive(socket, "error"))["error"]["code"] == "invalid_request"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("last", [b"\xb2", b"-1", b"9" * 40, b"x", b""])
+def test_an_odd_last_event_id_is_refused(gateway: GatewayProcess, last: bytes) -> None:
+    answer = gateway.http.get("/api/v1/events/stream", headers={b"last-event-id": last})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("since", ["-1e30", "-1", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_odd_times_and_numbers_in_queries_break_nothing(gateway: GatewayProcess, since: str) -> None:
+    for path in ("/api/v1/events/stream", "/api/v1/calls", "/api/v1/calls/export?server_id=alpha"):
+        assert gateway.http.get(path, params={"since": since}).status_code < 500, path

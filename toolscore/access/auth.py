@@ -14,16 +14,17 @@ import ipaddress
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
 from pydantic import Field
 
+from toolscore.access.tokens import ADMIN, TokenKeys, TokenRules, expiry
 from toolscore.core.errors import Conflict, Forbidden, ToolNotFound, Unauthenticated
 from toolscore.core.models import LOCAL, NOBODY, Principal, timestamp
-from toolscore.core.rules import HttpUrl, Rules
+from toolscore.core.rules import Rules
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError
 
@@ -32,6 +33,7 @@ __all__ = [
     "OUR_KEY",
     "AccessRules",
     "Authenticator",
+    "Credential",
     "KeyRing",
     "TokenRules",
     "check_origin",
@@ -40,9 +42,6 @@ __all__ = [
 ]
 
 log = structlog.get_logger(__name__)
-
-ADMIN = "admin"
-"""The scope that lets a principal change the gateway: servers, keys, pins."""
 
 KEY = re.compile(r"ts_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -53,13 +52,10 @@ OUR_KEY = f"ts_{'0' * 12}_{secrets.token_urlsafe(32)}"
 
 READ_AGAIN_SECONDS = 2.0
 """How soon a key that was made or revoked elsewhere counts."""
+REFRESH_SECONDS = 0.9
+"""As old as keys are at most that open sockets are held to."""
 READ_REST_SECONDS = 0.1
 """A key that we do not know has them read no more often than this."""
-JWKS_SECONDS = 300.0
-"""How long the keys of an authorization server are used before they are fetched again."""
-JWKS_REST_SECONDS = 10.0
-"""A token of a key that we do not know has them fetched no more often than this."""
-LEEWAY_SECONDS = 30
 
 
 def is_loopback(host: str) -> bool:
@@ -163,17 +159,6 @@ class KeyRing:
             raise ToolNotFound(f"no key {key_id!r} that is not revoked already: `toolscore keys list` shows them")
 
 
-class TokenRules(Rules):
-    """Which tokens (JWT) of an authorization server count: those with this issuer and audience, signed by its keys."""
-
-    issuer: str = Field(description="the token's `iss`")
-    audience: str = Field(description="the token's `aud`")
-    jwks_url: HttpUrl = Field(description="where its keys stand")
-    algorithms: tuple[str, ...] = Field(("RS256", "ES256", "EdDSA"), description="of the signature")
-    scopes: tuple[str, ...] = Field((), description="a token must have them all")
-    admins: tuple[str, ...] = Field((), description="subjects that get the scope `admin`")
-
-
 class AccessRules(Rules):
     """Who may come in."""
 
@@ -193,6 +178,13 @@ class AccessRules(Rules):
     )
 
 
+class Credential(NamedTuple):
+    """What somebody showed: a key, by its id, or a token, by the moment from which it counts no more."""
+
+    key_id: str | None
+    expires_at: float | None
+
+
 class Authenticator:
     """Turns what a caller shows into a `Principal`.
 
@@ -209,13 +201,10 @@ class Authenticator:
     ) -> None:
         self._database = database
         self._rules = rules or AccessRules()
-        self._fetch = fetch
         self._keys: dict[str, dict[str, Any]] = {}
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
-        self._jwks: Any = None
-        self._jwks_at = float("-inf")
-        self._fetching = asyncio.Lock()
+        self._tokens = TokenKeys(self._rules.tokens, fetch) if self._rules.tokens is not None else None
 
     async def any_keys(self) -> bool:
         """Whether anybody could come in from outside."""
@@ -246,9 +235,31 @@ class Authenticator:
             )
         if KEY.fullmatch(shown):
             return await self._of_key(shown)
-        if self._rules.tokens is not None and shown.count(".") == 2:
-            return await self._of_token(shown, self._rules.tokens)
+        if self._tokens is not None and shown.count(".") == 2:
+            return await self._tokens.principal(shown)
         raise Unauthenticated("the key is not valid: it was mistyped, or is for something else")
+
+    def credential(self, authorization: str | None, api_key: str | None) -> Credential | None:
+        """What was shown and accepted, to be looked at again later; `None`: nothing that could end."""
+        shown = api_key or (authorization or "").partition(" ")[2].strip()
+        if KEY.fullmatch(shown):
+            return Credential(shown[3:15], None)
+        expires = expiry(shown)
+        return Credential(None, expires) if expires is not None else None
+
+    async def refresh(self) -> None:
+        """Know of keys that were made or revoked just now."""
+        if time.monotonic() - self._read_at > REFRESH_SECONDS:
+            await self._read_keys()
+
+    def ended(self, credential: Credential) -> str | None:
+        """Why a credential is good no more, as far as is known; `None`: it is."""
+        if credential.key_id is None:
+            return "the token has expired" if (credential.expires_at or 0.0) <= time.time() else None
+        row = self._keys.get(credential.key_id)
+        if row is None:
+            return None if hmac.compare_digest(credential.key_id, OUR_KEY[3:15]) else "the key is gone"
+        return _ended(row)
 
     # API keys
 
@@ -264,10 +275,9 @@ class Authenticator:
         good = hmac.compare_digest(row["hash"] if row is not None else _hash(""), _hash(key))
         if row is None or not good:
             raise Unauthenticated("the key is not valid: it was mistyped, or is another gateway's")
-        if row["revoked_at"] is not None:
-            raise Unauthenticated(f"the key {key_id} was revoked: ask for another")
-        if row["expires_at"] is not None and row["expires_at"] <= timestamp():
-            raise Unauthenticated(f"the key {key_id} has expired: ask for another")
+        reason = _ended(row)
+        if reason is not None:
+            raise Unauthenticated(f"{reason}: ask for another")
         principal: Principal = row["principal"]
         return principal
 
@@ -286,50 +296,13 @@ class Authenticator:
                 }
             self._read_at = time.monotonic()
 
-    # Tokens
 
-    async def _of_token(self, token: str, rules: TokenRules) -> Principal:
-        import jwt  # 3 MB, and with it cryptography, that most gateways never need
-
-        try:
-            key = await self._signing_key(jwt.get_unverified_header(token).get("kid"), rules)
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=list(rules.algorithms),
-                issuer=rules.issuer,
-                audience=rules.audience,
-                leeway=LEEWAY_SECONDS,
-                options={"require": ["exp", "iss", "aud", "sub"]},
-            )
-        except jwt.PyJWTError as exc:
-            raise Unauthenticated(f"the token is not valid: {exc}") from exc
-        scopes = claims.get("scope", claims.get("scp", ""))
-        granted = scopes.split() if isinstance(scopes, str) else [str(scope) for scope in scopes]
-        missing = [scope for scope in rules.scopes if scope not in granted]
-        if missing:
-            raise Forbidden(f"the token lacks the scope {missing[0]!r}")
-        granted = [scope for scope in granted if scope != ADMIN]  # which is ours to give
-        if claims["sub"] in rules.admins:
-            granted.append(ADMIN)
-        return Principal(f"{rules.issuer}#{claims['sub']}", tuple(granted))
-
-    async def _signing_key(self, key_id: Any, rules: TokenRules) -> Any:
-        import jwt
-
-        async with self._fetching:
-            age = time.monotonic() - self._jwks_at
-            known = self._jwks is not None and any(key.key_id == key_id for key in self._jwks.keys)
-            if age > (JWKS_SECONDS if known else JWKS_REST_SECONDS) and self._fetch is not None:
-                self._jwks_at = time.monotonic()
-                try:
-                    self._jwks = jwt.PyJWKSet.from_dict(await self._fetch(rules.jwks_url))
-                except (OSError, ValueError, TimeoutError, jwt.PyJWTError) as exc:
-                    log.error("cannot fetch the keys of the authorization server", url=rules.jwks_url, error=str(exc))
-        for key in self._jwks.keys if self._jwks is not None else ():
-            if key.key_id == key_id:
-                return key.key
-        raise Unauthenticated(f"the token is signed by a key that {rules.jwks_url} does not list")
+def _ended(row: Mapping[str, Any]) -> str | None:
+    if row["revoked_at"] is not None:
+        return f"the key {row['key_id']} was revoked"
+    if row["expires_at"] is not None and row["expires_at"] <= timestamp():
+        return f"the key {row['key_id']} has expired"
+    return None
 
 
 def _hash(key: str) -> str:

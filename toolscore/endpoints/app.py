@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,33 +15,21 @@ from typing import Any
 
 import structlog
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from toolscore import __version__
-from toolscore.access.auth import Authenticator, check_origin, is_loopback
+from toolscore.access.auth import Authenticator, is_loopback
 from toolscore.app.compose import Gateway, open_gateway
 from toolscore.app.files import Loaded
 from toolscore.app.settings import Settings
-from toolscore.core.errors import InternalError, MethodNotFound, ToolScoreError, Unauthenticated
-from toolscore.core.models import NOBODY
-from toolscore.endpoints.asgi import (
-    Message,
-    Receive,
-    Scope,
-    Send,
-    failure,
-    header,
-    new_request_id,
-    read_body,
-    send_json,
-)
-from toolscore.endpoints.execute import EXECUTE_PATHS, ExecuteEndpoint
+from toolscore.core.errors import MethodNotFound
+from toolscore.endpoints.front import Front, resource_url
 from toolscore.endpoints.guard import ConnectionGuard
+from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.live import add_live
-from toolscore.endpoints.mcp.http import McpHttpEndpoint
-from toolscore.endpoints.registry import REGISTRY_PREFIX, add_registry
+from toolscore.endpoints.registry import add_registry
 from toolscore.endpoints.rest import add_rest
 from toolscore.endpoints.router import serve_router
 from toolscore.stores import open_database
@@ -60,138 +47,7 @@ class AddressInUse(Exception):
     """A port is taken, or may not be listened on."""
 
 
-PUBLIC = frozenset({"/", "/livez", "/readyz", "/openapi.json"})
-PUBLIC_BELOW = ("/docs", "/.well-known/")
-"""What says nothing of anybody's: signs of life, the description of the API, and how to get a token."""
-
-
-class _Front:
-    """What stands before FastAPI: who may come in, request ids, the body's bound, and the hot routes."""
-
-    def __init__(self, gateway: Gateway, app: FastAPI) -> None:
-        self._gateway = gateway
-        self._app = app
-        self._execute = ExecuteEndpoint(gateway)
-        self._mcp = McpHttpEndpoint(gateway)
-        settings = gateway.settings.current
-        self._local = is_loopback(settings.core_services.toolscore_http.host) or settings.access.allow_unauthenticated
-        self._hosts_seen: set[tuple[str | None, str | None]] = set()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        try:
-            path = scope["path"]
-            foreign = path.startswith(REGISTRY_PREFIX) and self._is_foreign(scope)
-            if not foreign:
-                self._check(scope)
-            if foreign or path in PUBLIC or path.startswith(PUBLIC_BELOW):
-                scope["toolscore.principal"] = NOBODY
-            else:
-                authorization, api_key = header(scope, b"authorization"), header(scope, b"x-api-key")
-                scope["toolscore.principal"] = await self._gateway.auth.authenticate(
-                    authorization, api_key, local=self._local
-                )
-            if scope["type"] == "http":
-                if path in EXECUTE_PATHS and scope["method"] == "POST":
-                    await self._execute(scope, receive, send)
-                    return
-                if path == "/mcp":
-                    await self._mcp(scope, receive, send)
-                    return
-                if path.startswith("/servers/") and path.endswith("/mcp"):
-                    await self._mcp(scope, receive, send, path[len("/servers/") : -len("/mcp")])
-                    return
-        except ToolScoreError as exc:
-            await _refuse(exc, scope, receive, send, started)
-            return
-        await self._to_fastapi(scope, receive, send, started)
-
-    def _check(self, scope: Scope) -> None:
-        host, origin = header(scope, b"host"), header(scope, b"origin")
-        if (host, origin) not in self._hosts_seen:
-            check_origin(host, origin, self._gateway.settings.current.access.allowed_hosts)
-            if len(self._hosts_seen) < 100:
-                self._hosts_seen.add((host, origin))
-
-    def _is_foreign(self, scope: Scope) -> bool:
-        """Whether a page of another site asks, or somebody without a key where one is needed."""
-        try:
-            self._check(scope)
-        except ToolScoreError:
-            return True
-        if header(scope, b"sec-fetch-site") == "cross-site":
-            return True
-        shown = header(scope, b"authorization") or header(scope, b"x-api-key")
-        return not shown and not (self._local and self._gateway.settings.current.access.local_without_key)
-
-    async def _to_fastapi(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
-        request_id = new_request_id(header(scope, b"x-request-id"))
-        scope.setdefault("state", {}).update(request_id=request_id, started=started)
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        answering = False
-        replayed = False
-        try:
-            body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
-        except ToolScoreError as exc:
-            await _refuse(exc, scope, receive, send, started, request_id)
-            return
-
-        async def replay() -> Message:
-            nonlocal replayed
-            if replayed:
-                return await receive()
-            replayed = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def with_id(message: Message) -> None:
-            nonlocal answering
-            if message["type"] == "http.response.start":
-                answering = True
-                message.setdefault("headers", [])
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1", "replace"))]
-            await send(message)
-
-        try:
-            await self._app(scope, replay, with_id)
-        except Exception:  # a request's outermost line
-            log.exception("a request failed", path=scope["path"], request_id=request_id)
-            if not answering:
-                error = InternalError(f"the gateway failed; its log has the details under request {request_id}")
-                await _refuse(error, scope, receive, send, started, request_id)
-
-
-async def _refuse(
-    error: ToolScoreError, scope: Scope, receive: Receive, send: Send, started: float, request_id: str | None = None
-) -> None:
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
-        return
-    body, headers = failure(
-        error, request_id=request_id or new_request_id(header(scope, b"x-request-id")), started=started
-    )
-    if isinstance(error, Unauthenticated):
-        headers.append((b"www-authenticate", _challenge(scope).encode("latin-1", "replace")))
-    await send_json(send, error.status, body, headers)
-
-
-def _challenge(scope: Scope) -> str:
-    """What a client does to be let in (RFC 6750, RFC 9728)."""
-    where = resource_url(scope, "/.well-known/oauth-protected-resource" + scope["path"].rstrip("/"))
-    return f'Bearer resource_metadata="{where}"'
-
-
-def resource_url(scope: Scope, path: str) -> str:
-    """An address of ours as the client knows us."""
-    return f"{scope.get('scheme', 'http')}://{header(scope, b'host') or 'localhost'}{path}"
-
-
-def create_app(gateway: Gateway) -> Callable[..., Any]:
+def create_app(gateway: Gateway, leases: Leases | None = None) -> Callable[..., Any]:
     """The ASGI application of the HTTP port."""
     app = FastAPIOffline(
         docs_url="/docs",
@@ -227,7 +83,7 @@ def create_app(gateway: Gateway) -> Callable[..., Any]:
     add_live(app, gateway)
     if gateway.settings.current.discovery.subregistry:
         add_registry(app, gateway)
-    return _Front(gateway, app)
+    return Front(gateway, app, leases or Leases(gateway.auth))
 
 
 class _Server(uvicorn.Server):
@@ -318,9 +174,10 @@ async def _check_guarded(settings: Settings) -> None:
 @asynccontextmanager
 async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket: socket.socket) -> AsyncIterator[None]:
     """Serve on both ports; leaving closes the doors, tells those inside, and waits for them, bounded."""
+    leases = Leases(gateway.auth)
     guard = ConnectionGuard(lambda: gateway.settings.current.limits)
     config = uvicorn.Config(
-        create_app(gateway),
+        create_app(gateway, leases),
         http=guard.protocol,  # type: ignore[arg-type]
         ws="websockets-sansio",
         ws_max_size=gateway.settings.current.limits.max_frame_bytes,
@@ -334,7 +191,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
         timeout_keep_alive=30,
     )
     server = _Server(config)
-    async with guard, serve_router(gateway, [router_socket]):
+    async with guard, leases, serve_router(gateway, leases, [router_socket]):
         task = asyncio.create_task(server.serve(sockets=[http_socket]))
         try:
             while not server.started:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import structlog
-from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Query, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from msgspec import Raw
 
@@ -19,7 +21,7 @@ from toolscore.core.errors import InvalidArguments, InvalidRequest, MethodNotFou
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Event, Principal, Tool, timestamp
 from toolscore.core.tasks import TaskSet
-from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, new_request_id, principal_of, sse_event
+from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, new_request_id, principal_of, read_as, sse_event, whole
 from toolscore.endpoints.views import found_tools, kept_fields, result_fields, stats_fields, tool_fields
 from toolscore.upstreams import Caller
 
@@ -30,6 +32,8 @@ log = structlog.get_logger(__name__)
 TOOL_EVENTS = frozenset({"tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released"})
 PRIVATE_EVENTS = frozenset({"call_finished", "gap_detected"})
 STATS_SECONDS = 1.0
+MAX_SEQ = 2**62
+SEQ = re.compile(r"[0-9]{1,18}")
 MAX_COMMANDS = 64
 """Commands of one socket under way at a time."""
 
@@ -49,14 +53,30 @@ async def get_stats(gateway: Gateway, params: dict[str, Any], principal: Princip
     return stats_fields(gateway, principal)
 
 
+class _ListParams(msgspec.Struct):
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    cursor: str | None = None
+    server_id: str | None = None
+    q: str | None = None
+
+
+class _ToolParams(msgspec.Struct):
+    tool_id: str
+    action: str | None = None
+
+
+class _ExecuteParams(_ToolParams):
+    parameters: dict[str, Any] | None = None
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] | None = None
+    cache: bool = True
+
+
 @command
 async def list_tools(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
-    limit = params.get("limit", 100)
-    if not isinstance(limit, int) or not 1 <= limit <= 1000:
-        raise InvalidArguments(f"`limit` must be a number from 1 to 1000, found {limit!r:.80}")
+    wanted = read_as(params, _ListParams)
     sees = gateway.permissions.sees(principal)
     tools, after = gateway.library.page(
-        cursor=params.get("cursor"), limit=limit, server_id=params.get("server_id"), text=params.get("q"), sees=sees
+        cursor=wanted.cursor, limit=wanted.limit, server_id=wanted.server_id, text=wanted.q, sees=sees
     )
     return {
         "tools": [tool_fields(gateway, tool) for tool in tools],
@@ -67,42 +87,30 @@ async def list_tools(gateway: Gateway, params: dict[str, Any], principal: Princi
 
 @command
 async def search_tools(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
-    return await found_tools(gateway, params, principal)
+    return await found_tools(gateway, whole(params), principal)
 
 
 @command
 async def get_tool(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
-    sees = gateway.permissions.sees(principal)
-    tool = gateway.library.resolve(_text(params, "tool_id"), params.get("action"), sees=sees)
+    wanted = read_as(params, _ToolParams)
+    tool = gateway.library.resolve(wanted.tool_id, wanted.action, sees=gateway.permissions.sees(principal))
     return tool_fields(gateway, tool, full=True)
 
 
 @command
 async def execute_tool(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
-    timeout = params.get("timeout_seconds")
-    if timeout is not None and (not isinstance(timeout, int | float) or timeout <= 0):
-        raise InvalidArguments(f"`timeout_seconds` must be a number above 0, found {timeout!r:.80}")
-    use_cache = params.get("cache", True)
-    if not isinstance(use_cache, bool):
-        raise InvalidArguments(f"`cache` must be true or false, found {use_cache!r:.80}")
+    wanted = read_as(params, _ExecuteParams)
     call = Call(
-        _text(params, "tool_id"),
-        Raw(encode(params.get("parameters") or {})),
+        wanted.tool_id,
+        Raw(encode(wanted.parameters or {})),
         caller=Caller(principal),
         request_id=new_request_id(None),
-        action=params.get("action"),
-        timeout_seconds=timeout,
-        use_cache=use_cache,
+        action=wanted.action,
+        timeout_seconds=wanted.timeout_seconds,
+        use_cache=wanted.cache,
     )
     result = await gateway.calls.call(call)
     return {**result_fields(result), "cached": kept_fields(result)}
-
-
-def _text(params: dict[str, Any], name: str) -> str:
-    value = params.get(name)
-    if not isinstance(value, str):
-        raise InvalidArguments(f"`{name}` must be a string, found {value!r:.80}")
-    return value
 
 
 def add_live(app: FastAPI, gateway: Gateway) -> None:
@@ -115,11 +123,13 @@ def add_live(app: FastAPI, gateway: Gateway) -> None:
         await _EventsSocket(gateway, socket, stats_teller).run()
 
     @app.get("/api/v1/events/stream", summary="Events as server-sent events", tags=["events"])
-    async def events_stream(request: Request, events: str | None = None, since: int | None = None) -> StreamingResponse:
+    async def events_stream(
+        request: Request, events: str | None = None, since: Annotated[int, Query(ge=0, le=MAX_SEQ)] | None = None
+    ) -> StreamingResponse:
         """`Last-Event-ID` (or `since`) resumes; `events` is a comma-separated choice of types."""
         last = request.headers.get("last-event-id")
         if last is not None:
-            if not last.isdigit():
+            if not SEQ.fullmatch(last):
                 raise InvalidRequest(f"Last-Event-ID must be the `seq` of an event, found {last!r:.80}")
             since = int(last)
         types = _types(events.split(",")) if events else None
@@ -224,7 +234,7 @@ class _EventsSocket:
             await self._send({"type": "welcome", "seq": self._gateway.events.last_seq, **self._tools()})
             welcomed.set()
             while True:
-                await self._take((await self._socket.receive_text()).encode())
+                await self._take(await self._receive())
         except (WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's word for a socket already closed
             pass
         finally:
@@ -232,6 +242,17 @@ class _EventsSocket:
                 self._pump.cancel()
                 await asyncio.gather(self._pump, return_exceptions=True)
             await self._commands.close()
+
+    async def _receive(self) -> bytes:
+        """One message, text or bytes.
+
+        Raises:
+            WebSocketDisconnect.
+        """
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        return message.get("bytes") or (message.get("text") or "").encode("utf-8", "replace")
 
     def _tools(self) -> dict[str, Any]:
         library = self._gateway.library
@@ -268,7 +289,7 @@ class _EventsSocket:
                 wanted, since = frame.get("events"), frame.get("since")
                 if wanted is not None and not isinstance(wanted, list):
                     raise InvalidRequest("`events` must be a list of event types")
-                if since is not None and (not isinstance(since, int) or since < 0):
+                if since is not None and (type(since) is not int or not 0 <= since <= MAX_SEQ):
                     raise InvalidRequest("`since` must be the `seq` of an event")
                 types = _types(wanted) if wanted is not None else None
                 if self._pump is not None:

@@ -23,7 +23,7 @@ from websockets.asyncio.server import ServerConnection, serve, unix_serve
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from toolscore.access.auth import ADMIN, check_origin, is_loopback, need_scope
+from toolscore.access.auth import ADMIN, Credential, check_origin, is_loopback, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.core.channels import WebSocketChannel
 from toolscore.core.errors import (
@@ -38,6 +38,7 @@ from toolscore.core.errors import (
 from toolscore.core.jsonrpc import ConnectionLost, RemoteError, decode, decode_frame, error_frame, result_frame
 from toolscore.core.models import Principal, UpstreamSpec
 from toolscore.core.peer import Peer
+from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.mcp.socket import McpSocketClient
 from toolscore.endpoints.typed import TypedClient
 from toolscore.upstreams.connection import PeerConnection
@@ -58,14 +59,14 @@ TYPED = Subprotocol("toolscore.v1")
 
 
 @asynccontextmanager
-async def serve_router(gateway: Gateway, sockets: list[socketlib.socket]) -> AsyncIterator[None]:
+async def serve_router(gateway: Gateway, leases: Leases, sockets: list[socketlib.socket]) -> AsyncIterator[None]:
     """Serve the router on TCP sockets that are bound already, and on the Unix socket of the settings.
 
     Leaving tells those inside (1001), waits for them, bounded, and removes the Unix socket.
     """
     settings = gateway.settings.current
     service = settings.core_services.toolscore_mcp
-    router = _Router(gateway, service.endpoint)
+    router = _Router(gateway, leases, service.endpoint)
     options: dict[str, Any] = {
         "subprotocols": [MCP, TYPED],
         "select_subprotocol": _choose,
@@ -109,10 +110,11 @@ def _single_server(path: str) -> str | None:
 class _Router:
     """Hands each connection to its dialect."""
 
-    def __init__(self, gateway: Gateway, endpoint: str) -> None:
+    def __init__(self, gateway: Gateway, leases: Leases, endpoint: str) -> None:
         self._gateway = gateway
+        self._leases = leases
         self._endpoint = endpoint
-        self._principals: WeakKeyDictionary[ServerConnection, Principal] = WeakKeyDictionary()
+        self._callers: WeakKeyDictionary[ServerConnection, tuple[Principal, Credential | None]] = WeakKeyDictionary()
 
     async def check(self, connection: ServerConnection, request: Request) -> Response | None:
         """Refuse foreign web pages, unknown paths and unknown callers before the handshake."""
@@ -137,7 +139,7 @@ class _Router:
             return connection.respond(http.HTTPStatus.FORBIDDEN, f"{exc.message}\n")
         except Unauthenticated as exc:
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, f"{exc.message}\n")
-        self._principals[connection] = principal
+        self._callers[connection] = principal, self._gateway.auth.credential(authorization, api_key)
         return None
 
     def _local(self, connection: ServerConnection) -> bool:
@@ -150,7 +152,17 @@ class _Router:
     async def serve(self, socket: ServerConnection) -> None:
         channel = WebSocketChannel(socket)
         path = socket.request.path.partition("?")[0] if socket.request else self._endpoint
-        principal = self._principals[socket]
+        principal, credential = self._callers[socket]
+
+        async def end(reason: str) -> None:
+            await channel.close(1008, reason[:120])
+
+        with self._leases.hold(credential, end):
+            await self._serve(socket, channel, path, principal)
+
+    async def _serve(
+        self, socket: ServerConnection, channel: WebSocketChannel, path: str, principal: Principal
+    ) -> None:
         try:
             if socket.subprotocol != MCP:
                 await TypedClient(self._gateway, channel, principal).run()

@@ -181,4 +181,7 @@ def _moment(name: str, text: str | None) -> int | None:
         raise InvalidArguments(f"`{name}` must be a time such as 2026-11-21T10:00:00Z, found {text!r:.80}") from exc
     if moment.tzinfo is None:
         raise InvalidArguments(f"`{name}` needs a time zone: {text}Z, for one")
-    return int(moment.timestamp() * 1000)
+    try:
+        return int(moment.timestamp() * 1000)
+    except (OverflowError, ValueError) as exc:  # in some zone the year is 0, or 10,000
+        raise InvalidArguments(f"`{name}` is no time that a calendar has: {text!r:.80}") from exc

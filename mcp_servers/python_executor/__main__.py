@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ app = typer.Typer(
 )
 
 EX_UNAVAILABLE = 69
+MIN_SECRET = 16
+"""Characters: nobody guesses them."""
 
 
 @app.callback(invoke_without_command=True)
@@ -53,6 +56,13 @@ def serve(
         _stop("choose at least one of --stdio, --http HOST:PORT and --connect URL, or see --help", 2)
     if http is not None and not http.rpartition(":")[2].isdigit():
         _stop(f"--http takes HOST:PORT, found {http!r}", 2)
+    secret = os.environ.pop("TOOLSCORE_EXECUTOR_SECRET", "")
+    if http is not None and len(secret) < MIN_SECRET:
+        _stop(
+            f"whoever reaches --http runs code: set TOOLSCORE_EXECUTOR_SECRET to {MIN_SECRET} characters or more, "
+            "which callers then send as `Authorization: Bearer ...`",
+            2,
+        )
     from mcp_servers.python_executor.pool import SandboxUnavailable
     from mcp_servers.python_executor.server import create_server
 
@@ -82,7 +92,7 @@ def serve(
                 jobs.append(serving.serve_stdio(server))
             if http is not None:
                 host, _, port = http.rpartition(":")
-                jobs.append(serving.serve_http(server, host or "127.0.0.1", int(port)))
+                jobs.append(serving.serve_http(server, host or "127.0.0.1", int(port), secret))
             if connect is not None:
                 jobs.append(serving.serve_dialling(server, connect, server_id))
             tasks = [asyncio.ensure_future(job) for job in jobs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import mcp_types as types
 import uvicorn
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
+from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 from pydantic import ConfigDict
@@ -31,6 +33,7 @@ __all__ = ["sdk_server", "serve_dialling", "serve_http", "serve_stdio"]
 
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 10.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """A call may bring 10 MB of code and 16 MB of files."""
 STATS_METHOD = "toolscore/stats"
@@ -113,9 +116,30 @@ def _without_surrogates(message: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-async def serve_http(server: PythonExecutorServer, host: str, port: int) -> None:
-    """Serve streamable HTTP at `/mcp`."""
-    app = sdk_server(server, trusted=False).streamable_http_app(host=host)
+async def serve_http(server: PythonExecutorServer, host: str, port: int, secret: str) -> None:
+    """Serve streamable HTTP at `/mcp`, for those who show the secret.
+
+    Args:
+        secret: callers send it as `Authorization: Bearer …`.
+    """
+    names = [host, "127.0.0.1", "localhost", "[::1]"] if host in LOOPBACK else [host]
+    security = TransportSecuritySettings(
+        allowed_hosts=[f"{name}:{port}" for name in names], allowed_origins=[f"http://{name}:{port}" for name in names]
+    )
+    inner = sdk_server(server, trusted=False).streamable_http_app(host=host, transport_security=security)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            shown = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            if not hmac.compare_digest(shown, b"Bearer " + secret.encode()):
+                body = b"show the executor's secret: Authorization: Bearer ...\n"
+                headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode()),
+                           (b"www-authenticate", b"Bearer")]  # fmt: skip
+                await send({"type": "http.response.start", "status": 401, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+                return
+        await inner(scope, receive, send)
+
     await uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).serve()
 
 

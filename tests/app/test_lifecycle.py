@@ -18,9 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
-from support import EXECUTOR, PYTHON, GatewayProcess, free_port, odd, process_gone, running_gateway, wait_for
+from support import EXECUTOR, PYTHON, GatewayProcess, bearer, free_port, odd, process_gone, running_gateway, wait_for
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
@@ -288,13 +289,23 @@ def test_flipping_the_executors_switch_under_load_fails_no_call(way: str) -> Non
 
 
 def test_the_executor_apart_serves_http_too() -> None:
-    with running_gateway(ports="use_inprocess_python_executor: false", journal=True, python=True) as process:
+    secret = "0123456789abcdef"
+    with running_gateway(
+        ports="use_inprocess_python_executor: false", journal=True, python=True, start=False
+    ) as process:
+        prefix = "TOOLSCORE_MCP_SERVERS__PYTHON_EXECUTOR__"
+        process.environment = {f"{prefix}PORT": str(process.executor_port), f"{prefix}SECRET": "${env:OF_THE_EXECUTOR}",
+                               "OF_THE_EXECUTOR": secret}  # fmt: skip
+        process.start()
         server = process.wait_for_state(EXECUTOR, "up")
         assert server["kind"] == "websocket"
+        url = f"http://127.0.0.1:{process.executor_port}/mcp"
+        ask = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+        assert [httpx.post(url, json=ask, headers=shown).status_code for shown in ({}, bearer("wrong"))] == [401, 401]
+        foreign = {**bearer(secret), "host": "evil.example", "accept": "application/json, text/event-stream"}
+        assert httpx.post(url, json=ask, headers=foreign).status_code == 421
         assert process.text(PYTHON, {"code": "2 ** 100"}) == str(2**100)
-        process.http.post(
-            "/api/v1/servers", json={"server_id": "again", "url": f"http://127.0.0.1:{process.executor_port}/mcp"}
-        )
+        process.http.post("/api/v1/servers", json={"server_id": "again", "url": url, "headers": bearer(secret)})
         process.wait_for_state("again", "up")
         assert process.text("again__python_execute", {"code": "3 ** 3"}) == "27"
         os.kill(server["pid"], signal.SIGKILL)

@@ -147,7 +147,7 @@ class GatewayProcess:
     def ports(self, more: str = "") -> None:
         """Write `ports_config.yaml`."""
         more = more or f"use_inprocess_python_executor: {str(self.python).lower()}"
-        executor = {"port": self.executor_port, **({} if self.python else {"auto_start": False})}
+        executor = {} if self.python else {"auto_start": False}
         (self.config / "ports_config.yaml").write_text(
             f"{more}\ncore_services:\n"
             f"  toolscore_http: {{port: {self.http_port}}}\n"

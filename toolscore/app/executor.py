@@ -74,6 +74,7 @@ def executor_spec(
     starts: bool,
     router: str,
     http: str | None,
+    secret: str | None = None,
 ) -> UpstreamSpec:
     """The executor's entry.
 
@@ -83,6 +84,7 @@ def executor_spec(
         starts: else start it; otherwise it is waited for.
         router: the WebSocket address at which it registers.
         http: `host:port` at which it serves MCP itself; `None`: nowhere.
+        secret: what callers show there, as a reference.
     """
     options = {**rules.model_dump(), "data_dir": str(data_dir)}
     common: dict[str, Any] = {
@@ -94,15 +96,17 @@ def executor_spec(
         return UpstreamSpec(inprocess="mcp_servers.python_executor.server:create_server", options=options, **common)
     if not starts:
         return UpstreamSpec(dialin=True, **common)
+    env = {"TOOLSCORE_API_KEY": OUR_KEY}
     command, *args = executor_command("--connect", router, "--server-id", EXECUTOR_ID)
     if http is not None:
         args += ["--http", http]
+        env["TOOLSCORE_EXECUTOR_SECRET"] = secret or ""
     args += ["--options", json.dumps(options)]
     return UpstreamSpec(
         dialin=True,
         command=command,
         args=tuple(args),
-        env={"TOOLSCORE_API_KEY": OUR_KEY},
+        env=env,
         start_timeout_seconds=START_SECONDS,
         **common,
     )

@@ -178,4 +178,5 @@ def _executor(settings: Settings) -> UpstreamSpec:
         starts=service.auto_start,
         router=router.local_url("/register"),
         http=f"{service.host}:{service.port}" if service.port is not None else None,
+        secret=service.secret,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from toolscore.access.auth import AccessRules
@@ -31,6 +31,7 @@ from toolscore.history.scores import ScoreRules
 from toolscore.stores.rules import StoreRules
 from toolscore.telemetry.rules import LogRules, TracingRules
 from toolscore.tools.pins import PinRules
+from toolscore.upstreams.references import REFERENCE
 
 __all__ = ["ENV_PREFIX", "Settings", "SettingsHub", "differences", "needs_restart"]
 
@@ -77,8 +78,22 @@ class PythonExecutorService(Rules):
     """The executor as a process of its own."""
 
     host: str = "127.0.0.1"
-    port: Port | None = Field(8083, description="MCP over HTTP, beside the router; null: not at all")
+    port: Port | None = Field(
+        None, description="MCP over HTTP, beside the router, past policy, rates and journal; null: not at all"
+    )
+    secret: str | None = Field(
+        None,
+        description="what callers show there as `Authorization: Bearer …`: ${env:NAME} or ${file:/path}",
+    )
     auto_start: bool = Field(True, description="false: it is started by somebody else, and dials in")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> PythonExecutorService:
+        if self.port is not None and not (self.secret and REFERENCE.fullmatch(self.secret)):
+            raise ValueError(
+                "whoever reaches `port` runs code: give a `secret` that callers show, as ${env:NAME} or ${file:/path}"
+            )
+        return self
 
 
 class OwnServers(Rules):

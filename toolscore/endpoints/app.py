@@ -158,14 +158,18 @@ async def _check_guarded(settings: Settings) -> None:
         for name, service in (("toolscore_http", services.toolscore_http), ("toolscore_mcp", services.toolscore_mcp))
         if not is_loopback(service.host)
     ]
+    executor = settings.mcp_servers.python_executor
+    if executor.port is not None and not settings.use_inprocess_python_executor and not is_loopback(executor.host):
+        open_to.append(("mcp_servers.python_executor", executor.host))
     if settings.access.allow_unauthenticated and open_to:
         log.warning("whoever reaches this address may run any tool", hosts=[host for _, host in open_to])
     elif open_to:
         async with open_database(settings.storage.url) as database:
             if not await Authenticator(database, settings.access).any_keys():
                 name, host = open_to[0]
+                where = name if "." in name else f"core_services.{name}"
                 raise AddressInUse(
-                    f"core_services.{name}.host is {host!r}, and nobody has a key yet. Make one with `toolscore keys "
+                    f"{where}.host is {host!r}, and nobody has a key yet. Make one with `toolscore keys "
                     "create NAME`, set access.tokens for those of an authorization server, or, if whoever reaches that "
                     "address may run any tool, access.allow_unauthenticated: true"
                 )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["resolved", "resolved_text"]
+__all__ = ["REFERENCE", "resolved", "resolved_text"]
 
 REFERENCE = re.compile(r"\$\{(?:file:([^}\0]+)|(env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?)\}")
 MAX_SECRET_BYTES = 64 * 1024

@@ -40,9 +40,13 @@ async def dialled(
 
 
 async def ask(socket: ClientConnection, message: Any) -> Any:
+    """Send a message, and wait for the next that is no notification: lists may change at any time."""
     await socket.send(message if isinstance(message, str | bytes) else json.dumps(message))
     async with asyncio.timeout(10):
-        return json.loads(await socket.recv())
+        while True:
+            answer = json.loads(await socket.recv())
+            if not (isinstance(answer, dict) and str(answer.get("method", "")).startswith("notifications/")):
+                return answer
 
 
 def call(request_id: int, name: str, **arguments: Any) -> dict[str, Any]:

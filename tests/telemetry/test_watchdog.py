@@ -15,6 +15,7 @@ def test_a_stall_is_told_with_where_the_loop_stands() -> None:
         seconds: list[float] = []
         with structlog.testing.capture_logs() as logs:
             async with Watchdog(seconds.append) as watchdog:
+                watchdog.armed = True
                 await asyncio.sleep(0.1)
                 until = time.monotonic() + 0.6
                 while time.monotonic() < until:

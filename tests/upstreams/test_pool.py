@@ -194,3 +194,36 @@ def test_lists_that_are_not_declared_are_empty() -> None:
             assert told.tools == {"one": ["a"]}
 
     asyncio.run(main())
+
+
+def test_a_server_that_comes_up_while_another_is_to_take_its_place_serves_until_then() -> None:
+    class Slow(Double):
+        def __init__(self) -> None:
+            super().__init__()
+            self.go = asyncio.Event()
+
+        async def __aenter__(self) -> Double:
+            await self.go.wait()
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+    async def main() -> None:
+        told, old, new = Told(), Slow(), Slow()
+        old.tool("a", lambda given: "old")
+        new.tool("b", lambda given: "new")
+        async with pool_of(told) as pool:
+            upstream = pool.add("one", spec(pool, "old", old))
+            replacing = asyncio.create_task(pool.replace("one", spec(pool, "new", new)))
+            await asyncio.sleep(0)
+            old.go.set()
+            await upstream.wait_up()
+            assert told.tools == {"one": ["a"]}
+            assert b"old" in bytes(await pool.request("one", "tools/call", {"name": "a"}))
+            new.go.set()
+            await replacing
+            assert told.tools == {"one": ["b"]}
+            assert b"new" in bytes(await pool.request("one", "tools/call", {"name": "b"}))
+
+    asyncio.run(main())

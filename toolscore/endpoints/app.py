@@ -203,6 +203,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
                     task.result()
                     raise RuntimeError("the HTTP server ended at its start")
                 await asyncio.sleep(0.005)
+            gateway.watchdog.armed = True
             yield
         finally:
             await gateway.close_calls(SHUTDOWN_SECONDS)

@@ -33,6 +33,7 @@ class Watchdog:
         on_stall: told how many seconds each took.
 
     Attributes:
+        armed: set once callers may wait; before, as at the start, nothing is told.
         stalls: how many there were.
         busiest_seconds: the most CPU time that the loop's thread took between two beats: unlike a stall, that does not
             depend on what else the machine does.
@@ -40,6 +41,7 @@ class Watchdog:
 
     def __init__(self, on_stall: Callable[[float], None] = lambda seconds: None) -> None:
         self._on_stall = on_stall
+        self.armed = False
         self.stalls = 0
         self.busiest_seconds = 0.0
         self._beat_at = self._worked = 0.0
@@ -66,8 +68,9 @@ class Watchdog:
     def _beat(self) -> None:
         now, worked = time.monotonic(), time.thread_time()
         late = now - self._beat_at - BEAT_SECONDS
-        self.busiest_seconds = max(self.busiest_seconds, worked - self._worked)
-        if late > STALL_SECONDS:
+        if self.armed:
+            self.busiest_seconds = max(self.busiest_seconds, worked - self._worked)
+        if late > STALL_SECONDS and self.armed:
             self._tell(late, worked - self._worked, now)
         self._beat_at, self._worked, self._stack = now, worked, None
         self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)

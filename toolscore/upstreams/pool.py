@@ -167,7 +167,8 @@ class UpstreamPool:
         Raises:
             Conflict: the id belongs to a server that does not dial in.
         """
-        upstream = self._speaker(server_id)
+        life = self._replacements.get(server_id) or self._lives.get(server_id)
+        upstream = life.upstream if life is not None else None
         if upstream is not None and not upstream.spec.dialin:
             raise Conflict(f"server id {server_id!r} is taken by a {upstream.spec.kind} server: register under another")
         return upstream
@@ -258,11 +259,10 @@ class UpstreamPool:
 
     def _is_current(self, upstream: Upstream) -> bool:
         """Whether it speaks for its id: neither replaced nor detached."""
-        return self._speaker(upstream.server_id) is upstream
-
-    def _speaker(self, server_id: str) -> Upstream | None:
-        life = self._replacements.get(server_id) or self._lives.get(server_id)
-        return life.upstream if life is not None else None
+        life = self._replacements.get(upstream.server_id)
+        if life is None or not life.upstream.connections:  # until another is there, the one before it serves
+            life = self._lives.get(upstream.server_id)
+        return life is not None and life.upstream is upstream
 
     async def tools_come(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
         if self._before_tools is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fnmatch
 import json
 import subprocess
@@ -200,11 +201,43 @@ def test_nor_over_mcp(gateway: GatewayProcess) -> None:
                 "method": "tools/call",
                 "params": {"name": name, "arguments": {"text": "x"}},
             }
-            assert guest.post(path, json=call).json()["error"]["code"] == -32602
+            code = guest.post(path, json=call).json()["error"]["code"]
+            assert code == (-32602 if path == "/mcp" else "server_not_found")
             assert "result" in ada.post(path, json=call).json()
         listing = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-        assert guest.post("/servers/secret/mcp", json=listing).json()["result"]["tools"] == []
         assert ada.post("/servers/secret/mcp", json=listing).json()["result"]["tools"]
+
+
+def said_of(client: httpx.Client, server_id: str) -> list[Any]:
+    """What every door says of a server, with its name taken out."""
+    client_info = {"capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize",
+             "params": {"protocolVersion": "2025-06-18", **client_info}}  # fmt: skip
+    answers = [
+        client.post(f"/servers/{server_id}/mcp", json=hello,
+                    headers={"accept": "application/json, text/event-stream"}),
+        client.get(f"/servers/{server_id}/mcp"),
+        client.get(f"/api/v1/servers/{server_id}"),
+    ]  # fmt: skip
+    return [(answer.status_code, str(answer.json().get("error")).replace(server_id, "ID")) for answer in answers]
+
+
+def test_a_server_that_is_wholly_denied_does_not_exist(gateway: GatewayProcess) -> None:
+    with as_(gateway, "guest") as guest, as_(gateway, "ada") as ada:
+        assert said_of(guest, "secret") == said_of(guest, "terces")
+        assert said_of(ada, "secret") != said_of(ada, "terces")
+        for path in ("/api/v1/servers", "/health"):
+            assert "secret" not in guest.get(path).text, path
+            assert "secret" in ada.get(path).text, path
+        assert guest.get("/metrics").status_code == 403
+        events = gateway.events()
+        assert any(event.get("server_id") == "secret" for event in events)
+        heard = ""
+        with contextlib.suppress(httpx.ReadTimeout):
+            with guest.stream("GET", "/api/v1/events/stream?since=0", timeout=httpx.Timeout(10, read=1)) as stream:
+                for line in stream.iter_lines():
+                    heard += line
+        assert "secret" not in heard
 
 
 def test_nor_on_the_sockets(gateway: GatewayProcess) -> None:

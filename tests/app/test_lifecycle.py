@@ -444,3 +444,14 @@ def test_a_start_with_fewer_servers_forgets_nothing() -> None:
         process.wait_for_state("one", "up")
         assert calls(process) == 3
         assert process.get("/api/v1/tools/one__echo")["first_seen"] == first_seen
+
+
+def test_a_data_folder_serves_one_gateway_at_a_time() -> None:
+    with running_gateway({"echo": odd("echo")}) as process:
+        ports = {f"TOOLSCORE_CORE_SERVICES__{name}__PORT": "0" for name in ("TOOLSCORE_HTTP", "TOOLSCORE_MCP")}
+        refused = serve(process, **ports)
+        assert refused.returncode == 73
+        assert f"another gateway (process {process.pid}) uses the data folder" in refused.stderr
+        process.wait_for_state("echo", "up")
+        process.kill()
+        process.start()  # a lock does not outlive its holder

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import PYTHON, GatewayProcess, free_port, odd, running_gateway, toolscore
+from support import PYTHON, Fickle, GatewayProcess, free_port, odd, running_gateway, toolscore
 
 
 def test_tools_are_a_table_or_json(gateway: GatewayProcess) -> None:
@@ -131,3 +132,29 @@ def test_help_and_version() -> None:
     assert toolscore("--version").stdout.strip().count(".") == 2
     assert toolscore().returncode == 2
     assert toolscore("serve", "--config", "/no/such/folder").returncode == 2
+
+
+def test_what_servers_wrote_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    steers = "\x1b]0;owned\x07 \x9b2J \u202eevil\u2069"
+    fickle = Fickle(tmp_path / "fickle")
+    fickle.order(tools={"look": {"description": steers}}, fail=f"no {steers}", mark=steers)
+    with running_gateway({"city": fickle.entry}) as process:
+        process.wait_for_state("city", "up")
+        process.execute("city__look", {"city": steers})
+        for command in (
+            ("tools",), ("tools", "--json"), ("search", "look a city up"), ("call", "city__look", f"city={steers}"),
+            ("call", "city__look", "city=x", "--raw"), ("servers",), ("errors", "list"), ("errors", "list", "--json"),
+        ):  # fmt: skip
+            done = toolscore(*command, gateway=process)
+            assert not set(done.stdout + done.stderr) & set("\x1b\x07\x9b\u202e\u2069"), command
+        assert not set(process.output()) & set("\x1b\x07\x9b\u202e\u2069")
+
+
+def test_the_data_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    with running_gateway(start=False) as process:
+        umask = os.umask(0)
+        try:
+            process.start()
+        finally:
+            os.umask(umask)
+        assert (process.folder / "data").stat().st_mode & 0o777 == 0o700

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from mcp import Client
-from support import EXECUTOR, GatewayProcess, odd, running_gateway, wait_for
+from support import EXECUTOR, GatewayProcess, bearer, odd, running_gateway, wait_for, with_config
 
 META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
 ERAS = ["legacy", "auto"]
@@ -255,3 +255,26 @@ def test_any_bytes_are_answered(gateway: GatewayProcess) -> None:
     for body in (b"\x00", b'{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"cursor":7}}', b'"x"', b"null"):
         response = gateway.http.post("/mcp", content=body)
         assert "error" in json.loads(response.content)
+
+
+def test_one_caller_cannot_take_the_sessions_of_others() -> None:
+    settings = "access: {local_without_key: false}\nlimits: {max_sessions_per_principal: 5}\n"
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize",
+             "params": {"protocolVersion": "2025-06-18", "capabilities": {},
+                        "clientInfo": {"name": "test", "version": "1"}}}  # fmt: skip
+    with running_gateway(settings=settings) as process:
+        keys = {name: with_config(process, "keys", "create", name) for name in ("ada", "bob")}
+
+        def opened(who: str) -> str:
+            headers = {**bearer(keys[who]), "accept": "application/json, text/event-stream"}
+            return str(httpx.post(f"{process.url}/mcp", json=hello, headers=headers).headers["mcp-session-id"])
+
+        def alive(who: str, session: str) -> bool:
+            ping = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
+            headers = {**bearer(keys[who]), "accept": "application/json, text/event-stream", "mcp-session-id": session}
+            return httpx.post(f"{process.url}/mcp", json=ping, headers=headers).status_code == 200
+
+        mine = opened("ada")
+        theirs = [opened("bob") for _ in range(12)]
+        assert alive("ada", mine)
+        assert [alive("bob", session) for session in theirs] == [False] * 7 + [True] * 5

@@ -95,6 +95,8 @@ def call(request_id, params):
         TOOLS.append(tool(said))
         send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
         answer(request_id, text("added"))
+    elif KIND == "large":
+        answer(request_id, text("x" * int(said)))
     elif KIND == "exact":
         send_raw = (
             '{"jsonrpc":"2.0","id":%d,"result":{"content":[],"structuredContent":{"big":%s,"e":1.50e1},"new":[null]}}'

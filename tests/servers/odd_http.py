@@ -55,6 +55,12 @@ async def call(kind, writer, request):
         for _ in range(4000):
             writer.write(chunk("data:\n" * 1000))
             await writer.drain()
+    elif kind == "twice":  # a second answer comes with each, to whoever is next on the connection
+        argument = (request["params"].get("arguments") or {}).get("who")
+        mine = message(request, {"content": [{"type": "text", "text": f"for {argument}"}]}).encode()
+        one = b"HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(mine), mine)
+        writer.write(one + one)
+        await writer.drain()
     elif kind == "cut":
         await stream(writer, ": begun\n\n", end=False)
         writer.close()

@@ -26,6 +26,7 @@ KINDS = (
     "moved",
     "dribble",
     "forgetful",
+    "twice",
 )
 
 
@@ -111,3 +112,36 @@ def test_a_change_told_on_the_servers_stream_reaches_the_library(wild: GatewayPr
         lambda: wild.text("changing__go") and wild.http.get("/api/v1/tools/changing__later").status_code == 200,
         message="for the new tool",
     )
+
+
+def test_a_second_answer_is_nobodys(wild: GatewayProcess) -> None:
+    for number in range(20):
+        answer = wild.execute("twice__go", {"who": number})
+        if answer["success"]:
+            assert answer["data"]["content"][0]["text"] == f"for {number}"
+        else:
+            assert answer["error"]["code"] in ("upstream_protocol_error", "outcome_unknown", "upstream_unavailable")
+
+
+def test_values_behind_references_do_not_show_in_errors() -> None:
+    secret = "s3cr3t-of-the-operator"
+    servers = {
+        "command": {"command": "no-such-${env:OPERATORS}"},
+        "folder": {"command": "python", "cwd": "/nowhere/${env:OPERATORS}"},
+        "socket": {"url": "ws://127.0.0.1:9/${env:OPERATORS}"},
+        "http": {"url": "http://127.0.0.1:9/${env:OPERATORS}?key=${env:OPERATORS}"},
+        "says": {
+            "command": "python",
+            "args": ["-c", "import sys; sys.exit('bad key ' + sys.argv[1])", "${env:OPERATORS}"],
+        },
+    }
+    with running_gateway(servers, settings="servers: {max_start_failures: 1}", start=False) as process:
+        process.environment = {"OPERATORS": secret}
+        process.start()
+        for server_id in servers:
+            wait_for(lambda server_id=server_id: process.server(server_id)["last_error"])  # type: ignore[misc]
+            shown = {**process.server(server_id), "stderr": None}
+            assert secret not in str(shown), server_id
+        assert secret not in str(process.events())
+        assert secret not in process.http.get("/health").text
+        assert "${env:OPERATORS}" in process.server("command")["last_error"]

@@ -31,7 +31,7 @@ from toolscore.calls.note import Notes
 from toolscore.calls.reach import Reach
 from toolscore.calls.relay import Relay
 from toolscore.calls.replay import Replay
-from toolscore.core.errors import Conflict
+from toolscore.core.errors import Conflict, ServerNotFound
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Principal, ServerState, UpstreamSpec
 from toolscore.discovery import (
@@ -58,7 +58,7 @@ from toolscore.tools.checking import Judge
 from toolscore.tools.features import LIST_CHANGED, ChangeFeed, FeatureIndex
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import Pins
-from toolscore.upstreams import Caller, UpstreamPool
+from toolscore.upstreams import Caller, Upstream, UpstreamPool
 from toolscore.upstreams.figures import ServerFigures
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.protocol import CAPABILITY_OF
@@ -111,6 +111,26 @@ class Gateway:
     installer: Installer
     broker: CapabilityBroker
     started: float
+
+    def shows_server(self, principal: Principal, server_id: str) -> bool:
+        """Whether a server exists for a principal: some tool of it does, or what it has beside tools."""
+        sees = self.permissions.sees(principal)
+        if sees is None or self.permissions.sees_server(principal, server_id):
+            return True
+        return any(sees(tool) for tool in self.library.of_server(server_id))
+
+    def find_server(self, principal: Principal, server_id: str) -> Upstream:
+        """A server that exists for a principal.
+
+        Raises:
+            ServerNotFound: with the ids of those that do.
+        """
+        upstream = self.upstreams.find(server_id)
+        if upstream is None or not self.shows_server(principal, server_id):
+            ids = (one.server_id for one in self.upstreams)
+            known = ", ".join(sorted(name for name in ids if self.shows_server(principal, name))) or "none"
+            raise ServerNotFound(f"no server {server_id!r:.160}", suggestion=f"servers: {known}")
+        return upstream
 
     async def look_whether_stored_again(self) -> None:
         """What could not be stored, and waits no more, is over if the database takes a write (what was lost stays

@@ -17,11 +17,11 @@ from toolscore.cli.terminal import (
     answer_of,
     connected,
     first_line,
-    plain,
     print_json,
     print_table,
 )
 from toolscore.cli.terminal import say as tell
+from toolscore.core.plain import plain
 
 __all__ = ["catalog", "gap", "install", "uninstall"]
 

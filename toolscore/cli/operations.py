@@ -16,11 +16,11 @@ from toolscore.cli.terminal import (
     answer_of,
     connected,
     first_line,
-    plain,
     print_json,
     print_table,
     say,
 )
+from toolscore.core.plain import plain
 
 __all__ = ["cache", "calls", "errors", "pins"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from toolscore.core.plain import escaped, plain
 
 __all__ = [
     "BAD_SETTINGS",
@@ -26,16 +27,15 @@ __all__ = [
     "config_folder",
     "connected",
     "first_line",
-    "plain",
     "print_json",
     "print_table",
+    "print_text",
     "say",
 ]
 
 NO_GATEWAY = 3
 NO_DATABASE, PORT_TAKEN, BAD_SETTINGS = 69, 73, 78
 """Exit codes; the last three as in `sysexits.h`."""
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SETTINGS_FILES = ("ports_config.yaml", "toolscore.yaml", "mcp_servers.json")
 DEFAULT_URL = "http://127.0.0.1:8082"
 
@@ -99,7 +99,12 @@ def first_line(text: str, width: int = 90) -> str:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(escaped(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def print_text(text: str) -> None:
+    """Print what a server or a caller wrote."""
+    print(plain(text))
 
 
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, empty: str) -> None:
@@ -119,11 +124,6 @@ def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, em
     columns_given = os.environ.get("COLUMNS", "")
     width = int(columns_given) if columns_given.isdigit() else None if sys.stdout.isatty() else 200
     Console(width=width).print(table)
-
-
-def plain(text: str) -> str:
-    """A text that cannot steer a terminal: what servers and callers wrote may try."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def say(line: str) -> None:

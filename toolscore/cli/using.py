@@ -17,6 +17,7 @@ from toolscore.cli.terminal import (
     first_line,
     print_json,
     print_table,
+    print_text,
     say,
 )
 
@@ -146,9 +147,8 @@ def call(
         past = ", past its time: the server cannot be reached" if performance["stale"] else ""
         say(f"kept result, {performance['age_seconds']:g} s old{past} (--fresh asks the server)")
     for block in data["content"]:
-        print(
-            block["text"] if block.get("type") == "text" else f"[{block.get('type')}: {first_line(json.dumps(block))}]"
-        )
+        text = block.get("text") if block.get("type") == "text" else None
+        print_text(text if isinstance(text, str) else f"[{block.get('type')}: {first_line(json.dumps(block))}]")
     if data["is_error"]:
         raise typer.Exit(1)
 

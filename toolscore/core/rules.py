@@ -43,6 +43,7 @@ class LimitRules(Rules):
     max_unread_bytes: Bytes = Field(128 * 1024 * 1024, description="of answers that one caller has not read yet")
     calls_per_connection: Count = Field(64, description="in flight on one router socket")
     max_sessions: Count = Field(10_000, description="MCP sessions over HTTP")
+    max_sessions_per_principal: Count = Field(2_000, description="of one caller, whose idlest makes room")
     session_idle_seconds: Seconds = Field(1800, description="after which a session may be forgotten")
     input_seconds: Seconds = Field(300, description="how long a client may take to answer what a server asks it")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import resource
 import signal
@@ -212,6 +213,34 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
             await asyncio.gather(task, return_exceptions=True)
 
 
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the data folder for this gateway.
+
+    Raises:
+        AddressInUse: another gateway has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "gateway.lock", "a+")  # noqa: SIM115
+    except OSError:  # the database says what is wrong with it
+        yield
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise AddressInUse(
+                f"another gateway (process {lock.read(20).strip() or '?'}) uses the data folder {folder}: stop it, or "
+                "give this one a folder of its own: storage.data_dir in toolscore.yaml, or TOOLSCORE_STORAGE__DATA_DIR"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
 def _raise_descriptors() -> None:
     """Take as many descriptors as this user may have: a thousand is soon used up by connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -243,6 +272,13 @@ async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gatewa
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked)
     await _check_guarded(loaded.settings)
+    with _alone_in(loaded.settings.storage.folder):
+        await _serve(loaded, config_dir, ready, stop)
+
+
+async def _serve(
+    loaded: Loaded, config_dir: Path | None, ready: Callable[[Gateway], None], stop: asyncio.Event
+) -> None:
     settings, http_socket, router_socket = bind_services(loaded.settings)
     with http_socket, router_socket:
         loaded = Loaded(settings, loaded.problems, loaded.broken_servers)

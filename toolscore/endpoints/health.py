@@ -7,12 +7,13 @@ from typing import Any
 
 from toolscore import __version__
 from toolscore.app.compose import Gateway
+from toolscore.core.models import Principal
 from toolscore.stores.database import StoreError
 
 __all__ = ["health"]
 
 
-async def health(gateway: Gateway) -> dict[str, Any]:
+async def health(gateway: Gateway, principal: Principal) -> dict[str, Any]:
     """A check for each part. `healthy`, or `degraded`: calls work, but something needs a look."""
     checks: dict[str, dict[str, Any]] = {}
     try:
@@ -45,6 +46,8 @@ async def health(gateway: Gateway) -> dict[str, Any]:
     await gateway.figures.refresh()
     servers: dict[str, Any] = {}
     for upstream in gateway.upstreams:
+        if not gateway.shows_server(principal, upstream.server_id):
+            continue
         well = upstream.state in ("up", "idle", "starting")
         servers[upstream.server_id] = {"status": "healthy" if well else "degraded", "state": upstream.state}
         if not well and upstream.last_error:
@@ -57,6 +60,8 @@ async def health(gateway: Gateway) -> dict[str, Any]:
                 if name in stats
             }
     for server_id, reason in gateway.servers.broken.items():
+        if not gateway.shows_server(principal, server_id):
+            continue
         servers[server_id] = {"status": "degraded", "state": "failed", "reason": reason}
     unwell = [name for name, check in {**checks, **servers}.items() if check["status"] != "healthy"]
     return {

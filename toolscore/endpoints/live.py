@@ -151,8 +151,11 @@ def concerns(gateway: Gateway, event: Event, principal: Principal) -> bool:
     if event.type in PRIVATE_EVENTS:
         return event.data.get("principal") == principal.name or ADMIN in principal.scopes
     sees = gateway.permissions.sees(principal)
-    if sees is None or event.type not in TOOL_EVENTS:
+    if sees is None:
         return True
+    if event.type not in TOOL_EVENTS:
+        server_id = event.data.get("server_id")
+        return not isinstance(server_id, str) or gateway.shows_server(principal, server_id)
     # One that is gone cannot be judged any more: its name may be known only to who saw it.
     tool = gateway.library.find(str(event.data.get("tool_id")))
     return tool is not None and sees(tool)

@@ -171,7 +171,7 @@ class _Router:
             else:
                 server_id = _single_server(path)
                 if server_id is not None:
-                    self._gateway.upstreams.get(server_id)
+                    self._gateway.find_server(principal, server_id)
                 await McpSocketClient(self._gateway, channel, server_id, principal).run()
         except ServerNotFound as exc:
             await channel.close(1008, f"{exc.message}; {exc.suggestion}"[:120])

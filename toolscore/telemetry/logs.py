@@ -11,7 +11,10 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import MutableMapping
 from typing import Any, TextIO
+
+from toolscore.core.plain import plain
 
 __all__ = ["configure_logging"]
 
@@ -104,6 +107,7 @@ def configure_logging(level: str, form: str) -> Any:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([structlog.processors.format_exc_info] if form == "json" else []),
+            *([_shown] if form != "json" else []),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -111,3 +115,8 @@ def configure_logging(level: str, form: str) -> Any:
         cache_logger_on_first_use=True,
     )
     return behind
+
+
+def _shown(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A line whose texts cannot steer a terminal, whoever wrote them."""
+    return {key: plain(value) if isinstance(value, str) else value for key, value in line.items()}

@@ -340,7 +340,7 @@ class HttpConnection:
                 if response.headers.get("Content-Type", "").startswith("text/event-stream"):
                     return await self._read_stream(response, request_id, headers, caller)
                 body = await self._read_body(response)
-                return self._answer(response, body, "Mcp-Session-Id" in headers)
+                return self._answer(response, body, request_id, "Mcp-Session-Id" in headers)
         except aiohttp.ClientConnectorError as exc:
             self.close(f"cannot connect to {self._shown}")
             raise ConnectionLost(
@@ -387,16 +387,19 @@ class HttpConnection:
                 )
         return bytes(body)
 
-    def _answer(self, response: aiohttp.ClientResponse, body: bytes, in_session: bool) -> Raw:
+    def _answer(self, response: aiohttp.ClientResponse, body: bytes, request_id: int, in_session: bool) -> Raw:
         try:
             frame = decode_frame(body)
         except InvalidRequest:
             frame = None
         if frame is not None and isinstance(frame.result, Raw):
+            self._check_id(response, frame.id, request_id)
             return frame.result
         if response.status == 404 and in_session:
             raise _SessionGone
         if frame is not None and isinstance(frame.error, Raw):
+            if frame.id is not None:
+                self._check_id(response, frame.id, request_id)
             raise remote_error(frame.error)
         if response.status in (301, 302, 303, 307, 308):
             target = self._url.join(URL(response.headers.get("Location", "")))
@@ -414,6 +417,14 @@ class HttpConnection:
         if response.status in (502, 504):
             raise ConnectionLost(f"a proxy before {self._shown} failed ({said})", sent=True)
         raise UpstreamProtocolError(f"{self._shown} answered {said}")
+
+    def _check_id(self, response: aiohttp.ClientResponse, found: Any, request_id: int) -> None:
+        """An answer to another request than ours came first: whoever is next on this connection must not get ours."""
+        if found != request_id and str(found) != str(request_id):
+            response.close()
+            raise UpstreamProtocolError(
+                f"{self._shown} answered request {found!r:.40} on the connection of request {request_id}"
+            )
 
     async def _read_stream(
         self,

@@ -20,7 +20,7 @@ from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.lists import read_tools
 from toolscore.upstreams.process.spawn import ChildProtocol, CommandNotFound, spawn, stop
-from toolscore.upstreams.references import resolved
+from toolscore.upstreams.references import hidden, resolved
 from toolscore.upstreams.upstream import Host, Upstream
 
 __all__ = ["Life", "backoff_seconds"]
@@ -121,7 +121,7 @@ class Life:
             if self._up_at is not None:
                 upstream.restarts += 1
                 self._host.restarted(upstream)
-            error = ended.reason + self._last_line()
+            error = hidden(ended.reason + self._last_line(), upstream.spec)
             # What worked before, or stands elsewhere, may come back; a process of ours that never started is given up.
             never_started = start_failures >= self._host.rules.max_start_failures and not was_ever_up
             if ended.hopeless or (never_started and upstream.spec.command):
@@ -155,7 +155,8 @@ class Life:
                 finally:
                     upstream.connections.clear()
                     upstream.leave(connection)
-                    self._host.server_down(upstream, "idle" if self._sleeps else reason or "stopped on request")
+                    told = hidden(reason, upstream.spec) if reason else "stopped on request"
+                    self._host.server_down(upstream, "idle" if self._sleeps else told)
             return _End(reason) if reason is not None else None
         except CommandNotFound as exc:
             return _End(str(exc), hopeless=True)
@@ -219,7 +220,7 @@ class Life:
         failures = 0
         while not orders.stop.is_set():
             started = time.monotonic()
-            error = await self._run_instance(upstream.spec) + self._last_line()
+            error = hidden(await self._run_instance(upstream.spec) + self._last_line(), upstream.spec)
             if orders.stop.is_set():
                 break
             failures = 0 if time.monotonic() - started > HEALTHY_SECONDS else failures + 1

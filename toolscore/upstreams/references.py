@@ -6,17 +6,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["REFERENCE", "resolved", "resolved_text"]
+__all__ = ["REFERENCE", "hidden", "resolved", "resolved_text"]
 
 REFERENCE = re.compile(r"\$\{(?:file:([^}\0]+)|(env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?)\}")
 MAX_SECRET_BYTES = 64 * 1024
+MIN_HIDDEN = 4
+"""A shorter value is no secret, and stands in many words."""
 
 
 def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) -> UpstreamSpec:
@@ -38,6 +42,26 @@ def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) ->
         "headers": {name: text(given) for name, given in spec.headers.items()},
     }
     return spec.model_copy(update=changed)
+
+
+def hidden(text: str, spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) -> str:
+    """A text with references again where their values stand: errors repeat what a server was started with.
+
+    Args:
+        spec: the entry, with its references.
+    """
+    fields = (spec.command, *spec.args, *spec.env.values(), spec.cwd, spec.url, *spec.headers.values())
+    values: dict[str, str] = {}
+    for given in fields:
+        for match in REFERENCE.finditer(given or ""):
+            with contextlib.suppress(CommandNotFound):
+                value = resolved_text(match[0], environment)
+                if len(value) >= MIN_HIDDEN and value != match[0]:
+                    values[value] = match[0]
+                    values[quote(value, safe="")] = match[0]
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, values[value])
+    return text
 
 
 def resolved_text(given: str, environment: Mapping[str, str] = os.environ) -> str:

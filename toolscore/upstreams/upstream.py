@@ -31,6 +31,7 @@ from toolscore.upstreams.lists import Lists, read_list
 from toolscore.upstreams.opening import Dialer
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.protocol import BROADCAST, CHANGED_LISTS, ServerInfo, session_params
+from toolscore.upstreams.references import hidden
 from toolscore.upstreams.stdio import StdioConnection
 from toolscore.upstreams.subscriptions import Subscriptions
 
@@ -352,7 +353,7 @@ class Upstream:
         """Put it into another state, and wake whoever waits for one."""
         self.state = state
         if error is not None:
-            self.last_error = error
+            self.last_error = hidden(error, self.spec)
         elif state == "up":
             self.last_error = None
             self.up_since = timestamp()

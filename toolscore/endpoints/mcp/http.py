@@ -30,6 +30,7 @@ from toolscore.core.jsonrpc import (
     notification_frame,
     result_frame,
 )
+from toolscore.core.models import Principal
 from toolscore.endpoints.asgi import (
     ClientWatch,
     Receive,
@@ -161,7 +162,7 @@ class McpHttpEndpoint:
         Raises:
             ToolScoreError: what is not JSON-RPC's to say (an unknown server, a body over the bound).
         """
-        server = self._server(server_id)
+        server = self._server(server_id, principal_of(scope))
         if scope["method"] == "POST":
             await self._post(server, server_id, scope, receive, send)
         elif scope["method"] == "GET":
@@ -177,13 +178,15 @@ class McpHttpEndpoint:
         else:
             await send_json(send, 405, _refusal(-32600, "use POST, GET or DELETE"), [(b"allow", b"POST, GET, DELETE")])
 
-    def _server(self, server_id: str | None) -> McpServer:
+    def _server(self, server_id: str | None, principal: Principal) -> McpServer:
         if server_id is None:
             return self._all
+        if not self._gateway.shows_server(principal, server_id):
+            self._gateway.find_server(principal, server_id)  # raises ServerNotFound, as for one that never was
         server = self._single.get(server_id)
         if server is None or self._gateway.upstreams.find(server_id) is None:
             if not self._gateway.library.of_server(server_id):
-                self._gateway.upstreams.get(server_id)  # raises ServerNotFound with the ids there are
+                self._gateway.find_server(principal, server_id)  # raises ServerNotFound with the ids there are
             server = self._single[server_id] = McpServer(self._gateway, server_id)
         return server
 

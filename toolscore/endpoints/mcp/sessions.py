@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any
 
 from msgspec import Raw
@@ -170,6 +170,7 @@ class Sessions:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._of: Counter[str] = Counter()
         self._swept = time.monotonic()
 
     def open(
@@ -180,9 +181,10 @@ class Sessions:
         Raises:
             Overloaded: too many are open, and all are busy.
         """
-        self._make_room()
+        self._make_room(principal)
         session_id = secrets.token_urlsafe(24)
         self._sessions[session_id] = Session(self._gateway, server, server_id, params, version, principal)
+        self._of[principal.name] += 1
         return session_id
 
     def find(self, session_id: str, server_id: str | None, principal: Principal) -> Session | None:
@@ -197,11 +199,23 @@ class Sessions:
     def end(self, session_id: str) -> None:
         """End a session that is open."""
         session = self._sessions.pop(session_id)
+        self._of[session.principal.name] -= 1
+        if not self._of[session.principal.name]:
+            del self._of[session.principal.name]
         session.end()
         self._gateway.upstreams.client_gone(session)
 
-    def _make_room(self) -> None:
+    def _make_room(self, principal: Principal) -> None:
         limits = self._gateway.settings.current.limits
+        if self._of[principal.name] >= limits.max_sessions_per_principal:
+            own = (key for key, one in self._sessions.items() if one.principal.name == principal.name and not one.busy)
+            idlest = next(own, None)
+            if idlest is None:
+                raise Overloaded(
+                    f"{limits.max_sessions_per_principal} sessions of yours are open and in use: end one with DELETE",
+                    retry_after_seconds=60,
+                )
+            self.end(idlest)
         bound, oldest_use = limits.max_sessions, time.monotonic() - limits.session_idle_seconds
         if len(self._sessions) >= bound or time.monotonic() > self._swept + SWEEP_SECONDS:
             self._swept = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.endpoints.asgi import principal_of
 from toolscore.endpoints.health import health
@@ -26,7 +27,7 @@ def monitoring_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/health", summary="A check for each part")
     async def get_health(request: Request) -> Response:
-        data = await health(gateway)
+        data = await health(gateway, principal_of(request.scope))
         message = f"look at: {', '.join(data['unwell'])}" if data["unwell"] else ""
         return answer(request, data, message)
 
@@ -36,7 +37,8 @@ def monitoring_router(gateway: Gateway) -> APIRouter:
         return answer(request, {"status": "ready", "tools": len(gateway.library)})
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)  # its labels name all servers and tools
         await gateway.figures.refresh()
         return Response(gateway.metrics.render(), headers={"content-type": CONTENT_TYPE})
 

@@ -24,11 +24,17 @@ def servers_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/api/v1/servers", summary="List the servers")
     async def list_servers(request: Request) -> Response:
-        servers = [server_fields(gateway, upstream, principal_of(request.scope)) for upstream in gateway.upstreams]
+        who = principal_of(request.scope)
+        servers = [
+            server_fields(gateway, upstream, who)
+            for upstream in gateway.upstreams
+            if gateway.shows_server(who, upstream.server_id)
+        ]
         servers += [
             {"server_id": server_id, "kind": None, "state": "failed", "tools": 0, "instances": 0,
              "calls_in_flight": 0, "restarts": 0, "last_error": reason, "pid": None}
             for server_id, reason in gateway.servers.broken.items()
+            if gateway.shows_server(who, server_id)
         ]  # fmt: skip
         servers.sort(key=lambda server: str(server["server_id"]))
         return answer(request, {"servers": servers, "total_count": len(servers)})
@@ -56,11 +62,11 @@ def servers_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/api/v1/servers/{server_id}", summary="One server")
     async def get_server(request: Request, server_id: str) -> Response:
-        if (reason := gateway.servers.broken.get(server_id)) is not None:
+        who = principal_of(request.scope)
+        reason = gateway.servers.broken.get(server_id)
+        if reason is not None and gateway.shows_server(who, server_id):
             return answer(request, {"server_id": server_id, "state": "failed", "last_error": reason, "stderr": []})
-        return answer(
-            request, server_fields(gateway, gateway.upstreams.get(server_id), principal_of(request.scope), full=True)
-        )
+        return answer(request, server_fields(gateway, gateway.find_server(who, server_id), who, full=True))
 
     @router.delete("/api/v1/servers/{server_id}", summary="Detach a server")
     async def detach_server(request: Request, server_id: str) -> Response:

@@ -18,6 +18,7 @@ from toolscore.core.errors import (
     Overloaded,
     RateLimited,
     ToolNotFound,
+    UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -297,3 +298,31 @@ def test_our_own_servers_are_told_who_calls_and_others_are_not() -> None:
         assert not any(key.startswith("toolscore/") for key in double.metas[0])
 
     run(check)
+
+
+ODD_BLOCKS: list[Any] = [
+    None, 5, "x", [], {}, {"type": 5}, {"type": "text"}, {"type": "text", "text": None}, {"type": "image"},
+    {"type": "audio", "data": 5}, {"type": "resource", "resource": None}, {"type": "resource_link"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [None, "text", 5, {}, *([block] for block in ODD_BLOCKS)])
+def test_an_odd_result_is_no_success(content: Any) -> None:
+    async def check(gateway: MemoryGateway, _: Double) -> None:
+        with pytest.raises(UpstreamProtocolError, match="nonsense"):
+            await gateway.call("town__odd")
+
+    run(check, Double().tool("odd", lambda _: {"content": content}))
+
+
+def test_blocks_that_we_do_not_know_pass() -> None:
+    blocks = [
+        {"type": "text", "text": ""},
+        {"type": "hologram", "depth": 3},
+        {"type": "resource", "resource": {"uri": "a:b"}},
+    ]
+
+    async def check(gateway: MemoryGateway, _: Double) -> None:
+        assert decode((await gateway.call("town__odd")).content) == blocks
+
+    run(check, Double().tool("odd", lambda _: {"content": blocks}))

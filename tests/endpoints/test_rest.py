@@ -270,3 +270,19 @@ def test_openapi_describes_the_hot_route_with_examples(gateway: GatewayProcess) 
     example = body["examples"]["python"]["value"]
     assert gateway.http.post("/execute_tool", json=example).json()["data"]["content"][0]["text"] == "45"
     assert "/api/v1/servers/{server_id}/restart" in document["paths"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/api/v1/servers", "GET, POST"),
+        ("PUT", "/api/v1/servers/alpha", "DELETE, GET"),
+        ("GET", "/execute_tool", "POST"),
+        ("DELETE", "/health", "GET"),
+        ("PUT", "/mcp", "POST, GET, DELETE"),
+    ],
+)
+def test_allow_names_all_methods_of_an_address(gateway: GatewayProcess, method: str, path: str, allowed: str) -> None:
+    answer = gateway.http.request(method, path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed

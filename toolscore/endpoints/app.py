@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import os
 import resource
@@ -40,6 +41,7 @@ __all__ = ["AddressInUse", "create_app", "serve"]
 log = structlog.get_logger(__name__)
 
 MAX_DESCRIPTORS = 65_536
+PR_SET_DUMPABLE = 4
 SHUTDOWN_SECONDS = 5
 """How long those inside may take to finish once the doors are closed."""
 
@@ -241,6 +243,14 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def _keep_to_itself() -> None:
+    """Keep other processes of this user from reading our memory and environment, where keys and tokens stand."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if os.geteuid() == 0:
+        log.warning("running as root: servers that are not confined may read all of this gateway")
+
+
 def _raise_descriptors() -> None:
     """Take as many descriptors as this user may have: a thousand is soon used up by connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -261,6 +271,7 @@ async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gatewa
         AddressInUse, StoreError.
     """
     _raise_descriptors()
+    _keep_to_itself()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from toolscore.core.errors import InternalError, InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
 from toolscore.core.jsonrpc import encode
@@ -55,6 +56,10 @@ def add_failures(app: FastAPI) -> None:
         response.status_code = exc.status_code
         for name, value in (exc.headers or {}).items():
             response.headers[name] = value
+        if exc.status_code == 405:
+            methods = _methods_at(app, request.url.path)
+            if methods:
+                response.headers["allow"] = ", ".join(sorted(methods))
         return response
 
     async def invalid(request: Request, exc: Exception) -> Response:
@@ -70,3 +75,12 @@ def add_failures(app: FastAPI) -> None:
     app.add_exception_handler(Exception, ours_at_fault)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
+
+
+def _methods_at(app: FastAPI, path: str) -> set[str]:
+    """The methods of an address, of all its routes: Starlette names those of the first."""
+    found: set[str] = set()
+    for template, operations in app.openapi()["paths"].items():
+        if compile_path(template)[0].match(path):
+            found |= {method.upper() for method in operations}
+    return found

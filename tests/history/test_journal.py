@@ -165,6 +165,12 @@ def test_a_window_is_made_again(gateway: GatewayProcess) -> None:
     answer = gateway.http.post("/api/v1/calls/replay", json=body).json()
     assert (answer["data"]["replayed"], answer["data"]["same"]) == (5, 5)
     assert [one["call_id"] for one in answer["data"]["skipped"]]
+    again = gateway.http.post("/api/v1/calls/replay", json=body).json()["data"]
+    assert [one["reason"] for one in again["skipped"]].count("it was a replay itself") == 5
+    assert again["replayed"] == 0
+    asked = toolscore("calls", "replay", gateway=gateway)
+    assert asked.returncode == 2
+    assert "make the newest 100 calls of all tools again?" in asked.stderr
     assert gateway.http.post("/api/v1/calls/replay", json={"limt": 6}).json()["error"]["code"] == "invalid_arguments"
 
 

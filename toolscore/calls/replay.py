@@ -27,6 +27,10 @@ MAX_COMPARED_LINES = 2000
 """Of longer results the first difference is shown."""
 
 
+REPLAY_OF = "replay-of-"
+"""The request id of a replay begins so; the id of the call follows."""
+
+
 class Replay:
     """Makes recorded calls again."""
 
@@ -40,7 +44,6 @@ class Replay:
         recorded: dict[str, Any],
         principal: Principal,
         *,
-        request_id: str,
         server_id: str | None = None,
         confirm: bool = False,
     ) -> dict[str, Any]:
@@ -71,7 +74,7 @@ class Replay:
             tool.name,
             Raw(encode(recorded["arguments"])),
             caller=Caller(principal),
-            request_id=request_id,
+            request_id=f"{REPLAY_OF}{call_id}",
             server_id=tool.server_id,
             replay=True,
         )
@@ -106,17 +109,20 @@ class Replay:
         recorded: list[dict[str, Any]],
         principal: Principal,
         *,
-        request_id: str,
         server_id: str | None = None,
         confirm: bool = False,
     ) -> dict[str, Any]:
-        """Make recorded calls again, a few at a time, the oldest first; those that cannot be are named."""
+        """Make recorded calls again, a few at a time, the oldest first; those that cannot be are named, and those that
+        were replays themselves.
+        """
         places = asyncio.Semaphore(AT_ONCE)
 
         async def one(call: dict[str, Any]) -> dict[str, Any]:
+            if str(call["request_id"]).startswith(REPLAY_OF):
+                return {"tool_id": call["tool_id"], "skipped": "it was a replay itself", "then": call}
             async with places:
                 try:
-                    return await self.one(call, principal, request_id=request_id, server_id=server_id, confirm=confirm)
+                    return await self.one(call, principal, server_id=server_id, confirm=confirm)
                 except ToolScoreError as exc:
                     return {"tool_id": call["tool_id"], "skipped": exc.message, "then": {"call_id": call["call_id"]}}
 

@@ -94,12 +94,15 @@ def replay(
     since: Since = None,
     until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Make past calls again and show where the results differ. Exit code 1 if any does."""
     body: dict[str, Any] = _given({"against": against, "confirm": confirm or None})
     if call_id is None:
+        if not (yes or tool or server or outcome or since or until):
+            _ask(f"make the newest {limit} calls of all tools again?")
         body |= _given({"tool_id": tool, "server_id": server, "outcome": outcome, "since": since, "until": until,
                         "limit": limit})  # fmt: skip
     with connected(url, timeout=None) as client:
@@ -276,6 +279,19 @@ def clear(tool: Tool = None, server: Server = None, url: Url = DEFAULT_URL) -> N
     with connected(url) as client:
         found = answer_of(client.delete("/api/v1/cache", params=_given({"tool_id": tool, "server_id": server})))
     say(f"{found['forgotten']} results are forgotten")
+
+
+def _ask(question: str) -> None:
+    """Go on only if somebody says yes.
+
+    Raises:
+        typer.Exit: nobody does, or nobody is there.
+    """
+    if not sys.stdin.isatty():
+        say(f"{question} Choose some (CALL_ID, --tool, --server, --outcome, --since, --until), or pass --yes")
+        raise typer.Exit(2)
+    if not typer.confirm(question):
+        raise typer.Exit(1)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

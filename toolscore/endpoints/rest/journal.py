@@ -125,9 +125,7 @@ def journal_router(gateway: Gateway) -> APIRouter:
                 limit=wanted.limit,
             )  # fmt: skip
             calls = await journal.with_bodies(found)
-        data = await gateway.replay.many(
-            calls, who, request_id=request.state.request_id, server_id=wanted.against, confirm=wanted.confirm
-        )
+        data = await gateway.replay.many(calls, who, server_id=wanted.against, confirm=wanted.confirm)
         message = f"{data['replayed']} calls made again, {data['same']} with the same result"
         return answer(request, data, message)
 
@@ -136,9 +134,7 @@ def journal_router(gateway: Gateway) -> APIRouter:
         who, wanted = principal_of(request.scope), read_as(body or {}, ReplayRequest)
         with _reading():
             call = await journal.get(call_id, None if ADMIN in who.scopes else who.name)
-        data = await gateway.replay.one(
-            call, who, request_id=request.state.request_id, server_id=wanted.against, confirm=wanted.confirm
-        )
+        data = await gateway.replay.one(call, who, server_id=wanted.against, confirm=wanted.confirm)
         return answer(request, data, "the same result" if data["same"] else "the result differs")
 
     return router

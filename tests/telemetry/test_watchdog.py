@@ -17,12 +17,12 @@ def test_a_stall_is_told_with_where_the_loop_stands() -> None:
             async with Watchdog(seconds.append) as watchdog:
                 watchdog.armed = True
                 await asyncio.sleep(0.1)
-                until = time.monotonic() + 0.6
-                while time.monotonic() < until:
+                until = time.thread_time() + 0.5  # of its own: a busy machine takes longer
+                while time.thread_time() < until:
                     sum(range(1000))  # stands here
                 while not watchdog.stalls:
                     await asyncio.sleep(0.01)
-        assert max(seconds) > 0.4
+        assert max(seconds) > 0.3
         assert watchdog.busiest_seconds > 0.1
         told = next(line for line in logs if line["event"].startswith("the event loop stood"))
         assert "test_watchdog.py" in told["stack"]

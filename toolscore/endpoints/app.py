@@ -206,7 +206,6 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
                     task.result()
                     raise RuntimeError("the HTTP server ended at its start")
                 await asyncio.sleep(0.005)
-            gateway.watchdog.armed = True
             yield
         finally:
             await gateway.close_calls(SHUTDOWN_SECONDS)
@@ -298,5 +297,6 @@ async def _serve(
                 if is_loopback(settings.core_services.toolscore_http.host) and settings.access.local_without_key:
                     log.info("open to this machine only, where nobody is asked for a key")
                 ready(gateway)
+                gateway.watchdog.armed = True
                 await stop.wait()
                 log.info("shutting down")

@@ -1,6 +1,7 @@
 """Watches the event loop: whatever keeps it from turning keeps every caller waiting.
 
-A beat on the loop notes the time; a thread looks whether beats come, and where the loop stands if they do not.
+A beat on the loop notes the time; a thread looks whether beats come, and where the loop stands if they do not. The time
+for which the machine gave the thread no processor is not the loop's.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Watchdog:
         self.armed = False
         self.stalls = 0
         self.busiest_seconds = 0.0
-        self._beat_at = self._worked = 0.0
+        self._beat_at = self._worked = self._waited = 0.0
+        self._schedule = ""
         self._stack: str | None = None
         self._logged_at = -LOG_SECONDS
         self._unlogged = 0
@@ -53,6 +55,8 @@ class Watchdog:
 
     async def __aenter__(self) -> Watchdog:
         self._thread_id = threading.get_ident()
+        self._schedule = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+        self._waited = _waited(self._schedule)
         self._beat_at, self._worked = time.monotonic(), time.thread_time()
         self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -67,7 +71,9 @@ class Watchdog:
 
     def _beat(self) -> None:
         now, worked = time.monotonic(), time.thread_time()
-        late = now - self._beat_at - BEAT_SECONDS
+        waited, before = _waited(self._schedule), self._waited
+        late = now - self._beat_at - BEAT_SECONDS - (waited - before)
+        self._waited = waited
         if self.armed:
             self.busiest_seconds = max(self.busiest_seconds, worked - self._worked)
         if late > STALL_SECONDS and self.armed:
@@ -98,3 +104,12 @@ class Watchdog:
                     stack = "".join(traceback.format_stack(frame, MAX_FRAMES)) if frame is not None else None
                     if beat == self._beat_at:
                         self._stack = stack
+
+
+def _waited(schedule: str) -> float:
+    """Seconds for which a thread could have run and had no processor; 0 where the kernel does not tell."""
+    try:
+        with open(schedule, "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0

@@ -246,8 +246,8 @@ class ToolGapDetector:
 
 
 def _said(confidence: float, tools: list[Found]) -> float:
-    """How sure a verdict is said to be."""
-    return round(min(confidence, CEILING) if tools else confidence, 3)
+    """How sure a verdict is said to be; only that there is no tool at all is certain."""
+    return 1.0 if confidence == 1.0 and not tools else round(min(confidence, CEILING), 3)
 
 
 def _of_all(whole: Step, steps: list[Step]) -> tuple[Verdict, float, str]:

@@ -246,8 +246,6 @@ def _keep_to_itself() -> None:
     """Keep other processes of this user from reading our memory and environment, where keys and tokens stand."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    if os.geteuid() == 0:
-        log.warning("running as root: servers that are not confined may read all of this gateway")
 
 
 def _raise_descriptors() -> None:
@@ -296,6 +294,8 @@ async def _serve(
             async with open_doors(gateway, http_socket, router_socket):
                 if is_loopback(settings.core_services.toolscore_http.host) and settings.access.local_without_key:
                     log.info("open to this machine only, where nobody is asked for a key")
+                if os.geteuid() == 0:
+                    log.warning("running as root: servers that are not confined may read all of this gateway")
                 ready(gateway)
                 gateway.watchdog.armed = True
                 await stop.wait()

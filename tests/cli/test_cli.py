@@ -150,6 +150,15 @@ def test_what_servers_wrote_cannot_steer_the_terminal(tmp_path: Path) -> None:
             done = toolscore(*command, gateway=process)
             assert not set(done.stdout + done.stderr) & set("\x1b\x07\x9b\u202e\u2069"), command
         assert not set(process.output()) & set("\x1b\x07\x9b\u202e\u2069")
+        for more in ((), ("--json",)):
+            command = [sys.executable, "-m", "toolscore", "events", "--since", "0", "--url", process.url, *more]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follows:
+                assert follows.stdout is not None
+                seen = ""
+                while "city__measure" not in seen:
+                    seen = follows.stdout.readline()
+                    assert not set(seen) & set("\x1b\x07\x9b\u202e\u2069")
+                follows.kill()
 
 
 def test_the_data_folder_is_its_owners_alone(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from toolscore.cli.terminal import (
     first_line,
     print_json,
     print_table,
+    print_text,
 )
 from toolscore.cli.terminal import say as tell
 from toolscore.core.plain import plain
@@ -68,7 +69,7 @@ def _print_analysis(analysis: dict[str, Any]) -> None:
         print(f"{label}: {plain(one['capability'])}   keywords: {plain(' '.join(one['keywords']))}")
     if analysis["missing"]:
         words = " ".join(analysis["missing"][0]["keywords"]) or analysis["task_description"]
-        print(f"\nFind a server for it:  toolscore catalog search {shlex.quote(words)}")
+        print_text(f"\nFind a server for it:  toolscore catalog search {shlex.quote(words)}")
 
 
 def install(

@@ -18,6 +18,7 @@ from toolscore.cli.terminal import (
     first_line,
     print_json,
     print_table,
+    print_text,
     say,
 )
 from toolscore.core.plain import plain
@@ -179,7 +180,7 @@ def diff(tool: ToolId, url: Url = DEFAULT_URL) -> None:
     with connected(url) as client:
         pin = answer_of(client.get(f"/api/v1/pins/{tool}"))
     if not pin["quarantined"]:
-        print(f"{tool} is what it was when it was pinned ({pin['pinned_at']}, {pin['pinned_by']})")
+        print_text(f"{tool} is what it was when it was pinned ({pin['pinned_at']}, {pin['pinned_by']})")
         return
     _print_change(pin)
     say(f"to take it: toolscore pins approve {tool} --definition {pin['held_hash'][:12]}")
@@ -244,9 +245,9 @@ def match(
     seen = f"seen {found['count']} times" if found["count"] else "not seen before"
     print(plain(f"{found['category']}: {found['template']}  ({seen})"))
     if found["suggestion"]:
-        print(f"  try: {found['suggestion']}  (confidence {found['confidence']})")
+        print_text(f"  try: {found['suggestion']}  (confidence {found['confidence']})")
     for one in found["similar"]:
-        print(f"  like: {first_line(one['template'])}  ({one['similarity']}, {one['count']} times)")
+        print_text(f"  like: {first_line(one['template'])}  ({one['similarity']}, {one['count']} times)")
 
 
 @errors.command("fix")
@@ -303,9 +304,11 @@ def _print_replayed(one: dict[str, Any]) -> None:
     took = (
         f", {then['duration_ms']:.1f} ms then, {now['duration_ms']:.1f} now" if now["duration_ms"] is not None else ""
     )
-    print(f"{one['tool_id']} ({then['call_id']}): {'the same' if one['same'] else 'DIFFERENT'}{took}")
+    print_text(f"{one['tool_id']} ({then['call_id']}): {'the same' if one['same'] else 'DIFFERENT'}{took}")
     if then["outcome"] != now["outcome"]:
-        print(f"  outcome: {then['outcome']} then, {now['outcome']} now{': ' + now['error'] if now['error'] else ''}")
+        print_text(
+            f"  outcome: {then['outcome']} then, {now['outcome']} now{': ' + now['error'] if now['error'] else ''}"
+        )
     if one["definition_changed"]:
         print("  the tool's definition has changed since")
     if one["result_was_redacted"]:
@@ -314,7 +317,7 @@ def _print_replayed(one: dict[str, Any]) -> None:
 
 
 def _print_change(pin: dict[str, Any]) -> None:
-    print(f"{pin['tool_id']}: {pin['change']} since {pin['since']}")
+    print_text(f"{pin['tool_id']}: {pin['change']} since {pin['since']}")
     for reason in pin["reasons"]:
         print(f"  - {plain(reason)}")
     _print_diff(pin["diff"])

@@ -20,6 +20,7 @@ from toolscore.cli.terminal import (
     print_text,
     say,
 )
+from toolscore.core.plain import escaped, plain
 
 __all__ = ["call", "events", "search", "servers", "tools"]
 
@@ -176,7 +177,7 @@ def events(
             say(f"following {url}, Ctrl-C ends it")
             for line in response.iter_lines():
                 if line.startswith("data: "):
-                    print(line[6:] if as_json else _event_line(json.loads(line[6:])), flush=True)
+                    print(escaped(line[6:]) if as_json else plain(_event_line(json.loads(line[6:]))), flush=True)
     except KeyboardInterrupt:
         return
     say("the gateway closed the stream")

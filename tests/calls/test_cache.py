@@ -226,6 +226,18 @@ def test_a_past_result_stands_in_for_one_that_cannot_be_had(tmp_path: Path) -> N
         assert said["result"]["_meta"]["toolscore/stale"]["age_seconds"] >= 0
 
 
+def test_a_write_that_its_server_did_not_survive_ends_what_is_kept_and_no_more(tmp_path: Path) -> None:
+    fickle = Fickle(tmp_path / "fickle")
+    with running_gateway({"city": fickle.entry}, settings=SETTINGS) as process:
+        process.wait_for_state("city", "up")
+        assert [level(process, "Rome") for _ in range(2)] == [None, "l1"]
+        fickle.order(die=True)
+        assert process.execute("city__write", {"city": "Rome"})["error"]["code"] == "outcome_unknown"
+        fickle.order()
+        process.wait_for_state("city", "up")
+        assert [level(process, "Rome") for _ in range(2)] == [None, "l1"]
+
+
 def test_another_definition_or_other_settings_make_it_worthless(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}, settings=SETTINGS) as process:

@@ -90,7 +90,8 @@ class KeptResults:
             settled = exc.upstream_error is not None
             raise
         finally:
-            after = self._cache.changed(server_id, call.patience, settled or not call.attempt.asked)
+            over = settled or call.attempt.over or not call.attempt.asked
+            after = self._cache.changed(server_id, call.patience, over)
             if after is not None:
                 await after
 

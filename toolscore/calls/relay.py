@@ -91,6 +91,7 @@ class Relay:
                     f"{waited}, and it may have done its work: find out before you call it again"
                 ) from exc
             except ConnectionLost as exc:
+                attempt.over = True
                 _broke_off(exc, server_id, what, safe_to_repeat)
             except RemoteError as exc:
                 _refused(exc, server_id, what)

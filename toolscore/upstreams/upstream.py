@@ -31,7 +31,6 @@ from toolscore.upstreams.lists import Lists, read_list
 from toolscore.upstreams.opening import Dialer
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.protocol import BROADCAST, CHANGED_LISTS, ServerInfo, session_params
-from toolscore.upstreams.references import hidden
 from toolscore.upstreams.stdio import StdioConnection
 from toolscore.upstreams.subscriptions import Subscriptions
 
@@ -51,12 +50,18 @@ DRAIN_POLL_SECONDS = 0.01
 
 
 class Attempt:
-    """Whether a request has been handed to a server: if so, it may have been carried out."""
+    """What became of a request.
 
-    __slots__ = ("asked",)
+    Attributes:
+        asked: it has been handed to a server: it may have been carried out.
+        over: the server went away with it: it does no more from now on.
+    """
+
+    __slots__ = ("asked", "over")
 
     def __init__(self) -> None:
         self.asked = False
+        self.over = False
 
 
 class Host(Protocol):
@@ -353,7 +358,7 @@ class Upstream:
         """Put it into another state, and wake whoever waits for one."""
         self.state = state
         if error is not None:
-            self.last_error = hidden(error, self.spec)
+            self.last_error = error
         elif state == "up":
             self.last_error = None
             self.up_since = timestamp()

@@ -340,9 +340,13 @@ def test_sockets_and_streams_end_with_the_key_that_opened_them(gateway: GatewayP
     headers = bearer(shown)
     stays = bearer(gateway.ada)  # type: ignore[attr-defined]
 
+    opened = 0
+
     async def socket_ends(url: str, subprotocol: str | None) -> int:
         protocols = [Subprotocol(subprotocol)] if subprotocol else None
         async with connect(url, subprotocols=protocols, additional_headers=headers, max_size=None) as socket:
+            nonlocal opened
+            opened += 1
             with contextlib.suppress(ConnectionClosed):
                 while True:
                     await socket.recv()
@@ -359,6 +363,8 @@ def test_sockets_and_streams_end_with_the_key_that_opened_them(gateway: GatewayP
                 more["mcp-session-id"] = (await http.post("/mcp", headers=both, json=hello)).headers["mcp-session-id"]
             async with http.stream("GET", path, headers=more) as stream:
                 assert stream.status_code == 200
+                nonlocal opened
+                opened += 1
                 with contextlib.suppress(httpx.RemoteProtocolError):
                     async for _ in stream.aiter_raw():
                         pass
@@ -377,7 +383,9 @@ def test_sockets_and_streams_end_with_the_key_that_opened_them(gateway: GatewayP
                 )
             ]
             if how == "key":
-                await asyncio.sleep(1)
+                async with asyncio.timeout(10):
+                    while opened < len(doors):
+                        await asyncio.sleep(0.01)
                 assert not any(door.done() for door in doors)
                 await asyncio.to_thread(revoked, gateway, shown)
             async with asyncio.timeout(10):

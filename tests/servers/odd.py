@@ -95,6 +95,13 @@ def call(request_id, params):
         TOOLS.append(tool(said))
         send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
         answer(request_id, text("added"))
+    elif KIND == "farewell":  # much to say, the answer last, and gone
+        notes = '{"jsonrpc":"2.0","method":"notifications/a"}\n' * 3000
+        with LOCK:
+            last = {"jsonrpc": "2.0", "id": request_id, "result": text("the last word")}
+            sys.stdout.write(notes + json.dumps(last) + "\n")
+            sys.stdout.flush()
+            os._exit(0)
     elif KIND == "large":
         answer(request_id, text("x" * int(said)))
     elif KIND == "exact":

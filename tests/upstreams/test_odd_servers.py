@@ -302,3 +302,11 @@ def test_a_list_of_a_million_empties_is_refused() -> None:
         assert "over the bound" in server["last_error"]
         assert psutil.Process(one.pid).memory_info().rss - before < 80 * 1024 * 1024
         assert one.busiest_seconds() < STALL_SECONDS
+
+
+def test_what_a_server_said_before_it_went_is_heard() -> None:
+    with running_gateway({"farewell": odd("farewell")}) as process:
+        for _ in range(5):
+            process.wait_for_state("farewell", "up")
+            assert process.text("farewell__echo", {"text": "x"}) == "the last word"
+            process.http.post("/api/v1/servers/farewell/restart")

@@ -243,8 +243,8 @@ class Authenticator:
         """What was shown and accepted, to be looked at again later; `None`: nothing that could end."""
         shown = api_key or (authorization or "").partition(" ")[2].strip()
         if KEY.fullmatch(shown):
-            return Credential(shown[3:15], None)
-        expires = expiry(shown)
+            return Credential(shown[3:15], None) if shown[3:15] != OUR_KEY[3:15] else None
+        expires = expiry(shown) if self._tokens is not None else None
         return Credential(None, expires) if expires is not None else None
 
     async def refresh(self) -> None:
@@ -257,9 +257,7 @@ class Authenticator:
         if credential.key_id is None:
             return "the token has expired" if (credential.expires_at or 0.0) <= time.time() else None
         row = self._keys.get(credential.key_id)
-        if row is None:
-            return None if hmac.compare_digest(credential.key_id, OUR_KEY[3:15]) else "the key is gone"
-        return _ended(row)
+        return _ended(row) if row is not None else "the key is gone"
 
     # API keys
 

@@ -105,7 +105,6 @@ class TokenKeys:
         except Exception as exc:  # whatever that server says: the keys that are known go on
             log.error("cannot fetch the keys of the authorization server", url=self._rules.jwks_url, error=str(exc))
         finally:
-            self._jwks_at = time.monotonic()
             self._fetching = None
 
     async def _signing_key(self, key_id: Any) -> Any:

@@ -43,7 +43,7 @@ async def run_fixes_bench(journal: Journal) -> dict[str, Any]:
     """Replay a journal. Returns `failures`, `mended`, `shown`, `right` and `precision` (`None`: nothing was shown)."""
     calls, schemas = journal
     now = 0.0
-    failures = mended = right = 0
+    failures = mended = 0
     waiting: dict[tuple[str, str], list[tuple[Replayed, Fix | None, list[str]]]] = {}
     ended: list[bool] = []
     async with open_database("sqlite+aiosqlite://") as database:

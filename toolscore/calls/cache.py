@@ -140,7 +140,6 @@ class _Flight:
 
     def __init__(self, slot: Slot, task: asyncio.Task[Made]) -> None:
         self.task = task
-        self.tool = slot.tool
         self.epoch = slot.epoch
         self.began_at = time.time()
         self.waiting = 0

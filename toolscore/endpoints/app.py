@@ -216,13 +216,15 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the data folder for this gateway.
+    """Hold the data folder for this gateway, and keep others of this machine out of it.
 
     Raises:
         AddressInUse: another gateway has it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.geteuid():
+            folder.chmod(0o700)
         lock = open(folder / "gateway.lock", "a+")  # noqa: SIM115
     except OSError:  # the database says what is wrong with it
         yield

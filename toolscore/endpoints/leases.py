@@ -69,6 +69,6 @@ class Leases:
 
 
 async def _end(end: Callable[[str], Awaitable[None]], reason: str) -> None:
-    with contextlib.suppress(Exception, asyncio.TimeoutError):  # it may have closed by itself
+    with contextlib.suppress(Exception):  # it may have closed by itself
         async with asyncio.timeout(END_SECONDS):
             await end(reason)

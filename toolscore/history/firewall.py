@@ -321,7 +321,7 @@ class ErrorFirewall:
             self._vectors.pop(pattern.pattern_id, None)
         if principal not in pattern.seen_by and len(pattern.seen_by) < MAX_CALLERS:
             pattern.seen_by.append(principal)
-        if pattern.count < 20 or pattern.count % 20 == 0:
+        if _worth_writing(pattern.count):
             row = {**msgspec.structs.asdict(pattern), "seen_by": encode(pattern.seen_by).decode()}
             self.writes.put(lambda: self._database.save_patterns([row], []))
         return pattern
@@ -436,6 +436,7 @@ class ErrorFirewall:
                 fix.callers = (*fix.callers, principal)
         else:
             fix.failed += 1
+        fix.last_used = timestamp()
         self._put(fix)
         return fix
 
@@ -460,14 +461,14 @@ class ErrorFirewall:
         for fix in of_pattern.values():
             if fix.tool_id == tool_id and fix.text is None:
                 fix.baseline = baseline
-                self._put(fix)
+                if _worth_writing(baseline.count):
+                    self._put(fix)
 
     def _put(self, fix: Fix) -> None:
         if fix.fix_id not in self._fixes.get(fix.pattern_id, {}):
             if self._fix_count >= MAX_FIXES:
                 self._drop_oldest_fixes()  # which may be all that the pattern had
             self._fix_count += 1
-        fix.last_used = timestamp()
         self._fixes.setdefault(fix.pattern_id, {})[fix.fix_id] = fix
         row = {"fix_id": fix.fix_id, "pattern_id": fix.pattern_id, "tool_id": fix.tool_id,
                "content": encode(fix).decode()}  # fmt: skip
@@ -506,6 +507,11 @@ class ErrorFirewall:
             tools.discard(key[1])
             if not tools:
                 del self._open_of[key[0]]
+
+
+def _worth_writing(count: int) -> bool:
+    """Whether a count that grows with each failure is written this time."""
+    return count < 20 or count % 20 == 0
 
 
 def _decoded(arguments: Raw) -> Any:

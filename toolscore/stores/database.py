@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -420,8 +419,9 @@ async def open_database(url: str) -> AsyncIterator[Database]:
     if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
         path = Path(str(parsed.database))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _keep_private(path.parent)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.chmod(0o700)  # whatever the umask; one that was there is not ours to close
             # Specifications of attached servers may hold secrets: for the owner's eyes only.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as exc:
@@ -439,14 +439,6 @@ async def open_database(url: str) -> AsyncIterator[Database]:
         yield Database(engine)
     finally:
         await engine.dispose()
-
-
-def _keep_private(folder: Path) -> None:
-    """Keep a folder of ours from others, whatever the umask; not one that many share."""
-    about = folder.stat()
-    shared = about.st_mode & stat.S_ISVTX or folder.resolve() in (Path.home(), Path("/"))
-    if about.st_uid == os.geteuid() and about.st_mode & 0o077 and not shared:
-        folder.chmod(0o700)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -93,7 +93,7 @@ class Judge:
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._process: asyncio.subprocess.Process | None = None
-        self._knows: int | None = None
+        self._knows: Compiled | None = None
 
     async def __aenter__(self) -> Judge:
         return self
@@ -133,11 +133,11 @@ class Judge:
             )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        schema = compiled.schema if self._knows != id(compiled.schema) else None
+        schema = compiled.schema if self._knows is not compiled else None
         question = await asyncio.to_thread(lambda: encode([schema, value]) + b"\n")
         self._process.stdin.write(question)
         await self._process.stdin.drain()
-        self._knows = id(compiled.schema)
+        self._knows = compiled
         return await self._process.stdout.readexactly(1) == b"1"
 
     async def _end(self) -> None:

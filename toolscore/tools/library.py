@@ -231,8 +231,7 @@ class UnifiedToolLibrary:
     async def prepare(self, server_id: str, definitions: list[dict[str, Any]]) -> None:
         """Judge beside the loop what a server lists now, if it is much; `update` then takes it at once."""
         if server_id not in self._trusted:
-            usable = [definition for definition in definitions if is_usable(server_id, definition)]
-            await self.pins.prepare(server_id, usable, lambda: self._names_beside(server_id))
+            await self.pins.prepare(server_id, definitions, lambda: self._names_beside(server_id))
 
     def update(self, server_id: str, spec: UpstreamSpec, definitions: list[dict[str, Any]]) -> None:
         """Take what a server lists now, as far as the pins let it; what it lists no more is removed."""
@@ -255,13 +254,14 @@ class UnifiedToolLibrary:
                     else msgspec.structs.replace(old, tags=spec.tags, held=verdict.held)
                 )
                 continue
+            seen = old or away.get(name)
             own[name] = Tool(
                 tool_id=old.tool_id if old else tool_id(server_id, name),
                 server_id=server_id,
                 name=name,
                 definition=verdict.definition,
                 definition_hash=verdict.definition_hash,
-                first_seen=next((one.first_seen for one in (old, away.get(name)) if one), None) or timestamp(now()),
+                first_seen=seen.first_seen if seen else timestamp(now()),
                 tags=spec.tags,
                 held=verdict.held,
             )

@@ -22,6 +22,7 @@ from toolscore.core.models import Change, Held, definition_hash, timestamp
 from toolscore.core.rules import Rules
 from toolscore.stores import Database, WriteBehind
 from toolscore.tools.changes import classify, find_renamed, first_sight, in_reasons, readable_diff
+from toolscore.tools.schemas import problem_of
 
 __all__ = ["Pin", "PinRules", "Pins", "Verdict"]
 
@@ -115,11 +116,10 @@ class Pins:
         of_server = self._pins.get(server_id, {})
         listed = {definition["name"]: definition for definition in definitions}
         changed = [
-            (definition, pin, digest)
+            (definition, pin)
             for name, definition in listed.items()
             for pin in (of_server.get(name),)
-            for digest in (definition_hash(definition),)
-            if pin is None or pin.definition_hash != digest
+            if pin is None or pin.definition != definition
         ]
         if len(changed) <= FEW:
             return
@@ -128,10 +128,9 @@ class Pins:
 
         def judge() -> dict[tuple[str, str | None, str], Change | None]:
             return {
-                (definition["name"], pin.definition_hash if pin is not None else None, digest): _change(
-                    pin, definition, gone, names, joins
-                )
-                for definition, pin, digest in changed
+                _key(pin, definition, definition_hash(definition)): _change(pin, definition, gone, names, joins)
+                for definition, pin in changed
+                if problem_of(definition) is None
             }
 
         self._judged[server_id] = await asyncio.to_thread(judge)
@@ -174,7 +173,7 @@ class Pins:
             if trusted:
                 verdict, pin = Verdict(definition, digest), _pin(server_id, definition, digest)
             else:
-                key = (name, pin.definition_hash if pin is not None else None, digest)
+                key = _key(pin, definition, digest)
                 change = judged[key] if key in judged else _change(pin, definition, before, names(), bool(of_server))
                 verdict, pin = self._judge(server_id, pin, definition, digest, change)
             verdicts[name] = verdict
@@ -225,7 +224,7 @@ class Pins:
         name = definition["name"]
         if change is None:
             action: Action = "accept"
-        elif pin is None and not (self._pins.get(server_id) or change.changed):
+        elif pin is None and not self._pins.get(server_id):
             action = self.rules.first
         else:
             action = getattr(self.rules, change.kind)
@@ -293,6 +292,10 @@ def _change(
     found = change.reasons if change is not None else ()
     diff = readable_diff(gone[place], definition)
     return Change(kind="suspicious", reasons=(reason, *found), changed=("name",), diff=diff)
+
+
+def _key(pin: Pin | None, definition: dict[str, Any], digest: str) -> tuple[str, str | None, str]:
+    return definition["name"], pin.definition_hash if pin is not None else None, digest
 
 
 def _pin(server_id: str, definition: dict[str, Any], digest: str, held: Held | None = None) -> Pin:

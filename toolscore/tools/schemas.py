@@ -14,7 +14,7 @@ from toolscore.core.models import Tool
 from toolscore.tools.checking import Compiled, branches_of
 from toolscore.upstreams.headers import Mirrored, mirrored_arguments
 
-__all__ = ["Schemas", "compile_schema", "is_usable"]
+__all__ = ["Schemas", "compile_schema", "is_usable", "problem_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -136,17 +136,22 @@ def _at_pointer(schema: Any, reference: str) -> Any:
 
 def is_usable(server_id: str, definition: dict[str, Any]) -> bool:
     """Whether a definition can be kept, shown and judged; if not the tool is left out, and the log says why."""
-    problem = None
-    if len(definition["name"]) > MAX_NAME:
-        problem = f"its name has more than {MAX_NAME} characters"
-    elif _depth(definition) > MAX_DEFINITION_DEPTH:
-        problem = f"it is nested more than {MAX_DEFINITION_DEPTH} levels deep"
-    elif len(encode(definition)) > MAX_DEFINITION_BYTES:
-        problem = f"it has more than {MAX_DEFINITION_BYTES // 1024} KB"
+    problem = problem_of(definition)
     if problem is not None:
         log.error("a tool's definition is not usable: it is left out", server=server_id,
                   tool=definition["name"][:100], reason=problem)  # fmt: skip
     return problem is None
+
+
+def problem_of(definition: dict[str, Any]) -> str | None:
+    """Why a definition cannot be kept, shown and judged; `None`: it can."""
+    if len(definition["name"]) > MAX_NAME:
+        return f"its name has more than {MAX_NAME} characters"
+    if _depth(definition) > MAX_DEFINITION_DEPTH:
+        return f"it is nested more than {MAX_DEFINITION_DEPTH} levels deep"
+    if len(encode(definition)) > MAX_DEFINITION_BYTES:
+        return f"it has more than {MAX_DEFINITION_BYTES // 1024} KB"
+    return None
 
 
 def _depth(value: Any) -> int:

@@ -398,8 +398,7 @@ class HttpConnection:
         if response.status == 404 and in_session:
             raise _SessionGone
         if frame is not None and isinstance(frame.error, Raw):
-            if frame.id is not None:
-                self._check_id(response, frame.id, request_id)
+            self._check_id(response, frame.id, request_id)
             raise remote_error(frame.error)
         if response.status in (301, 302, 303, 307, 308):
             target = self._url.join(URL(response.headers.get("Location", "")))
@@ -420,7 +419,7 @@ class HttpConnection:
 
     def _check_id(self, response: aiohttp.ClientResponse, found: Any, request_id: int) -> None:
         """An answer to another request than ours came first: whoever is next on this connection must not get ours."""
-        if found != request_id and str(found) != str(request_id):
+        if found is not None and str(found) != str(request_id):
             response.close()
             raise UpstreamProtocolError(
                 f"{self._shown} answered request {found!r:.40} on the connection of request {request_id}"

@@ -96,6 +96,11 @@ class _Lines(ChildProtocol):
                 self._head = bytes(self._buffer[:EDGE_BYTES])
                 self._buffer = self._buffer[-EDGE_BYTES:]
 
+    async def caught_up(self) -> None:
+        """Wait until all that was read has been taken."""
+        while self._later and not self._cut:
+            await asyncio.sleep(0)
+
     def _go_on(self) -> None:
         data, self._later = self._later, b""
         if not self._cut:
@@ -238,4 +243,5 @@ async def _watch(lines: _Lines, connection: StdioConnection) -> None:
                 await asyncio.shield(lines.exited)
         except TimeoutError:
             pass
+    await lines.caught_up()
     connection.closed(lines.exit_reason())

@@ -1,18 +1,23 @@
 """Admission: which calls run, which wait and which are turned away. All of it is bounded, and fair between principals.
 
-Each principal has a queue of its own, and the queues take turns. So a principal that sends a thousand calls delays
-another by one call.
+Each principal has a queue of its own, and a free place goes to whoever holds the fewest. Calls are not ended to make
+room. So some places are always left for others: a principal alone gets at most three quarters of them, and never the
+last one, however long its calls take.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 __all__ = ["Admission", "Busy"]
 
+OTHERS_SHARE = 3
+"""A principal takes one more place only while it holds fewer than so many for each that is free."""
+EVERYBODY = ("", "local")
+"""The names of callers whom nobody tells apart: there are no others to leave places for."""
 LEAST_RETRY_SECONDS = 0.1
 MOST_RETRY_SECONDS = 60.0
 
@@ -50,6 +55,7 @@ class Admission:
     def __init__(self, max_concurrent: int, max_queued: int) -> None:
         self._max_concurrent, self._max_queued = max_concurrent, max_queued
         self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self._held: Counter[str] = Counter()
         self.running = 0
         self.waiting = 0
         self.refused = 0
@@ -66,8 +72,8 @@ class Admission:
         Raises:
             Busy: the queue is full.
         """
-        if self.running < self._max_concurrent:
-            self.running += 1
+        if self._has_room(principal):
+            self._start(principal)
         else:
             await self._wait(principal, on_position)
         loop = asyncio.get_running_loop()
@@ -76,8 +82,26 @@ class Admission:
             yield
         finally:
             self._seconds += 0.1 * (loop.time() - began - self._seconds)
-            self.running -= 1
-            self._next()
+            self._end(principal)
+
+    def _has_room(self, principal: str) -> bool:
+        """Whether one more call of this principal may run. Nobody waits for whom that is so."""
+        free = self._max_concurrent - self.running
+        if free <= 0 or principal in EVERYBODY:
+            return free > 0
+        held = self._held[principal]
+        return not held or (free > 1 and held < OTHERS_SHARE * free)
+
+    def _start(self, principal: str) -> None:
+        self.running += 1
+        self._held[principal] += 1
+
+    def _end(self, principal: str) -> None:
+        self.running -= 1
+        self._held[principal] -= 1
+        if not self._held[principal]:
+            del self._held[principal]
+        self._next()
 
     async def _wait(self, principal: str, on_position: Callable[[int], None] | None) -> None:
         if self.waiting >= self._max_queued and not self._make_room(principal):
@@ -91,8 +115,7 @@ class Admission:
             await waiter.turn
         except asyncio.CancelledError:
             if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
-                self.running -= 1  # our turn had come already
-                self._next()
+                self._end(principal)  # our turn had come already
             else:
                 self._leave(principal, waiter)
             raise
@@ -126,15 +149,16 @@ class Admission:
         )
 
     def _next(self) -> None:
-        while self._queues and self.running < self._max_concurrent:
-            principal, queue = next(iter(self._queues.items()))
+        while fitting := [principal for principal in self._queues if self._has_room(principal)]:
+            principal = min(fitting, key=lambda name: self._held[name])
+            queue = self._queues[principal]
             waiter = queue.popleft()
             self.waiting -= 1
             del self._queues[principal]
             if queue:
                 self._queues[principal] = queue  # to the end of the line
             if not waiter.turn.done():
-                self.running += 1
+                self._start(principal)
                 waiter.turn.set_result(None)
         self._tell_positions()
 

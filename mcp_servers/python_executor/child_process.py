@@ -38,7 +38,7 @@ class Ending:
 
     Attributes:
         answer: what the child said, or `None`.
-        reason: why there is no answer: `exit`, `time`, `disk`, `protocol` or `sandbox`.
+        reason: why there is no answer: `exit`, `time`, `output`, `disk`, `protocol` or `sandbox`.
         status: the wait status, where it is known.
         cpu_seconds: CPU time of the child, where it is known.
         out_of_memory: the kernel killed the child for its memory.
@@ -96,6 +96,8 @@ class ChildProcess:
     released: bool = False
     spoiled: bool = False
     _deadline: float = math.inf
+    _late: str = "time"
+    _max_output_bytes: int = 0
     _answered_at: float = 0.0
     _status: int | None = None
     _cpu_seconds: float = 0.0
@@ -106,18 +108,20 @@ class ChildProcess:
 
     # ------------------------------------------------------------------------------------------------ for its caller
 
-    async def call(self, request: bytes, seconds: float) -> Ending:
+    async def call(self, request: bytes, seconds: float, max_output_bytes: int) -> Ending:
         """Send a request and wait for the answer or for the child's end. Cancelling this kills the child.
 
         Args:
             request: what `encode_request` gave.
             seconds: the time limit that stands in the request.
+            max_output_bytes: code that wrote more to stdout or to stderr is ended.
         """
         future = self._future = asyncio.get_running_loop().create_future()
         self._received.clear()
         self._length = None
         now = time.monotonic()
         self.taken_at, self._deadline, self._answered_at = now, now + seconds + GRACE_SECONDS, 0.0
+        self._late, self._max_output_bytes = "time", max_output_bytes
         if self._paused:
             self.tell(Op.CONTINUE, self.id, self.slot)
             self._paused = False
@@ -195,11 +199,19 @@ class ChildProcess:
         self.taken_at = 0.0
 
     def tick(self, now: float) -> None:
-        """Kill the child if it is past its time limit, or if it lingers after its answer."""
+        """End code that is past its time limit or wrote too much; kill a child that lingers after its answer."""
         if now >= self._deadline:
-            self.end("time")
+            self.end(self._late)
+        elif self._deadline < math.inf and self._late == "time" and self._wrote_too_much():
+            self._late, self._deadline = "output", now + GRACE_SECONDS
+            self.tell(Op.INTERRUPT, self.id, self.slot)
         elif self.released and not self.ended and now - self._answered_at > LINGER_SECONDS:
             self.kill()
+
+    def _wrote_too_much(self) -> bool:
+        if self.stdout < 0:
+            return False
+        return max(os.fstat(self.stdout).st_size, os.fstat(self.stderr).st_size) > self._max_output_bytes
 
     def read(self) -> None:
         """Read what came over the socket, and settle the call when the answer is complete."""

@@ -12,6 +12,8 @@ from mcp_servers.python_executor.sandbox.wire import Request, encode_request
 
 __all__ = ["examine", "show"]
 
+MAX_OUTPUT_BYTES = 1000
+
 MEANINGS = {
     "A": "all layers, and a user id for each call",
     "B": "all layers, with one user id for all calls",
@@ -44,7 +46,7 @@ async def examine(data_dir: Path, interpreter: str | None) -> dict[str, Any]:
             await pool.ready()
             ready = time.perf_counter()
             child = await pool.take()
-            ending = await child.call(encode_request(Request(b"1 + 1")), 10)
+            ending = await child.call(encode_request(Request(b"1 + 1")), 10, MAX_OUTPUT_BYTES)
             child.release(kill=True)
             ended = time.perf_counter()
             about = pool.about

@@ -58,7 +58,7 @@ class Outcome:
         error: `type`, `message`, `traceback` with the code's own lines.
         images: PNG.
         files: path → content, or the size of one that was too large to come along.
-        limits_hit: of `time`, `cpu`, `memory`, `output`, `disk`, `file_size`, `files`, `processes`,
+        limits_hit: of `time`, `cpu`, `memory`, `output`, `result`, `disk`, `file_size`, `files`, `processes`,
             `images`, `open_files`, `answer`.
         duration_ms: wall-clock, from handing over the code to the answer.
     """
@@ -138,7 +138,7 @@ class PoolEngine:
         began = time.perf_counter()
         ending: Ending | None = None
         try:
-            ending = await child.call(request_of(job, self._mode), job.timeout_seconds)
+            ending = await child.call(request_of(job, self._mode), job.timeout_seconds, job.max_output_bytes)
             return conclude(ending, child, job, (time.perf_counter() - began) * 1000)
         finally:
             child.release(kill=ending is None or ending.answer is None)
@@ -203,7 +203,7 @@ class ReusedEngine:
         began = time.perf_counter()
         ending: Ending | None = None
         try:
-            ending = await child.call(request_of(job, self._mode), job.timeout_seconds)
+            ending = await child.call(request_of(job, self._mode), job.timeout_seconds, job.max_output_bytes)
             outcome = conclude(ending, child, job, (time.perf_counter() - began) * 1000)
             child.forget_output()
             return outcome
@@ -256,9 +256,9 @@ def conclude(ending: Ending, child: Written, job: Job, duration_ms: float) -> Ou
             limits.append(limit)
     if max(len(out), len(err)) > job.max_output_bytes:
         out, err = out[: job.max_output_bytes], err[: job.max_output_bytes]
-        exit_ = "output_limit"
-        limits.append("output")
-        error = _error("OutputLimit", f"the code wrote more than {job.max_output_bytes:,} bytes", "")
+        exit_, limits = "output_limit", ["output"]
+        said = f"the code wrote more than {job.max_output_bytes:,} bytes"
+        error = _error("OutputLimit", said, error["traceback"] if error is not None else "")
     return Outcome(
         exit_,
         out.decode("utf-8", "replace") if out else "",
@@ -274,7 +274,7 @@ def conclude(ending: Ending, child: Written, job: Job, duration_ms: float) -> Ou
 
 def _without_answer(ending: Ending, job: Job) -> tuple[Exit, dict[str, str], str]:
     """Return (exit, error, limit) for a child that ended, or was killed, before it answered."""
-    if ending.reason == "time":
+    if ending.reason in ("time", "output"):  # what it wrote says so in the second case
         return "timeout", _error("TimeoutError", _too_long(job)), "time"
     if ending.reason == "disk":
         return "killed", _error("Killed", "the code wrote more files than a call may have, and was ended"), "disk"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import statistics
+import resource
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from mcp_servers.python_executor.admission import Admission, Busy
 from mcp_servers.python_executor.container import ContainerEngine
 from mcp_servers.python_executor.engine import ENGINES, Engine, Job, Outcome, PoolEngine, ReusedEngine
+from mcp_servers.python_executor.figures import EngineFigures
+from mcp_servers.python_executor.hints import with_hint
 from mcp_servers.python_executor.interpreter import find_interpreter
 from mcp_servers.python_executor.options import PoolOptions
 from mcp_servers.python_executor.packages import PackageSets, UnknownPackages
@@ -24,8 +26,12 @@ from mcp_servers.python_executor.sessions import Sessions
 __all__ = ["Executor"]
 
 MB = 1024 * 1024
-RECENT_CALLS = 1000
 SPARE_SLOTS = 16
+OTHERS_DESCRIPTORS = 64
+"""What the process needs beside connections and children."""
+FEWEST_SPARES = 3
+CHILD_DESCRIPTORS = 3
+"""What each of its processes takes of ours: a channel and two files of output."""
 DEFAULT = "default"
 """The pool without packages, in figures."""
 MAX_WAITING_FOR_ENGINES = 256
@@ -96,6 +102,14 @@ class Executor:
         self.packages = PackageSets(packages or {}, folder)
         self._max_executions, self._reused_processes = max_executions, reused_processes
         self._container = (container_image, container_command)
+        share = _share_of_descriptors(max_concurrent, max_sessions)
+        self._limited = None
+        if share is not None:
+            self._limited = (
+                f"only {_descriptors()} open files are allowed: {share[0]} calls run at a time and {share[1]} sessions "
+                f"are kept, of {max_concurrent} and {max_sessions} (raise `ulimit -n`)"
+            )
+            max_concurrent, max_sessions = share
         self._options = {
             "interpreter": interpreter,
             "cache": folder,
@@ -105,7 +119,7 @@ class Executor:
             "max_processes": max_processes,
             "allow_processes": allow_processes,
             "min_tier": min_tier,
-            "children": max_concurrent + max_sessions + SPARE_SLOTS,
+            "children": max_concurrent + max_sessions + (SPARE_SLOTS if share is None else FEWEST_SPARES),
             "use_cgroups": allow_processes,
             **(pool or {}),
         }
@@ -115,7 +129,7 @@ class Executor:
         )
         self._engines: dict[tuple[str, str | None], Engine] = {}
         self._preparing: dict[tuple[str, str | None], asyncio.Task[Engine]] = {}
-        self._figures = {name: _Figures() for name in ENGINES}
+        self._figures = {name: EngineFigures() for name in ENGINES}
         self._closed = False
         self._waiting_for_engines = 0
 
@@ -192,16 +206,17 @@ class Executor:
         chosen = await self._engine(name, package_set)
         if session_id is not None:
             assert isinstance(chosen, PoolEngine)
+            sets = {package_set: chosen.pool.packages or ""} if package_set is not None else {}
             async with (
-                self.sessions.hold(principal, session_id, chosen.pool, package_set) as session,
+                self.sessions.hold(principal, session_id, chosen.pool, sets) as session,
                 self.admission.enter(principal, on_position),
             ):
-                outcome = await self.sessions.run(session, job)
+                outcome = await self.sessions.run(session, job, sets)
         else:
             async with self.admission.enter(principal, on_position):
                 outcome = await chosen.run(job)
         figures.add(outcome, (time.perf_counter() - asked) * 1000)
-        return self._with_hint(outcome, package_set)
+        return with_hint(outcome, job, package_set, self.packages)
 
     async def ready_engine(self, name: str) -> Engine:
         """Return the engine itself, started; for benchmarks."""
@@ -238,6 +253,9 @@ class Executor:
                 package_set, python=interpreter.command, version=interpreter.version
             )
             options |= {"packages": str(folder), "preload": preload}
+        if name in ("fork", "fresh") and self.packages.names():
+            with contextlib.suppress(OSError):  # a session may ask for a set later
+                options["reachable"] = str(await asyncio.to_thread(self.packages.prepare))
         if name == "container":
             image, command = self._container
             engine = ContainerEngine(image=image, command=command, call_bytes=options["memory_bytes"])
@@ -261,22 +279,11 @@ class Executor:
         self._engines[name, package_set] = engine
         return engine
 
-    def _with_hint(self, outcome: Outcome, package_set: str | None) -> Outcome:
-        """Name the package set that has the module which the code did not find."""
-        error = outcome.error
-        if error is not None and error["type"] == "ModuleNotFoundError" and "'" in error["message"]:
-            module = error["message"].split("'")[1].split(".")[0]
-            found = self.packages.holding(module)
-            if found is not None and found != package_set:
-                error["message"] += f'. It is in the package set {found!r}: pass packages=["{found}"]'
-            else:
-                error["message"] += f". Available: {self.packages.describe()}"
-        return outcome
-
     def about(self) -> dict[str, Any]:
         """Return how code is confined: `engine`, `tier`, `layers`, `slow_path`, …"""
         engine = self._engines.get((self.engine, None))
-        return {"engine": self.engine, **(engine.about() if engine is not None else {})}
+        limited = {"limited": self._limited} if self._limited is not None else {}
+        return {"engine": self.engine, **limited, **(engine.about() if engine is not None else {})}
 
     def tier(self, engine: str) -> str | None:
         """Return the tier at which an engine runs code; `None` before its first call."""
@@ -309,40 +316,24 @@ class Executor:
         }
 
 
-class _Figures:
-    """What one engine did since the start. Times are those of the last thousand calls."""
+def _descriptors() -> int:
+    """How many descriptors this process may have."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
-    def __init__(self) -> None:
-        self.executions = 0
-        self._exits: Counter[str] = Counter()
-        self._limits: Counter[str] = Counter()
-        self._wait_ms: deque[float] = deque(maxlen=RECENT_CALLS)
-        self._run_ms: deque[float] = deque(maxlen=RECENT_CALLS)
 
-    def add(self, outcome: Outcome, total_ms: float) -> None:
-        self.executions += 1
-        self._exits[outcome.exit] += 1
-        for limit in outcome.limits_hit:
-            self._limits[limit] += 1
-        self._run_ms.append(outcome.duration_ms)
-        self._wait_ms.append(max(0.0, total_ms - outcome.duration_ms))
+def _share_of_descriptors(max_concurrent: int, max_sessions: int) -> tuple[int, int] | None:
+    """How many calls and sessions our descriptors are enough for; `None` if for all.
 
-    def snapshot(self) -> dict[str, Any]:
-        phases = {}
-        total = [run + wait for run, wait in zip(self._run_ms, self._wait_ms, strict=True)]
-        for name, values in (("wait", self._wait_ms), ("run", self._run_ms), ("total", total)):
-            cuts = statistics.quantiles(values, n=100, method="inclusive") if len(values) > 1 else None
-            phases[name] = {
-                "p50_ms": round(cuts[49], 3) if cuts else None,
-                "p95_ms": round(cuts[94], 3) if cuts else None,
-                "p99_ms": round(cuts[98], 3) if cuts else None,
-            }
-        return {
-            "executions": self.executions,
-            "exits": dict(self._exits),
-            "limits": dict(self._limits),
-            "phases": phases,
-        }
+    Half of them may be ours: callers need theirs, and when there are none left nobody is answered.
+    """
+    allowed = _descriptors()
+    children = (allowed - OTHERS_DESCRIPTORS) // (2 * CHILD_DESCRIPTORS)
+    wanted = max_concurrent + max_sessions
+    if allowed == resource.RLIM_INFINITY or wanted + SPARE_SLOTS <= children:
+        return None
+    places = max(2, min(children - FEWEST_SPARES, wanted))
+    running = min(max_concurrent, max(1, places * max_concurrent // wanted))
+    return running, min(max_sessions, places - running)
 
 
 def _restricted_python() -> tuple[str, ...]:

@@ -47,6 +47,7 @@ class PoolOptions:
         interpreter: the sandbox's Python; `None`: the one that runs us.
         cache: where a helper compiled for another Python is kept.
         packages: a folder of packages, read-only for the code; `None`: the standard library alone.
+        reachable: a folder that the code may read, though it imports nothing from it unless its path says so.
         preload: modules to import before the first call. If one cannot be imported, the pool does not start.
         libraries: folders of packages to preload from, which the code does not see.
         memory_bytes: what a call may use beyond what the zygote has.
@@ -67,6 +68,7 @@ class PoolOptions:
     interpreter: str | None = None
     cache: Path | None = None
     packages: str | None = None
+    reachable: str | None = None
     preload: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     memory_bytes: int = 512 << 20
@@ -96,7 +98,7 @@ def zygote_config(
         folder: the zygote's scratch folder.
         cgroups: for each slot, the descriptors that a child writes its own number into; -1: none.
     """
-    more = [options.packages] if options.packages else []
+    more = [path for path in (options.packages, options.reachable) if path]
     if options.fresh:
         package = PACKAGE_ROOT / "mcp_servers"
         more += [interpreter.command, str(SANDBOX)]

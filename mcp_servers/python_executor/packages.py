@@ -39,14 +39,20 @@ class PackageSets:
 
     Args:
         sets: name → requirements, such as `{"data": ["numpy", "pandas==2.*"]}`.
-        folder: where they are installed.
+        folder: where they are installed, each in a folder of its own.
     """
 
     def __init__(self, sets: Mapping[str, Sequence[str]], folder: Path) -> None:
         self._sets = {name: tuple(requirements) for name, requirements in sets.items()}
-        self._folder = folder
+        self.folder = folder
         self._failed: dict[str, tuple[float, str]] = {}
         self._installing: dict[str, asyncio.Task[Path]] = {}
+
+    def prepare(self) -> Path:
+        """Make the folder that all sets lie in, which code may read whatever this process's umask is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)
+        return self.folder
 
     def names(self) -> dict[str, tuple[str, ...]]:
         return dict(self._sets)
@@ -95,7 +101,7 @@ class PackageSets:
             UnknownPackages: it cannot be installed; with the installer's last words.
         """
         key = f"{name}-{_digest([*self._sets[name], '.'.join(version.split('.')[:2])])}"
-        folder = self._folder / key
+        folder = self.folder / key
         done = folder / DONE
         if not done.exists():
             task = self._installing.get(key)
@@ -125,8 +131,8 @@ class PackageSets:
             uv_command = uv.find_uv_bin()
         except (ImportError, FileNotFoundError) as exc:
             raise UnknownPackages(f"package set {name!r} cannot be installed: uv is missing (pip install uv)") from exc
-        self._folder.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self._folder))
+        self.prepare()
+        made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
         made.chmod(0o755)
         command = [
             uv_command, "pip", "install", "--quiet", "--only-binary", ":all:", "--python", python,

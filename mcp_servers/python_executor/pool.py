@@ -71,6 +71,8 @@ class Pool:
 
     def __init__(self, options: PoolOptions) -> None:
         self._options = options
+        self.packages = options.packages
+        """The folder that its children import from beside the standard library."""
         self._calls = self._reaped = self._child_faults = self._child_cpu_us = 0
         self._restarts = self._failures = 0
         self._start_ms: float | None = None

@@ -1,4 +1,4 @@
-"""The executor as an MCP server, in MCP's own shapes: `python_execute` and `python_session_reset`.
+"""The executor as an MCP server, in MCP's own shapes: `python_execute`, `python_sessions`, `python_session_reset`.
 
 `PythonExecutorServer` needs no SDK, so the gateway can call it in process; `serving.py` puts the SDK around it.
 """
@@ -18,6 +18,7 @@ from mcp_servers.python_executor.engine import Outcome
 from mcp_servers.python_executor.executor import Executor
 from mcp_servers.python_executor.packages import UnknownPackages
 from mcp_servers.python_executor.pool import SandboxUnavailable
+from mcp_servers.python_executor.schemas import FILE_SCHEMA, OUTPUT_SCHEMA, PNG, SESSIONS_SCHEMA
 from mcp_servers.python_executor.sessions import TooManySessions
 
 __all__ = ["CallRefused", "Progress", "PythonExecutorServer", "create_server"]
@@ -33,58 +34,6 @@ PRINCIPAL = "toolscore/principal"
 """The member of `_meta` in which the gateway says who calls."""
 OVERLOADED = -32008
 UNAVAILABLE = -32010
-
-FILE_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "path": {"type": "string", "description": "relative to the working folder"},
-        "content": {"type": "string"},
-        "encoding": {"enum": ["utf-8", "base64"], "default": "utf-8"},
-    },
-    "required": ["path", "content"],
-    "additionalProperties": False,
-}
-
-OUTPUT_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "stdout": {"type": "string"},
-        "stderr": {"type": "string"},
-        "result": {"type": ["string", "null"], "description": "repr of the value of a last expression"},
-        "error": {
-            "type": ["object", "null"],
-            "properties": {
-                "type": {"type": "string"},
-                "message": {"type": "string"},
-                "traceback": {"type": "string", "description": "with the code's own lines"},
-            },
-            "required": ["type", "message", "traceback"],
-        },
-        "images": {
-            "type": "array",
-            "items": {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"},
-        },
-        "files": {
-            "type": "array",
-            "description": "what was written below the working folder; a file too large to come along has no content",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "path": {"type": "string"},
-                    "size": {"type": "integer"},
-                    "content": {"type": "string"},
-                    "encoding": {"enum": ["utf-8", "base64"]},
-                },
-                "required": ["path", "size"],
-            },
-        },
-        "duration_ms": {"type": "number"},
-        "exit": {"enum": ["ok", "error", "timeout", "memory", "killed", "output_limit"]},
-        "limits_hit": {"type": "array", "items": {"type": "string"}},
-    },
-    "required": ["stdout", "stderr", "result", "error", "images", "files", "duration_ms", "exit", "limits_hit"],
-}
-
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 """Characters that no text file has: a file with one is sent as base64. In JSON each would take six characters."""
@@ -188,6 +137,14 @@ class PythonExecutorServer:
                 },
             },
             {
+                "name": "python_sessions",
+                "title": "List Python sessions",
+                "description": "List your open sessions of python_execute: how long each was idle, when it ends.",
+                "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
+                "outputSchema": SESSIONS_SCHEMA,
+                "annotations": {"readOnlyHint": True, "openWorldHint": False},
+            },
+            {
                 "name": "python_session_reset",
                 "title": "End a Python session",
                 "description": "Forget everything that a session of python_execute keeps.",
@@ -234,6 +191,8 @@ class PythonExecutorServer:
             existed = self._executor.sessions.reset(principal, session_id)
             text = f"session {session_id!r} was ended" if existed else f"there was no session {session_id!r}"
             return {"content": [{"type": "text", "text": text}], "structuredContent": {"existed": existed}}
+        if name == "python_sessions":
+            return _listed(self._executor.sessions.of(principal))
         if name != "python_execute":
             raise KeyError(name)
         try:
@@ -329,7 +288,7 @@ def _structured(outcome: Outcome) -> dict[str, Any]:
         "stderr": outcome.stderr,
         "result": outcome.result,
         "error": outcome.error,
-        "images": [base64.b64encode(image).decode() for image in outcome.images],
+        "images": [{"media_type": PNG, "size": len(image)} for image in outcome.images],
         "files": [_file(path, content) for path, content in outcome.files],
         "duration_ms": outcome.duration_ms,
         "exit": outcome.exit,
@@ -357,18 +316,32 @@ def _content(outcome: Outcome, structured: dict[str, Any]) -> list[dict[str, Any
     if outcome.result is not None:
         parts.append(outcome.result)
     if outcome.error is not None:
-        error = outcome.error
-        parts += [
-            error["traceback"],
-            *([] if error["message"] in error["traceback"] else [f"{error['type']}: {error['message']}"]),
-        ]
+        parts.append(_told(**outcome.error))
     if structured["files"]:
         parts.append("[files] " + ", ".join(f"{file['path']} ({file['size']:,} bytes)" for file in structured["files"]))
     text = "\n".join(part.rstrip("\n") for part in parts if part)
-    images = [{"type": "image", "data": image, "mimeType": "image/png"} for image in structured["images"]]
+    images = [{"type": "image", "data": base64.b64encode(image).decode(), "mimeType": PNG} for image in outcome.images]
     if not text and not images:
         text = "(no output)"
     return [*([{"type": "text", "text": text}] if text else []), *images]
+
+
+def _told(type: str, message: str, traceback: str) -> str:
+    """The traceback, whose last line is replaced by the message where that says more."""
+    if message in traceback:
+        return traceback
+    before, _, last = traceback.rstrip("\n").rpartition("\n")
+    return f"{before if last.startswith(type) else traceback}\n{type}: {message}".lstrip("\n")
+
+
+def _listed(sessions: list[dict[str, Any]]) -> dict[str, Any]:
+    lines = [
+        f"{one['session_id']!r}: {one['state']}"
+        + (f" for {one['idle_seconds']:g} s, ends in {one['ends_in_seconds']:g} s" if one["state"] == "idle" else "")
+        for one in sessions
+    ]
+    text = "\n".join(lines) or "(no sessions)"
+    return {"content": [{"type": "text", "text": text}], "structuredContent": {"sessions": sessions}}
 
 
 def _refused(message: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,13 +27,19 @@ class TooManySessions(Exception):
 
 @dataclass(eq=False)
 class Session:
-    """One session."""
+    """One session.
+
+    Attributes:
+        folders: the package sets that its code may import, and where each is.
+        opened: when (Unix seconds).
+    """
 
     key: tuple[str, str]
     pool: Pool
-    packages: str | None
+    folders: dict[str, str] = field(default_factory=dict)
     child: ChildProcess | None = None
     dropped: bool = False
+    opened: float = field(default_factory=time.time)
     last_used: float = field(default_factory=time.monotonic)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
@@ -59,21 +65,23 @@ class Sessions:
         return len(self._sessions)
 
     @asynccontextmanager
-    async def hold(self, principal: str, session_id: str, pool: Pool, packages: str | None) -> AsyncIterator[Session]:
+    async def hold(
+        self, principal: str, session_id: str, pool: Pool, packages: Mapping[str, str]
+    ) -> AsyncIterator[Session]:
         """Hold a session while the block runs: other calls wait. It is opened if there is none.
+
+        Args:
+            pool: for a new one; it has these packages.
+            packages: the sets that the call asks for, and the folder of each.
 
         Raises:
             TooManySessions: it is not open and no more may be opened, or too many calls wait for it.
-            ValueError: it was opened with other packages.
         """
         key = (principal, session_id)
         while True:
             session = self._sessions.get(key)
             if session is None:
                 session = self._open(key, pool, packages)
-            elif session.packages != packages and packages is not None:
-                have = session.packages or "the standard library only"
-                raise ValueError(f"session {session_id!r} was opened with {have}: reset it, or leave `packages` out")
             if session.waiting >= MAX_WAITING:
                 raise TooManySessions(f"{MAX_WAITING} calls wait for session {session_id!r} already: use another")
             session.waiting += 1
@@ -92,7 +100,7 @@ class Sessions:
             finally:
                 session.waiting -= 1
 
-    def _open(self, key: tuple[str, str], pool: Pool, packages: str | None) -> Session:
+    def _open(self, key: tuple[str, str], pool: Pool, packages: Mapping[str, str]) -> Session:
         own = sum(1 for principal, _ in self._sessions if principal == key[0])
         if len(self._sessions) >= self._max or own >= self._max_each:
             raise TooManySessions(
@@ -100,14 +108,29 @@ class Sessions:
                 f"of {self._max_each} and {self._max}: "
                 f"end one with python_session_reset, or wait until one has been idle for {self._idle_seconds:g} s"
             )
-        session = self._sessions[key] = Session(key, pool, packages)
+        session = self._sessions[key] = Session(key, pool, dict(packages))
         self.opened += 1
         if self._sweeper is None:
             self._sweeper = asyncio.ensure_future(self._sweep())
         return session
 
-    async def run(self, session: Session, job: Job) -> Outcome:
-        """Run a job in a session that is held."""
+    async def run(self, session: Session, job: Job, packages: Mapping[str, str]) -> Outcome:
+        """Run a job in a session that is held.
+
+        Args:
+            packages: the sets that it asks for, and the folder of each. One that the session does not have yet is put
+                behind those that it has.
+        """
+        for name, folder in packages.items():
+            if name not in session.folders:
+                more = Job(f"__import__('sys').path.append({folder!r})", timeout_seconds=job.timeout_seconds)
+                outcome = await self._run(session, more)
+                if outcome.exit != "ok":
+                    return outcome
+                session.folders[name] = folder
+        return await self._run(session, job)
+
+    async def _run(self, session: Session, job: Job) -> Outcome:
         child = session.child
         if child is not None and (child.ended or child.spoiled):
             self.lost += 1
@@ -122,7 +145,7 @@ class Sessions:
         began = time.perf_counter()
         ending = None
         try:
-            ending = await child.call(request_of(job, Mode.SESSION), job.timeout_seconds)
+            ending = await child.call(request_of(job, Mode.SESSION), job.timeout_seconds, job.max_output_bytes)
             if session.dropped:
                 return _gone("the session was reset meanwhile")
             outcome = conclude(ending, child, job, (time.perf_counter() - began) * 1000)
@@ -144,6 +167,25 @@ class Sessions:
             return False
         self._drop(session)
         return True
+
+    def of(self, principal: str) -> list[dict[str, Any]]:
+        """List the sessions of a principal, the one used last first: `session_id`, `state` (running, idle),
+        `opened` (Unix seconds), `idle_seconds`, `ends_in_seconds`, `packages` (names of sets).
+        """
+        now = time.monotonic()
+        own = [session for session in self._sessions.values() if session.key[0] == principal]
+        listed = []
+        for session in sorted(own, key=lambda one: one.last_used, reverse=True):
+            idle = 0.0 if session.waiting else now - session.last_used
+            listed.append({
+                "session_id": session.key[1],
+                "state": "running" if session.waiting else "idle",
+                "opened": round(session.opened, 3),
+                "idle_seconds": round(idle, 1),
+                "ends_in_seconds": None if session.waiting else round(max(0.0, self._idle_seconds - idle), 1),
+                "packages": [*session.folders],
+            })  # fmt: skip
+        return listed
 
     def _drop(self, session: Session) -> None:
         session.dropped = True

@@ -46,6 +46,8 @@ STOP_SECONDS = 3
 REFUSED_SECONDS = 0.1
 """How long to ask for no more children after a fork failed."""
 MAX_HELLO_BYTES = 1 << 16
+MAX_REPORTS = 64
+"""How many are read before the event loop has its turn."""
 ANCILLARY_BYTES = 64
 """Room for three descriptors and their header."""
 
@@ -329,8 +331,10 @@ class ZygoteProcess:
     # ------------------------------------------------------------------------------------------------------ reports
 
     def read(self) -> None:
-        """Read all reports that are there."""
-        while not self.dead:
+        """Read the reports that are there, up to a bound: the loop comes back for the rest."""
+        for _ in range(MAX_REPORTS):
+            if self.dead:
+                return
             try:
                 data, ancillary, _, _ = self._ctl.recvmsg(REPORT.size, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:

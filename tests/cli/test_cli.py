@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from support import PYTHON, Fickle, GatewayProcess, free_port, odd, running_gateway, toolscore
 
+from toolscore.app.files import load_settings
+from toolscore.cli.saving import save_result
+from toolscore.cli.terminal import gateway_url
+
 
 def test_tools_are_a_table_or_json(gateway: GatewayProcess) -> None:
     table = toolscore("tools", "alpha", gateway=gateway)
@@ -28,6 +32,14 @@ def test_servers_show_their_state(gateway: GatewayProcess) -> None:
     assert "inprocess" in table
     assert "500" in table
     assert {server["state"] for server in json.loads(toolscore("servers", "--json", gateway=gateway).stdout)} == {"up"}
+
+
+def test_servers_that_are_disabled_are_listed() -> None:
+    with running_gateway(servers={"off": {"command": "uvx", "args": ["no-such-server"], "disabled": True}}) as process:
+        (line,) = [line for line in toolscore("servers", gateway=process).stdout.splitlines() if line.startswith("off")]
+        assert line.split()[:3] == ["off", "stdio", "disabled"]
+        one = process.http.get("/api/v1/servers/off").json()["data"]
+        assert (one["state"], one["kind"]) == ("disabled", "stdio")
 
 
 def test_call_takes_pairs_or_json(gateway: GatewayProcess) -> None:
@@ -56,6 +68,102 @@ def test_failures_have_a_message_and_a_code(
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_argument_may_stand_in_a_file(gateway: GatewayProcess, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("from a file\n")
+    for argument, echoed in ((f"text=@{tmp_path / 'text'}", "from a file\n"), ("text=@@ada", "@ada")):
+        done = toolscore("call", "alpha__echo", argument, gateway=gateway)
+        assert (done.returncode, done.stdout) == (0, f"{echoed}\n")
+    done = toolscore("call", "alpha__echo", "text=@ada", gateway=gateway)
+    assert done.returncode == 2
+    assert "text=@@ada" in done.stderr
+
+
+def test_files_and_pictures_are_saved_and_nothing_is_replaced(gateway: GatewayProcess, tmp_path: Path) -> None:
+    code = "class P:\n    def _repr_png_(self): return b'png'\nopen('a.txt', 'w').write('a')\nP()"
+    folder = tmp_path / "out"
+    done = toolscore("call", PYTHON, f"code={code}", "--save", str(folder), gateway=gateway)
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a.txt": b"a", "image-1.png": b"png"}
+    (folder / "a.txt").write_text("mine")
+    done = toolscore("call", PYTHON, f"code={code}", "--save", str(folder), gateway=gateway)
+    assert "'a.txt' was not saved: File exists" in done.stderr
+    assert (folder / "a.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/toolscore-out", "inside/../../out", "link/out", "a\0b"])
+def test_a_server_cannot_name_a_file_outside_of_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path)
+    save_result({"structured_content": {"files": [{"path": name, "content": "x"}]}}, tmp_path / "in")
+    assert not (tmp_path / "out").exists()
+    assert not Path("/tmp/toolscore-out").exists()
+
+
+def test_python_sessions_are_listed_and_ended(gateway: GatewayProcess) -> None:
+    toolscore("call", PYTHON, "code=a = 1", "session_id=mine", gateway=gateway)
+    assert "mine     idle" in toolscore("python", "sessions", gateway=gateway).stdout
+    assert toolscore("python", "end", "mine", gateway=gateway).returncode == 0
+    assert toolscore("python", "end", "mine", gateway=gateway).returncode == 1
+    assert toolscore("python", "sessions", gateway=gateway).stdout == "no sessions\n"
+
+
+def test_a_narrow_terminal_gets_whole_words(gateway: GatewayProcess) -> None:
+    for command in (("tools",), ("servers",), ("search", "echo a text"), ("calls", "list"), ("pins", "list")):
+        wide = toolscore(*command, gateway=gateway).stdout
+        narrow = toolscore(*command, gateway=gateway, variables={"COLUMNS": "80"}).stdout
+        assert max(map(len, narrow.splitlines())) <= 80
+        if command[0] in ("tools", "servers", "pins"):  # which say the same the second time
+            assert set(wide.split()) <= set(narrow.replace(":", "").split()) | set(narrow.split()), command
+
+
+@pytest.mark.parametrize(
+    ("ports", "variables", "found"),
+    [
+        (None, {}, ("http://127.0.0.1:8082", "the default")),
+        ("core_services: {toolscore_http: {port: 9001}}", {}, ("http://127.0.0.1:9001", "ports_config.yaml")),
+        ("core_services: {toolscore_http: {host: 0.0.0.0}}", {}, ("http://127.0.0.1:8082", "ports_config.yaml")),
+        ("core_services: {toolscore_http: {host: '::1'}}", {}, ("http://[::1]:8082", "ports_config.yaml")),
+        ("core_services: [", {}, ("http://127.0.0.1:8082", "the default")),
+        (
+            "core_services: {toolscore_http: {port: 9001}}",
+            {"TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__PORT": "9002"},
+            ("http://127.0.0.1:9002", "TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__PORT"),
+        ),
+        (
+            None,
+            {"TOOLSCORE_CORE_SERVICES": '{"toolscore_http": {"port": 9003}}'},
+            ("http://127.0.0.1:9003", "TOOLSCORE_CORE_SERVICES"),
+        ),
+        (
+            "core_services: {toolscore_http: {port: 9001}}",
+            {"TOOLSCORE_URL": "http://far"},
+            ("http://far", "TOOLSCORE_URL"),
+        ),
+    ],
+)
+def test_a_command_finds_the_gateway_of_the_settings(
+    tmp_path: Path, ports: str | None, variables: dict[str, str], found: tuple[str, str]
+) -> None:
+    if ports is not None:
+        (tmp_path / "ports_config.yaml").write_text(ports)
+    url, source = gateway_url({"TOOLSCORE_CONFIG_DIR": str(tmp_path), **variables})
+    assert (url, Path(source).name) == found
+    if "TOOLSCORE_URL" not in variables:  # and so does the gateway itself
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            assert url.endswith(f":{load_settings(tmp_path).settings.core_services.toolscore_http.port}")
+
+
+def test_a_command_says_which_gateway_it_talks_to(tmp_path: Path) -> None:
+    (tmp_path / "ports_config.yaml").write_text(f"core_services: {{toolscore_http: {{port: {free_port()}}}}}")
+    done = toolscore("servers", variables={"TOOLSCORE_CONFIG_DIR": str(tmp_path)})
+    assert f"({tmp_path / 'ports_config.yaml'})" in done.stderr
+    (tmp_path / "ports_config.yaml").write_text("core_services: {toolscore_http: {port: 0}}")
+    done = toolscore("servers", variables={"TOOLSCORE_CONFIG_DIR": str(tmp_path)})
+    assert (done.returncode, "give its address" in done.stderr) == (2, True)
 
 
 def test_no_gateway_is_said_plainly() -> None:

@@ -107,6 +107,55 @@ def test_endless_output_ends_at_its_bound(python: GatewayProcess) -> None:
     assert len(got["stdout"]) == 100_000
 
 
+def test_what_is_cut_says_so(python: GatewayProcess) -> None:
+    got = run(python, "'x' * 100_001")
+    assert (got["exit"], got["limits_hit"], len(got["result"])) == ("ok", ["result"], 100_000)
+    assert got["result"][-1] == "…"
+    got = run(python, "'x' * 99_998")
+    assert (got["limits_hit"], len(got["result"]), got["result"][-1]) == ([], 100_000, "'")
+    assert run(python, "raise ValueError('x' * 20_000)")["error"]["message"][-2:] == "x…"
+
+
+@pytest.mark.parametrize(
+    ("code", "helps"),
+    [
+        ("!pip install numpy", "pass packages=[…]. Available: data"),
+        ("x = 1\n  !ls -l", "`!ls -l` is a notebook's command and no Python"),
+        ("%matplotlib inline\nx = 1", "open figures come back by themselves"),
+        ("display([1])", "let it be the last expression"),
+        ("input()\ninput()", "pass what it reads as `input`"),
+    ],
+)
+def test_code_for_a_notebook_is_told_what_helps(python: GatewayProcess, code: str, helps: str) -> None:
+    answer = python.execute(EXECUTOR, {"code": code}, action="python_execute")
+    error = answer["data"]["structured_content"]["error"]
+    assert helps in error["message"]
+    (block,) = answer["data"]["content"]
+    assert block["text"].count(error["type"]) == 1
+    assert helps in block["text"].splitlines()[-1]
+
+
+def test_input_that_ends_too_early_says_so(python: GatewayProcess) -> None:
+    assert "more lines than `input` has" in run(python, "input(), input()", input="one")["error"]["message"]
+
+
+def test_sessions_are_listed_for_their_owner(python: GatewayProcess) -> None:
+    def listed() -> list[dict[str, Any]]:
+        answer = python.execute(f"{EXECUTOR}__python_sessions", {})
+        found: list[dict[str, Any]] = answer["data"]["structured_content"]["sessions"]
+        return found
+
+    run(python, "a = 1", session_id="first")
+    run(python, "b = 1", session_id="second")
+    assert [(one["session_id"], one["state"], one["packages"]) for one in listed()] == [
+        ("second", "idle", []), ("first", "idle", []),
+    ]  # fmt: skip
+    assert 0 < listed()[0]["ends_in_seconds"] <= 600
+    for name in ("first", "second"):
+        assert python.execute(f"{EXECUTOR}__python_session_reset", {"session_id": name})["success"]
+    assert listed() == []
+
+
 def test_memory_is_bounded(python: GatewayProcess) -> None:
     got = run(python, "x = bytearray(10**9)")
     assert got["exit"] == "memory"
@@ -333,7 +382,7 @@ def test_it_stands_alone_over_stdio() -> None:
         command = StdioServerParameters(command=sys.executable, args=["-m", "mcp_servers.python_executor", "--stdio"])
         async with Client(command) as client:
             names = [tool.name for tool in (await client.list_tools()).tools]
-            assert names == ["python_execute", "python_session_reset"]
+            assert names == ["python_execute", "python_sessions", "python_session_reset"]
             result = await client.call_tool("python_execute", {"code": "print('alone')"})
             assert result.content[0].text == "alone"
             assert result.structured_content["exit"] == "ok"

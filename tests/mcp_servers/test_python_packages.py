@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +38,10 @@ def test_a_set_is_asked_for_by_its_name_or_by_its_packages(box: ExecutorProcess)
 
 
 def test_whoever_misses_a_module_is_told_where_it_is(box: ExecutorProcess) -> None:
-    assert 'pass packages=["data"]' in box.run("import numpy")["error"]["message"]
+    got = box.call("import numpy")
+    assert 'pass packages=["data"]' in got["structuredContent"]["error"]["message"]
+    assert got["content"][0]["text"].count("No module named") == 1
+    assert 'pass packages=["data"]' in got["content"][0]["text"]
     assert "Available: data (numpy, pandas, matplotlib)" in box.run("import torch")["error"]["message"]
     got = box.call("1", packages=["torch"])
     assert got["isError"]
@@ -72,9 +76,11 @@ def test_figures_come_back_without_being_asked_for(box: ExecutorProcess) -> None
     got = box.call(code, packages=["data"])
     images = [block for block in got["content"] if block["type"] == "image"]
     assert [image["mimeType"] for image in images] == ["image/png", "image/png"]
-    assert len(got["structuredContent"]["images"]) == 2
-    for image in images:
+    assert [image["media_type"] for image in got["structuredContent"]["images"]] == ["image/png", "image/png"]
+    for image, told in zip(images, got["structuredContent"]["images"], strict=True):
         png = base64.b64decode(image["data"])
+        assert len(png) == told["size"]
+        assert json.dumps(got).count(image["data"]) == 1
         assert png.startswith(b"\x89PNG\r\n")
         assert len(png) > 5000
     assert box.run("import matplotlib.pyplot as plt\nplt.get_fignums()", packages=["data"])["images"] == []
@@ -90,8 +96,29 @@ def test_a_set_is_read_only_and_nothing_is_installed_at_run_time(box: ExecutorPr
 def test_a_session_keeps_its_packages(box: ExecutorProcess) -> None:
     box.run("import humanize\nh = humanize", packages=["small"], session_id="s")
     assert box.run("h.intcomma(1000)", session_id="s")["result"] == "'1,000'"
-    got = box.call("1", packages=["data"], session_id="s")
-    assert "was opened with small" in got["content"][0]["text"]
+
+
+def test_a_session_may_ask_for_packages_later(box: ExecutorProcess) -> None:
+    box.run("kept = 20", session_id="later")
+    assert box.run("import humanize", session_id="later")["error"]["type"] == "ModuleNotFoundError"
+    got = box.run("import humanize\nhumanize.intcomma(kept * 100)", packages=["small"], session_id="later")
+    assert got["result"] == "'2,000'"
+    code = "import pandas, matplotlib.pyplot as plt\nplt.plot([1, 2])\nint(pandas.Series([kept, 2]).sum())"
+    got = box.run(code, packages=["data"], session_id="later")
+    assert (got["result"], len(got["images"])) == ("22", 1)
+    assert (
+        box.run(
+            "humanize.intcomma(1000)",
+            packages=[
+                "small",
+            ],
+            session_id="later",
+        )["result"]
+        == "'1,000'"
+    )
+    sessions = box.request("tools/call", name="python_sessions", arguments={})["structuredContent"]["sessions"]
+    assert next(one for one in sessions if one["session_id"] == "later")["packages"] == ["small", "data"]
+    assert box.run("import pandas")["error"]["type"] == "ModuleNotFoundError"  # nobody else notices
 
 
 def test_the_tool_says_what_there_is(box: ExecutorProcess) -> None:

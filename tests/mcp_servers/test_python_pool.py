@@ -81,10 +81,43 @@ def test_one_who_sends_much_delays_another_by_one_call(tmp_path: Path) -> None:
     with_executor(tmp_path, work, max_concurrent=1, max_queued=50)
 
 
+def test_nobody_holds_all_places(tmp_path: Path) -> None:
+    """Calls are not ended to make room: one who may hold all places keeps the others out for as long as calls last."""
+
+    async def work(executor: Executor) -> None:
+        slow = "import time; time.sleep(60)"
+        greedy = [
+            asyncio.ensure_future(executor.execute(slow, principal="greedy", timeout_seconds=60)) for _ in range(9)
+        ]
+        await running(executor, 6)
+        assert executor.admission.waiting == 3
+        for name in ("modest", "another"):
+            assert (await executor.execute("1", principal=name)).result == "1"
+        second = [asyncio.ensure_future(executor.execute(slow, principal="second")) for _ in range(9)]
+        await running(executor, 7)  # one place is left for a third
+        assert (await executor.execute("1", principal="modest")).result == "1"
+        for call in greedy[6:]:
+            call.cancel()
+        for call in greedy[:6]:
+            call.cancel()
+        await running(executor, 6)  # all of them the second's: nobody else is there
+        for call in second:
+            call.cancel()
+        await asyncio.gather(*greedy, *second, return_exceptions=True)
+        alone = [
+            asyncio.ensure_future(executor.execute("import time; time.sleep(0.5)", principal="local")) for _ in range(8)
+        ]
+        await running(executor, 8)  # nobody else is there, where callers are not told apart
+        await asyncio.gather(*alone)
+        assert (executor.admission.running, executor.admission.waiting) == (0, 0)
+
+    with_executor(tmp_path, work, max_concurrent=8, max_queued=50)
+
+
 def test_the_queue_is_bounded_and_the_greedy_give_way(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         slow = "import time; time.sleep(0.2)"
-        calls = [asyncio.ensure_future(executor.execute(slow, principal="greedy")) for _ in range(6)]
+        calls = [asyncio.ensure_future(executor.execute(slow, principal="greedy")) for _ in range(5)]
         await until(lambda: executor.admission.waiting == 3)
         modest = await executor.execute("1", principal="modest")
         assert modest.result == "1"
@@ -92,10 +125,10 @@ def test_the_queue_is_bounded_and_the_greedy_give_way(tmp_path: Path) -> None:
         refused = [one for one in outcomes if isinstance(one, Busy)]
         assert len(refused) == 2  # one that found the queue full, and one that gave way
         assert all(0 < one.retry_after_seconds <= 60 for one in refused)
-        assert sum(not isinstance(one, BaseException) for one in outcomes) == 4
+        assert sum(not isinstance(one, BaseException) for one in outcomes) == 3
         assert (executor.admission.running, executor.admission.waiting) == (0, 0)
 
-    with_executor(tmp_path, work, max_concurrent=2, max_queued=3)
+    with_executor(tmp_path, work, max_concurrent=1, max_queued=3)
 
 
 def test_who_waits_is_told_the_position(tmp_path: Path) -> None:
@@ -201,6 +234,24 @@ def test_a_server_without_descriptors_for_a_moment_recovers(tmp_path: Path) -> N
         await until(lambda: len(psutil.Process(zygote_of(os.getpid())).children(recursive=True)) < 20)
 
     with_executor(tmp_path, work)
+
+
+def test_a_server_with_few_descriptors_takes_fewer_calls_and_answers_all(tmp_path: Path) -> None:
+    """The descriptors bound the executor's processes before they run out."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+
+        async def work(executor: Executor) -> None:
+            outcomes = await asyncio.gather(
+                *(executor.execute(f"import time; time.sleep(0.05); {n}") for n in range(40))
+            )
+            assert [outcome.result for outcome in outcomes] == [str(n) for n in range(40)]
+            assert "only 128 open files are allowed" in executor.about()["limited"]
+
+        with_executor(tmp_path, work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_session_that_is_reset_in_the_middle_leaves_no_process(tmp_path: Path) -> None:

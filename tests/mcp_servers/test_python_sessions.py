@@ -107,6 +107,7 @@ def test_one_that_takes_too_long_or_too_much_keeps_its_variables(box: ExecutorPr
     assert box.run("while True: pass", session_id="slow", timeout_seconds=0.3)["exit"] == "timeout"
     assert box.run("x = []\nwhile True: x.append(bytearray(10**6))", session_id="slow")["exit"] == "memory"
     assert box.run("del x\nw", session_id="slow")["result"] == "1"
+    assert box.run("while True: print('x' * 1000)", session_id="slow")["exit"] == "output_limit"
     assert box.run("x = bytearray(50 * 10**6); w", session_id="slow")["result"] == "1"
     reset(box, "slow")
 

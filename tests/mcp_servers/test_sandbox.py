@@ -83,6 +83,14 @@ def test_endless_output_is_bounded(box: ExecutorProcess) -> None:
         assert max(len(got["stdout"]), len(got["stderr"])) == OPTIONS["max_output_bytes"]
 
 
+def test_code_that_wrote_too_much_is_ended_at_once(box: ExecutorProcess) -> None:
+    code = "import sys, time\nsys.stderr.write('x' * 2 * 10**6)\ntime.sleep(60)"
+    for wrote in (code, f"import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\n{code}"):
+        got = box.run(wrote, timeout_seconds=30)
+        assert (got["exit"], got["limits_hit"]) == ("output_limit", ["output"])  # and its time was not over
+    assert 'File "<code>", line' in box.run(code, timeout_seconds=30)["error"]["traceback"]
+
+
 def test_a_full_disk_is_the_calls_own(box: ExecutorProcess) -> None:
     got = box.run(
         "import tempfile\nwith open(tempfile.gettempdir() + '/big', 'wb') as f:\n    while True: f.write(b'x' * 2**20)"
@@ -315,6 +323,28 @@ def test_one_descriptor_is_not_shared_by_all(box: ExecutorProcess) -> None:
 def test_descriptors_cannot_be_made_to_watch_or_block_others(box: ExecutorProcess, command: int) -> None:
     """F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ"""
     refused(box, f"import fcntl, os\nfcntl.fcntl(os.open(os.path.dirname(os.__file__), 0), {command}, 1)", "OSError")
+
+
+def test_locks_do_not_reach_the_files_of_the_machine(box: ExecutorProcess) -> None:
+    """Else callers could talk by them, and keep the machine's programs waiting."""
+    shared = "import fcntl, os\nfile = open(os.__file__)\n"
+    for lock in ("fcntl.flock(file, fcntl.LOCK_EX)", "fcntl.lockf(file, fcntl.LOCK_SH)"):
+        code = f"{shared}try:\n    {lock}\nexcept OSError as exc: print(exc.errno)\nprint('done', flush=True)\n"
+        running = box.start(f"{code}import time; time.sleep(0.5)")
+        while running not in box.answered():
+            assert f":{os.stat(os.__file__).st_ino} " not in Path("/proc/locks").read_text()
+            time.sleep(0.05)
+        assert box.wait(running)["result"]["structuredContent"]["stdout"] in ("done\n", "37\ndone\n")
+    assert box.run(f"{shared}import struct\nfcntl.fcntl(file, 37, bytes(32))")["error"]["type"] == "OSError"
+
+
+def test_a_database_in_a_file_works(box: ExecutorProcess) -> None:
+    code = (
+        "import sqlite3\nfor n in range(2):\n    with sqlite3.connect('a.db') as db:\n"
+        "        db.execute('CREATE TABLE IF NOT EXISTS t (x)'); db.execute('INSERT INTO t VALUES (?)', (n,))\n"
+        "sqlite3.connect('a.db').execute('SELECT sum(x), count(*) FROM t').fetchone()"
+    )
+    assert box.run(code)["result"] == "(1, 2)"
 
 
 def test_sockets_buffers_stay_small(box: ExecutorProcess) -> None:

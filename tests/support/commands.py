@@ -18,6 +18,7 @@ def toolscore(
     gateway: GatewayProcess | None = None,
     input: str = "",
     env: dict[str, str] | None = None,
+    variables: dict[str, str] | None = None,
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command against a gateway, to its end."""
@@ -26,7 +27,7 @@ def toolscore(
         environment = {key: value for key, value in os.environ.items() if not key.startswith("TOOLSCORE_")}
         if gateway is not None:
             environment["TOOLSCORE_URL"] = gateway.url
-        environment["COLUMNS"] = "200"
+        environment |= {"COLUMNS": "200", **(variables or {})}
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(input.encode())
         given.seek(0)

@@ -65,6 +65,11 @@ class ExecutorProcess:
             assert self._came.wait_for(lambda: number in self._answers or -1 in self._answers, ANSWER_SECONDS)
             return self._answers.pop(number)
 
+    def answered(self) -> set[int]:
+        """The numbers whose answers are there and were not waited for."""
+        with self._came:
+            return set(self._answers)
+
     def request(self, method: str, **params: Any) -> dict[str, Any]:
         answer = self.wait(self.send(method, params))
         assert "error" not in answer, answer

@@ -58,6 +58,15 @@ class Servers:
         self.broken = dict(broken)
         """Server id → why its entry in mcp_servers.json was refused."""
 
+    @property
+    def disabled(self) -> dict[str, UpstreamSpec]:
+        """The entries of the configuration that say `disabled`, unless another server has their id."""
+        return {
+            server_id: spec
+            for server_id, spec in self._settings.current.upstreams.items()
+            if spec.disabled and self._upstreams.find(server_id) is None
+        }
+
     def refuse(self, broken: Mapping[str, str]) -> None:
         """Note which entries of the configuration are refused now, and why."""
         self.broken = dict(broken)

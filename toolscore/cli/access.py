@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from toolscore.cli.terminal import (
-    DEFAULT_URL,
     NO_DATABASE,
     AsJson,
     ConfigDir,
@@ -86,7 +85,7 @@ def explain(
     tool: Annotated[str, typer.Argument(help="The tool's full name.")],
     arguments: Annotated[str | None, typer.Option("--json", metavar="OBJECT", help="The arguments.")] = None,
     scope: Annotated[list[str] | None, typer.Option(help="A scope that the principal has.")] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
 ) -> None:
     """Say whether a call would be allowed, and which rule decides. Nothing is called."""
     params: dict[str, Any] = {"principal": principal, "tool_id": tool, "scope": scope or []}

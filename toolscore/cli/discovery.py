@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from toolscore.cli.terminal import (
-    DEFAULT_URL,
     AsJson,
     Url,
     answer_of,
@@ -35,7 +34,7 @@ SIGN = {"sufficient": "yes", "unsure": "unsure", "gap": "no"}
 
 def gap(
     task: Annotated[list[str], typer.Argument(help="The task, in words.")],
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Can the tools here do a task? `toolscore gap post the weather in Oslo to Slack`. Exit code 1: no."""
@@ -82,7 +81,7 @@ def install(
     server_id: Annotated[str | None, typer.Option("--as", help="Its id here; from its name if not given.")] = None,
     network: Annotated[bool, typer.Option("--network", help="Let it use the network.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Approve without being asked.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Install a server from the catalogs: fetched with hashes, confined, tested, then added. Or nothing at all."""
@@ -109,7 +108,7 @@ def install(
                 tell("no rule allows it: approve it with --yes, or add a rule under discovery.install.allow")
                 raise typer.Exit(1)
             typer.confirm("Install it?", abort=True)
-        progress = _Progress(url, plan["server_id"], quiet=as_json)
+        progress = _Progress(str(client.base_url), plan["server_id"], quiet=as_json)
         with progress:
             agreed = {**body, "name": plan["name"], "approve": approve, "digest": plan["digest"]}
             try:
@@ -210,7 +209,7 @@ class _Progress:
 
 def uninstall(
     name: Annotated[str, typer.Argument(help="Its id here, or its name in the catalog.")],
-    url: Url = DEFAULT_URL,
+    url: Url = None,
 ) -> None:
     """Remove a server that was installed, with all that belongs to it."""
     with connected(url, timeout=120) as client:
@@ -222,7 +221,7 @@ def uninstall(
 def search_catalog(
     query: Annotated[list[str], typer.Argument(help="A task or keywords.")],
     limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 8,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Find a server in the catalogs: `toolscore catalog search send a message to slack`."""
@@ -264,7 +263,7 @@ def _way(server: dict[str, Any]) -> str:
 
 
 @catalog.command("installed")
-def installed(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def installed(url: Url = None, as_json: AsJson = False) -> None:
     """What was installed here."""
     with connected(url) as client:
         found = answer_of(client.get("/api/v1/catalog/installed"))["servers"]
@@ -279,7 +278,7 @@ def installed(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 
 @catalog.command("refresh")
-def refresh(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def refresh(url: Url = None, as_json: AsJson = False) -> None:
     """Copy the registries now, and show how the catalogs stand."""
     with connected(url, timeout=INSTALL_SECONDS) as client:
         sources = answer_of(client.post("/api/v1/catalog/refresh"))["sources"]

@@ -15,6 +15,7 @@ from toolscore.cli.access import keys, policy
 from toolscore.cli.bench import bench
 from toolscore.cli.discovery import catalog, gap, install, uninstall
 from toolscore.cli.operations import cache, calls, errors, pins
+from toolscore.cli.python import python
 from toolscore.cli.serving import doctor, serve
 from toolscore.cli.using import call, events, search, servers, tools
 
@@ -53,6 +54,6 @@ for command in (serve, tools, search, gap, install, uninstall, servers, call, ev
     app.command()(command)
 for group, name in (
     (catalog, "catalog"), (calls, "calls"), (pins, "pins"), (errors, "errors"), (cache, "cache"), (keys, "keys"),
-    (policy, "policy"), (bench, "bench"),
+    (policy, "policy"), (python, "python"), (bench, "bench"),
 ):  # fmt: skip
     app.add_typer(group, name=name)

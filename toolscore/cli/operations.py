@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from toolscore.cli.terminal import (
-    DEFAULT_URL,
     AsJson,
     Url,
     answer_of,
@@ -50,7 +49,7 @@ def list_calls(
     since: Since = None,
     until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, the newest first.")] = 30,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """List past calls, the newest first."""
@@ -78,7 +77,7 @@ def list_calls(
 
 
 @calls.command("show")
-def show(call_id: CallId, url: Url = DEFAULT_URL) -> None:
+def show(call_id: CallId, url: Url = None) -> None:
     """Print one past call with its arguments and its result."""
     with connected(url) as client:
         print_json(answer_of(client.get(f"/api/v1/calls/{call_id}")))
@@ -96,7 +95,7 @@ def replay(
     until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Make past calls again and show where the results differ. Exit code 1 if any does."""
@@ -132,7 +131,7 @@ def export(
     since: Since = None,
     until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, the newest.")] = 1000,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
 ) -> None:
     """Write a recorded window to a file, which `python -m mcp_servers.recorded FILE` serves in the server's place."""
     params = _given({"server_id": server, "since": since, "until": until, "limit": limit})
@@ -151,7 +150,7 @@ def export(
 @pins.command("list")
 def list_pins(
     quarantined: Annotated[bool, typer.Option("--quarantined", help="Only those that wait for approval.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """List what tools are held to."""
@@ -175,7 +174,7 @@ def list_pins(
 
 
 @pins.command("diff")
-def diff(tool: ToolId, url: Url = DEFAULT_URL) -> None:
+def diff(tool: ToolId, url: Url = None) -> None:
     """Show what a server says of a tool now, against what it is held to."""
     with connected(url) as client:
         pin = answer_of(client.get(f"/api/v1/pins/{tool}"))
@@ -192,7 +191,7 @@ def approve(
     definition: Annotated[
         str | None, typer.Option(metavar="HASH", help="The definition that was looked at, as `diff` names it.")
     ] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
 ) -> None:
     """Take what a server says of a tool now: shows it, and asks. It can be called again at once."""
     with connected(url) as client:
@@ -210,7 +209,7 @@ def approve(
 
 
 @errors.command("list")
-def list_errors(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def list_errors(url: Url = None, as_json: AsJson = False) -> None:
     """List patterns of errors, the most frequent first, with what helped."""
     with connected(url) as client:
         found = answer_of(client.get("/api/v1/errors"))["patterns"]
@@ -233,7 +232,7 @@ def list_errors(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 def match(
     message: Annotated[str, typer.Argument(help="An error's message.")],
     tool: Annotated[str | None, typer.Option(help="The tool that gave it.")] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what is known of an error."""
@@ -255,7 +254,7 @@ def fix(
     message: Annotated[str, typer.Argument(help="The error's message.")],
     text: Annotated[str, typer.Argument(help="What helps: comes back with every such error.")],
     tool: Annotated[str | None, typer.Option(help="Only for this tool.")] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
 ) -> None:
     """Write down what helps against an error."""
     body = _given({"message": message, "text": text, "tool_id": tool})
@@ -267,7 +266,7 @@ def fix(
 
 
 @errors.command("forget")
-def forget(fix_id: Annotated[str, typer.Argument(help="As `list` shows it.")], url: Url = DEFAULT_URL) -> None:
+def forget(fix_id: Annotated[str, typer.Argument(help="As `list` shows it.")], url: Url = None) -> None:
     """Forget a fix."""
     with connected(url) as client:
         answer_of(client.delete(f"/api/v1/errors/fixes/{fix_id}"))
@@ -275,7 +274,7 @@ def forget(fix_id: Annotated[str, typer.Argument(help="As `list` shows it.")], u
 
 
 @cache.command("clear")
-def clear(tool: Tool = None, server: Server = None, url: Url = DEFAULT_URL) -> None:
+def clear(tool: Tool = None, server: Server = None, url: Url = None) -> None:
     """Forget kept results: all, or one tool's or server's."""
     with connected(url) as client:
         found = answer_of(client.delete("/api/v1/cache", params=_given({"tool_id": tool, "server_id": server})))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,6 @@ from toolscore.core.plain import escaped, plain
 
 __all__ = [
     "BAD_SETTINGS",
-    "DEFAULT_URL",
     "NO_DATABASE",
     "NO_GATEWAY",
     "PORT_TAKEN",
@@ -27,6 +26,7 @@ __all__ = [
     "config_folder",
     "connected",
     "first_line",
+    "gateway_url",
     "print_json",
     "print_table",
     "print_text",
@@ -37,15 +37,27 @@ NO_GATEWAY = 3
 NO_DATABASE, PORT_TAKEN, BAD_SETTINGS = 69, 73, 78
 """Exit codes; the last three as in `sysexits.h`."""
 SETTINGS_FILES = ("ports_config.yaml", "toolscore.yaml", "mcp_servers.json")
-DEFAULT_URL = "http://127.0.0.1:8082"
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8082
+EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104
+HTTP_SETTING = ("core_services", "toolscore_http")
 
-Url = Annotated[str, typer.Option(envvar="TOOLSCORE_URL", help="Where the gateway answers.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="Where the gateway answers; else TOOLSCORE_URL, else as ports_config.yaml says (in TOOLSCORE_CONFIG_DIR, "
+        "or ./config).",
+        show_default=False,
+    ),
+]
 ConfigDir = Annotated[
     Path | None,
     typer.Option(
         "--config", envvar="TOOLSCORE_CONFIG_DIR", help="Folder of the settings files; ./config if it exists."
     ),
 ]
+GAP = "  "
+INDENT = "    "
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -64,10 +76,63 @@ def config_folder(given: Path | None) -> Path | None:
     return local if any((local / name).is_file() for name in SETTINGS_FILES) else None
 
 
+def gateway_url(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """Find the gateway that a command without `--url` means.
+
+    Returns:
+        Its address, and where that stands.
+    """
+    if given := environment.get("TOOLSCORE_URL"):
+        return given, "TOOLSCORE_URL"
+    place, source = _from_file(environment)
+    place = {"host": DEFAULT_HOST, "port": DEFAULT_PORT, **place}
+    for depth in range(len(HTTP_SETTING), 0, -1):  # TOOLSCORE_CORE_SERVICES may hold JSON, as any setting's variable
+        name = "TOOLSCORE_" + "__".join(HTTP_SETTING[:depth]).upper()
+        with suppress(ValueError, TypeError, KeyError):
+            found = json.loads(environment.get(name, ""))
+            for key in HTTP_SETTING[depth:]:
+                found = found[key]
+            place, source = {**place, **found}, name
+            break
+    for key in ("host", "port"):
+        name = "TOOLSCORE_" + "__".join((*HTTP_SETTING, key)).upper()
+        if name in environment:
+            place[key], source = environment[name], name
+    host, port = str(place["host"]), str(place["port"])
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        say(f"{source} leaves the gateway's port open (port: {port}): give its address with --url or TOOLSCORE_URL")
+        raise typer.Exit(2)
+    host = DEFAULT_HOST if host in EVERY_ADDRESS else f"[{host}]" if ":" in host else host
+    return f"http://{host}:{port}", source
+
+
+def _from_file(environment: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """The host and port of ports_config.yaml, and its path; empty where it has none, or is not to be read."""
+    import yaml
+
+    given = environment.get("TOOLSCORE_CONFIG_DIR")
+    path = Path(given or "config") / SETTINGS_FILES[0]
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        for key in HTTP_SETTING:
+            found = found[key]
+        return {key: found[key] for key in ("host", "port") if key in found}, str(path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
+        return {}, "the default"
+
+
 @contextmanager
-def connected(url: str, timeout: float | None = 30) -> Iterator[Any]:
+def connected(url: str | None, timeout: float | None = 30) -> Iterator[Any]:
+    """A client of the gateway. One that the caller did not name is named.
+
+    Raises:
+        typer.Exit: none answers.
+    """
     import httpx
 
+    if url is None:
+        url, source = gateway_url()
+        say(f"gateway {url} ({source})")
     try:
         key = os.environ.get("TOOLSCORE_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -108,22 +173,39 @@ def print_text(text: str) -> None:
 
 
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, empty: str) -> None:
-    from rich import box
+    """Print a table. Where it is too wide, its widest columns stand below each row instead; nothing is cut.
+
+    A pipe gets each row as one line, unless `COLUMNS` says how wide it is.
+    """
+    from rich.cells import cell_len, set_cell_size
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     if not rows:
         print(empty)
         return
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
-    # A pipe gets whole lines: nothing is cut to a width that is not there.
-    columns_given = os.environ.get("COLUMNS", "")
-    width = int(columns_given) if columns_given.isdigit() else None if sys.stdout.isatty() else 200
-    Console(width=width).print(table)
+    given = os.environ.get("COLUMNS", "")
+    wide = int(given) if given.isdigit() else Console().width if sys.stdout.isatty() else sys.maxsize
+    cells = [[" ".join(plain(cell).split()) for cell in row] for row in rows]
+    beside = [at for at in range(len(columns)) if at == 0 or any(row[at] for row in cells)]
+    width = {at: max(cell_len(text) for text in (columns[at], *(row[at] for row in cells))) for at in beside}
+    below: list[int] = []
+    while len(beside) > 1 and sum(width[at] + len(GAP) for at in beside) - len(GAP) > wide:
+        widest = max(beside[1:], key=lambda at: width[at])
+        beside.remove(widest)
+        below.append(widest)
+
+    def line(row: Sequence[str]) -> str:
+        return GAP.join(set_cell_size(row[at], width[at]) for at in beside).rstrip()
+
+    strong, faint = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    print(f"{strong}{line(columns)}{faint}")
+    for row in cells:
+        print(line(row))
+        for at in sorted(below):
+            if row[at]:
+                wrapped = Text(f"{columns[at]}: {row[at]}").wrap(Console(width=wide), wide - len(INDENT))
+                print("\n".join(INDENT + part.plain.rstrip() for part in wrapped))
 
 
 def say(line: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from toolscore.cli.saving import save_result, shown_block
 from toolscore.cli.terminal import (
-    DEFAULT_URL,
     NO_GATEWAY,
     AsJson,
     Url,
@@ -28,7 +30,7 @@ __all__ = ["call", "events", "search", "servers", "tools"]
 def tools(
     text: Annotated[str | None, typer.Argument(help="Only those with this text in name or description.")] = None,
     server: Annotated[str | None, typer.Option(help="Only this server's.")] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """List the tools."""
@@ -61,7 +63,7 @@ def tools(
 def search(
     query: Annotated[list[str], typer.Argument(help="The task, in words.")],
     limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 5,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the tools for a task: `toolscore search what time is it in Tokyo`."""
@@ -85,7 +87,7 @@ def search(
     print_table(columns, rows, empty="no tool here has anything to do with it")
 
 
-def servers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def servers(url: Url = None, as_json: AsJson = False) -> None:
     """List the servers behind the gateway."""
     with connected(url) as client:
         found = answer_of(client.get("/api/v1/servers"))["servers"]
@@ -110,7 +112,11 @@ def servers(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 def call(
     tool: Annotated[str, typer.Argument(help="Full name, as `toolscore tools` shows it.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="VALUE is JSON where it parses, else text.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="VALUE is JSON where it parses, else text; @FILE: what is in the file (@-: in stdin; @@: a plain @).",
+        ),
     ] = None,
     body: Annotated[
         str | None, typer.Option("--json", metavar="OBJECT", help="The arguments as a JSON object.")
@@ -118,8 +124,12 @@ def call(
     action: Annotated[str | None, typer.Option(help="The tool's own name, where TOOL is a server.")] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this long.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask the server, even if a result is kept.")] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Put the files and pictures of the result there. Nothing is overwritten."),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Print the whole answer as JSON.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
 ) -> None:
     """Run a tool: `toolscore call time__get_current_time timezone=Asia/Tokyo`."""
     parameters: dict[str, Any] = {}
@@ -139,6 +149,8 @@ def call(
         for key, value in pairs:
             parameters[key] = value if types.get(key) == "string" else _json_or_text(value)
         response = client.post("/execute_tool", json=request)
+    if save is not None and response.is_success:
+        save_result(response.json()["data"], save)
     if raw:
         print_json(response.json())
         raise typer.Exit(0 if response.is_success and not response.json()["data"]["is_error"] else 1)
@@ -148,8 +160,7 @@ def call(
         past = ", past its time: the server cannot be reached" if performance["stale"] else ""
         say(f"kept result, {performance['age_seconds']:g} s old{past} (--fresh asks the server)")
     for block in data["content"]:
-        text = block.get("text") if block.get("type") == "text" else None
-        print_text(text if isinstance(text, str) else f"[{block.get('type')}: {first_line(json.dumps(block))}]")
+        print_text(shown_block(block, saved=save is not None))
     if data["is_error"]:
         raise typer.Exit(1)
 
@@ -157,7 +168,7 @@ def call(
 def events(
     types: Annotated[list[str] | None, typer.Argument(help="Only these types.")] = None,
     since: Annotated[int | None, typer.Option(metavar="SEQ", help="Begin behind this event.")] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Follow what changes, until Ctrl-C."""
@@ -174,7 +185,7 @@ def events(
             if not response.is_success:
                 response.read()
                 answer_of(response)
-            say(f"following {url}, Ctrl-C ends it")
+            say(f"following {client.base_url}, Ctrl-C ends it")
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     print(escaped(line[6:]) if as_json else plain(_event_line(json.loads(line[6:]))), flush=True)
@@ -185,6 +196,11 @@ def events(
 
 
 def _pair(argument: str) -> tuple[str, str]:
+    """The key and the value of an argument, whose value may stand in a file.
+
+    Raises:
+        typer.Exit: it is none, or its file cannot be read.
+    """
     key, separator, value = argument.partition("=")
     if not separator or not key:
         say(f"{argument!r} is no KEY=VALUE")
@@ -192,6 +208,16 @@ def _pair(argument: str) -> tuple[str, str]:
     if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
         say(f"the argument {key!r} is not text in UTF-8")
         raise typer.Exit(2)
+    if value.startswith("@@"):
+        return key, value[1:]
+    if value.startswith("@"):
+        try:
+            data = sys.stdin.buffer.read() if value == "@-" else Path(value[1:]).read_bytes()
+            return key, data.decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "it is not text in UTF-8"
+            say(f"{key}: {value[1:]!r} cannot be read: {reason} (for a text that begins with @: {key}=@{value})")
+            raise typer.Exit(2) from None
     return key, value
 
 

@@ -6,6 +6,8 @@ All of it is bounded before anybody is asked for a key. One sweep a second looks
 from __future__ import annotations
 
 import asyncio
+import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,11 +30,17 @@ FEW_BYTES = 8192
 BODY_BYTES_PER_SECOND = 16 * 1024
 """Beside `limits.request_seconds`, a body has a second more for each so many bytes."""
 LOG_SECONDS = 10.0
+LINGER_SECONDS = 0.5
+"""How long what a refused client still sends is read and dropped."""
+MAX_LINGERING = 16
+OTHERS_DESCRIPTORS = 64
+"""What the gateway needs beside connections and running code."""
 
 ANSWERS = {
     408: b"the request was not whole in time (`limits.request_seconds`)",
     431: b"the head of the request is over 64 KiB or 128 headers",
-    503: b"too many connections are open (`limits.max_connections`, `limits.max_connections_per_address`): try again",
+    503: b"too many connections are open: try again (`limits.max_connections`, `limits.max_connections_per_address`, "
+    b"`ulimit -n`)",
 }
 PHRASES = {408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
 
@@ -46,14 +54,23 @@ class ConnectionGuard:
 
     def __init__(self, rules: Callable[[], LimitRules]) -> None:
         self._rules = rules
+        self.lingering = 0
         self._open: set[GuardedHttp] = set()
         self._of_address: Counter[str] = Counter()
         self._refused = 0
         self._logged_at = 0.0
+        self._possible = _possible_connections()
 
     async def __aenter__(self) -> ConnectionGuard:
         self._sweeper = asyncio.create_task(self._sweep())
         return self
+
+    def lingers(self) -> bool:
+        """Whether one more refused connection may be read to its end; `lingering` counts it then."""
+        if self.lingering >= MAX_LINGERING:
+            return False
+        self.lingering += 1
+        return True
 
     async def __aexit__(self, *_: object) -> None:
         self._sweeper.cancel()
@@ -68,7 +85,8 @@ class ConnectionGuard:
     def opened(self, connection: GuardedHttp) -> bool:
         """Count a connection. Returns whether there is room for it."""
         rules, address = self._rules(), connection.address
-        if len(self._open) >= rules.max_connections or self._of_address[address] >= rules.max_connections_per_address:
+        most = min(rules.max_connections, self._possible)
+        if len(self._open) >= most or self._of_address[address] >= rules.max_connections_per_address:
             self._tell(f"{len(self._open)} connections are open, {self._of_address[address]} from one address")
             return False
         self._open.add(connection)
@@ -112,6 +130,12 @@ class ConnectionGuard:
         if now - self._logged_at >= LOG_SECONDS:
             log.warning("a connection was refused or cut", reason=what, times=self._refused)
             self._logged_at, self._refused = now, 0
+
+
+def _possible_connections() -> int:
+    """Half of what descriptors are left for. With none, nobody could be answered, not even that we are full."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if allowed == resource.RLIM_INFINITY else max(1, (allowed - OTHERS_DESCRIPTORS) // 2)
 
 
 class GuardedHttp(HttpToolsProtocol):
@@ -223,6 +247,14 @@ class GuardedHttp(HttpToolsProtocol):
                 b"HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n"
                 b"connection: close\r\n\r\n%s" % (status, PHRASES[status], len(text), text)
             )
+        if self.transport.can_write_eof() and self.guard.lingers():
+            self.transport.write_eof()  # closed with bytes unread, it would be reset, and the answer lost
+            self.loop.call_later(LINGER_SECONDS, self._leave)
+        else:
+            self.transport.close()
+
+    def _leave(self) -> None:
+        self.guard.lingering -= 1
         self.transport.close()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -46,7 +47,7 @@ class Watchdog:
         self.stalls = 0
         self.busiest_seconds = 0.0
         self._beat_at = self._worked = self._waited = 0.0
-        self._schedule = ""
+        self._schedule = -1
         self._stack: str | None = None
         self._logged_at = -LOG_SECONDS
         self._unlogged = 0
@@ -55,8 +56,9 @@ class Watchdog:
 
     async def __aenter__(self) -> Watchdog:
         self._thread_id = threading.get_ident()
-        self._schedule = f"/proc/self/task/{threading.get_native_id()}/schedstat"
-        self._waited = _waited(self._schedule)
+        with contextlib.suppress(OSError):
+            self._schedule = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
+        self._waited = self._so_far()
         self._beat_at, self._worked = time.monotonic(), time.thread_time()
         self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -68,10 +70,13 @@ class Watchdog:
         if self._timer is not None:
             self._timer.cancel()
         await asyncio.to_thread(self._thread.join)
+        if self._schedule >= 0:
+            os.close(self._schedule)
+            self._schedule = -1
 
     def _beat(self) -> None:
         now, worked = time.monotonic(), time.thread_time()
-        waited, before = _waited(self._schedule), self._waited
+        waited, before = self._so_far(), self._waited
         late = now - self._beat_at - BEAT_SECONDS - (waited - before)
         self._waited = waited
         if self.armed:
@@ -105,11 +110,9 @@ class Watchdog:
                     if beat == self._beat_at:
                         self._stack = stack
 
-
-def _waited(schedule: str) -> float:
-    """Seconds for which a thread could have run and had no processor; 0 where the kernel does not tell."""
-    try:
-        with open(schedule, "rb") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0
+    def _so_far(self) -> float:
+        """Seconds for which the loop's thread could have run and had no processor; 0 where the kernel does not tell."""
+        try:
+            return int(os.pread(self._schedule, 100, 0).split()[1]) / 1e9
+        except (OSError, IndexError, ValueError):
+            return 0.0

@@ -291,7 +291,7 @@ enum { /* how a child is confined; forkserver.py has the same */
     OWN_FILTER = 32,  /* a second seccomp filter, with the child's own pid in it */
 };
 
-typedef struct { uint32_t op, id, slot, arg; } command;   /* from the pool: 'K' kills, 'T' sets how many shall live */
+typedef struct { uint32_t op, id, slot, arg; } command;   /* from the pool, see wire.py: Op */
 typedef struct {                                           /* to the pool, with three descriptors when new_id is set */
     uint32_t exit_id, slot, new_id;
     int32_t status, error;
@@ -575,6 +575,8 @@ static int obey(server *s)
     command *it = &s->command;
     if (it->op == 'K')
         signal_child(s, it, SIGKILL);
+    if (it->op == 'I')
+        signal_child(s, it, SIGALRM);
     if (it->op == 'S' || it->op == 'C')
         signal_child(s, it, it->op == 'S' ? SIGSTOP : SIGCONT);
     if (it->op == 'T')

@@ -250,15 +250,20 @@ def shown(value: object) -> str | None:
         raise
     except BaseException as exc:  # a repr of the code's own
         text = f"<{type(value).__name__} whose repr failed: {type(exc).__name__}>"
-    return text if len(text) <= MAX_RESULT_CHARS else text[:MAX_RESULT_CHARS] + "…"
+    return text
+
+
+def cut(text: str, most: int) -> str:
+    """The text, up to so many characters; a last one says that there was more."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def failed(exc: BaseException, filename: str, answer: Answer) -> None:
     """Put an error into the answer, with the code's own lines and without ours."""
     answer.exit = "error"
-    answer.error_type = type(exc).__name__[:MAX_TYPE_CHARS]
+    answer.error_type = cut(type(exc).__name__, MAX_TYPE_CHARS)
     try:
-        answer.error_message = str(exc)[:MAX_MESSAGE_CHARS]
+        answer.error_message = cut(str(exc), MAX_MESSAGE_CHARS)
     except BaseException as odd:
         answer.error_message = f"<its message could not be made: {type(odd).__name__}>"
     if isinstance(exc, SystemExit):
@@ -286,7 +291,8 @@ def failed(exc: BaseException, filename: str, answer: Answer) -> None:
     else:
         lines = traceback.format_exception(type(exc), exc, stack)
         answer.error_message += hint(exc) or hint(exc.__context__)
-    answer.traceback = "".join(lines)[-MAX_TRACEBACK_CHARS:]
+    text = "".join(lines)
+    answer.traceback = text if len(text) <= MAX_TRACEBACK_CHARS else "…" + text[1 - MAX_TRACEBACK_CHARS :]
 
 
 def hint(exc: BaseException | None) -> str:
@@ -440,10 +446,13 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
             sys.stderr.flush()
         except (ValueError, AttributeError):  # the code closed or deleted them, which Python allows
             pass
-        if not listdir(folder) and PYPLOT not in modules and not hasattr(value, "_repr_png_"):
+        fits = result is None or len(result) <= MAX_RESULT_CHARS
+        if fits and not listdir(folder) and PYPLOT not in modules and not hasattr(value, "_repr_png_"):
             setitimer(ITIMER_REAL, 0)
             return encode_result(result)
         answer = Answer("ok", result)
+        if result is not None and not fits:
+            answer.result, answer.limits = cut(result, MAX_RESULT_CHARS), "result"
     except BaseException as exc:  # whatever the code raises is its result
         _running = False
         answer = Answer()

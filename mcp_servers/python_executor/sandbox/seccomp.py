@@ -49,9 +49,10 @@ IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5451)
 PRCTLS = (PR_SET_PDEATHSIG, 15, 16, PR_SET_NO_NEW_PRIVS, 0x53564D41)
 """parent-death signal, set and get the name, no new privileges, name a mapping (glibc)"""
 
-FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 9, 36, 37, 38, 1030, 1032, 1034)
-"""Duplicate, flags, locks, ask for owner, pipe size and seals. Not: be told of others' accesses (F_NOTIFY), keep others
+FCNTLS = (0, 1, 2, 3, 4, 9, 1030, 1032, 1034)
+"""Duplicate, flags, ask for owner, pipe size and seals. Not: be told of others' accesses (F_NOTIFY), keep others
 from opening (F_SETLEASE), have signals sent (F_SETOWN, F_SETSIG)."""
+F_GETLK, F_SETLK, F_SETLKW = 5, 6, 7
 
 # BPF: the few instructions we need
 LOAD, JUMP, JUMP_EQ, JUMP_GT, JUMP_GE, JUMP_SET, RETURN = 0x20, 0x05, 0x15, 0x25, 0x35, 0x45, 0x06
@@ -82,6 +83,20 @@ def _one_of(argument: int, values: tuple[int, ...], otherwise: int) -> list[Inst
     for value in values:
         program += [(JUMP_EQ, 0, 1, value), _return(ALLOW)]
     return [*program, _refuse(otherwise)]
+
+
+def _fcntl(processes: bool) -> list[Instruction]:
+    """POSIX locks are between processes, so code that has one only gets each at once, and the kernel never hears of it:
+    a lock on a file of the machine would be met by others, and its memory counted for nobody.
+
+    With processes they are real. A file of the machine can then be locked for reading alone, which none of them can
+    find out. Locks of other kinds (OFD, leases) are refused.
+    """
+    locks = (F_SETLK, F_SETLKW)
+    program = [_argument(1)]
+    for command in locks:
+        program += [(JUMP_EQ, 0, 1, command), _return(ALLOW) if processes else _refuse(0)]
+    return [*program, *_one_of(1, FCNTLS if processes else (*FCNTLS, F_GETLK), errno.EINVAL)]
 
 
 def _clone(new_pid: bool, processes: bool) -> list[Instruction]:
@@ -125,7 +140,8 @@ def zygote_filter(*, processes: bool, new_pid: bool) -> bytes:
         "socket": [_refuse(errno.EACCES)],
         "socketpair": _one_of(0, (AF_UNIX,), errno.EACCES),
         "setsockopt": [_refuse(errno.EPERM)],  # larger buffers would be memory that no limit of a call counts
-        "fcntl": _one_of(1, FCNTLS, errno.EINVAL),
+        "fcntl": _fcntl(processes),
+        "flock": [_refuse(errno.ENOLCK)],
         "ioctl": _one_of(1, IOCTLS, errno.ENOTTY),
         "prctl": _one_of(0, PRCTLS, errno.EPERM),
         "io_uring_setup": [_refuse(errno.ENOSYS)],

@@ -36,7 +36,9 @@ __all__ = ["CHROOT", "DROP_CAPS", "LANDLOCK", "NEW_PID", "OWN_FILTER", "SET_UID"
 NEW_PID, CHROOT, SET_UID, DROP_CAPS, LANDLOCK, OWN_FILTER = 1, 2, 4, 8, 16, 32
 """How a child is confined; _forkserver.c has the same."""
 CAPABILITY_VERSION_3 = 0x20080522
-SIGNALS = {Op.KILL: signal.SIGKILL, Op.STOP: signal.SIGSTOP, Op.CONTINUE: signal.SIGCONT}
+SIGNALS = {
+    Op.KILL: signal.SIGKILL, Op.INTERRUPT: signal.SIGALRM, Op.STOP: signal.SIGSTOP, Op.CONTINUE: signal.SIGCONT,
+}  # fmt: skip
 MAX_FAILURES = 3
 
 

@@ -60,7 +60,7 @@ MAX_IMAGES_BYTES = 6 * 1024 * 1024
 MAX_FILES = 64
 MAX_FILES_BYTES = 8 * 1024 * 1024
 MAX_PATH_CHARS = 1000
-LIMITS = ("", "time", "memory", "disk", "file_size", "files", "images", "open_files", "processes", "answer")
+LIMITS = ("", "time", "memory", "disk", "file_size", "files", "images", "open_files", "processes", "answer", "result")
 """The limits that a child may name in its answer; empty: none."""
 
 LENGTH = struct.Struct("<I")
@@ -84,9 +84,12 @@ MAX_HINT_CHARS = 100
 
 
 class Op:
-    """A command to a zygote: kill, stop or continue the child of this id and slot, or say how many shall live."""
+    """A command to a zygote: kill, interrupt, stop or continue the child of this id and slot, or say how many shall
+    live. An interrupt ends the code as its clock does, and the child can answer.
+    """
 
     KILL = ord("K")
+    INTERRUPT = ord("I")
     STOP = ord("S")
     CONTINUE = ord("C")
     TARGET = ord("T")

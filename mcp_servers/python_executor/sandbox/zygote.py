@@ -175,7 +175,8 @@ class _Zygote:
             self._pool.fileno(), self._outputs, flags, UID_BASE, landlock.access_mask(self._landlock),
             f"size={config['scratch_bytes']},nr_inodes={MAX_INODES},mode=755", f"{config['scratch']}/trash",
             slots, filter_, places,
-            config["max_open_files"], self._process_limit(tier), pages,
+            min(config["max_open_files"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+            self._process_limit(tier), pages,
         )  # fmt: skip
         serve(*arguments)  # a tuple that stays: freeing it would cost each child eight pages
         # ------------------------------------------------------------------------------------------------ in a child

@@ -31,11 +31,10 @@ def servers_router(gateway: Gateway) -> APIRouter:
             if gateway.shows_server(who, upstream.server_id)
         ]
         servers += [
-            {"server_id": server_id, "kind": None, "state": "failed", "tools": 0, "instances": 0,
-             "calls_in_flight": 0, "restarts": 0, "last_error": reason, "pid": None}
-            for server_id, reason in gateway.servers.broken.items()
-            if gateway.shows_server(who, server_id)
-        ]  # fmt: skip
+            {"kind": None, "tools": 0, "instances": 0, "calls_in_flight": 0, "restarts": 0, "pid": None, **fields}
+            for fields in _absent(gateway).values()
+            if gateway.shows_server(who, str(fields["server_id"]))
+        ]
         servers.sort(key=lambda server: str(server["server_id"]))
         return answer(request, {"servers": servers, "total_count": len(servers)})
 
@@ -63,9 +62,9 @@ def servers_router(gateway: Gateway) -> APIRouter:
     @router.get("/api/v1/servers/{server_id}", summary="One server")
     async def get_server(request: Request, server_id: str) -> Response:
         who = principal_of(request.scope)
-        reason = gateway.servers.broken.get(server_id)
-        if reason is not None and gateway.shows_server(who, server_id):
-            return answer(request, {"server_id": server_id, "state": "failed", "last_error": reason, "stderr": []})
+        absent = _absent(gateway).get(server_id)
+        if absent is not None and gateway.shows_server(who, server_id):
+            return answer(request, {**absent, "stderr": []})
         return answer(request, server_fields(gateway, gateway.find_server(who, server_id), who, full=True))
 
     @router.delete("/api/v1/servers/{server_id}", summary="Detach a server")
@@ -86,6 +85,19 @@ def servers_router(gateway: Gateway) -> APIRouter:
         )
 
     return router
+
+
+def _absent(gateway: Gateway) -> dict[str, dict[str, Any]]:
+    """The entries of the configuration that nothing was started for: with a mistake, or disabled."""
+    broken = {
+        server_id: {"server_id": server_id, "state": "failed", "last_error": reason}
+        for server_id, reason in gateway.servers.broken.items()
+    }
+    disabled = {
+        server_id: {"server_id": server_id, "kind": spec.kind, "state": "disabled", "last_error": None}
+        for server_id, spec in gateway.servers.disabled.items()
+    }
+    return {**disabled, **broken}
 
 
 def _problems(exc: ValueError) -> str:

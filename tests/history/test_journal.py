@@ -27,6 +27,7 @@ from support import Fickle, GatewayProcess, odd, running_gateway, toolscore, wai
 from toolscore.calls.replay import difference
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.redaction import REDACTED, redact_json, redact_text
+from toolscore.history.starts import MAX_SEGMENTS, StartLog, left_by_others
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +225,75 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
             kept = {row[0] for row in database.execute("select call_id from calls")}
         assert len(sure) > 150
         assert set(sure) <= kept
+
+
+@pytest.mark.parametrize("starts", ["crash", "power"])
+def test_what_was_sent_survives_a_kill_of_gateway_and_recorder_together(starts: str) -> None:
+    """Calls that may change something: the end of the last ones is lost, and that they were sent is not."""
+    secret = f"sk-{'a1' * 15}"
+    with running_gateway({"echo": odd("echo")}, settings=f"journal: {{starts: {starts}}}\n", journal=True) as process:
+        process.wait_for_state("echo", "up")
+        recorder = recorder_of(process)
+        answered: list[str] = []
+
+        def call(text: str) -> None:
+            with contextlib.suppress(httpx.TransportError):
+                answer = httpx.post(
+                    f"{process.url}/execute_tool", json={"tool_id": "echo__echo", "parameters": {"text": text}}
+                )
+                answered.append(answer.json()["data"]["call_id"])
+
+        with ThreadPoolExecutor(9) as pool:
+            calls = [pool.submit(call, "sleep 60")]
+            calls += [pool.submit(call, secret) for _ in range(400)]
+            wait_for(lambda: len(answered) > 150)
+            recorder.kill()
+            process.kill()
+            for one in calls:
+                one.result()
+        noted = b"".join(file.read_bytes() for file in (process.folder / "data" / "journal").glob("*/*.log"))
+        assert b"echo__echo" in noted
+        assert secret.encode() not in noted
+        process.start()
+
+        def kept() -> dict[str, dict[str, Any]]:
+            return {call["call_id"]: call for call in process.get("/api/v1/calls", limit=1000)["calls"]}
+
+        wait_for(lambda: set(answered) <= kept().keys(), 10, "for what was cut off")
+        assert {call["outcome"] for call in kept().values()} == {"ok", "outcome_unknown"}
+        unknown = [process.get(f"/api/v1/calls/{one}") for one in kept() if kept()[one]["outcome"] == "outcome_unknown"]
+        assert [one["arguments"] for one in unknown].count({"text": "sleep 60"}) == 1
+        assert all("it may have done its work" in one["error"] for one in unknown)
+        wait_for(lambda: len(list((process.folder / "data" / "journal").iterdir())) == 1, 10, "for the old run to go")
+        assert "calls were under way when the gateway was killed" in process.output()
+        number = len(kept())
+        process.stop()
+        assert list((process.folder / "data" / "journal").iterdir()) == []
+        process.start()  # and nothing is found twice
+        assert len(kept()) == number
+
+
+def test_starts_take_a_bounded_number_of_files_and_none_is_lost(tmp_path: Path) -> None:
+    import asyncio
+
+    starts = StartLog(tmp_path, on_disk=False)
+    still_open = set()
+    for number in range(60_000):  # twenty-three files' worth, of which a call in each thousand does not end
+        frame = f"{number:08}".encode() * 50
+        start = starts.note(frame)
+        if number % 1000:
+            starts.over(start)
+        else:
+            still_open.add(frame)
+    files = list(starts.folder.glob("*.log"))
+    assert len(files) <= MAX_SEGMENTS
+
+    async def found() -> set[bytes]:
+        await starts.close()
+        ((_, frames),) = await left_by_others(tmp_path, None)
+        return set(frames)
+
+    assert still_open <= asyncio.run(found())
 
 
 def test_another_recorder_takes_the_place_of_one_that_dies(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         order = Order(
             database_url=settings.storage.url, log_level=settings.logging.level, log_format=settings.logging.format
         )
-        journal = await enter(Journal(database, RECORDER, order, settings.journal))
+        journal = await enter(Journal(database, RECORDER, order, settings.journal, settings.storage.folder / "journal"))
 
         # Which tools there are
         changes = ChangeFeed()
@@ -277,11 +277,11 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         places = Places(settings.servers)
         cache = await enter(ResultCache(database, shared, settings.cache))
         kept = KeptResults(cache, upstreams)
-        reach = Reach(upstreams, relay, places, circuits, settings.servers)
         notes = Notes(
             library, metrics=metrics, events=events, journal=journal, scores=scores, firewall=firewall,
             on_success=search.succeeded,
         )  # fmt: skip
+        reach = Reach(upstreams, relay, places, circuits, settings.servers, notes.sending)
         calls = CallPipeline(
             library, upstreams, permissions=permissions, kept=kept, rates=rates, reach=reach, notes=notes,
             limits=settings.limits, judge=await enter(Judge()), tracing=tracing,

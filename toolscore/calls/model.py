@@ -12,6 +12,7 @@ from toolscore.core.errors import InvalidArguments, InvalidRequest
 from toolscore.core.jsonrpc import decode
 from toolscore.core.models import Principal, Tool
 from toolscore.history.recording import new_call_id
+from toolscore.history.starts import Start
 from toolscore.upstreams import Attempt, Caller
 
 __all__ = ["Call"]
@@ -48,12 +49,13 @@ class Call:
         outcome: how it ended, for figures: `ok`, `tool_error`, an error's code, or `cancelled`.
         error: what went wrong, in words.
         attempt: whether the last try was handed to the server.
+        start: what the journal noted before it was sent; `None`: nothing.
     """
 
     __slots__ = (
         "_values", "action", "answer", "arguments", "attempt", "call_id", "caller", "error", "extra", "is_stale",
-        "kept", "outcome", "patience", "replay", "request_id", "server_id", "slot", "started", "timeout_seconds",
-        "tool", "tool_id", "use_cache",
+        "kept", "outcome", "patience", "replay", "request_id", "server_id", "slot", "start", "started",
+        "timeout_seconds", "tool", "tool_id", "use_cache",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +93,7 @@ class Call:
         self.outcome = "cancelled"
         self.error: str | None = None
         self.attempt = Attempt()
+        self.start: Start | None = None
         self._values: Any = _UNREAD
 
     @property

@@ -14,7 +14,7 @@ from toolscore.core.jsonrpc import decode
 from toolscore.core.models import Tool, ToolResult
 from toolscore.history.events import EventLog
 from toolscore.history.firewall import ErrorFirewall
-from toolscore.history.journal import Journal
+from toolscore.history.journal import CUT_OFF, Journal
 from toolscore.history.recording import CallRecord
 from toolscore.history.scores import Scores
 from toolscore.telemetry.metrics import Metrics
@@ -63,6 +63,27 @@ class Notes:
     def began(self, call: Call) -> None:
         """Take a call that has just begun. Needs an `ended`."""
         self.stats.in_flight += 1
+
+    async def sending(self, call: Call) -> None:
+        """Take a call that may change something and is about to be sent: a kill from now on leaves a record of it."""
+        tool = call.target
+        call.start = await self._journal.begin(
+            CallRecord(
+                call_id=call.call_id,
+                request_id=call.request_id,
+                at_ms=int(time.time() * 1000 - call.seconds * 1000),
+                principal=call.principal.name,
+                tool_id=tool.tool_id,
+                server_id=tool.server_id,
+                name=tool.name,
+                definition_hash=tool.definition_hash,
+                outcome=OutcomeUnknown.code,
+                duration_ms=0.0,
+                error=CUT_OFF,
+                arguments_bytes=memoryview(call.arguments).nbytes,
+            ),
+            call.arguments,
+        )
 
     def answered(self, call: Call, result: ToolResult) -> ToolResult:
         """Take a call that was answered. Returns the result, with advice if the tool failed and some is known."""
@@ -125,6 +146,7 @@ class Notes:
             ),
             call.arguments,
             answer,
+            call.start,
         )
         if len(self._events.notifier) and self._events.notifier.wanted("call_finished"):
             self._events.tell(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from msgspec import Raw
@@ -23,15 +24,26 @@ MAX_RETRY_SECONDS = 2.0
 
 
 class Reach:
-    """Asks the servers of tools."""
+    """Asks the servers of tools.
+
+    Args:
+        on_sending: told of each call that may change something, before its request is sent for the first time.
+    """
 
     def __init__(
-        self, upstreams: UpstreamPool, relay: Relay, places: Places, circuits: Circuits, rules: ServerRules
+        self,
+        upstreams: UpstreamPool,
+        relay: Relay,
+        places: Places,
+        circuits: Circuits,
+        rules: ServerRules,
+        on_sending: Callable[[Call], Awaitable[None]],
     ) -> None:
         self._upstreams = upstreams
         self._relay = relay
         self._places = places
         self._circuits = circuits
+        self._on_sending = on_sending
         self.use(rules)
 
     def use(self, rules: ServerRules) -> None:
@@ -70,6 +82,8 @@ class Reach:
         well: bool | None = None
         call.attempt = Attempt()
         try:
+            if call.start is None and not tool.reads_only:
+                await self._on_sending(call)
             raw = await self._relay.relay(
                 tool.server_id,
                 "tools/call",

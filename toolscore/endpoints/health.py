@@ -26,7 +26,7 @@ async def health(gateway: Gateway, principal: Principal) -> dict[str, Any]:
         ("events", gateway.events.store_error, gateway.events.unsaved),
         ("library", gateway.library.writes.error, gateway.library.writes.lost),
         ("pins", gateway.pins.writes.error, gateway.pins.writes.lost),
-        ("journal", gateway.journal.store_error, gateway.journal.lost),
+        ("journal", gateway.journal.store_error or gateway.journal.start_error, gateway.journal.lost),
         ("cache", gateway.cache.store_error, 0),
         ("scores", gateway.scores.writes.error, gateway.scores.writes.lost),
         ("firewall", gateway.firewall.writes.error, gateway.firewall.writes.lost),

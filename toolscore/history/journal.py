@@ -1,7 +1,9 @@
 """The journal: what was called, by whom, with what, how it went. Append-only, and written by a process of its own.
 
 A record is in that process's pipe a few milliseconds after its call's answer, and survives a `kill -9` of the gateway
-from then on. If the recorder dies another takes its place, and is sent again what the first had not confirmed.
+from then on. If the recorder dies another takes its place, and is sent again what the first had not confirmed. If both
+are killed, the last moment is missing: so of a call that may change something the start is noted before its request is
+sent (`starts.py`), and the next run records it as `outcome_unknown`.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
@@ -22,13 +25,22 @@ from msgspec import Raw
 from pydantic import Field
 
 from toolscore.core.errors import ToolNotFound
-from toolscore.core.jsonrpc import decode
-from toolscore.core.models import timestamp
 from toolscore.core.rules import Count, Places, Rules
-from toolscore.history.recording import CallRecord, Order, Taken, call_frame, order_frame, unpacked
+from toolscore.history.recording import (
+    CallRecord,
+    Order,
+    Taken,
+    call_frame,
+    call_id_of,
+    order_frame,
+    start_frame,
+)
+from toolscore.history.rows import bodies, shown
+from toolscore.history.starts import Start, StartLog, left_by_others
 from toolscore.stores import Database
+from toolscore.stores.database import StoreError
 
-__all__ = ["Journal", "JournalRules"]
+__all__ = ["CUT_OFF", "Journal", "JournalRules"]
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +53,7 @@ MAX_UNCONFIRMED_BYTES = 64 * 1024 * 1024
 RESTART_SECONDS = 1.0
 END_SECONDS = 10.0
 SETTLE_SECONDS = 2.0
+CUT_OFF = "the gateway was killed during the call, and it may have done its work"
 
 _taken = msgspec.json.Decoder(Taken)
 
@@ -53,6 +66,11 @@ class JournalRules(Rules):
     keep_mb: Count = Field(1024, description="roughly; the oldest goes first")
     max_body_bytes: Places = Field(4 * 1024 * 1024, description="larger arguments and results are left out")
     log_calls: bool = Field(True, description="a line in the log for each call, too")
+    starts: Literal["crash", "power", "off"] = Field(
+        "crash",
+        description="before a call that may change something is sent, its start is noted where it survives: crash, a "
+        "kill of everything of ours; power, a power cut too, for a wait on the disk; off, nothing",
+    )
 
 
 class Journal:
@@ -61,6 +79,7 @@ class Journal:
     Args:
         command: of the recorder.
         order: what the recorder is told first, beside the rules: the database, how to log.
+        folder: where starts are noted; `None`: nowhere.
 
     Attributes:
         written: records that are in the database. lost: that could not be written.
@@ -68,7 +87,12 @@ class Journal:
     """
 
     def __init__(
-        self, database: Database, command: Sequence[str], order: Order, rules: JournalRules | None = None
+        self,
+        database: Database,
+        command: Sequence[str],
+        order: Order,
+        rules: JournalRules | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._database = database
         self._command = command
@@ -77,8 +101,11 @@ class Journal:
         self.written = 0
         self.lost = 0
         self.store_error: str | None = None
+        self._start_error: str | None = None
+        self._folder = folder
+        self._starts: StartLog | None = None
         self._unsent: list[bytes] = []
-        self._unconfirmed: deque[bytes] = deque()
+        self._unconfirmed: deque[tuple[bytes, Start | None]] = deque()
         self._unconfirmed_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._pipe: asyncio.WriteTransport | None = None
@@ -88,11 +115,15 @@ class Journal:
         self._keeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Journal:
+        self._open_starts()
         self._start()
+        self._finder = asyncio.create_task(self._find_cut_off())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._closing = True
+        self._finder.cancel()
+        await asyncio.gather(self._finder, return_exceptions=True)
         self._send()
         if self._pipe is not None:
             self._pipe.close()
@@ -105,10 +136,21 @@ class Journal:
                     "the recorder does not end: calls may be missing from the journal", calls=len(self._unconfirmed)
                 )
         self.lost += len(self._unconfirmed)
+        if self._starts is not None:
+            await self._starts.close()
+
+    @property
+    def start_error(self) -> str | None:
+        """Why starts are not being noted."""
+        if self._start_error is not None and self._starts is not None and self._starts.has_room():
+            self._start_error = None
+        return self._start_error
 
     def use(self, rules: JournalRules) -> None:
         """Record by other rules from now on."""
         if rules != self.rules:
+            if rules.starts != self.rules.starts:
+                log.warning("`journal.starts` counts from the next start of the gateway")
             self.rules, self._order = rules, _obeying(self._order, rules)
             if self._pipe is not None:
                 self._pipe.write(order_frame(self._order))
@@ -116,10 +158,42 @@ class Journal:
 
     # Writing
 
-    def add(self, record: CallRecord, arguments: Raw, result: Raw | None) -> None:
-        """Have a call recorded. Never waits; at the bound the record is lost, and counted."""
+    async def begin(self, record: CallRecord, arguments: Raw) -> Start | None:
+        """Note that a call begins which may change something.
+
+        Args:
+            record: as it is kept if its end never gets here.
+
+        Returns:
+            What `add` takes at its end, once it is noted; `None`: it is not.
+        """
+        starts = self._starts
+        if starts is None or not self.rules.enabled:
+            return None
+        start = None
+        try:
+            start = starts.note(start_frame(record, arguments))
+            on_disk = starts.flushed()
+            if on_disk is not None:
+                await on_disk
+        except (OSError, ValueError) as exc:  # the call itself must go on
+            self._start_error = f"starts of calls are not being noted: {exc}"
+        except asyncio.CancelledError:
+            self._over(start)
+            raise
+        else:
+            self._start_error = None
+        return start
+
+    def add(self, record: CallRecord, arguments: Raw, result: Raw | None, start: Start | None = None) -> None:
+        """Have a call recorded. Never waits; at the bound the record is lost, and counted.
+
+        Args:
+            start: of the call, where that was noted.
+        """
         rules = self.rules
         if not rules.enabled:
+            self._over(start)
             return
         if record.arguments_bytes > rules.max_body_bytes:
             arguments = Raw(b"")
@@ -129,9 +203,16 @@ class Journal:
         if len(self._unconfirmed) >= MAX_UNCONFIRMED or self._unconfirmed_bytes + size > MAX_UNCONFIRMED_BYTES:
             self.lost += 1
             self.store_error = self.store_error or "the database does not keep up: calls are not being recorded"
+            self._over(start)
             return
-        frame = call_frame(record, arguments, result)
-        self._unconfirmed.append(frame)
+        self._enqueue(call_frame(record, arguments, result), start)
+
+    def _over(self, start: Start | None) -> None:
+        if start is not None and self._starts is not None:
+            self._starts.over(start)
+
+    def _enqueue(self, frame: bytes, start: Start | None = None) -> None:
+        self._unconfirmed.append((frame, start))
         self._unconfirmed_bytes += len(frame)
         self._unsent.append(frame)
         self._added += 1
@@ -156,6 +237,42 @@ class Journal:
             self._pipe.write(b"".join(self._unsent))
             self._unsent.clear()
 
+    def _open_starts(self) -> None:
+        if self._folder is None or not self.rules.enabled or self.rules.starts == "off":
+            return
+        try:
+            self._starts = StartLog(self._folder, on_disk=self.rules.starts == "power")
+        except OSError as exc:
+            self._start_error = f"starts of calls are not being noted: {exc}"
+            log.error(self._start_error)
+
+    async def _find_cut_off(self) -> None:
+        """Record the calls that were under way when an earlier run was killed."""
+        if self._folder is None or not self.rules.enabled:
+            return
+        own = self._starts.folder if self._starts is not None else None
+        for run, frames in await left_by_others(self._folder, own):
+            try:
+                noted = {call_id_of(frame): frame for frame in frames}
+                there = {row["call_id"] for row in await self._database.read_these_calls([*noted])}
+            except (StoreError, msgspec.MsgspecError) as exc:
+                log.error("calls that were under way when the gateway was killed are not recorded yet", error=str(exc))
+                continue
+            missing = [frame for call_id, frame in noted.items() if call_id not in there]
+            for frame in missing:
+                self._enqueue(frame)
+            if missing:
+                log.warning(
+                    "calls were under way when the gateway was killed: toolscore calls list --outcome outcome_unknown",
+                    calls=len(missing),
+                )
+            until, lost = self._added, self.lost
+            while self._confirmed < until:
+                self._progress.clear()
+                await self._progress.wait()
+            if self.lost == lost:  # else the next run finds them again
+                await asyncio.to_thread(shutil.rmtree, run, True)
+
     def _start(self) -> None:
         if self._keeper is None and self.rules.enabled:
             self._keeper = asyncio.create_task(self._keep())
@@ -179,7 +296,7 @@ class Journal:
         assert recorder.stdout is not None
         try:
             pipe.write(order_frame(self._order))
-            self._unsent = list(self._unconfirmed)
+            self._unsent = [frame for frame, _ in self._unconfirmed]
             self._pipe = pipe
             self._send()
             if self._closing:
@@ -189,7 +306,9 @@ class Journal:
                 said = _taken.decode(line)
                 self.store_error = said.error
                 for _ in range(said.taken - confirmed):
-                    self._unconfirmed_bytes -= len(self._unconfirmed.popleft())
+                    frame, start = self._unconfirmed.popleft()
+                    self._unconfirmed_bytes -= len(frame)
+                    self._over(start)
                 self.written += said.taken - confirmed - (said.lost - lost)
                 self.lost += said.lost - lost
                 self._confirmed += said.taken - confirmed
@@ -218,6 +337,7 @@ class Journal:
                     *self._command,
                     stdin=theirs,
                     stdout=asyncio.subprocess.PIPE,
+                    pass_fds=() if self._starts is None else (self._starts.lock,),
                     start_new_session=True,  # Ctrl-C is for the gateway; the recorder ends after it
                 )
             except BaseException:
@@ -251,7 +371,7 @@ class Journal:
             filters, since_ms=since_ms, until_ms=until_ms, before=cursor, limit=limit + 1
         )
         after = rows[limit - 1]["call_id"] if len(rows) > limit else None
-        return [_shown(row) for row in rows[:limit]], after
+        return [shown(row) for row in rows[:limit]], after
 
     async def get(self, call_id: str, principal: str | None = None) -> dict[str, Any]:
         """One call with its arguments and its result.
@@ -266,37 +386,14 @@ class Journal:
         row = await self._database.read_call(call_id)
         if row is None or (principal is not None and row["principal"] != principal):
             raise ToolNotFound(f"no call {call_id!r}: it never was, or is no longer kept (`journal.keep_days`)")
-        return {**_shown(row), **(await self._bodies([row]))[call_id]}
+        return {**shown(row), **(await bodies(self._database, [row]))[call_id]}
 
-    async def with_bodies(self, shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def with_bodies(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Calls as `find` gave them, with their arguments and results."""
-        rows = await self._database.read_these_calls([call["call_id"] for call in shown])
-        found = await self._bodies(rows)
-        return [{**_shown(row), **found[row["call_id"]]} for row in rows]
-
-    async def _bodies(self, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        hashes = {row[name] for row in rows for name in ("arguments_body", "result_body") if row[name]}
-        contents = await self._database.read_bodies(hashes)
-
-        def value(row: dict[str, Any], name: str) -> Any:
-            if row[name] is not None:
-                return decode(row[name].encode())
-            content = contents.get(row[f"{name}_body"])
-            return decode(unpacked(content)) if content is not None else None
-
-        return {row["call_id"]: {name: value(row, name) for name in ("arguments", "result")} for row in rows}
+        rows = await self._database.read_these_calls([call["call_id"] for call in calls])
+        found = await bodies(self._database, rows)
+        return [{**shown(row), **found[row["call_id"]]} for row in rows]
 
 
 def _obeying(order: Order, rules: JournalRules) -> Order:
     return msgspec.structs.replace(order, keep_days=rules.keep_days, keep_mb=rules.keep_mb, log_calls=rules.log_calls)
-
-
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """A call as REST shows it, without its bodies."""
-    kept = ("call_id", "request_id", "principal", "tool_id", "server_id", "name", "definition_hash", "outcome",
-            "duration_ms", "cache", "error")  # fmt: skip
-    return {
-        **{name: row[name] for name in kept},
-        "at": timestamp(datetime.fromtimestamp(row["at_ms"] / 1000, UTC)),
-        "redacted": [name for bit, name in ((1, "arguments"), (2, "result")) if row["redacted"] & bit],
-    }

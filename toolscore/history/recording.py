@@ -38,11 +38,13 @@ __all__ = [
     "Order",
     "Taken",
     "call_frame",
+    "call_id_of",
     "first_order",
     "new_call_id",
     "order_frame",
     "prune",
     "run_recorder",
+    "start_frame",
     "unpacked",
 ]
 
@@ -132,6 +134,20 @@ def call_frame(record: CallRecord, arguments: Raw, result: Raw | None) -> bytes:
     return b"".join((_HEAD.pack(_CALL, len(head), len(given), len(body)), head, given, body))
 
 
+def start_frame(record: CallRecord, arguments: Raw) -> bytes:
+    """A call that begins, as it goes through the pipe if its end never does; without secrets, as it is kept until then."""
+    if record.arguments_bytes > INLINE_BYTES:
+        return call_frame(record, Raw(b""), None)
+    clean = Raw(redact_json(arguments)[0])
+    return call_frame(msgspec.structs.replace(record, arguments_bytes=memoryview(clean).nbytes), clean, None)
+
+
+def call_id_of(frame: bytes) -> str:
+    """The id of the call that `call_frame` made this of."""
+    _, head, _, _ = _HEAD.unpack_from(frame)
+    return _records.decode(frame[_HEAD.size : _HEAD.size + head]).call_id
+
+
 def order_frame(order: Order) -> bytes:
     """An order as it goes through the pipe."""
     head = _encode(order)
@@ -191,7 +207,7 @@ class _Rows:
         if size < 0:
             return None, None, False
         if len(data) < size:
-            return _encode({"toolscore/left_out": f"{size} bytes, over journal.max_body_bytes"}).decode(), None, True
+            return _encode({"toolscore/left_out": f"{size} bytes"}).decode(), None, True
         data, hidden = redact_json(Raw(data or b"{}"))
         if len(data) <= INLINE_BYTES:
             return _text(data.decode("utf-8", "replace")), None, hidden

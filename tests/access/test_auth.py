@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -403,6 +404,19 @@ def test_an_odd_scope_grants_nothing_and_breaks_nothing(gateway: GatewayProcess,
     odd_token = jwt.encode(payload, PRIVATE, "RS256", {"kid": "one"})
     assert httpx.get(f"{gateway.url}/health", headers=bearer(odd_token)).status_code == 200
     assert httpx.post(f"{gateway.url}/api/v1/servers", json={}, headers=bearer(odd_token)).status_code == 403
+
+
+def test_a_key_that_the_gateway_does_not_know_is_told_so(gateway: GatewayProcess, tmp_path: Path) -> None:
+    """As made in another folder than the gateway's, whose data lies there."""
+    settings = ["--config", str(gateway.config)]
+    known = toolscore("keys", "create", "here", *settings, cwd=gateway.folder)
+    assert "keys in " in known.stderr
+    assert "BUT" not in known.stderr
+    unknown = toolscore(
+        "keys", "create", "elsewhere", *settings, variables={"TOOLSCORE_STORAGE__DATA_DIR": str(tmp_path)}
+    )
+    assert f"keys in {tmp_path / 'toolscore.db'}" in unknown.stderr
+    assert f"BUT the gateway at {gateway.url} does not know it" in unknown.stderr
 
 
 def test_known_keys_answer_while_the_list_of_keys_is_slow() -> None:

@@ -149,6 +149,7 @@ access: {local_without_key: false}
 policy:
   rules:
     - {effect: deny, principals: ["guest*"], servers: [secret], reason: "not for guests"}
+    - {effect: deny, principals: ["visitor"], tools: ["secret__*"], reason: "nor for visitors, who are told by tools"}
     - {effect: deny, principals: ["guest*"], arguments: {text: {matches: "^rm "}}, reason: "guests remove nothing"}
 """
 
@@ -156,7 +157,7 @@ policy:
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayProcess]:
     with running_gateway({"open": odd("good"), "secret": odd("good")}, settings=SETTINGS) as process:
-        keys = {name: make_key(process, name) for name in ("guest", "ada")}
+        keys = {name: make_key(process, name) for name in ("guest", "visitor", "ada")}
         keys["root"] = make_key(process, "root", "--scope", "admin")
         process.keys = keys  # type: ignore[attr-defined]
         process.http.headers["authorization"] = f"Bearer {keys['root']}"
@@ -222,8 +223,9 @@ def said_of(client: httpx.Client, server_id: str) -> list[Any]:
     return [(answer.status_code, str(answer.json().get("error")).replace(server_id, "ID")) for answer in answers]
 
 
-def test_a_server_that_is_wholly_denied_does_not_exist(gateway: GatewayProcess) -> None:
-    with as_(gateway, "guest") as guest, as_(gateway, "ada") as ada:
+@pytest.mark.parametrize("who", ["guest", "visitor"])
+def test_a_server_that_is_wholly_denied_does_not_exist(gateway: GatewayProcess, who: str) -> None:
+    with as_(gateway, who) as guest, as_(gateway, "ada") as ada:
         assert said_of(guest, "secret") == said_of(guest, "terces")
         assert said_of(ada, "secret") != said_of(ada, "terces")
         for path in ("/api/v1/servers", "/health"):

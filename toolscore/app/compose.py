@@ -55,7 +55,7 @@ from toolscore.telemetry.metrics import Metrics
 from toolscore.telemetry.tracing import open_tracing
 from toolscore.telemetry.watchdog import Watchdog
 from toolscore.tools.checking import Judge
-from toolscore.tools.features import LIST_CHANGED, ChangeFeed, FeatureIndex
+from toolscore.tools.features import KINDS, LIST_CHANGED, ChangeFeed, FeatureIndex
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import Pins
 from toolscore.upstreams import Caller, Upstream, UpstreamPool
@@ -115,9 +115,12 @@ class Gateway:
     def shows_server(self, principal: Principal, server_id: str) -> bool:
         """Whether a server exists for a principal: some tool of it does, or what it has beside tools."""
         sees = self.permissions.sees(principal)
-        if sees is None or self.permissions.sees_server(principal, server_id):
+        tools = self.library.of_server(server_id)
+        if sees is None or any(sees(tool) for tool in tools):
             return True
-        return any(sees(tool) for tool in self.library.of_server(server_id))
+        if not self.permissions.sees_server(principal, server_id):
+            return False
+        return not tools or any(self.features.entries(server_id, kind) for kind in KINDS)
 
     def find_server(self, principal: Principal, server_id: str) -> Upstream:
         """A server that exists for a principal.

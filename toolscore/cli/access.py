@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -17,6 +19,7 @@ from toolscore.cli.terminal import (
     answer_of,
     config_folder,
     connected,
+    gateway_url,
     print_json,
     print_table,
     say,
@@ -46,10 +49,11 @@ def create_key(
     if as_json:
         print_json({"key_id": key_id, "key": key, "name": name, "scopes": scope or [], "expires_at": expires_at})
     else:
-        print(key)
+        print(key, flush=True)
         until = f"until {expires_at}" if expires_at else "without end"
         say(f"key {key_id} of {name}, {until}. It is not shown again.")
         say("Send it as `Authorization: Bearer …`; this command line takes it from TOOLSCORE_API_KEY.")
+    _tell_whether_known(key, config)
 
 
 @keys.command("list")
@@ -99,8 +103,26 @@ def explain(
         raise typer.Exit(1)
 
 
+def _tell_whether_known(key: str, config: Path | None) -> None:
+    """Ask the gateway of the settings whether it knows a key that was just made: its data may lie elsewhere."""
+    import httpx
+
+    environment = {**os.environ, **({"TOOLSCORE_CONFIG_DIR": str(config)} if config is not None else {})}
+    try:
+        url, _ = gateway_url({name: value for name, value in environment.items() if name != "TOOLSCORE_URL"})
+        answer = httpx.get(f"{url}/api/v1/servers", headers={"Authorization": f"Bearer {key}"}, timeout=5)
+    except typer.Exit:
+        return  # the settings name no port: there is nobody to ask
+    except httpx.HTTPError:
+        say(f"No gateway answers at {url}: one that starts with these settings, in this folder, knows the key.")
+        return
+    if answer.status_code == 401:
+        say(f"BUT the gateway at {url} does not know it, since it keeps its keys elsewhere: make the key in the folder")
+        say("where it was started, with its --config, or name its data folder in TOOLSCORE_STORAGE__DATA_DIR.")
+
+
 def _with_keys(config: Path | None, work: Callable[[Any], Any]) -> Any:
-    """Do something with the keys in the database of the settings."""
+    """Do something with the keys in the database of the settings, and say which that is."""
     import asyncio
 
     from toolscore.access.auth import KeyRing
@@ -109,8 +131,12 @@ def _with_keys(config: Path | None, work: Callable[[Any], Any]) -> Any:
     from toolscore.stores import open_database
     from toolscore.stores.database import StoreError
 
+    storage = load_settings(config_folder(config)).settings.storage
+    place = urlsplit(storage.database_url or "")
+    say(f"keys in {f'{place.hostname}{place.path}' if storage.database_url else storage.folder / 'toolscore.db'}")
+
     async def run() -> Any:
-        async with open_database(load_settings(config_folder(config)).settings.storage.url) as database:
+        async with open_database(storage.url) as database:
             return await work(KeyRing(database))
 
     try:

@@ -135,7 +135,7 @@ def call_frame(record: CallRecord, arguments: Raw, result: Raw | None) -> bytes:
 
 
 def start_frame(record: CallRecord, arguments: Raw) -> bytes:
-    """A call that begins, as it goes through the pipe if its end never does; without secrets, as it is kept until then."""
+    """A call that begins, as it goes through the pipe if its end never does; without secrets, since it is kept."""
     if record.arguments_bytes > INLINE_BYTES:
         return call_frame(record, Raw(b""), None)
     clean = Raw(redact_json(arguments)[0])

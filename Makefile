@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # The tests start hundreds of programs: none of them should compile its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast storm check pages lock format clean
+.PHONY: run test test-fast storm soak check pages lock format clean
 
 run: $(VENV)/.installed
 	@$(BIN)/toolscore serve
@@ -24,6 +24,11 @@ test-fast: $(VENV)/.tested
 # Thousands of calls to a server that fails in every way; prints how they ended.
 storm: $(VENV)/.tested
 	@$(BIN)/pytest -q tests/calls/test_storm.py
+
+# Half load with faults for MINUTES; says what grew.
+MINUTES ?= 60
+soak: $(VENV)/.tested
+	@$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 check: $(VENV)/.tested
 	@$(BIN)/ruff check .

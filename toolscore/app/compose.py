@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 import uuid
@@ -197,6 +198,8 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
         hub = SettingsHub(settings)
         metrics = Metrics()
         watchdog = await enter(Watchdog(metrics.stalled))
+        loop = asyncio.get_running_loop()
+        metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         metrics.busiest.set_function(lambda: watchdog.busiest_seconds)
 
         # What survives, and what replicas share

@@ -44,6 +44,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.in_flight = Gauge("toolscore_calls_in_flight", "Tool calls under way.", registry=self.registry)
+        self.tasks = Gauge("toolscore_tasks", "Tasks of the event loop.", registry=self.registry)
         self.tools = Gauge("toolscore_tools", "Tools in the library.", registry=self.registry)
         self._up = Gauge("toolscore_server_up", "1 while the server can be called.", ["server"], registry=self.registry)
         self._restarts = Counter(

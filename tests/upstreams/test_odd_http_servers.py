@@ -87,7 +87,7 @@ def test_progress_in_a_stream_reaches_the_client(wild: GatewayProcess) -> None:
         ("cut", "outcome_unknown", "went away during the call"),
         ("endless", "upstream_protocol_error", "bound of 16,777,216"),
         ("dribble", "upstream_protocol_error", "an event over the bound"),
-        ("packed", "upstream_protocol_error", "packs its answers"),
+        ("packed", "upstream_protocol_error", "bound of 16,777,216"),
         ("html", "upstream_protocol_error", "HTTP 500"),
         ("forbidden", "upstream_unavailable", "check its `headers`"),
         ("busy", "upstream_unavailable", "is busy"),

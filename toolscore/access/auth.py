@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import re
 import secrets
 import time
@@ -23,6 +22,7 @@ from pydantic import Field
 
 from toolscore.access.tokens import ADMIN, TokenKeys, TokenRules, expiry
 from toolscore.core.errors import Conflict, Forbidden, ToolNotFound, Unauthenticated
+from toolscore.core.hosts import is_loopback
 from toolscore.core.models import LOCAL, NOBODY, Principal, timestamp
 from toolscore.core.rules import Rules
 from toolscore.stores import Database
@@ -37,7 +37,6 @@ __all__ = [
     "KeyRing",
     "TokenRules",
     "check_origin",
-    "is_loopback",
     "need_scope",
 ]
 
@@ -56,16 +55,6 @@ REFRESH_SECONDS = 0.9
 """As old as keys are at most that open sockets are held to."""
 READ_REST_SECONDS = 0.1
 """A key that we do not know has them read no more often than this."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on, or a host name that a request gives, is this machine's own."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def check_origin(host: str | None, origin: str | None, allowed_hosts: Collection[str] = ()) -> None:

@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from toolscore.access.auth import is_loopback
 from toolscore.app.executor import EXECUTOR_ID, executor_spec
 from toolscore.app.settings import Settings, SettingsHub
 from toolscore.core.errors import Conflict, InvalidArguments, InvalidRequest, Overloaded
+from toolscore.core.hosts import is_loopback
 from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.stores import Database

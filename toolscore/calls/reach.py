@@ -21,6 +21,8 @@ __all__ = ["Reach"]
 
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 2.0
+MAX_WAIT_SECONDS = 5.0
+"""How long a caller who gave no time waits for a server that said when to come back."""
 
 
 class Reach:
@@ -69,6 +71,8 @@ class Reach:
             except UpstreamUnavailable as exc:  # it did not happen, or may be made again: its message says which
                 if not self._retries or not exc.transient:
                     raise
+                if exc.retry_after_seconds is not None:
+                    return await self._try_later(call, exc)
                 return await self._try_again(call)
         finally:
             turnstile.leave(time.perf_counter() - began)
@@ -101,6 +105,20 @@ class Reach:
             raise
         finally:
             admission.ended(well)
+
+    async def _try_later(self, call: Call, error: UpstreamUnavailable) -> Raw:
+        """Ask a server again when it said, if that is within the caller's time."""
+        for _ in range(self._retries):
+            wait = error.retry_after_seconds
+            left = call.timeout_seconds - call.seconds if call.timeout_seconds else MAX_WAIT_SECONDS
+            if not error.transient or wait is None or wait > left:
+                break
+            await asyncio.sleep(wait)
+            try:
+                return await self._try(call)
+            except UpstreamUnavailable as exc:
+                error = exc
+        raise error
 
     async def _try_again(self, call: Call) -> Raw:
         """Ask again what certainly did not happen, or does no harm twice, with longer and longer pauses."""

@@ -99,7 +99,15 @@ class Relay:
 
 def _broke_off(exc: ConnectionLost, server_id: str, what: str, safe_to_repeat: bool) -> NoReturn:
     if not exc.sent:
-        raise UpstreamUnavailable(f"{server_id} cannot be reached: {exc.reason}", transient=True) from exc
+        # One that refused gets the same call again only if it said when.
+        error = UpstreamUnavailable(
+            f"{server_id} cannot be reached: {exc.reason}",
+            transient=not exc.refused or exc.retry_after is not None,
+            retry_after_seconds=exc.retry_after,
+        )
+        if exc.refused and not exc.busy:
+            error.retryable = False
+        raise error from exc
     if safe_to_repeat:
         raise UpstreamUnavailable(
             f"{server_id} went away during the call ({exc.reason}); {what} may safely be called again", transient=True

@@ -72,7 +72,7 @@ class ToolScoreError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     rpc_code: ClassVar[int] = -32603
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(
         self,

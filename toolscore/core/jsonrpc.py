@@ -26,6 +26,7 @@ __all__ = [
     "RequestId",
     "decode",
     "decode_frame",
+    "decode_frames",
     "decode_object",
     "encode",
     "error_frame",
@@ -57,27 +58,44 @@ class RemoteError(Exception):
 
 
 class ConnectionLost(Exception):
-    """The channel is gone. `sent` says whether the request had left before: then it may have been carried out."""
+    """The channel is gone, or the other side refuses it.
 
-    def __init__(self, reason: str, *, sent: bool) -> None:
+    Attributes:
+        sent: the request had left before: then it may have been carried out.
+        refused: the other side is there and said no; asking again at once gets the same answer.
+        busy: it refuses for the moment alone.
+        retry_after: seconds after which it may be asked again, where it said so.
+    """
+
+    def __init__(
+        self, reason: str, *, sent: bool, refused: bool = False, retry_after: float | None = None, busy: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.sent = sent
+        self.refused = refused
+        self.busy = busy
+        self.retry_after = retry_after
 
 
 class Frame(msgspec.Struct):
     """One JSON-RPC message, read no further than its envelope."""
 
-    jsonrpc: str | UnsetType = UNSET
+    jsonrpc: str | UnsetType | None = UNSET
     id: int | str | UnsetType | None = UNSET
-    method: str | UnsetType = UNSET
+    method: str | UnsetType | None = UNSET
     params: Raw | UnsetType = UNSET
     result: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
 
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_BATCH = 1000
+"""Messages of one batch."""
+
 _encoder = msgspec.json.Encoder()
 _frames = msgspec.json.Decoder(Frame)
+_batches = msgspec.json.Decoder(list[Raw])
 _objects = msgspec.json.Decoder(dict[str, Raw])
 _values = msgspec.json.Decoder()
 
@@ -117,7 +135,8 @@ def decode_object(data: bytes | Raw) -> dict[str, Raw]:
 
 
 def decode_frame(data: bytes) -> Frame:
-    """Read the envelope of one message.
+    """Read the envelope of one message. Members that are null are taken as left out, but for `id`, and for a `result`
+    that no error stands beside.
 
     Raises:
         InvalidRequest: not JSON (`data["rpc_code"]` is -32700), or JSON that is no JSON-RPC object (a batch too).
@@ -125,14 +144,48 @@ def decode_frame(data: bytes) -> Frame:
     data = _in_utf8(data)
     try:
         try:
-            return _frames.decode(data)
+            return _without_nulls(_frames.decode(data))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             if isinstance(exc, msgspec.ValidationError):
                 raise
-            return _frames.decode(_encoder.encode(_lenient(data)))
+            return _without_nulls(_frames.decode(_encoder.encode(_lenient(data))))
     except msgspec.ValidationError as exc:
         what = "batches are not part of MCP" if data.lstrip()[:1] == b"[" else str(exc)
         raise InvalidRequest(f"not a JSON-RPC 2.0 object: {what}") from exc
+
+
+def decode_frames(data: bytes) -> list[Frame]:
+    """Read a message, or a batch of them as revision 2025-03-26 has it.
+
+    Raises:
+        InvalidRequest: as `decode_frame`; an empty batch, or one that is over the bound.
+    """
+    if data.lstrip(BYTE_ORDER_MARK + b" \t\r\n")[:1] != b"[":
+        return [decode_frame(data)]
+    try:
+        messages = _batches.decode(_in_utf8(data))
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise InvalidRequest(f"not a batch: {exc}", data={"rpc_code": PARSE_ERROR}) from exc
+    if not 0 < len(messages) <= MAX_BATCH:
+        raise InvalidRequest(f"a batch has 1 to {MAX_BATCH:,} messages, found {len(messages):,}")
+    return [decode_frame(bytes(message)) for message in messages]
+
+
+def _without_nulls(frame: Frame) -> Frame:
+    if frame.method is None:
+        frame.method = UNSET
+    if _is_null(frame.params):
+        frame.params = UNSET
+    if frame.error is not UNSET:
+        if _is_null(frame.error):
+            frame.error = UNSET
+        elif _is_null(frame.result):
+            frame.result = UNSET
+    return frame
+
+
+def _is_null(member: Raw | UnsetType) -> bool:
+    return isinstance(member, Raw) and memoryview(member).nbytes == 4 and bytes(member) == b"null"
 
 
 def _in_utf8(data: bytes) -> bytes:
@@ -142,6 +195,7 @@ def _in_utf8(data: bytes) -> bytes:
     """
     if data.isascii():
         return data
+    data = data.removeprefix(BYTE_ORDER_MARK)
     try:
         data.decode()
     except UnicodeDecodeError:

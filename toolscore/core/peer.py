@@ -19,6 +19,7 @@ from toolscore.core.jsonrpc import (
     RequestId,
     decode,
     decode_frame,
+    decode_frames,
     decode_object,
     error_frame,
     notification_frame,
@@ -44,6 +45,10 @@ class Peer:
 
     Only from the event loop's thread. The owner feeds what arrives to `receive` and calls `close` when the
     channel ends; `send` writes one whole message and may wait for the other side to read.
+
+    Args:
+        on_junk: gets what is no message; without it the other side is told.
+        lenient: take batches, and ids that are null, as servers in the field write them.
     """
 
     def __init__(
@@ -53,12 +58,14 @@ class Peer:
         on_request: OnRequest | None = None,
         on_notification: OnNotification | None = None,
         on_junk: Callable[[bytes], None] | None = None,
+        lenient: bool = False,
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         self._send = send
         self._on_request = on_request
         self._on_notification = on_notification
         self._on_junk = on_junk
+        self._lenient = lenient
         self._max_in_flight = max_in_flight
         self._next_id = 0
         self._waiting: dict[RequestId, asyncio.Future[Raw]] = {}
@@ -138,7 +145,7 @@ class Peer:
 
     def _receive(self, data: bytes) -> None:
         try:
-            frame = decode_frame(data)
+            frames = decode_frames(data) if self._lenient else [decode_frame(data)]
         except InvalidRequest as exc:
             if self._on_junk is not None:
                 self._on_junk(data)
@@ -146,19 +153,29 @@ class Peer:
                 code = (exc.data or {}).get("rpc_code", INVALID_REQUEST)
                 self._spawn(self._write(error_frame(None, {"code": code, "message": exc.message})))
             return
+        for frame in frames:
+            if not self._take(frame):
+                if self._on_junk is not None:
+                    self._on_junk(data)
+                else:
+                    self._refuse_null_id()
+
+    def _take(self, frame: Frame) -> bool:
+        """Take one message. Returns whether it is one."""
         if isinstance(frame.method, str):
             if isinstance(frame.id, int | str):
                 self._serve(frame.id, frame.method, frame.params or None)
-            elif frame.id is None:
-                self._refuse_null_id()
+            elif frame.id is None and not (self._lenient or frame.method.startswith("notifications/")):
+                return False
             else:
                 self._notified(frame.method, frame.params or None)
         elif isinstance(frame.id, int | str):
             self._answered(frame.id, frame)
-        elif self._on_junk is not None:
-            self._on_junk(data)
+        elif self._lenient and len(self._waiting) == 1 and isinstance(frame.error, Raw):
+            self._answered(next(iter(self._waiting)), frame)  # it could not read the id, and there is but one
         else:
-            self._refuse_null_id()
+            return False
+        return True
 
     def fail(self, request_id: RequestId, reason: Exception) -> bool:
         """End one request of ours without its answer. False where nobody waits for it."""
@@ -180,8 +197,7 @@ class Peer:
             task.cancel()
 
     def _answered(self, request_id: RequestId, frame: Frame) -> None:
-        if isinstance(request_id, str) and request_id.isascii() and request_id.isdigit():
-            request_id = int(request_id)  # some servers turn an id into a string
+        request_id = _number(request_id)
         answer = self._waiting.get(request_id)
         if answer is None or answer.done():
             late = self._late.pop(request_id, None)
@@ -198,7 +214,7 @@ class Peer:
     def _notified(self, method: str, params: Raw | None) -> None:
         if method == "notifications/progress" and params is not None and self._progress:
             token = decode_object(params).get("progressToken")
-            listener = self._progress.get(decode(token)) if token is not None else None
+            listener = self._progress.get(_number(decode(token))) if token is not None else None
             if listener is not None:
                 listener(params)
                 return
@@ -265,3 +281,8 @@ class Peer:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._side_tasks.add(task)
         task.add_done_callback(self._side_tasks.discard)
+
+
+def _number(given: Any) -> Any:
+    """An id or a token of ours, which are numbers: some servers send them back as texts."""
+    return int(given) if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < 20 else given

@@ -60,6 +60,7 @@ class ServerRules(Rules):
         256, description="calls at a time of one server (its own `max_concurrent` counts first)"
     )
     max_queued: Places = Field(1000, description="calls that may wait for a place there")
+    relist_seconds: Seconds = Field(60, description="how often a list is read again whose server tells no changes")
     retries: Annotated[int, Field(ge=0, le=10)] = Field(
         2, description="further tries of a call that did not happen, or that its tool says may be repeated"
     )

@@ -22,11 +22,12 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from toolscore import __version__
-from toolscore.access.auth import Authenticator, is_loopback
+from toolscore.access.auth import Authenticator
 from toolscore.app.compose import Gateway, open_gateway
 from toolscore.app.files import Loaded
 from toolscore.app.settings import Settings
 from toolscore.core.errors import MethodNotFound
+from toolscore.core.hosts import is_loopback
 from toolscore.endpoints.front import Front, resource_url
 from toolscore.endpoints.guard import ConnectionGuard
 from toolscore.endpoints.leases import Leases

@@ -8,9 +8,10 @@ import time
 import structlog
 from fastapi import FastAPI
 
-from toolscore.access.auth import check_origin, is_loopback
+from toolscore.access.auth import check_origin
 from toolscore.app.compose import Gateway
 from toolscore.core.errors import InternalError, ToolScoreError, Unauthenticated
+from toolscore.core.hosts import is_loopback
 from toolscore.core.models import NOBODY
 from toolscore.endpoints.asgi import (
     Message,

@@ -74,6 +74,7 @@ class _ExecuteParams(_ToolParams):
 @command
 async def list_tools(gateway: Gateway, params: dict[str, Any], principal: Principal) -> Any:
     wanted = read_as(params, _ListParams)
+    gateway.upstreams.tools_are_listed()
     sees = gateway.permissions.sees(principal)
     tools, after = gateway.library.page(
         cursor=wanted.cursor, limit=wanted.limit, server_id=wanted.server_id, text=wanted.q, sees=sees

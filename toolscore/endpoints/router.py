@@ -23,7 +23,7 @@ from websockets.asyncio.server import ServerConnection, serve, unix_serve
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from toolscore.access.auth import ADMIN, Credential, check_origin, is_loopback, need_scope
+from toolscore.access.auth import ADMIN, Credential, check_origin, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.core.channels import WebSocketChannel
 from toolscore.core.errors import (
@@ -35,6 +35,7 @@ from toolscore.core.errors import (
     ToolScoreError,
     Unauthenticated,
 )
+from toolscore.core.hosts import is_loopback
 from toolscore.core.jsonrpc import ConnectionLost, RemoteError, decode, decode_frame, error_frame, result_frame
 from toolscore.core.models import Principal, UpstreamSpec
 from toolscore.core.peer import Peer

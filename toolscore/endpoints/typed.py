@@ -117,6 +117,7 @@ class TypedClient:
             case "unregister_tool":
                 await self._answer(frame, "unregister_tool_response", self._unregister(frame))
             case "list_tools":
+                self._gateway.upstreams.tools_are_listed()
                 tools = self._list()
                 await self._send(
                     {

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, MutableMapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,10 +25,11 @@ from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
 from toolscore.core.jsonrpc import (
     METHOD_NOT_FOUND,
     ConnectionLost,
+    Frame,
     Params,
     RemoteError,
     decode,
-    decode_frame,
+    decode_frames,
     error_frame,
     notification_frame,
     remote_error,
@@ -40,6 +42,7 @@ from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, InFlight, 
 from toolscore.upstreams.connection import OnNotification, with_input
 from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
+from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, with_cookies
 from toolscore.upstreams.protocol import (
     BROADCAST,
     LATEST_STATELESS_VERSION,
@@ -60,9 +63,24 @@ log = structlog.get_logger(__name__)
 PING_SECONDS = 15
 """How often a server that keeps no stream open is asked whether it is still there."""
 
-LISTEN_RETRY_SECONDS = 5
+PROBE_SECONDS = 1.5
+"""How long a server may leave the question for the stateless era unanswered, before a session is opened."""
+LISTEN_RETRY_SECONDS = 5.0
+MAX_LISTEN_RETRY_SECONDS = 60.0
+"""The stream for changes is opened again after so long, twice as long each time that it is refused."""
 LOOK_SECONDS = 2.0
+LIVES_SECONDS = 5.0
+NO_SESSION = re.compile(
+    r"not (?:been |yet )?initiali[sz]ed|before initiali[sz]ation"
+    r"|(?:no(?: valid| such| active)?|invalid|unknown|expired|missing|bad|stale|unrecogni[sz]ed) (?:mcp[- ])?session"
+    r"|session(?:[ -]?id)?(?: header)?(?: [\"'\w-]{8,80}[\"']?)? (?:is |was |has |are |does |could )?(?:be )?"
+    r"(?:not |no longer |been )?"
+    r"(?:found|invalid|unknown|expired|missing|required|terminated|closed|valid|exist|gone|known|recogni[sz]ed)",
+    re.IGNORECASE,
+)
+"""How servers say that they do not know a session (any more), where the status alone does not."""
 
+OPENING = frozenset({"initialize", "server/discover"})
 MAX_ROUTINGS = 10_000
 MAX_ROUTED_NAME = 256
 MAX_QUESTIONS = 64
@@ -87,14 +105,22 @@ class HttpConnection:
         side: ClientSide = EVERYBODY,
         on_asked: OnAsked = lambda unasked: None,
         shown: str | None = None,
+        credentials: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         assert spec.url is not None
-        self._url = URL(spec.url)
+        self._url, authorization = plain_url(spec.url)
+        self._proxy = proxy_for(self._url)
+        self._cookies: dict[str, str] = {}
+        self._credentials = credentials
+        self._given = dict(spec.headers)
         self._shown = shown or shown_url(spec.url)
         self._session = session
         self._on_notification = on_notification
         self._max = max_message_bytes
+        if any(name.lower() == "authorization" for name in spec.headers):
+            authorization = {}
         self._headers = {
+            **authorization,
             **spec.headers,
             "Content-Type": "application/json",
             "Accept": "application/json, text/event-stream",
@@ -110,12 +136,20 @@ class HttpConnection:
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._questions: dict[int, list[asyncio.Task[None]]] = {}
         self._suspected: asyncio.Task[None] | None = None
+        self._generation = 0
+        self._renewed = asyncio.Event()
+        self._elsewhere: dict[int, asyncio.Future[Raw]] = {}
+        self._stray: str | None = None
         self._last_event = ""
         self._retry_seconds: float | None = None
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.info = ServerInfo(protocol_version=LATEST_STATELESS_VERSION)
         self.in_flight = 0
         self.log_level: str | None = None
+        self.hears = False
+        """Whether a stream is open on which the server tells what changes."""
+        self.on_renewed: Callable[[], None] = lambda: None
+        """Called when another session has taken the place of one that the server had forgotten."""
 
     async def negotiate(self, *, probe: bool = True) -> None:
         """Ask for the stateless era, which costs a server of the other one nothing, else open a session.
@@ -123,7 +157,7 @@ class HttpConnection:
         Args:
             probe: ask for the stateless era at all.
         """
-        settle = self._negotiate if probe else self._initialize
+        settle = self._negotiate if probe else self._initialize_or_negotiate
         try:
             await settle()
         except _Moved as moved:  # our headers go nowhere but to the host that they are for
@@ -131,20 +165,43 @@ class HttpConnection:
             self._shown = shown_url(str(moved.target))
             await settle()
 
-    async def _negotiate(self, *, again: bool = True) -> None:
+    async def _initialize_or_negotiate(self) -> None:
+        try:
+            await self._initialize()
+        except _Moved:
+            raise
+        except (RemoteError, UpstreamProtocolError):  # it may have changed its era since it was asked
+            if not await self._discover():
+                raise
+
+    async def _negotiate(self) -> None:
+        if not await self._discover():
+            await self._initialize()
+
+    async def _discover(self, *, again: bool = True) -> bool:
+        """Ask for the stateless era. Whatever else is answered, or nothing: false, and nothing is left behind."""
         params = stateless_envelope({})
         headers = {**self._headers, "MCP-Protocol-Version": LATEST_STATELESS_VERSION, "Mcp-Method": "server/discover"}
         try:
-            self.info = info_from_discover(await self._post("server/discover", params, headers, None))
+            async with asyncio.timeout(PROBE_SECONDS):
+                self.info = info_from_discover(await self._post("server/discover", params, headers, None))
             self._headers["MCP-Protocol-Version"] = self.info.protocol_version
             self._routings.clear()
+            return True
         except _Moved:
             raise
-        except (RemoteError, UpstreamProtocolError) as exc:
-            if again and isinstance(exc, RemoteError) and speaks_stateless(exc):
-                await self._negotiate(again=False)
-            else:
-                await self._initialize()
+        except RemoteError as exc:
+            return again and speaks_stateless(exc) and await self._discover(again=False)
+        except (UpstreamProtocolError, TimeoutError):
+            return False
+        except ConnectionLost as exc:
+            if not exc.sent and not exc.refused:
+                raise
+            return False
+        finally:
+            stray, self._stray = self._stray, None
+            if stray is not None and "Mcp-Session-Id" not in self._headers:
+                self._aside(self._leave({**self._headers, "Mcp-Session-Id": stray}))
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
         def send(again: Params | None) -> Awaitable[Raw]:
@@ -154,19 +211,63 @@ class HttpConnection:
 
     async def _send(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
         if self.info.stateless:
-            params = stateless_envelope(params, self.info.protocol_version, caller, self._features)
-            return await self._post(method, params, self._stateless_headers(method, params), caller)
+            return await self._ask(method, params, caller)
         params = session_params(params)
-        session_id = self._headers.get("Mcp-Session-Id")
+        generation = self._generation
         with self.requests.hold(caller):
             try:
-                return await self._post(method, params, self._headers, caller)
-            except _SessionGone:
-                # The server refused before it did anything: a new session, and once more.
-                async with self._renewing:
-                    if self._headers.get("Mcp-Session-Id") == session_id:
-                        await self._initialize()
-                return await self._post(method, params, self._headers, caller)
+                return await self._ask(method, params, caller)
+            except _SessionGone as gone:  # the server refused before it did anything
+                if gone.error is not None and await self._session_lives():
+                    raise RemoteError(gone.error) from gone
+                await self._renew(generation)
+                return await self._ask(method, params, caller)
+
+    async def _ask(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
+        """Ask; once more with fresh credentials, if it refuses those that we have and there are others."""
+        try:
+            return await self._ask_once(method, params, caller)
+        except ConnectionLost as exc:
+            if not exc.refused or exc.busy or not self._read_credentials():
+                raise
+        return await self._ask_once(method, params, caller)
+
+    async def _ask_once(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
+        if not self.info.stateless:
+            return await self._post(method, params, self._headers, caller)
+        params = stateless_envelope(params, self.info.protocol_version, caller, self._features)
+        return await self._post(method, params, self._stateless_headers(method, params), caller)
+
+    def _read_credentials(self) -> bool:
+        """Read what the entry's headers refer to again. Returns whether it is something else now."""
+        if self._credentials is None:
+            return False
+        fresh = dict(self._credentials())
+        if fresh == self._given:
+            return False
+        kept = {name: value for name, value in self._headers.items() if name not in self._given}
+        self._headers, self._given = {**kept, **fresh}, fresh
+        self._routings.clear()
+        return True
+
+    async def _session_lives(self) -> bool:
+        """Whether the server still knows our session: what it refused was then the request itself."""
+        try:
+            async with asyncio.timeout(LIVES_SECONDS):
+                await self._post("ping", None, self._headers, None)
+        except _SessionGone:
+            return False
+        except (RemoteError, ConnectionLost, UpstreamProtocolError, TimeoutError):
+            pass  # it says nothing of sessions
+        return True
+
+    async def _renew(self, generation: int) -> None:
+        """Open another session, once for all who found that this one is gone."""
+        async with self._renewing:
+            if self._generation == generation:
+                await self._initialize()
+                self._renewed.set()
+                self.on_renewed()
 
     async def notify(self, method: str, params: Params | None = None) -> None:
         if not self.info.stateless:
@@ -228,56 +329,111 @@ class HttpConnection:
         for task in self._side_tasks:
             task.cancel()
         if "Mcp-Session-Id" in self._headers:
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                async with (
-                    asyncio.timeout(2),
-                    self._session.delete(self._url, headers=self._headers, allow_redirects=False),
-                ):
-                    pass
+            await self._leave(self._headers)
+
+    async def _leave(self, headers: Mapping[str, str]) -> None:
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(2), self._exchange("DELETE", headers):
+                pass
+
+    def _exchange(self, verb: str, headers: Mapping[str, str], data: bytes | None = None) -> Any:
+        """One HTTP request, as a context manager that gives the response."""
+        if self._cookies:
+            headers = CIMultiDict({**headers, **self._cookies})
+        return self._session.request(
+            verb, self._url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy
+        )
+
+    def _keep_cookies(self, response: aiohttp.ClientResponse) -> None:
+        """Return to the server what a balancer before it set, so that we come back to the same one."""
+        fresh = with_cookies(self._cookies or {"Cookie": self._headers.get("Cookie", "")}, response.cookies)
+        if fresh is not None:
+            self._cookies = fresh
 
     async def listen(self) -> None:
-        """Keep the stream open on which the server tells what changed; without one, ask now and then if it lives."""
-        streams = True
-        while True:
-            if streams:
-                try:
-                    streams = await self._listen_once()
-                except (aiohttp.ClientError, OSError, InvalidRequest, UpstreamProtocolError) as exc:
-                    log.debug("the stream for changes broke off", url=self._shown, error=str(exc))
-            if streams and self._retry_seconds is not None:
+        """Keep the stream open on which the server tells what changed, and notice when the server is gone."""
+        tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._watch())]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _watch(self) -> None:
+        """Ask a server that keeps no stream open now and then whether it is there."""
+        while not self._closed.done():
+            await asyncio.sleep(PING_SECONDS)
+            if not self.hears:
+                await self._look_in()
+
+    async def _look_in(self) -> None:
+        try:
+            async with asyncio.timeout(PING_SECONDS):
+                await self.request("server/discover" if self.info.stateless else "ping")
+        except RemoteError:
+            pass  # an answer is a sign of life
+        except (ConnectionLost, UpstreamProtocolError, TimeoutError) as exc:
+            busy = isinstance(exc, ConnectionLost) and exc.busy
+            if not busy and not (self.in_flight and isinstance(exc, TimeoutError)):  # as a server with one thread is
+                self.close(f"the server no longer answers: {exc or 'time-out'}")
+
+    async def _follow(self) -> None:
+        """Read the stream for changes, of whichever session there is, for as long as the server has one."""
+        pause = LISTEN_RETRY_SECONDS
+        while not self._closed.done():
+            self._renewed.clear()
+            reading = asyncio.ensure_future(self._listen_once())
+            renewed = asyncio.ensure_future(self._renewed.wait())
+            try:
+                await asyncio.wait({reading, renewed}, return_when=asyncio.FIRST_COMPLETED)
+                if renewed.done():
+                    continue
+                opened, offered = reading.result()
+            except (aiohttp.ClientError, OSError, InvalidRequest, UpstreamProtocolError) as exc:
+                log.debug("the stream for changes broke off", url=self._shown, error=str(exc))
+                opened, offered = self.hears, True
+            finally:
+                self.hears = False
+                for task in (reading, renewed):
+                    task.cancel()
+                await asyncio.gather(reading, renewed, return_exceptions=True)
+            if not offered:
+                await self._renewed.wait()
+                continue
+            if opened and self._retry_seconds is not None:
                 await asyncio.sleep(max(self._retry_seconds, MIN_RETRY_SECONDS))
                 continue
-            await asyncio.sleep(LISTEN_RETRY_SECONDS if streams else PING_SECONDS)
-            try:
-                async with asyncio.timeout(PING_SECONDS):
-                    await self.request("server/discover" if self.info.stateless else "ping")
-            except RemoteError:
-                pass  # an answer is a sign of life
-            except (ConnectionLost, UpstreamProtocolError, TimeoutError) as exc:
-                if self.in_flight and isinstance(exc, TimeoutError):
-                    continue  # busy with a call, as a server with one thread is
-                self.close(f"the server no longer answers: {exc or 'time-out'}")
-                return
+            pause = LISTEN_RETRY_SECONDS if opened else min(2 * pause, MAX_LISTEN_RETRY_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._renewed.wait()
+            if opened:
+                await self._look_in()
 
-    async def _listen_once(self) -> bool:
-        """Read a session's own stream to its end. False where the server offers none."""
+    async def _listen_once(self) -> tuple[bool, bool]:
+        """Read a session's own stream to its end. Returns whether there was one, and whether to ask again."""
         if self.info.stateless:
-            return False  # `subscriptions/listen` is a request like others
+            return False, False  # `subscriptions/listen` is a request like others
         headers = {**self._headers, "Accept": "text/event-stream"}
         if self._last_event:
             headers["Last-Event-ID"] = self._last_event
-        async with self._session.get(self._url, headers=headers, allow_redirects=False) as response:
-            if response.status != 200 or response.content_type != "text/event-stream":
+        generation = self._generation
+        async with self._exchange("GET", headers) as response:
+            if response.status != 200 or not _is_stream(response):
                 self._last_event = ""
-                return False
-            stream = EventStream(response.content, self._max)
+                if response.status in (401, 403):
+                    self._read_credentials()
+                elif response.status in (400, 404) and "Mcp-Session-Id" in headers and not await self._session_lives():
+                    await self._renew(generation)
+                return False, response.status != 405
+            self.hears = True
+            stream = EventStream(Unpacked(response), self._max)
             async for message in stream.messages():
-                frame = decode_frame(message)
-                if isinstance(frame.method, str):
-                    self._take(frame.method, frame.params or None, frame.id, None)
+                for frame in self._frames(message):
+                    self._take_frame(frame, None)
                 self._last_event = stream.last_id
             self._retry_seconds = stream.retry_seconds
-        return True
+        return True, True
 
     async def _initialize(self) -> None:
         """Open a session. Calls under way go on with the headers they began with."""
@@ -293,10 +449,11 @@ class HttpConnection:
         if "Mcp-Session-Id" in opening:
             fresh["Mcp-Session-Id"] = opening["Mcp-Session-Id"]
         fresh["MCP-Protocol-Version"] = self.info.protocol_version
-        body = notification_frame("notifications/initialized")
-        async with self._session.post(self._url, data=body, headers=fresh, allow_redirects=False) as response:
-            await response.content.read(MAX_IGNORED_BYTES)
+        async with self._exchange("POST", fresh, notification_frame("notifications/initialized")) as response:
+            await _ignored(response)
         self._headers = fresh
+        self._last_event = ""
+        self._generation += 1
         self.log_level = None
 
     def _suspect(self, reason: str) -> None:
@@ -309,7 +466,8 @@ class HttpConnection:
     async def _look_for_server(self, reason: str) -> None:
         try:
             async with asyncio.timeout(LOOK_SECONDS):
-                _, writer = await asyncio.open_connection(self._url.host, self._url.port)
+                place = self._proxy or self._url
+                _, writer = await asyncio.open_connection(place.host, place.port)
         except (OSError, TimeoutError):
             self.close(reason)
         else:
@@ -332,15 +490,21 @@ class HttpConnection:
             sent = CIMultiDict({**headers, **given})
         response: aiohttp.ClientResponse | None = None
         try:
-            async with self._session.post(
-                self._url, data=request_frame(request_id, method, params), headers=sent, allow_redirects=False
-            ) as response:
-                if method == "initialize" and "Mcp-Session-Id" in response.headers:
-                    headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
-                if response.headers.get("Content-Type", "").startswith("text/event-stream"):
+            async with self._exchange("POST", sent, request_frame(request_id, method, params)) as response:
+                if response.cookies:
+                    self._keep_cookies(response)
+                if method in OPENING and "Mcp-Session-Id" in response.headers:
+                    if method == "initialize":
+                        headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
+                    else:
+                        self._stray = response.headers["Mcp-Session-Id"]
+                if response.status == 200 and _is_stream(response):
                     return await self._read_stream(response, request_id, headers, caller)
                 body = await self._read_body(response)
-                return self._answer(response, body, request_id, "Mcp-Session-Id" in headers)
+                if response.status == 202 and self.hears and not body.strip():
+                    return await self._answered_elsewhere(request_id)
+                in_session = not self.info.stateless and method not in OPENING
+                return self._answer(response, body, request_id, in_session, caller)
         except aiohttp.ClientConnectorError as exc:
             self.close(f"cannot connect to {self._shown}")
             raise ConnectionLost(
@@ -351,34 +515,41 @@ class HttpConnection:
                 self._suspect(f"the server closed the connection: {exc}")
             raise ConnectionLost(f"the connection to {self._shown} broke off: {type(exc).__name__}", sent=True) from exc
         except asyncio.CancelledError:
-            if not self.info.stateless and method != "initialize":  # stateless: closing the stream says it
+            if not self.info.stateless and method not in OPENING:  # stateless: closing the stream says it
                 cancelled = {"requestId": request_id, "reason": "the caller went away or its time ran out"}
-                task = asyncio.create_task(self.notify("notifications/cancelled", cancelled))
-                self._side_tasks.add(task)
-                task.add_done_callback(self._side_tasks.discard)
+                self._aside(self.notify("notifications/cancelled", cancelled))
             raise
         finally:
             if self._questions and caller is not None:
                 for question in self._questions.pop(id(caller), ()):
                     question.cancel()  # it was put for this request alone
 
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done that nobody waits for."""
+        task = asyncio.create_task(work)
+        self._side_tasks.add(task)
+        task.add_done_callback(self._side_tasks.discard)
+
     async def _send_aside(self, body: bytes) -> None:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with (
-                asyncio.timeout(5),
-                self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False) as response,
-            ):
-                await response.content.read(MAX_IGNORED_BYTES)
+            async with asyncio.timeout(5), self._exchange("POST", self._headers, body) as response:
+                await _ignored(response)
+
+    async def _answered_elsewhere(self, request_id: int) -> Raw:
+        """Wait for an answer that the server accepted to give on its own stream."""
+        answer: asyncio.Future[Raw] = asyncio.get_running_loop().create_future()
+        self._elsewhere[request_id] = answer
+        try:
+            return await answer
+        finally:
+            del self._elsewhere[request_id]
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
-        if "Content-Encoding" in response.headers:
-            raise UpstreamProtocolError(
-                f"{self._shown} packs its answers, which we did not ask for: switch it off there"
-            )
-        if response.content_length is not None and response.content_length <= self._max:
+        packed = "Content-Encoding" in response.headers
+        if response.content_length is not None and response.content_length <= self._max and not packed:
             return await response.read()
         body = bytearray()
-        async for chunk in response.content.iter_any():
+        async for chunk in Unpacked(response).iter_any():
             body += chunk
             if len(body) > self._max:
                 raise UpstreamProtocolError(
@@ -387,19 +558,37 @@ class HttpConnection:
                 )
         return bytes(body)
 
-    def _answer(self, response: aiohttp.ClientResponse, body: bytes, request_id: int, in_session: bool) -> Raw:
-        try:
-            frame = decode_frame(body)
-        except InvalidRequest:
-            frame = None
+    def _answer(
+        self,
+        response: aiohttp.ClientResponse,
+        body: bytes,
+        request_id: int,
+        in_session: bool,
+        caller: Caller | None,
+    ) -> Raw:
+        """The result in a body that is no stream.
+
+        Raises:
+            RemoteError, ConnectionLost, UpstreamProtocolError; _SessionGone, _Moved.
+        """
+        frame = None
+        for one in self._frames(body):
+            if not self._take_frame(one, caller) and (frame is None or _matches(one.id, request_id)):
+                frame = one
         if frame is not None and isinstance(frame.result, Raw):
             self._check_id(response, frame.id, request_id)
             return frame.result
-        if response.status == 404 and in_session:
+        error = frame.error if frame is not None and isinstance(frame.error, Raw) else None
+        if in_session and response.status == 404 and error is None:
             raise _SessionGone
-        if frame is not None and isinstance(frame.error, Raw):
+        if in_session and response.status in (200, 400, 404) and NO_SESSION.search(_said(body)):
+            refusal = remote_error(error).error if error is not None else {"code": 0, "message": _said(body)}
+            # With 200 it may be what the tool itself has to say.
+            raise _SessionGone(refusal if response.status == 200 else None)
+        if error is not None and response.status not in (401, 403, 429, 503):
+            assert frame is not None
             self._check_id(response, frame.id, request_id)
-            raise remote_error(frame.error)
+            raise remote_error(error)
         if response.status in (301, 302, 303, 307, 308):
             target = self._url.join(URL(response.headers.get("Location", "")))
             if target.origin() == self._url.origin() and target != self._url:
@@ -408,18 +597,43 @@ class HttpConnection:
                 f"{self._shown} redirects to {response.headers.get('Location', 'nowhere')}, another host: "
                 "give the final address as `url`"
             )
-        said = f"HTTP {response.status} {response.reason}: {body[:200].decode(errors='replace')}"
+        said = f"HTTP {response.status} {response.reason}: {_said(body)}"
         if response.status in (401, 403):
-            raise ConnectionLost(f"{self._shown} refused us ({said}): check its `headers`", sent=False)
+            raise ConnectionLost(f"{self._shown} refused us ({said}): check its `headers`", sent=False, refused=True)
         if response.status in (429, 503):
-            raise ConnectionLost(f"{self._shown} is busy ({said})", sent=False)
+            wait = seconds_to_wait(response.headers.get("Retry-After"))
+            raise ConnectionLost(
+                f"{self._shown} is busy ({said})", sent=False, refused=True, busy=True, retry_after=wait
+            )
         if response.status in (502, 504):
             raise ConnectionLost(f"a proxy before {self._shown} failed ({said})", sent=True)
-        raise UpstreamProtocolError(f"{self._shown} answered {said}")
+        raise _Unexpected(f"{self._shown} answered {said}", response.status)
+
+    def _frames(self, message: bytes) -> list[Frame]:
+        """The messages in a body or an event. What is none is skipped, as a line on a pipe would be."""
+        try:
+            return decode_frames(message) if message else []
+        except InvalidRequest as exc:
+            log.debug("a server sent what is no message", url=self._shown, error=exc.message)
+            return []
+
+    def _take_frame(self, frame: Frame, caller: Caller | None) -> bool:
+        """Take what is no answer to the request at hand. Returns whether it was taken."""
+        if isinstance(frame.method, str):
+            self._take(frame.method, frame.params or None, frame.id, caller)
+            return True
+        waiting = self._elsewhere.get(_number(frame.id)) if self._elsewhere else None
+        if waiting is None or waiting.done():
+            return False
+        if isinstance(frame.result, Raw):
+            waiting.set_result(frame.result)
+        else:
+            waiting.set_exception(remote_error(frame.error if isinstance(frame.error, Raw) else Raw(b"null")))
+        return True
 
     def _check_id(self, response: aiohttp.ClientResponse, found: Any, request_id: int) -> None:
         """An answer to another request than ours came first: whoever is next on this connection must not get ours."""
-        if found is not None and str(found) != str(request_id):
+        if isinstance(found, int | str) and not _matches(found, request_id):
             response.close()
             raise UpstreamProtocolError(
                 f"{self._shown} answered request {found!r:.40} on the connection of request {request_id}"
@@ -433,7 +647,7 @@ class HttpConnection:
         caller: Caller | None,
     ) -> Raw:
         """The answer out of a stream of events; a server may end the stream and have us come back for the rest."""
-        stream = EventStream(response.content, self._max)
+        stream = EventStream(Unpacked(response), self._max)
         tries, seen = 0, ""
         while tries < RESUME_TRIES:
             try:
@@ -450,10 +664,10 @@ class HttpConnection:
             seen = stream.last_id
             await asyncio.sleep(min(stream.retry_seconds or 1.0, MAX_RETRY_SECONDS))
             resume = CIMultiDict({**headers, "Accept": "text/event-stream", "Last-Event-ID": stream.last_id})
-            async with self._session.get(self._url, headers=resume, allow_redirects=False) as resumed:
-                if resumed.status != 200 or resumed.content_type != "text/event-stream":
+            async with self._exchange("GET", resume) as resumed:
+                if resumed.status != 200 or not _is_stream(resumed):
                     break
-                stream = EventStream(resumed.content, self._max, stream)
+                stream = EventStream(Unpacked(resumed), self._max, stream)
                 answer = await self._answer_in(stream, request_id, caller)
                 if answer is not None:
                     return answer
@@ -461,13 +675,9 @@ class HttpConnection:
 
     async def _answer_in(self, stream: EventStream, request_id: int, caller: Caller | None) -> Raw | None:
         async for message in stream.messages():
-            try:
-                frame = decode_frame(message)
-            except InvalidRequest as exc:
-                raise UpstreamProtocolError(f"{self._shown} sent an event that is {exc}") from exc
-            if isinstance(frame.method, str):
-                self._take(frame.method, frame.params or None, frame.id, caller)
-            elif frame.id == request_id:
+            for frame in self._frames(message):
+                if self._take_frame(frame, caller) or not _matches(frame.id, request_id):
+                    continue
                 if isinstance(frame.result, Raw):
                     return frame.result
                 raise remote_error(frame.error if isinstance(frame.error, Raw) else Raw(b"null"))
@@ -528,11 +738,49 @@ class _Moved(UpstreamProtocolError):
         self.target = target
 
 
-class _SessionGone(RemoteError):
-    """The server does not know our session any more (404: streamable HTTP, session management)."""
+class _Unexpected(UpstreamProtocolError):
+    """An answer that is no MCP. Attributes: status: HTTP's."""
 
-    def __init__(self) -> None:
-        super().__init__({"code": METHOD_NOT_FOUND, "message": "the server has forgotten the session"})
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.http_status = status
+
+
+class _SessionGone(RemoteError):
+    """The server does not know our session any more (404: streamable HTTP, session management).
+
+    Attributes:
+        error: what it said, where it may have meant something else; `None`: nothing else.
+    """
+
+    def __init__(self, error: dict[str, Any] | None = None) -> None:
+        super().__init__(error or {"code": METHOD_NOT_FOUND, "message": "the server has forgotten the session"})
+        self.error: Any = error
+
+
+def _is_stream(response: aiohttp.ClientResponse) -> bool:
+    return response.headers.get("Content-Type", "").lstrip().lower().startswith("text/event-stream")
+
+
+async def _ignored(response: aiohttp.ClientResponse) -> None:
+    """Read what a notification is answered with, unless that may never end."""
+    if _is_stream(response):
+        response.close()
+    else:
+        await response.content.read(MAX_IGNORED_BYTES)
+
+
+def _said(body: bytes) -> str:
+    return body[:200].decode(errors="replace")
+
+
+def _number(found: Any) -> Any:
+    """An id of ours, which is a number; some servers send it back as a text."""
+    return int(found) if isinstance(found, str) and found.isascii() and found.isdigit() and len(found) < 20 else found
+
+
+def _matches(found: Any, request_id: int) -> bool:
+    return bool(_number(found) == request_id)
 
 
 @asynccontextmanager
@@ -546,6 +794,7 @@ async def open_streamable_http(
     side: ClientSide = EVERYBODY,
     on_asked: OnAsked = lambda unasked: None,
     shown: str | None = None,
+    credentials: Callable[[], Mapping[str, str]] | None = None,
 ) -> AsyncIterator[HttpConnection]:
     """Negotiate with a server and listen for its changes while open.
 
@@ -554,11 +803,12 @@ async def open_streamable_http(
         side: for whom the session is opened.
         on_asked: told when the server asks something of its clients.
         shown: the address for messages, with references as they were written.
+        credentials: gives the entry's headers anew, with what their references stand for now.
 
     Raises:
         ConnectionLost, RemoteError, UpstreamProtocolError.
     """
-    connection = HttpConnection(spec, session, on_notification, max_message_bytes, side, on_asked, shown)
+    connection = HttpConnection(spec, session, on_notification, max_message_bytes, side, on_asked, shown, credentials)
     await connection.negotiate(probe=probe)
     listener = asyncio.create_task(connection.listen())
     try:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator
+import time
+import urllib.request
+import zlib
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from http.cookies import SimpleCookie
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
-__all__ = ["fetch_json", "http_session"]
+from toolscore import __version__
+from toolscore.core.errors import UpstreamProtocolError
+from toolscore.core.hosts import is_loopback
+
+__all__ = ["Unpacked", "fetch_json", "http_session", "plain_url", "proxy_for", "seconds_to_wait", "with_cookies"]
+
+USER_AGENT = f"toolscore/{__version__}"
+"""Firewalls refuse those who do not say who they are."""
+MAX_COOKIES_BYTES = 4096
+ENCODINGS = {"gzip": 47, "x-gzip": 47, "deflate": 0}
+"""Content codings, and the window bits for `zlib`; for `deflate` they depend on the first byte (RFC 9110, 8.4.1)."""
 
 KEEPALIVE_SECONDS = 4
 """Below uvicorn's 5 s and Node's 5 s: we let go of an idle connection before the server closes it under a request."""
 
+PIECE_BYTES = 64 * 1024
 FETCH_SECONDS = 10.0
 MAX_FETCHED_BYTES = 1024 * 1024
 
@@ -34,10 +52,104 @@ async def http_session(*, public_only: bool = False) -> AsyncIterator[aiohttp.Cl
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-        auto_decompress=False,  # we ask for none; a packed answer could unpack to more than any bound
-        skip_auto_headers=("User-Agent", "Accept-Encoding"),  # servers nearby: packing costs more than it saves
+        auto_decompress=False,  # a packed answer could unpack to more than any bound: see `Unpacked`
+        headers={"User-Agent": USER_AGENT},
+        skip_auto_headers=("Accept-Encoding",),  # servers nearby: packing costs more than it saves
     ) as session:
         yield session
+
+
+def plain_url(url: str) -> tuple[URL, dict[str, str]]:
+    """An address as it is asked for, and the header for the user and the password that stand in it.
+
+    A query and an encoded slash stay as they were written; a fragment is for the reader alone.
+    """
+    parsed = URL(url, encoded=True)
+    if parsed.user is None and parsed.password is None:
+        return parsed.with_fragment(None), {}
+    pair = f"{parsed.user or ''}:{parsed.password or ''}".encode()
+    header = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+    return URL(str(parsed.with_user(None)), encoded=True).with_fragment(None), header
+
+
+def proxy_for(url: URL) -> URL | None:
+    """The proxy that `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` name for an address; none for this machine itself."""
+    host = url.host or ""
+    if is_loopback(host):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy is None or urllib.request.proxy_bypass(host):
+        return None
+    return URL(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def seconds_to_wait(retry_after: str | None) -> float | None:
+    """What a `Retry-After` header says, in seconds or as a date (RFC 9110, 10.2.3); `None`: nothing of use."""
+    if retry_after is None:
+        return None
+    given = retry_after.strip()
+    if given.isascii() and given.isdigit() and len(given) < 8:
+        return float(given)
+    try:
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def with_cookies(headers: MutableMapping[str, str], given: SimpleCookie) -> dict[str, str] | None:
+    """Headers with the cookies that a server (or the balancer before it) set; `None`: nothing new.
+
+    Args:
+        headers: with those that it set before, in `Cookie`.
+    """
+    cookies = SimpleCookie(headers.get("Cookie", ""))
+    for name, morsel in given.items():
+        if morsel["max-age"] == "0" or not morsel.value:
+            cookies.pop(name, None)
+        else:
+            cookies[name] = morsel.value
+    text = "; ".join(f"{name}={morsel.coded_value}" for name, morsel in cookies.items())
+    if text == headers.get("Cookie", "") or len(text) > MAX_COOKIES_BYTES:
+        return None
+    return {**headers, "Cookie": text}
+
+
+class Unpacked:
+    """The body of an answer, unpacked where it is packed, piece by piece: the reader's bound counts what comes out.
+
+    Raises:
+        UpstreamProtocolError: it is packed in another way than gzip or deflate.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._content = response.content
+        self._coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if self._coding not in ENCODINGS and self._coding not in ("identity", ""):
+            raise UpstreamProtocolError(f"the server packs its answers with {self._coding!r}, which we did not ask for")
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        """The pieces, none of them large.
+
+        Raises:
+            UpstreamProtocolError: they cannot be unpacked.
+        """
+        if self._coding not in ENCODINGS:
+            async for chunk in self._content.iter_any():
+                yield chunk
+            return
+        unpacker: Any = None
+        async for chunk in self._content.iter_any():
+            if unpacker is None:
+                bare = self._coding == "deflate" and chunk[:1] and chunk[0] & 0x0F != 8  # without zlib's own head
+                unpacker = zlib.decompressobj(-15 if bare else ENCODINGS[self._coding] or 15)
+            try:
+                packed = chunk
+                while packed:
+                    yield unpacker.decompress(packed, PIECE_BYTES)
+                    packed = unpacker.unconsumed_tail
+            except zlib.error as exc:
+                raise UpstreamProtocolError(f"the server's answer cannot be unpacked: {exc}") from exc
 
 
 class _PublicResolver(aiohttp.ThreadedResolver):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
+from msgspec import Raw
 
 from toolscore.core.errors import ToolScoreError, UpstreamProtocolError
 from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError, encode
@@ -15,7 +17,7 @@ from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.http import HttpConnection
 from toolscore.upstreams.protocol import CAPABILITY_OF, CHANGED_LISTS, LISTS, read_object
 
-__all__ = ["REFRESH_SECONDS", "Lists", "read_list", "read_tools"]
+__all__ = ["READ_AGAIN_SECONDS", "REFRESH_SECONDS", "Lists", "read_list", "read_tools"]
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,7 @@ class Lists:
 
     Args:
         seconds: says how long reading one list may take.
+        relist_seconds: says how often a list is read again whose server does not tell of its changes.
         on_tools: gets the tools of all connections, when they were read again.
         on_list: gets the kind (a key of `LISTS`) and the entries of another list that was read.
         on_change: gets the method of a `list_changed`, once the list has been read again.
@@ -55,6 +58,7 @@ class Lists:
         server_id: str,
         *,
         seconds: Callable[[], float],
+        relist_seconds: Callable[[], float],
         on_tools: Callable[[Entries], None],
         before_tools: Callable[[Entries], Awaitable[None]],
         on_list: Callable[[str, Entries], None],
@@ -62,6 +66,7 @@ class Lists:
     ) -> None:
         self._server_id = server_id
         self._seconds = seconds
+        self._relist_seconds = relist_seconds
         self._on_tools = on_tools
         self._before_tools = before_tools
         self._on_list = on_list
@@ -84,12 +89,18 @@ class Lists:
     def put(self, connection: Connection, tools: Entries) -> None:
         """Take the tools of a new connection, and have its other lists read."""
         self._tools[connection] = tools
+        self._reads["tools"] = (time.monotonic(), None)
         self._stale.update(OTHER_LISTS)
         self._wake.set()
 
     def drop(self, connection: Connection) -> None:
         """Forget what a connection listed. Idempotent."""
         self._tools.pop(connection, None)
+
+    def read_all(self) -> None:
+        """Have all lists read again."""
+        self._stale.update(LISTS)
+        self._wake.set()
 
     def changed(self, method: str) -> None:
         """Take a `list_changed` of the server: the list is read again, and then those who listen are told."""
@@ -100,7 +111,11 @@ class Lists:
     async def keep_fresh(self, connection: Connection) -> None:
         """Read whatever changes, until cancelled. Changes that come close together count once."""
         while True:
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._relist_seconds()):
+                    await self._wake.wait()
+            if not self._wake.is_set():
+                self._stale.update(kind for kind in LISTS if not _tells(connection, kind))
             announced = bool(self._announced)
             if announced:
                 await asyncio.sleep(REFRESH_SECONDS)
@@ -121,6 +136,11 @@ class Lists:
         for method in announced:
             self._on_change(method)
 
+    def is_due(self, connection: Connection, kind: str) -> bool:
+        """Whether a list may have changed without a word, and was not read just now."""
+        read_at, reading = self._reads.get(kind, (0.0, None))
+        return reading is None and not _tells(connection, kind) and time.monotonic() - read_at >= READ_AGAIN_SECONDS
+
     async def read_anew(self, connection: Connection, kind: str) -> None:
         """Read a list again if the server would not tell of its changes, or if it has not been read yet.
 
@@ -129,8 +149,11 @@ class Lists:
         if CAPABILITY_OF[kind] not in connection.info.capabilities:
             return
         read_at, reading = self._reads.get(kind, (0.0, None))
-        tells = connection.info.declares(CAPABILITY_OF[kind], "listChanged")
-        if read_at and (tells or time.monotonic() - read_at < READ_AGAIN_SECONDS) and reading is None:
+        if (
+            read_at
+            and (_tells(connection, kind) or time.monotonic() - read_at < READ_AGAIN_SECONDS)
+            and reading is None
+        ):
             return
         if reading is None:
             reading = asyncio.create_task(self._read(connection, kind))
@@ -151,6 +174,25 @@ class Lists:
         except (RemoteError, ConnectionLost, ToolScoreError, TimeoutError) as exc:
             log.warning("cannot read a server's list", server=self._server_id, list=kind, error=str(exc))
         self._reads[kind] = (time.monotonic(), None)
+
+
+async def _page(connection: Connection, method: str, params: Params, *, first: bool) -> Raw | None:
+    """One page; a later one that fails is asked for once more, and then the list ends before it (`None`)."""
+    if first:
+        return await connection.request(method, params)
+    for _ in range(2):
+        try:
+            return await connection.request(method, params)
+        except RemoteError as exc:
+            refusal = exc
+    log.warning("a list ends early: its next page is refused", method=method, error=str(refusal))
+    return None
+
+
+def _tells(connection: Connection, kind: str) -> bool:
+    """Whether a server tells when a list changes. One that keeps no stream open cannot, whatever it says."""
+    can = not isinstance(connection, HttpConnection) or connection.info.stateless or connection.hears
+    return can and connection.info.declares(CAPABILITY_OF[kind], "listChanged")
 
 
 async def read_tools(connection: Connection) -> Entries:
@@ -175,8 +217,11 @@ async def read_list(connection: Connection, kind: str) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     params: Params = {}
     left, left_out = MAX_LIST_BYTES, 0
-    for _ in range(MAX_PAGES):
-        answer = await connection.request(method, params)
+    seen: set[Any] = set()
+    for number in range(MAX_PAGES):
+        answer = await _page(connection, method, params, first=number == 0)
+        if answer is None:
+            break
         left -= memoryview(answer).nbytes
         if left < 0 or bytes(answer).count(b",") > MAX_LIST_PARTS:
             raise UpstreamProtocolError(
@@ -184,6 +229,8 @@ async def read_list(connection: Connection, kind: str) -> list[dict[str, Any]]:
             )
         body = read_object(answer, method)
         page = body.get(member)
+        if page is None:  # as some languages write an empty list
+            page = []
         if not isinstance(page, list):
             raise UpstreamProtocolError(f"the answer to {method} has no list of {member}")
         for entry in page:
@@ -195,8 +242,11 @@ async def read_list(connection: Connection, kind: str) -> list[dict[str, Any]]:
             elif len(found) < MAX_ENTRIES:
                 found.setdefault(entry[name], entry)
         cursor = body.get("nextCursor")
-        if not isinstance(cursor, str) or cursor == params.get("cursor") or len(found) >= MAX_ENTRIES:
+        if isinstance(cursor, bool) or not isinstance(cursor, str | int) or cursor == "" or cursor in seen:
+            break  # an empty cursor, or one that leads in circles, is the end
+        if len(found) >= MAX_ENTRIES:
             break
+        seen.add(cursor)
         params = {"cursor": cursor}
     if left_out > MAX_TOLD:
         log.warning("and more entries were left out", method=method, without=name, entries=left_out - MAX_TOLD)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
@@ -16,6 +17,7 @@ from toolscore.upstreams.connection import OnNotification
 from toolscore.upstreams.http import open_streamable_http
 from toolscore.upstreams.http_client import http_session
 from toolscore.upstreams.inprocess import InProcessServer, open_inprocess
+from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.references import resolved
 from toolscore.upstreams.stdio import open_stdio
 from toolscore.upstreams.websocket import open_endpoint, open_websocket
@@ -76,7 +78,7 @@ class Dialer:
         Args:
             given: the entry, with references where it has some.
             side: for whom the connection is made.
-            probe: ask a process or a WebSocket for the stateless era first. Over HTTP that does no harm, and is done.
+            probe: ask for the stateless era first.
             on_notification: gets the method and the params of what the server tells no request in particular.
             on_asked: told when the server asks something of its clients.
             stderr_into: gets the (live) deque of a process's last stderr lines.
@@ -99,7 +101,15 @@ class Dialer:
             return open_websocket(spec, probe=probe, **common)
         if spec.url:
             shown = shown_url(given.url or "")
-            return open_streamable_http(spec, self.http_for(spec), probe=side.is_shared, shown=shown, **common)
+
+            def credentials() -> Mapping[str, str]:
+                with contextlib.suppress(CommandNotFound):
+                    return resolved(given if side.credentials is None else given.on_behalf_of(side.credentials)).headers
+                return spec.headers  # it stands for nothing any more: the old one is refused, and says so
+
+            return open_streamable_http(
+                spec, self.http_for(spec), probe=probe, shown=shown, credentials=credentials, **common
+            )
         if spec.endpoint:
             return open_endpoint(server_id, spec, max_message_bytes=max_bytes)
         return open_inprocess(spec, on_notification=on_notification, ready=self._inside)

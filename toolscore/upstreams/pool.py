@@ -24,7 +24,7 @@ from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.http_client import fetch_json
 from toolscore.upstreams.inprocess import InProcessServer
 from toolscore.upstreams.life import Life
-from toolscore.upstreams.lists import read_tools
+from toolscore.upstreams.lists import READ_AGAIN_SECONDS, read_tools
 from toolscore.upstreams.opening import Dialer
 from toolscore.upstreams.protocol import ServerInfo
 from toolscore.upstreams.upstream import Attempt, Upstream
@@ -86,6 +86,7 @@ class UpstreamPool:
         self._lives: dict[str, Life] = {}
         self._replacements: dict[str, Life] = {}
         self._retiring = TaskSet()
+        self._listed_at = 0.0
 
     async def __aenter__(self) -> UpstreamPool:
         await self._dialer.__aenter__()
@@ -114,6 +115,14 @@ class UpstreamPool:
     async def fetch_json(self, url: str) -> Any:
         """The JSON at an address that the operator named. Raises as `http_client.fetch_json`."""
         return await fetch_json(self.http, url)
+
+    def tools_are_listed(self) -> None:
+        """Somebody lists tools: servers that tell no changes are asked again, once for all who list at a time."""
+        now = time.monotonic()
+        if now - self._listed_at >= READ_AGAIN_SECONDS:
+            self._listed_at = now
+            for life in self._lives.values():
+                life.upstream.look_again()
 
     def __iter__(self) -> Iterator[Upstream]:
         return iter([life.upstream for life in self._lives.values()])

@@ -197,7 +197,7 @@ async def open_stdio(
         lines.note(b"[stdout, not JSON-RPC] " + line)
         lines.junk(1)
 
-    make_peer = partial(Peer, send, on_junk=junk)
+    make_peer = partial(Peer, send, on_junk=junk, lenient=True)
     connection = StdioConnection(lines, make_peer, on_notification, spec.client_features, side, on_asked)
     peer = connection.peer
     lines.on_line = peer.receive

@@ -23,6 +23,7 @@ from toolscore.core.errors import ToolScoreError, UpstreamUnavailable
 from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError
 from toolscore.core.models import ServerState, UpstreamSpec, timestamp
 from toolscore.core.rules import ServerRules
+from toolscore.core.tasks import TaskSet
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide
 from toolscore.upstreams.connection import Connection, PeerConnection, ensure_log_level
 from toolscore.upstreams.http import HttpConnection
@@ -131,6 +132,7 @@ class Upstream:
         self.lists = Lists(
             server_id,
             seconds=lambda: host.rules.start_timeout_seconds,
+            relist_seconds=lambda: host.rules.relist_seconds,
             on_tools=partial(host.tools_changed, self),
             before_tools=self.tools_come,
             on_list=partial(host.listed, self),
@@ -139,6 +141,8 @@ class Upstream:
         self._host = host
         self._dialer = dialer
         self._changed = asyncio.Event()
+        self._log_level: str | None = None
+        self._tasks = TaskSet()
 
     @property
     def start_seconds(self) -> float:
@@ -177,12 +181,17 @@ class Upstream:
                     lane = self._lane(connection, caller)
                     if lane is not None:
                         return await self._request_in(lane, method, params, caller, attempt)
-                    return await self._ask(connection, method, params, caller, attempt)
+                    answer = await self._ask(connection, method, params, caller, attempt)
+                    if self.last_error is not None and self.state == "up":
+                        self.last_error = None
+                    return answer
                 except ConnectionLost as exc:
                     if attempt is not None:
                         attempt.asked = exc.sent
                     # Never sent: it certainly did not happen, so another connection may have it.
-                    if exc.sent or trial == MAX_TRIALS:
+                    if exc.sent or exc.refused or trial == MAX_TRIALS:
+                        if exc.refused and not exc.busy:
+                            self.last_error = exc.reason
                         raise
                     await self.changed_within(ANOTHER_TRY_SECONDS)
                 finally:
@@ -228,6 +237,7 @@ class Upstream:
 
     async def hear(self, level: str) -> None:
         """Have the server log from this level on, if it runs."""
+        self._log_level = level
         connection = self._pick()
         if connection is not None:
             await self._hear(connection, level)
@@ -241,6 +251,12 @@ class Upstream:
         connection = self._pick()
         if connection is not None:
             await self.lists.read_anew(connection, kind)
+
+    def look_again(self) -> None:
+        """Somebody lists tools: have them read again, for the next one who does, if the server tells no changes."""
+        connection = self._pick()
+        if connection is not None and not self.spec.inprocess and self.lists.is_due(connection, "tools"):
+            self._tasks.start(self.lists.read_anew(connection, "tools"))
 
     # What clients watch
 
@@ -381,6 +397,8 @@ class Upstream:
         """Use a connection from now on."""
         if isinstance(connection, StdioConnection):
             self.pid = connection.pid
+        if isinstance(connection, HttpConnection):
+            connection.on_renewed = partial(self._session_renewed, connection)
         self.connections.append(connection)
         self.last_call = time.monotonic()
         self.info = connection.info
@@ -393,6 +411,16 @@ class Upstream:
         self._host.described(self, connection.info)
         self.subscriptions.follow(connection)
         self.set_state("up")
+
+    def _session_renewed(self, connection: Connection) -> None:
+        """The server has forgotten all that it was told and may be another: ask anew, and have it tell again."""
+        self.info = connection.info
+        self._host.described(self, connection.info)
+        self.lists.read_all()
+        self.subscriptions.leave(connection)
+        self.subscriptions.follow(connection)
+        if self._log_level is not None:
+            self._tasks.start(self._hear(connection, self._log_level))
 
     def leave(self, connection: Connection) -> None:
         """Use a connection no more. Idempotent."""

@@ -191,7 +191,7 @@ async def open_websocket(
         async with dial(
             spec.url, subprotocol="mcp", max_frame_bytes=max_message_bytes, headers=spec.headers
         ) as channel:
-            make_peer = partial(Peer, channel.send, on_junk=lambda _: None)
+            make_peer = partial(Peer, channel.send, on_junk=lambda _: None, lenient=True)
             connection = PeerConnection(make_peer, on_notification, spec.client_features, side, on_asked)
             reader = asyncio.create_task(channel.feed(connection.peer.receive, connection.closed))
             try:

@@ -45,6 +45,7 @@ class ToolMethods:
 
     def list_tools(self, params: Members, caller: Caller) -> dict[str, Any]:
         """A page of the library, encoded once for as long as the library stands, for all who see the same."""
+        self._gateway.upstreams.tools_are_listed()
         cursor = cursor_of(params)
         library = self._gateway.library
         sees = self._gateway.permissions.sees(caller.principal)

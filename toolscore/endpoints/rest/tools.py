@@ -53,6 +53,7 @@ def tools_router(gateway: Gateway) -> APIRouter:
         cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
     ) -> Response:
+        gateway.upstreams.tools_are_listed()
         sees = gateway.permissions.sees(principal_of(request.scope))
         tools, after = gateway.library.page(cursor=cursor, limit=limit, server_id=server_id, tag=tag, text=q, sees=sees)
         data = {

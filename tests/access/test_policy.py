@@ -279,7 +279,7 @@ def test_the_rule_that_decides_can_be_asked_for(gateway: GatewayProcess) -> None
 
     assert explain("guest-7", "secret__echo")[0] == 1
     assert "rule 1" in explain("guest-7", "secret__echo")[1]
-    assert "rule 2" in explain("guest-7", "open__echo", "--json", '{"text": "rm x"}')[1]
+    assert "rule 3" in explain("guest-7", "open__echo", "--json", '{"text": "rm x"}')[1]
     assert explain("ada", "secret__echo") == (0, "allowed: no rule is about it (default: allow)\n")
     with as_(gateway, "ada") as ada:
         asked = ada.get("/api/v1/policy/explain", params={"principal": "guest", "tool_id": "secret__echo"})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import re
 import secrets
 import time
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
-from pydantic import Field
+from pydantic import Field, IPvAnyNetwork
 
 from toolscore.access.tokens import ADMIN, TokenKeys, TokenRules, expiry
 from toolscore.core.errors import Conflict, Forbidden, ToolNotFound, Unauthenticated
@@ -162,9 +163,24 @@ class AccessRules(Rules):
     tokens: TokenRules | None = Field(
         None, description="JWTs that count: {issuer: …, audience: …, jwks_url: …, scopes: [], admins: []}"
     )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/?#\s]+[^?#\s]*$",
+        description="how clients reach us behind a proxy, such as https://tools.example.com/path",
+    )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="addresses or networks of proxies whose X-Forwarded-Proto, -Host and -Prefix count"
+    )
     allow_unauthenticated: bool = Field(
         False, description="true: listen beyond this machine without keys. Whoever gets there runs any tool."
     )
+
+    def trusts_proxy(self, address: str) -> bool:
+        """Whether what a proxy at this address says of its client counts."""
+        try:
+            return any(ipaddress.ip_address(address) in network for network in self.trusted_proxies)
+        except ValueError:  # a Unix socket
+            return False
 
 
 class Credential(NamedTuple):

@@ -18,6 +18,7 @@ from toolscore.upstreams import Attempt, Caller
 __all__ = ["Call"]
 
 NO_ARGUMENTS = Raw(b"{}")
+NULL = b"null"
 _UNREAD: Any = object()
 
 
@@ -73,7 +74,8 @@ class Call:
         replay: bool = False,
     ) -> None:
         self.tool_id = tool_id
-        self.arguments = arguments
+        null = memoryview(arguments).nbytes == len(NULL) and bytes(arguments) == NULL
+        self.arguments = NO_ARGUMENTS if null else arguments  # as serializers of some languages write none
         self.caller = caller
         self.request_id = request_id
         self.action = action

@@ -102,11 +102,11 @@ def servers(url: Url = None, as_json: AsJson = False) -> None:
             str(server["tools"]),
             str(server["calls_in_flight"]),
             str(server["restarts"]),
-            server["last_error"] or "",
+            server["last_error"] or _mended(server.get("mended")),
         )
         for server in found
     ]
-    print_table(("server", "kind", "state", "tools", "in flight", "restarts", "last error"), rows, empty="no servers")
+    print_table(("server", "kind", "state", "tools", "in flight", "restarts", "remarks"), rows, empty="no servers")
 
 
 def call(
@@ -244,6 +244,10 @@ def _arguments(schema: Any) -> str:
     properties = schema.get("properties") if isinstance(schema, dict) else None
     required = schema.get("required") or [] if isinstance(schema, dict) else []
     return ", ".join(name if name in required else f"{name}?" for name in properties or {})
+
+
+def _mended(mended: dict[str, list[str]] | None) -> str:
+    return "; ".join(f"{name} is shown mended: {', '.join(told)}" for name, told in (mended or {}).items())
 
 
 def _state(tool: dict[str, Any]) -> str:

@@ -42,6 +42,8 @@ __all__ = ["AddressInUse", "create_app", "serve"]
 log = structlog.get_logger(__name__)
 
 MAX_DESCRIPTORS = 65_536
+KEEP_ALIVE_SECONDS = 620
+"""Longer than balancers keep an idle connection (600 s at most), or one of their requests meets a closed one."""
 PR_SET_DUMPABLE = 4
 SHUTDOWN_SECONDS = 5
 """How long those inside may take to finish once the doors are closed."""
@@ -75,7 +77,7 @@ def create_app(gateway: Gateway, leases: Leases | None = None) -> Callable[..., 
             raise MethodNotFound("this gateway takes API keys, and no tokens of an authorization server")
         return JSONResponse(
             {
-                "resource": resource_url(request.scope, f"/{path}"),
+                "resource": resource_url(request.scope, f"/{path}", gateway.settings.current.access),
                 "authorization_servers": [tokens.issuer],
                 "bearer_methods_supported": ["header"],
                 "scopes_supported": list(tokens.scopes),
@@ -196,7 +198,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     server = _Server(config)
     async with guard, leases, serve_router(gateway, leases, [router_socket]):

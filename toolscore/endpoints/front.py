@@ -8,7 +8,7 @@ import time
 import structlog
 from fastapi import FastAPI
 
-from toolscore.access.auth import check_origin
+from toolscore.access.auth import AccessRules, check_origin
 from toolscore.app.compose import Gateway
 from toolscore.core.errors import InternalError, ToolScoreError, Unauthenticated
 from toolscore.core.hosts import is_loopback
@@ -33,6 +33,18 @@ __all__ = ["Front", "resource_url"]
 
 log = structlog.get_logger(__name__)
 
+SIGNS_OF_LIFE = frozenset({"/livez", "/readyz"})
+"""Orchestrators ask for them under any name."""
+EXPOSED = (
+    (b"access-control-expose-headers",
+     b"mcp-session-id, mcp-protocol-version, x-request-id, www-authenticate, retry-after"),
+    (b"vary", b"origin"),
+)  # fmt: skip
+ALLOWED = (
+    (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+    (b"access-control-max-age", b"600"),
+)
+MAX_HEADER_NAMES = 2000
 PUBLIC = frozenset({"/", "/livez", "/readyz", "/openapi.json"})
 PUBLIC_BELOW = ("/docs", "/.well-known/")
 """What says nothing of anybody's: signs of life, the description of the API, and how to get a token."""
@@ -56,10 +68,45 @@ class Front:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        if scope["path"].endswith("/mcp/"):  # served in place: a redirect loses many a client's body or session
+            scope["path"] = scope["path"][:-1]
+        if header(scope, b"origin") is not None and scope["type"] == "http":
+            send = self._for_pages(scope, send)
+            if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
+                await self._may(scope, receive, send, started)
+                return
         if scope["type"] == "websocket" or scope["method"] == "GET" or scope["path"].endswith("/mcp"):
             await self._held(scope, receive, send, started)
         else:
             await self._take(scope, receive, send, started)
+
+    def _for_pages(self, scope: Scope, send: Send) -> Send:
+        """What lets a page of an origin that we let in read the answer, whatever that is (Fetch standard, CORS)."""
+        try:
+            self._check(scope)
+        except ToolScoreError:
+            return send  # nothing is said to a foreign page
+        origin = (header(scope, b"origin") or "").encode("latin-1")
+
+        async def readable(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"access-control-allow-origin", origin), *EXPOSED]
+            await send(message)
+
+        return readable
+
+    async def _may(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
+        """Answer a browser that asks, without a key, what a page may do."""
+        try:
+            self._check(scope)
+        except ToolScoreError as exc:
+            await _refuse(exc, scope, receive, send, started)
+            return
+        wanted = (header(scope, b"access-control-request-headers") or "")[:MAX_HEADER_NAMES].encode("latin-1")
+        headers = [(b"access-control-allow-headers", wanted), *ALLOWED]
+        if header(scope, b"access-control-request-private-network") == "true":
+            headers.append((b"access-control-allow-private-network", b"true"))
+        await send_json(send, 204, b"", headers)
 
     async def _held(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
         """Serve what may stay open for longer than its key is good."""
@@ -89,7 +136,7 @@ class Front:
         try:
             path = scope["path"]
             foreign = path.startswith(REGISTRY_PREFIX) and self._is_foreign(scope)
-            if not foreign:
+            if not foreign and path not in SIGNS_OF_LIFE:
                 self._check(scope)
             if foreign or path in PUBLIC or path.startswith(PUBLIC_BELOW):
                 scope["toolscore.principal"] = NOBODY
@@ -109,7 +156,8 @@ class Front:
                     await self._mcp(scope, receive, send, path[len("/servers/") : -len("/mcp")])
                     return
         except ToolScoreError as exc:
-            await _refuse(exc, scope, receive, send, started)
+            challenge = self._challenge(scope) if isinstance(exc, Unauthenticated) else None
+            await _refuse(exc, scope, receive, send, started, challenge=challenge)
             return
         await self._to_fastapi(scope, receive, send, started)
 
@@ -119,6 +167,14 @@ class Front:
             check_origin(host, origin, self._gateway.settings.current.access.allowed_hosts)
             if len(self._hosts_seen) < 100:
                 self._hosts_seen.add((host, origin))
+
+    def _challenge(self, scope: Scope) -> str:
+        """What a client does to be let in (RFC 6750, RFC 9728). Where no tokens count there is no login to look for."""
+        access = self._gateway.settings.current.access
+        if access.tokens is None:
+            return 'Bearer realm="toolscore"'
+        path = "/.well-known/oauth-protected-resource" + scope["path"].rstrip("/")
+        return f'Bearer resource_metadata="{resource_url(scope, path, access)}"'
 
     def _is_foreign(self, scope: Scope) -> bool:
         """Whether a page of another site asks, or somebody without a key where one is needed."""
@@ -170,7 +226,13 @@ class Front:
 
 
 async def _refuse(
-    error: ToolScoreError, scope: Scope, receive: Receive, send: Send, started: float, request_id: str | None = None
+    error: ToolScoreError,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    started: float,
+    request_id: str | None = None,
+    challenge: str | None = None,
 ) -> None:
     if scope["type"] == "websocket":
         await receive()
@@ -179,17 +241,20 @@ async def _refuse(
     body, headers = failure(
         error, request_id=request_id or new_request_id(header(scope, b"x-request-id")), started=started
     )
-    if isinstance(error, Unauthenticated):
-        headers.append((b"www-authenticate", _challenge(scope).encode("latin-1", "replace")))
+    if challenge is not None:
+        headers.append((b"www-authenticate", challenge.encode("latin-1", "replace")))
     await send_json(send, error.status, body, headers)
 
 
-def _challenge(scope: Scope) -> str:
-    """What a client does to be let in (RFC 6750, RFC 9728)."""
-    where = resource_url(scope, "/.well-known/oauth-protected-resource" + scope["path"].rstrip("/"))
-    return f'Bearer resource_metadata="{where}"'
-
-
-def resource_url(scope: Scope, path: str) -> str:
-    """An address of ours as the client knows us."""
-    return f"{scope.get('scheme', 'http')}://{header(scope, b'host') or 'localhost'}{path}"
+def resource_url(scope: Scope, path: str, access: AccessRules) -> str:
+    """An address of ours as the client knows us: the public one, or as a proxy that is trusted says, or as it asked."""
+    if access.public_url is not None:
+        return access.public_url.rstrip("/") + path
+    scheme, host, prefix = scope.get("scheme", "http"), header(scope, b"host") or "localhost", ""
+    client = scope.get("client")
+    if client is not None and access.trusts_proxy(client[0]):
+        given = (header(scope, name) for name in (b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-prefix"))
+        proto, forwarded, prefix = ((value or "").split(",")[-1].strip() for value in given)
+        scheme = proto if proto in ("http", "https") else scheme
+        host, prefix = forwarded or host, prefix.rstrip("/")
+    return f"{scheme}://{host}{prefix}{path}"

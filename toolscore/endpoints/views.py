@@ -11,7 +11,7 @@ from toolscore.access.auth import ADMIN
 from toolscore.app.compose import Gateway
 from toolscore.calls.result import text_of
 from toolscore.core.errors import InvalidArguments
-from toolscore.core.models import Principal, Tool, ToolResult, shown_url
+from toolscore.core.models import Principal, Sees, Tool, ToolResult, shown_url
 from toolscore.tools.library import change_fields
 from toolscore.upstreams import Upstream
 
@@ -134,6 +134,7 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
         "circuit": gateway.circuits.state(upstream.server_id),
         "last_error": upstream.last_error,
         "pid": upstream.pid,
+        "mended": _mended(gateway, upstream.server_id, sees),
     }
     if full:
         fields |= {
@@ -158,6 +159,16 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
         if ADMIN not in principal.scopes:
             fields |= dict.fromkeys(OPERATORS_OWN)
     return fields
+
+
+def _mended(gateway: Gateway, server_id: str, sees: Sees | None) -> dict[str, list[str]]:
+    """The tools that are shown otherwise than the server lists them, and what was mended."""
+    library = gateway.library
+    return {
+        tool.name: told
+        for tool in library.of_server(server_id)
+        if (sees is None or sees(tool)) and (told := library.schemas.mended(tool)[1])
+    }
 
 
 def _memory_bytes(pid: int | None) -> int | None:

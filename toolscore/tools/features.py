@@ -20,6 +20,7 @@ from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.names import tool_id
 from toolscore.stores import Database, WriteBehind
 from toolscore.stores.database import StoreError
+from toolscore.tools.mending import mended_entry
 from toolscore.upstreams import ServerInfo
 
 __all__ = ["KINDS", "LIST_CHANGED", "ChangeFeed", "FeatureIndex"]
@@ -90,7 +91,7 @@ class FeatureIndex:
 
     def shown(self, server_id: str, kind: str) -> Iterator[Entry]:
         """The same under the names of the common address."""
-        for entry in self.entries(server_id, kind):
+        for entry in map(mended_entry, self.entries(server_id, kind)):
             if kind == "prompts":
                 yield {**entry, "name": tool_id(server_id, entry["name"])}
             else:
@@ -226,7 +227,8 @@ def _template_matcher(template: str) -> Any:
         return None
     pattern, end = "^", 0
     for expression in _EXPRESSION.finditer(template):
-        pattern += re.escape(template[end : expression.start()]) + _PART[expression[1]]
+        part = ".+" if expression[0].endswith("*}") and not expression[1] else _PART[expression[1]]  # spans slashes
+        pattern += re.escape(template[end : expression.start()]) + part
         end = expression.end()
     pattern += re.escape(template[end:]) + "$"
     try:

@@ -12,6 +12,7 @@ from toolscore.core.jsonrpc import encode
 from toolscore.core.memo import Memo
 from toolscore.core.models import Tool
 from toolscore.tools.checking import Compiled, branches_of
+from toolscore.tools.mending import mended_tool
 from toolscore.upstreams.headers import Mirrored, mirrored_arguments
 
 __all__ = ["Schemas", "compile_schema", "is_usable", "problem_of"]
@@ -37,12 +38,14 @@ class Schemas:
         self._validators: Memo[tuple[str, str], Compiled | None] = Memo(SPARE)
         self._mirrored: Memo[str, Mirrored] = Memo(SPARE)
         self._tokens: Memo[str, int] = Memo(SPARE)
+        self._mended: Memo[str, tuple[dict[str, Any], list[str]]] = Memo(SPARE)
 
     def expect(self, tools: int) -> None:
         """Remember the definitions of so many tools, and a few more."""
         self._validators.resize(4 * tools + SPARE)
         self._mirrored.resize(2 * tools + SPARE)
         self._tokens.resize(2 * tools + SPARE)
+        self._mended.resize(2 * tools + SPARE)
 
     def validator(self, tool: Tool) -> Compiled | None:
         """The compiled schema of a tool's arguments, `None` where there is nothing to check."""
@@ -58,6 +61,16 @@ class Schemas:
         except KeyError:
             validator = self._validators[tool.definition_hash, member] = compile_schema(tool.definition.get(member))
             return validator
+
+    def mended(self, tool: Tool) -> tuple[dict[str, Any], list[str]]:
+        """A tool's definition as every client takes it, and what was mended; see `mending.py`."""
+        found = self._mended.get(tool.definition_hash)
+        if found is None:
+            found = self._mended[tool.definition_hash] = mended_tool(tool.definition)
+            if found[1]:
+                log.warning("a tool is shown mended, or strict clients would lose the whole list", tool=tool.tool_id,
+                            mended=found[1])  # fmt: skip
+        return found
 
     def tokens(self, tool: Tool) -> int:
         """About what a model reads to know this tool."""

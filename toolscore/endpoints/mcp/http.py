@@ -26,6 +26,7 @@ from toolscore.core.jsonrpc import (
     PARSE_ERROR,
     Frame,
     decode_frame,
+    decode_frames,
     error_frame,
     notification_frame,
     result_frame,
@@ -33,6 +34,7 @@ from toolscore.core.jsonrpc import (
 from toolscore.core.models import Principal
 from toolscore.endpoints.asgi import (
     ClientWatch,
+    Message,
     Receive,
     Scope,
     Send,
@@ -69,6 +71,8 @@ STATUS_OF = {
 }
 """HTTP status of a JSON-RPC error in the stateless era (2026-07-28, streamable HTTP)."""
 
+BATCH_VERSION = "2025-03-26"
+MAX_BATCH = 100
 RESUME_SECONDS = 30.0
 """How long a call goes on whose client's stream broke off, waiting for it to resume."""
 RESUME_POLL_SECONDS = 0.25
@@ -192,12 +196,53 @@ class McpHttpEndpoint:
 
     async def _post(self, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
+        if body.lstrip()[:1] == b"[" and self._has_batches(scope, server_id):
+            await self._post_batch(body, server, server_id, scope, receive, send)
+            return
         try:
             frame = decode_frame(body)
         except InvalidRequest as exc:
             code = (exc.data or {}).get("rpc_code", exc.rpc_code)
             await send_json(send, 400, _refusal(code, exc.message))
             return
+        await self._take(frame, server, server_id, scope, receive, send)
+
+    def _has_batches(self, scope: Scope, server_id: str | None) -> bool:
+        """Whether a request's session is of the only revision that has batches."""
+        session_id = header(scope, b"mcp-session-id")
+        session = self._sessions.find(session_id, server_id, principal_of(scope)) if session_id is not None else None
+        return session is not None and session.version == BATCH_VERSION
+
+    async def _post_batch(
+        self, body: bytes, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve the messages of a batch one after the other, and give all answers in one array."""
+        try:
+            frames = decode_frames(body)
+            if len(frames) > MAX_BATCH:
+                raise InvalidRequest(f"a batch has at most {MAX_BATCH} messages here, found {len(frames):,}")
+        except InvalidRequest as exc:
+            await send_json(send, 400, _refusal((exc.data or {}).get("rpc_code", exc.rpc_code), exc.message))
+            return
+        plain = {**scope, "headers": [*scope["headers"], (b"accept", b"application/json")]}
+        plain.pop("toolscore.headers", None)
+        answers: list[bytes] = []
+        for frame in frames:
+            parts: list[bytes] = []
+
+            async def collect(message: Message, parts: list[bytes] = parts) -> None:
+                if message["type"] == "http.response.body":
+                    parts.append(message.get("body", b""))
+
+            await self._take(frame, server, server_id, plain, receive, collect)
+            if answer := b"".join(parts):
+                answers.append(answer)
+        await send_json(send, 200 if answers else 202, b"[" + b",".join(answers) + b"]" if answers else b"")
+
+    async def _take(
+        self, frame: Frame, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve one message."""
         version = header(scope, b"mcp-protocol-version")
         stateless = version is not None and version not in SESSION_VERSIONS
         session: Session | None = None
@@ -214,7 +259,7 @@ class McpHttpEndpoint:
             known = isinstance(frame.id, int | str) and not stateless
             await send_json(send, *((202, b"") if known else (400, _refusal(-32600, "expected a request"))))
             return
-        if frame.id is None:
+        if frame.id is None and not frame.method.startswith("notifications/"):
             await send_json(send, 400, _refusal(-32600, "a request's id must be a string or a number, not null"))
             return
         if not isinstance(frame.id, int | str):

@@ -64,6 +64,7 @@ class Session(Conversation):
         super().__init__(principal, declared if isinstance(declared, dict) else {})
         self.server = server
         self.server_id = server_id
+        self.version = version
         self.resumable = version >= RESUMABLE_SINCE
         self.used = time.monotonic()
         self.calls: dict[Any, asyncio.Task[Any]] = {}

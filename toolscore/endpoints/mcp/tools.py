@@ -78,9 +78,12 @@ class ToolMethods:
         return tools
 
     def _shown(self, tool: Tool) -> dict[str, Any]:
-        definition = tool.definition if self._server_id else {**tool.definition, "name": tool.tool_id}
-        if not isinstance(definition.get("inputSchema"), dict):
-            definition = {**definition, "inputSchema": {"type": "object"}}
+        if self._server_id:
+            definition = tool.definition
+            if not isinstance(definition.get("inputSchema"), dict):
+                definition = {**definition, "inputSchema": {"type": "object"}}
+        else:
+            definition = {**self._gateway.library.schemas.mended(tool)[0], "name": tool.tool_id}
         return definition if self._gateway.library.available(tool) else unavailable(definition)
 
     async def call_tool(self, members: Members, caller: Caller, request_id: str) -> Raw:

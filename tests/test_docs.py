@@ -17,7 +17,8 @@ from toolscore.app.compose import open_gateway
 from toolscore.app.files import Loaded
 from toolscore.app.settings import Settings
 from toolscore.core import errors
-from toolscore.core.models import CLIENT_ONLY_KEYS, UpstreamSpec
+from toolscore.core.entries import SPELLED, WITHOUT_EFFECT
+from toolscore.core.models import UpstreamSpec
 from toolscore.endpoints.app import create_app
 from toolscore.telemetry.metrics import Metrics
 
@@ -118,7 +119,7 @@ def test_every_top_level_setting_is_in_the_settings_page() -> None:
 
 def test_every_key_of_a_server_is_in_the_settings_page() -> None:
     own = {name for name in UpstreamSpec.model_fields if name != "type"}
-    assert missing(own | set(CLIENT_ONLY_KEYS), page("settings.md").replace(": true`", "`")) == []
+    assert missing(own | WITHOUT_EFFECT | SPELLED.keys(), page("settings.md").replace(": true`", "`")) == []
 
 
 def test_the_settings_named_in_the_docs_exist() -> None:

@@ -39,7 +39,7 @@ def test_servers_that_are_disabled_are_listed() -> None:
         (line,) = [line for line in toolscore("servers", gateway=process).stdout.splitlines() if line.startswith("off")]
         assert line.split()[:3] == ["off", "stdio", "disabled"]
         one = process.http.get("/api/v1/servers/off").json()["data"]
-        assert (one["state"], one["kind"]) == ("disabled", "stdio")
+        assert (one["state"], one["disabled"], one["kind"]) == ("stopped", True, "stdio")
 
 
 def test_call_takes_pairs_or_json(gateway: GatewayProcess) -> None:

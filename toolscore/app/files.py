@@ -1,7 +1,7 @@
 """Reading the settings: from the files in `config/`, overridden by `TOOLSCORE_…` variables; strict, and watched.
 
-Three files make one `Settings`: `ports_config.yaml`, `toolscore.yaml` and `mcp_servers.json`. A problem names the file,
-the line, and what was expected.
+Three files make one `Settings`: `ports_config.yaml`, `toolscore.yaml` and `mcp_servers.json`, which may be the file of
+an MCP client, also one in YAML or TOML. A problem names the file, the line, and what was expected.
 """
 
 from __future__ import annotations
@@ -9,34 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import json
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import structlog
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from toolscore.app.settings import ENV_PREFIX, Settings
+from toolscore.app.source import SERVER_FILES, SettingsFile
 from toolscore.core.models import UpstreamSpec
 
 __all__ = ["FILES", "Loaded", "load_settings", "watch_files"]
 
 log = structlog.get_logger(__name__)
 
-FILES = ("ports_config.yaml", "toolscore.yaml", "mcp_servers.json")
+FILES = ("ports_config.yaml", "toolscore.yaml", *SERVER_FILES)
 NOT_SETTINGS = frozenset({"TOOLSCORE_API_KEY", "TOOLSCORE_CONFIG_DIR", "TOOLSCORE_URL"})
 """Variables of the command line and the clients, which share the prefix."""
 
 DEBOUNCE_SECONDS = 1.0
-MAX_FILE_BYTES = 4 * 1024 * 1024
-MAX_PARTS = 200_000
-"""Of a file, with its aliases written out."""
-MAX_DEPTH = 50
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Loaded:
@@ -46,152 +40,45 @@ class Loaded:
         settings: valid settings; a refused key has its default.
         problems: a line each: where, what, and what was expected.
         broken_servers: server id → why its entry was refused.
+        remarks: a line for each entry of which something has no effect here.
     """
 
-    def __init__(self, settings: Settings, problems: list[str], broken_servers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        problems: list[str],
+        broken_servers: dict[str, str],
+        remarks: Sequence[str] = (),
+    ) -> None:
         self.settings = settings
         self.problems = problems
         self.broken_servers = broken_servers
-
-
-class _File:
-    """One settings file: its data, and the line of each key."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.problem: str | None = None
-        self.data: dict[str, Any] = {}
-        self._lines: dict[tuple[str, ...], int] = {}
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                self.problem = f"{path}: has over {MAX_FILE_BYTES // 2**20} MiB"
-                return
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            return
-        except (OSError, UnicodeDecodeError) as exc:
-            self.problem = f"{path}: cannot be read: {exc}"
-            return
-        try:
-            if path.suffix == ".json":
-                data = json.loads(text)
-                # JSON is read as YAML for its line numbers; tabs, which YAML refuses, only cost these.
-                with contextlib.suppress(yaml.YAMLError, _Unfolds):
-                    self._compose(text)
-            else:
-                data = self._compose(text)
-        except _Unfolds as exc:
-            self.problem = f"{path}: {exc}"
-            return
-        except RecursionError:
-            self.problem = f"{path}: its parts stand too deep in one another"
-            return
-        except json.JSONDecodeError as exc:
-            self.problem = f"{path}:{exc.lineno}: not JSON: {exc.msg}"
-            return
-        except yaml.YAMLError as exc:
-            mark = getattr(exc, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark else ""
-            self.problem = f"{path}{line}: not YAML: {getattr(exc, 'problem', None) or exc}"
-            return
-        if data is None:
-            return
-        if not isinstance(data, dict):
-            self.problem = f"{path}:1: expected keys and values, found {type(data).__name__}"
-            return
-        self.data = data
-
-    def keep_servers(self, problems: list[str]) -> None:
-        """Of a file that MCP clients share keep the servers: under `mcpServers`, or `servers` as VS Code has it."""
-        root = next((key for key in ("mcpServers", "servers") if key in self.data), None)
-        if root is None:
-            if self.data:
-                found = ", ".join(map(repr, self.data))
-                problems.append(f"{self.path}:1: expected the key 'mcpServers', found {found}")
-            self.data = {}
-            return
-        self.data = {"mcpServers": self.data[root]}
-        self._lines = {("mcpServers", *path[1:]): line for path, line in self._lines.items() if path[0] == root}
-
-    def _compose(self, text: str) -> Any:
-        """The data of a text, with the line of each key.
-
-        Raises:
-            yaml.YAMLError. _Unfolds: it contains itself, or far more than is written.
-        """
-        loader = Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            _check_size(node)
-            self._note(node, ())
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
-
-    def _note(self, node: Any, path: tuple[str, ...]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                below = (*path, str(key.value))
-                self._lines[below] = key.start_mark.line + 1
-                self._note(value, below)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                below = (*path, str(index))
-                self._lines[below] = value.start_mark.line + 1
-                self._note(value, below)
-
-    def line(self, path: tuple[str, ...]) -> int | None:
-        """The line of a key, or of the nearest key around it."""
-        while path:
-            if path in self._lines:
-                return self._lines[path]
-            path = path[:-1]
-        return None
-
-
-class _Unfolds(Exception):
-    """A file stands for more than is written in it."""
-
-
-def _check_size(root: Any) -> None:
-    sizes: dict[int, int] = {}
-    open_: set[int] = set()
-
-    def size(node: Any, depth: int) -> int:
-        known = sizes.get(id(node))
-        if known is not None:
-            return known
-        if id(node) in open_:
-            raise _Unfolds("it contains itself (an alias inside what it stands for)")
-        if depth > MAX_DEPTH:
-            raise _Unfolds(f"its parts stand more than {MAX_DEPTH} deep in one another")
-        if isinstance(node, yaml.MappingNode):
-            parts = [part for pair in node.value for part in pair]
-        else:
-            parts = node.value if isinstance(node, yaml.SequenceNode) else []
-        open_.add(id(node))
-        found = 1 + sum(size(part, depth + 1) for part in parts)
-        open_.discard(id(node))
-        if found > MAX_PARTS:
-            raise _Unfolds(f"it has over {MAX_PARTS:,} parts, its aliases written out")
-        sizes[id(node)] = found
-        return found
-
-    size(root, 0)
+        self.remarks = list(remarks)
 
 
 def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.environ) -> Loaded:
     """Read the files that exist in `config_dir` (`None`: the embedded defaults) and the environment. Never raises."""
-    files = [_File(config_dir / name) for name in FILES] if config_dir is not None else []
+    files = [SettingsFile(config_dir / name) for name in FILES] if config_dir is not None else []
     problems = [file.problem for file in files if file.problem]
+    remarks: list[str] = []
     data: dict[str, Any] = {}
-    origin: dict[str, _File] = {}
+    origin: dict[str, SettingsFile] = {}
     for file in files:
-        if file.path.name == "mcp_servers.json":
+        if file.path.name in SERVER_FILES:
             file.keep_servers(problems)
+            remarks += file.remarks()
         for key, value in file.data.items():
+            if key == "mcpServers" and isinstance(value, dict):
+                before = data.get(key, {})
+                for server_id in value:
+                    if server_id in before:
+                        problems.append(f"{file.path}:{file.line((key, server_id))}: server {server_id!r} stands in "
+                                        f"{origin[_of(key, server_id)].path} already")  # fmt: skip
+                    else:
+                        origin[_of(key, server_id)] = file
+                data[key] = {**value, **before}
+                origin.setdefault(key, file)
+                continue
             if key in data:
                 problems.append(f"{file.path}:{file.line((key,))}: {key!r} stands in {origin[key].path} already")
                 continue
@@ -200,7 +87,7 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
     broken: dict[str, str] = {}
     for _ in range(50):  # each round takes out what was refused; the rest is valid sooner or later
         try:
-            return Loaded(Settings(**data), problems, broken)
+            return Loaded(Settings(**data), problems, broken, remarks)
         except ValidationError as exc:
             gone: set[tuple[str, ...]] = set()
             for error in exc.errors(include_url=False):
@@ -217,7 +104,12 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
             problems.append(f"environment: {exc}")
             break
     with _without_variables():
-        return Loaded(Settings(), problems, broken)
+        return Loaded(Settings(), problems, broken, remarks)
+
+
+def _of(*path: str) -> str:
+    """The key under which it is noted where a server's entry stands."""
+    return "\0".join(path)
 
 
 @contextlib.contextmanager
@@ -240,10 +132,12 @@ def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return problems
 
 
-def _describe(error: Any, path: tuple[str, ...], origin: Mapping[str, _File], environment: Mapping[str, str]) -> str:
+def _describe(
+    error: Any, path: tuple[str, ...], origin: Mapping[str, SettingsFile], environment: Mapping[str, str]
+) -> str:
     dotted = ".".join(path)
     variable = ENV_PREFIX + "__".join(path).upper()
-    file = origin.get(path[0]) if path else None
+    file = (origin.get(_of(*path[:2])) or origin.get(path[0])) if path else None
     if variable in environment:
         where = f"environment variable {variable}"
     elif file is not None:

@@ -46,6 +46,8 @@ def serve(
     configure_logging(loaded.settings.logging.level, loaded.settings.logging.format)
     for problem in loaded.problems:
         say(f"settings: {problem}")
+    for remark in loaded.remarks:
+        say(f"settings, for your information: {remark}")
     if loaded.problems and strict_settings:
         raise typer.Exit(BAD_SETTINGS)
     try:

@@ -36,7 +36,9 @@ __all__ = [
 NO_GATEWAY = 3
 NO_DATABASE, PORT_TAKEN, BAD_SETTINGS = 69, 73, 78
 """Exit codes; the last three as in `sysexits.h`."""
-SETTINGS_FILES = ("ports_config.yaml", "toolscore.yaml", "mcp_servers.json")
+SETTINGS_FILES = (
+    "ports_config.yaml", "toolscore.yaml", "mcp_servers.json", "mcp_servers.yaml", "mcp_servers.toml"
+)  # fmt: skip
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8082
 EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104
 HTTP_SETTING = ("core_services", "toolscore_http")

@@ -98,7 +98,7 @@ def servers(url: Url = None, as_json: AsJson = False) -> None:
         (
             server["server_id"],
             server["kind"] or "?",
-            server["state"],
+            "disabled" if server.get("disabled") else server["state"],
             str(server["tools"]),
             str(server["calls_in_flight"]),
             str(server["restarts"]),

@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from toolscore.core.entries import translated
 
 __all__ = [
     "LOCAL",
@@ -36,15 +39,6 @@ __all__ = [
 ServerState = Literal["starting", "up", "idle", "down", "failed", "stopped"]
 """`idle`: not running, starts at the next call. `down`: gone, being restarted. `failed`: given up, see `last_error`."""
 
-CLIENT_ONLY_KEYS = frozenset(
-    {
-        "alwaysAllow", "autoApprove", "autoStart", "chat_instructions", "dev", "disabledTools", "enabled_tools",
-        "gallery", "icon", "iconUrl", "note", "timeout", "tools", "transport", "trust", "version",
-    }
-)  # fmt: skip
-"""Keys that MCP clients keep in an `mcpServers` entry for their own use: accepted, without effect."""
-
-
 NEVER_FORWARDED = frozenset(
     {
         "authorization", "connection", "content-length", "content-type", "cookie", "host", "accept", "mcp-method",
@@ -53,9 +47,6 @@ NEVER_FORWARDED = frozenset(
     }
 )  # fmt: skip
 """Headers that say something about the connection to us, or prove to us who calls."""
-
-ALIASES = {"httpUrl": "url", "serverUrl": "url"}
-"""What some clients call the address."""
 
 
 def now() -> datetime:
@@ -122,6 +113,7 @@ class UpstreamSpec(BaseModel):
     command: str | None = Field(None, min_length=1, description="program of a stdio server, such as uvx or npx")
     args: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict, description="added to the allow-listed environment")
+    env_file: str | None = Field(None, description="a file of NAME=VALUE lines, read at each start; `env` comes first")
     cwd: str | None = None
     confine: Confinement | None = Field(None, description="run the command in a view of its own; Linux")
 
@@ -152,7 +144,9 @@ class UpstreamSpec(BaseModel):
         (), description="the tools behind `endpoint`, as it registered them"
     )
 
-    type: Literal["stdio", "http", "streamable-http", "streamableHttp", "websocket", "inprocess"] | None = None
+    type: Literal["stdio", "http", "streamable-http", "sse", "websocket", "inprocess"] | None = None
+    include_tools: tuple[str, ...] = Field(("*",), description="glob patterns of the tools that exist here")
+    exclude_tools: tuple[str, ...] = Field((), description="glob patterns of those that do not")
     description: str = ""
     tags: tuple[str, ...] = ()
     disabled: bool = False
@@ -172,13 +166,8 @@ class UpstreamSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_client_only_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            kept = {ALIASES.get(key, key): value for key, value in data.items() if key not in CLIENT_ONLY_KEYS}
-            if kept.get("type") == "sse":
-                raise ValueError("`type: sse` is MCP's retired transport: give the server's streamable HTTP address")
-            return kept
-        return data
+    def _in_our_spelling(cls, data: Any) -> Any:
+        return translated(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _one_way(self) -> UpstreamSpec:
@@ -222,6 +211,12 @@ class UpstreamSpec(BaseModel):
         return bool(super().__eq__(other)) and list(self.credentials) == list(other.credentials)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def offers(self, tool: str) -> bool:
+        """Whether a tool of the server exists here, by its own name."""
+        return any(fnmatchcase(tool, pattern) for pattern in self.include_tools) and not any(
+            fnmatchcase(tool, pattern) for pattern in self.exclude_tools
+        )
 
     def on_behalf_of(self, pattern: str) -> UpstreamSpec:
         """The entry with the credentials under a pattern."""

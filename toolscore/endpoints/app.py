@@ -294,7 +294,7 @@ async def _serve(
 ) -> None:
     settings, http_socket, router_socket = bind_services(loaded.settings)
     with http_socket, router_socket:
-        loaded = Loaded(settings, loaded.problems, loaded.broken_servers)
+        loaded = Loaded(settings, loaded.problems, loaded.broken_servers, loaded.remarks)
         async with open_gateway(loaded, config_dir=config_dir) as gateway:
             async with open_doors(gateway, http_socket, router_socket):
                 if is_loopback(settings.core_services.toolscore_http.host) and settings.access.local_without_key:

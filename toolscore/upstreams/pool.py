@@ -275,17 +275,17 @@ class UpstreamPool:
 
     async def tools_come(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
         if self._before_tools is not None:
-            await self._before_tools(upstream.server_id, tools)
+            await self._before_tools(upstream.server_id, _offered(upstream, tools))
 
     def server_up(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
         if not self._is_current(upstream):
             return
-        self._on_tools(upstream.server_id, upstream.spec, tools)
+        self._on_tools(upstream.server_id, upstream.spec, _offered(upstream, tools))
         self._on_state(upstream.server_id, "up", None)
 
     def tools_changed(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
         if self._is_current(upstream):
-            self._on_tools(upstream.server_id, upstream.spec, tools)
+            self._on_tools(upstream.server_id, upstream.spec, _offered(upstream, tools))
 
     def described(self, upstream: Upstream, info: ServerInfo) -> None:
         if self._is_current(upstream):
@@ -319,3 +319,11 @@ class UpstreamPool:
 
     def restarted(self, upstream: Upstream) -> None:
         self._on_restart(upstream.server_id)
+
+
+def _offered(upstream: Upstream, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a server's tools that its entry has exist here."""
+    spec = upstream.spec
+    if spec.include_tools == ("*",) and not spec.exclude_tools:
+        return tools
+    return [tool for tool in tools if spec.offers(tool["name"])]

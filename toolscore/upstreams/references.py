@@ -1,6 +1,7 @@
 """References in a server's entry, as MCP clients write them: resolved when the server is started.
 
-`${env:NAME}`, `${NAME}`, `${NAME:-default}` and `${file:/path}` (its text, without the line end) may stand in
+`${env:NAME}`, `${NAME}`, `${NAME:-default}` and `${file:/path}` (its text, without the line end), and the editors'
+`${workspaceFolder}` (where the gateway was started) and `${userHome}`, may stand in
 `command`, `args`, `env`, `cwd`, `url` and `headers`. What they stand for is never kept, listed or logged.
 """
 
@@ -10,33 +11,46 @@ import contextlib
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import quote
+
+from dotenv import dotenv_values
 
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.process.spawn import CommandNotFound
 
 __all__ = ["REFERENCE", "hidden", "resolved", "resolved_text"]
 
-REFERENCE = re.compile(r"\$\{(?:file:([^}\0]+)|(env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?)\}")
+REFERENCE = re.compile(
+    r"\$\{(?:file:([^}\0]+)|(input:[^}\0]*|command:[^}\0]*|config:[^}\0]*)|(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?)\}"
+)
+PLACES = {
+    "workspaceFolder": Path.cwd, "workspaceRoot": Path.cwd, "cwd": Path.cwd, "userHome": Path.home,
+    "workspaceFolderBasename": lambda: Path.cwd().name, "pathSeparator": lambda: os.sep,
+}  # fmt: skip
+"""What editors call the folders; here the gateway's own."""
 MAX_SECRET_BYTES = 64 * 1024
 MIN_HIDDEN = 4
 """A shorter value is no secret, and stands in many words."""
 
 
 def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) -> UpstreamSpec:
-    """The entry with values in the place of references; `${NAME}` stays as it is where there is no such variable.
+    """The entry with values in the place of references, and of a `~` at the beginning.
 
     Raises:
-        CommandNotFound: `${env:NAME}` is not set and has no default, or `${file:/path}` cannot be read.
+        CommandNotFound: a variable is not set and has no default, a file cannot be read, or only an editor could ask
+            its user for it.
     """
 
     def text(given: str) -> str:
-        return resolved_text(given, environment)
+        found = resolved_text(given, environment)
+        return os.path.expanduser(found) if found == "~" or found.startswith("~/") else found
 
+    env = {name: text(given) for name, given in spec.env.items()}
     changed = {
         "command": text(spec.command) if spec.command else None,
         "args": tuple(text(argument) for argument in spec.args),
-        "env": {name: text(given) for name, given in spec.env.items()},
+        "env": {**_file_of_variables(text(spec.env_file)), **env} if spec.env_file else env,
         "cwd": text(spec.cwd) if spec.cwd else None,
         "url": text(spec.url) if spec.url else None,
         "headers": {name: text(given) for name, given in spec.headers.items()},
@@ -59,6 +73,11 @@ def hidden(text: str, spec: UpstreamSpec, environment: Mapping[str, str] = os.en
                 if len(value) >= MIN_HIDDEN and value != match[0]:
                     values[value] = match[0]
                     values[quote(value, safe="")] = match[0]
+    if spec.env_file:
+        with contextlib.suppress(CommandNotFound):
+            for name, value in _file_of_variables(os.path.expanduser(resolved_text(spec.env_file))).items():
+                if len(value) >= MIN_HIDDEN:
+                    values[value] = f"${{{name}}}"
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, values[value])
     return text
@@ -72,19 +91,31 @@ def resolved_text(given: str, environment: Mapping[str, str] = os.environ) -> st
     """
 
     def value(match: re.Match[str]) -> str:
-        path, form, name, default = match.groups()
+        path, editors, name, default = match.groups()
         if path is not None:
             return _text_of(path)
+        if editors is not None:
+            raise CommandNotFound(
+                f"it refers to {match[0]}, which an editor asks its user for: put a variable in its place, such as "
+                f"${{env:{re.sub('[^A-Z0-9]+', '_', editors.partition(':')[2].upper()) or 'NAME'}}}"
+            )
         found = environment.get(name, default)
-        if found is None and not form:
-            return match[0]  # not ours: a shell's own variable, for one
+        if found is None and name in PLACES:
+            return str(PLACES[name]())
         if found is None:
             raise CommandNotFound(
-                f"it refers to ${{{name}}}, and no such environment variable is set: set it, and restart"
+                f"it refers to {match[0]}, and no such environment variable is set: set it, and restart"
             )
         return found
 
     return REFERENCE.sub(value, given)
+
+
+def _file_of_variables(path: str) -> dict[str, str]:
+    try:
+        return {name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CommandNotFound(f"its `env_file` {path} cannot be read: {exc}") from exc
 
 
 def _text_of(path: str) -> str:

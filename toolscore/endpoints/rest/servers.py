@@ -94,7 +94,7 @@ def _absent(gateway: Gateway) -> dict[str, dict[str, Any]]:
         for server_id, reason in gateway.servers.broken.items()
     }
     disabled = {
-        server_id: {"server_id": server_id, "kind": spec.kind, "state": "disabled", "last_error": None}
+        server_id: {"server_id": server_id, "kind": spec.kind, "state": "stopped", "disabled": True, "last_error": None}
         for server_id, spec in gateway.servers.disabled.items()
     }
     return {**disabled, **broken}

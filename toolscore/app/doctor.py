@@ -200,7 +200,7 @@ async def _server(server_id: str, spec: UpstreamSpec, settings: Settings) -> Fin
         return Finding(check, True, "connects by itself")
     if spec.command:
         try:
-            resolve_command(spec.command, child_environment(spec.command, spec.env))
+            resolve_command(spec.command, child_environment(spec.command, spec.env), spec.cwd)
         except CommandNotFound as exc:
             return Finding(check, False, str(exc), str(exc).partition(": ")[2] or None)
     once = settings.servers.model_copy(update={"max_start_failures": 1})

@@ -99,7 +99,7 @@ class Servers:
             raise InvalidRequest(OURSELVES)
         if spec.command:
             try:
-                resolve_command(spec.command, child_environment(spec.command, spec.env))
+                resolve_command(spec.command, child_environment(spec.command, spec.env), spec.cwd)
             except CommandNotFound as exc:
                 raise InvalidArguments(f"server {server_id!r} cannot be started: {exc}") from exc
         if spec.inprocess:

@@ -1,10 +1,11 @@
 """Runs one server as its child and leaves nothing of it behind. Standard library only; started with `-I -S`.
 
-    python -I -S reaper.py LIFELINE_FD -- PROGRAM [ARGUMENT…]
+    python -I -S reaper.py LIFELINE_FD CONTAINER_FILE -- PROGRAM [ARGUMENT…]
 
 `uvx` and `npx` start the real server as a grandchild, and servers start processes of their own. On Linux this
 process is their subreaper, so whoever loses its parent becomes its child and is found. When the server exits, or the
-gateway's end of the lifeline closes (it does, even after `kill -9` of the gateway), everything below is killed.
+gateway's end of the lifeline closes (it does, even after `kill -9` of the gateway), everything below is killed. A
+container lives under its engine's daemon instead: its id stands in CONTAINER_FILE, and PROGRAM removes it.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import time
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+CONTAINER_SECONDS = 10.0
 GRACE_SECONDS = 2.0  # between SIGTERM and SIGKILL
 
 
@@ -67,8 +69,28 @@ def reap(child: int, status: int | None) -> tuple[int | None, bool]:
             status = os.waitstatus_to_exitcode(raw)
 
 
+def end_container(engine: str, file: str) -> None:
+    """Remove the container whose id stands in a file, if it is still there. Bounded."""
+    try:
+        with open(file) as written:
+            container = written.read(256).strip()
+        os.unlink(file)
+    except OSError:
+        return
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(OSError):
+            os.execv(engine, [engine, "rm", "--force", container])
+        os._exit(127)
+    give_up = time.monotonic() + CONTAINER_SECONDS
+    while time.monotonic() < give_up:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return
+        time.sleep(0.02)
+
+
 def main() -> int:
-    lifeline, command = int(sys.argv[1]), sys.argv[3:]
+    lifeline, container_file, command = int(sys.argv[1]), sys.argv[2], sys.argv[4:]
     os.set_inheritable(lifeline, False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if hasattr(os, "pipe2") else os.pipe()
@@ -104,6 +126,8 @@ def main() -> int:
                 ready.append(lifeline)
         status, empty = reap(child, status)
         if empty:
+            if container_file:
+                end_container(command[0], container_file)
             return status if status is not None and status >= 0 else 128 - (status or 0)
         if status is not None:
             signal_all(signal.SIGKILL, child)  # the server is gone: what it left has nothing to do

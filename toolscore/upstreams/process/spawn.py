@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,8 @@ RUNNER_PREFIXES = ("UV_", "PIP_", "NPM_CONFIG_", "npm_config_", "HTTP_PROXY", "H
                    "http_proxy", "https_proxy", "no_proxy")  # fmt: skip
 """Package runners fetch what they run, so they also get the user's own registry configuration."""
 
+CONTAINER_ENGINES = frozenset({"docker", "podman", "nerdctl"})
+MAX_WORDS_BEFORE_RUN = 6
 STDERR_LINES = 50
 STDERR_LINE_BYTES = 500
 
@@ -50,19 +54,28 @@ def child_environment(command: str, extra: Mapping[str, str]) -> dict[str, str]:
     environment["PATH"] = os.pathsep.join(
         part for part in (os.path.dirname(sys.executable), environment.get("PATH", os.defpath)) if part
     )
+    own_path = environment["PATH"]
     environment.update(extra)
+    if "PATH" in extra:  # its own comes first; what only ours has is still found
+        environment["PATH"] = os.pathsep.join(part for part in (extra["PATH"], own_path) if part)
     return environment
 
 
-def resolve_command(command: str, environment: Mapping[str, str]) -> str:
-    """The program's path.
+def resolve_command(command: str, environment: Mapping[str, str], cwd: str | None = None) -> str:
+    """The program's path: as a shell in `cwd` would find it. Where no other is found, `python` is the gateway's own.
+
+    Args:
+        environment: of `child_environment`.
 
     Raises:
         CommandNotFound: with what to do.
     """
-    if command in ("python", "python3"):
-        return sys.executable
+    command = os.path.expanduser(command)
+    if os.sep in command and not os.path.isabs(command) and cwd is not None:
+        command = os.path.join(os.path.expanduser(cwd), command)
     found = shutil.which(command, path=environment.get("PATH"))
+    if command in ("python", "python3") and (found is None or _is_the_systems(found)):
+        return sys.executable
     if found is None:
         hint = {
             "uvx": "install uv: pip install uv",
@@ -73,6 +86,23 @@ def resolve_command(command: str, environment: Mapping[str, str]) -> str:
             hint = "give the program alone in `command`, and each further word as an entry of `args`"
         raise CommandNotFound(f"command {command!r} was not found on PATH: {hint}")
     return found
+
+
+def _is_the_systems(python: str) -> bool:
+    """Whether a Python was found where the gateway's own PATH has it, and not where an entry says."""
+    ours = {os.path.dirname(sys.executable), *os.environ.get("PATH", os.defpath).split(os.pathsep)}
+    return os.path.dirname(python) in ours
+
+
+def in_container(command: str, args: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The arguments of `docker run` or `podman run` with a label, and with a file for the container's id, by which it
+    is ended; and that file's path. An empty path: it runs no container, or has such a file already.
+    """
+    at = args.index("run") if "run" in args[:MAX_WORDS_BEFORE_RUN] else -1
+    if os.path.basename(command) not in CONTAINER_ENGINES or at < 0 or any("--cidfile" in word for word in args):
+        return args, ""
+    file = os.path.join(tempfile.gettempdir(), f"toolscore-{secrets.token_hex(8)}.cid")
+    return (*args[: at + 1], f"--cidfile={file}", "--label=toolscore", *args[at + 1 :]), file
 
 
 class ChildProtocol(asyncio.SubprocessProtocol):
@@ -154,7 +184,8 @@ async def spawn(
         CommandNotFound: no such program or folder.
     """
     environment = dict(env) if whole_environment else child_environment(command, env)
-    program = resolve_command(command, environment)
+    program = resolve_command(command, environment, cwd)
+    args, container_file = in_container(command, args)
     if cwd is not None and not Path(cwd).expanduser().is_dir():
         raise CommandNotFound(f"the folder {cwd!r} given as `cwd` does not exist")
     ours, theirs = socket.socketpair()
@@ -163,7 +194,7 @@ async def spawn(
     try:
         await asyncio.get_running_loop().subprocess_exec(
             lambda: protocol,
-            sys.executable, "-I", "-S", str(REAPER), str(theirs.fileno()), "--", program, *args,
+            sys.executable, "-I", "-S", str(REAPER), str(theirs.fileno()), container_file, "--", program, *args,
             stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.PIPE,
             env=environment, cwd=str(Path(cwd).expanduser()) if cwd else None,
             start_new_session=True, pass_fds=(theirs.fileno(),),

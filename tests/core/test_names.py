@@ -17,7 +17,7 @@ def test_different_pairs_get_different_names_that_models_accept() -> None:
     names = {}
     for server, tool in itertools.product(parts[:-1], parts):
         name = tool_id(server, tool)
-        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name), (server, tool, name)
+        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,48}", name), (server, tool, name)
         assert name not in names, (server, tool, names[name])
         names[name] = (server, tool)
 

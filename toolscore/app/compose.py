@@ -229,10 +229,16 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             changes.tell(data["server_id"], LIST_CHANGED["tools"])
 
         library = await enter(
-            UnifiedToolLibrary(database, pins, trusted=[EXECUTOR_ID, OWN_SERVER], publish=tool_changed)
+            UnifiedToolLibrary(
+                database,
+                pins,
+                trusted=[EXECUTOR_ID, OWN_SERVER],
+                publish=tool_changed,
+                max_name=settings.names.max_length,
+            )
         )
         metrics.tools.set_function(lambda: len(library))
-        features = await enter(FeatureIndex(database))
+        features = await enter(FeatureIndex(database, settings.names.max_length))
 
         # The ways to them
         def state_changed(server_id: str, state: ServerState, reason: str | None) -> None:

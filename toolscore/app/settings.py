@@ -21,7 +21,7 @@ from toolscore.app.executor import PythonExecutorRules
 from toolscore.calls.breaker import BreakerRules
 from toolscore.calls.cache import CacheRules
 from toolscore.core.models import UpstreamSpec
-from toolscore.core.rules import LimitRules, Rules, ServerRules
+from toolscore.core.rules import LimitRules, NameRules, Rules, ServerRules
 from toolscore.discovery.rules import DiscoveryRules
 from toolscore.embedding import EmbeddingRules
 from toolscore.history.events import EventRules
@@ -117,6 +117,7 @@ class Settings(BaseSettings):
     access: AccessRules = AccessRules()
     limits: LimitRules = LimitRules()
     servers: ServerRules = ServerRules()
+    names: NameRules = NameRules()
     storage: StoreRules = StoreRules()
     events: EventRules = EventRules()
     policy: PolicyRules = PolicyRules()

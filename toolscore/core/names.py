@@ -1,4 +1,5 @@
-"""Stable names: `server__tool`, at most 64 characters of `[a-zA-Z0-9_-]` (what every model's API accepts).
+"""Stable names: `server__tool`, of `[a-zA-Z0-9_-]`, and no longer than every model's API accepts (64 characters) with
+what a client puts before them, such as `mcp__toolscore__`.
 
 A name is a function of the server's id and the tool's own name alone, so it never changes because another server
 joins. Different pairs get different names: a plain `server__tool` splits only one way, since a plain server part has no
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 
 __all__ = ["MAX_LENGTH", "nearest", "tool_id"]
 
-MAX_LENGTH = 64
+MAX_LENGTH = 48
 MAX_COMPARED = 128
 NEAR = 50
 """Of a hundred: less alike is not meant."""
@@ -24,14 +25,14 @@ _HASHED = re.compile(r"(?:^|_)[0-9a-f]{10}$")  # a name that looks hashed is has
 _OTHER = re.compile(r"[^a-zA-Z0-9_-]+")
 
 
-def tool_id(server_id: str, name: str) -> str:
+def tool_id(server_id: str, name: str, max_length: int = MAX_LENGTH) -> str:
     """The gateway's name of a tool."""
     plain = f"{server_id}__{name}"
     splits_one_way = "__" not in server_id and not server_id.endswith("_")
-    if len(plain) <= MAX_LENGTH and _PLAIN.fullmatch(plain) and splits_one_way and not _HASHED.search(name):
+    if len(plain) <= max_length and _PLAIN.fullmatch(plain) and splits_one_way and not _HASHED.search(name):
         return plain
     digest = hashlib.sha256(f"{server_id}\0{name}".encode("utf-8", "replace")).hexdigest()[:HASH_DIGITS]
-    room = MAX_LENGTH - HASH_DIGITS - 1
+    room = max_length - HASH_DIGITS - 1
     server_part = _OTHER.sub("_", server_id)[: room // 2]
     readable = f"{server_part}__{_OTHER.sub('_', name)}"[:room].rstrip("_")
     return f"{readable}_{digest}"

@@ -48,6 +48,16 @@ class LimitRules(Rules):
     input_seconds: Seconds = Field(300, description="how long a client may take to answer what a server asks it")
 
 
+class NameRules(Rules):
+    """What tools and prompts of all servers are called together."""
+
+    needs_restart = True
+
+    max_length: Annotated[int, Field(ge=32, le=128)] = Field(
+        48, description="of server__tool; many models take 64 characters, and clients put `mcp__toolscore__` before it"
+    )
+
+
 class ServerRules(Rules):
     """How servers are started, called and let go: defaults for all of mcp_servers.json."""
 

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.names import tool_id
+from toolscore.core.names import MAX_LENGTH, tool_id
 from toolscore.stores import Database, WriteBehind
 from toolscore.stores.database import StoreError
 from toolscore.tools.mending import mended_entry
@@ -31,6 +31,7 @@ LIST_CHANGED = {feature: f"notifications/{feature}/list_changed" for feature in 
 """What tells that a list has changed (MCP, list changed notifications)."""
 
 KINDS = ("prompts", "resources", "templates")
+PAGE = "ui://"
 MAX_LINKS = 10_000
 MAX_URI = 8192
 MAX_TEMPLATE = 1024
@@ -44,8 +45,11 @@ class FeatureIndex:
     Reading is plain memory; writes go to the database in the background.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, max_name: int = MAX_LENGTH) -> None:
         self._database = database
+        self._max_name = max_name
+        self.generation = 0
+        """Another whenever an address or a name may be shown otherwise."""
         self._info: dict[str, ServerInfo] = {}
         self._entries: dict[str, dict[str, list[Entry]]] = {}
         self._prompts: dict[str, tuple[str, str]] = {}
@@ -93,7 +97,7 @@ class FeatureIndex:
         """The same under the names of the common address."""
         for entry in map(mended_entry, self.entries(server_id, kind)):
             if kind == "prompts":
-                yield {**entry, "name": tool_id(server_id, entry["name"])}
+                yield {**entry, "name": tool_id(server_id, entry["name"], self._max_name)}
             else:
                 member = "uri" if kind == "resources" else "uriTemplate"
                 yield {**entry, member: self.shown_uri(server_id, entry[member])}
@@ -109,7 +113,7 @@ class FeatureIndex:
     def shown_uri(self, server_id: str, uri: str) -> str:
         """A server's URI as it is shown: with a prefix where it is another's too."""
         owner = self._owners.get(uri) or self._links.get(uri)
-        return uri if owner in (None, server_id) else f"{_prefix(server_id)}{uri}"
+        return uri if owner in (None, server_id) else _prefixed(server_id, uri)
 
     def note_link(self, server_id: str, uri: str) -> str:
         """A server has named a URI in a result. Returns how it is shown."""
@@ -122,9 +126,10 @@ class FeatureIndex:
     def find_resource(self, uri: str) -> tuple[str, str] | None:
         """Server and own URI of a resource (or of a template, spelled as it is listed)."""
         for server_id in self._info:
-            prefix = _prefix(server_id)
-            if uri.startswith(prefix):
-                return server_id, uri[len(prefix) :]
+            for scheme in ("", PAGE):
+                prefix = _prefixed(server_id, scheme)
+                if uri.startswith(prefix):
+                    return server_id, scheme + uri[len(prefix) :]
         owner = self._owners.get(uri) or self._links.get(uri)
         if owner is not None:
             return owner, uri
@@ -166,13 +171,14 @@ class FeatureIndex:
 
     def _index(self) -> None:
         """Names from lists. Whoever owns a URI keeps it while it lists it, whoever else comes."""
+        self.generation += 1
         before, self._owners = self._owners, {}
         self._prompts = {}
         self._templates = {}
         for server_id in sorted(self._entries):
             lists = self._entries[server_id]
             for prompt in lists.get("prompts", []):
-                self._prompts[tool_id(server_id, prompt["name"])] = (server_id, prompt["name"])
+                self._prompts[tool_id(server_id, prompt["name"], self._max_name)] = (server_id, prompt["name"])
             self._templates[server_id] = [
                 matcher
                 for entry in lists.get("templates", [])
@@ -210,9 +216,12 @@ class FeatureIndex:
             raise
 
 
-def _prefix(server_id: str) -> str:
-    """A URI scheme of the server's own (RFC 3986: letters, digits, `+`, `-`, `.`)."""
-    return f"toolscore+{re.sub('[^a-z0-9.-]', '-', server_id.lower())}+"
+def _prefixed(server_id: str, uri: str) -> str:
+    """A URI under a scheme of the server's own (RFC 3986: letters, digits, `+`, `-`, `.`); of a page (MCP Apps), which
+    has to stay `ui://`, under such a host.
+    """
+    own = f"toolscore+{re.sub('[^a-z0-9.-]', '-', server_id.lower())}"
+    return f"{PAGE}{own}/{uri.removeprefix(PAGE)}" if uri.startswith(PAGE) else f"{own}+{uri}"
 
 
 _EXPRESSION = re.compile(r"\{([+#./;?&]?)[^{}]*\}")

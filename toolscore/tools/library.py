@@ -16,7 +16,7 @@ import structlog
 from toolscore.core.errors import InvalidRequest, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Change, Sees, ServerState, Tool, UpstreamSpec, now, timestamp
-from toolscore.core.names import nearest, tool_id
+from toolscore.core.names import MAX_LENGTH, nearest, tool_id
 from toolscore.stores import Database, WriteBehind
 from toolscore.tools.pins import Pins
 from toolscore.tools.schemas import Schemas, is_usable
@@ -77,7 +77,9 @@ class UnifiedToolLibrary:
         *,
         trusted: Collection[str] = (),
         publish: Callable[..., None] = lambda *_, **__: None,
+        max_name: int = MAX_LENGTH,
     ) -> None:
+        self._max_name = max_name
         self._trusted = frozenset(trusted)
         self._database = database
         self.pins = pins
@@ -94,6 +96,8 @@ class UnifiedToolLibrary:
         """Grows with each change of the list: what was made from the list is good while it stands."""
 
     async def __aenter__(self) -> UnifiedToolLibrary:
+        longer: list[Tool] = []
+        shorter: list[Tool] = []
         for row in await self._database.load_tools():
             pin = self.pins.find(row["server_id"], row["name"])
             tool = Tool(
@@ -105,8 +109,14 @@ class UnifiedToolLibrary:
                 first_seen=row["first_seen"],
                 held=pin.held if pin is not None else None,
             )
+            if len(tool.tool_id) > self._max_name:  # which has been set lower since
+                longer.append(tool)
+                tool = msgspec.structs.replace(tool, tool_id=tool_id(tool.server_id, tool.name, self._max_name))
+                shorter.append(tool)
             self._put(tool)
         await self.writes.__aenter__()
+        if longer:
+            self._save(shorter, longer)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -256,7 +266,7 @@ class UnifiedToolLibrary:
                 continue
             seen = old or away.get(name)
             own[name] = Tool(
-                tool_id=old.tool_id if old else tool_id(server_id, name),
+                tool_id=old.tool_id if old else tool_id(server_id, name, self._max_name),
                 server_id=server_id,
                 name=name,
                 definition=verdict.definition,

@@ -82,6 +82,9 @@ BROADCAST = frozenset(
 )
 """Notifications that are about the server, and not about a request."""
 
+UI = {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}
+"""That clients may show a tool's own page (MCP Apps), as it is declared where several clients share a connection."""
+
 INPUT_METHODS = frozenset({"tools/call", "prompts/get", "resources/read"})
 """Requests that a server of the stateless era may answer with `input_required` (revision 2026-07-28, MRTR)."""
 
@@ -121,7 +124,9 @@ def initialize_params(capabilities: Mapping[str, Any]) -> Params:
 
 def client_capabilities(features: Collection[str], side: ClientSide) -> dict[str, Any]:
     """What we declare to a server: that part of what its clients offer which it may ask for."""
-    return {name: side.offered[name] for name in features if name in side.offered}
+    found = {name: side.offered[name] for name in features if name in side.offered}
+    extensions = UI if side.is_shared else side.offered.get("extensions")
+    return {**found, "extensions": extensions} if extensions else found
 
 
 def info_from_initialize(answer: Raw) -> ServerInfo:

@@ -47,6 +47,7 @@ CACHEABLE = frozenset(
 """Methods whose results say for how long they hold (revision 2026-07-28, caching)."""
 
 TASKS = "io.modelcontextprotocol/tasks"
+UI = "io.modelcontextprotocol/ui"
 TASK_METHODS = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
 
 KIND_OF = {method: kind for kind, (method, _, _) in LISTS.items()}
@@ -103,8 +104,10 @@ class McpServer:
                 if feature in offered:
                     found[feature] = {}
             extensions = offered.get("extensions")
-            if isinstance(extensions, dict) and TASKS in extensions:
-                found["extensions"] = {TASKS: {}}
+            if isinstance(extensions, dict):
+                for name in (TASKS, UI):
+                    if name in extensions:
+                        found.setdefault("extensions", {})[name] = {}
         return found
 
     async def initialize(self, params: Members) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class ToolMethods:
         library = self._gateway.library
         sees = self._gateway.permissions.sees(caller.principal)
         discovery = self._gateway.settings.current.discovery
-        key = (cursor or "", sees, discovery.list_tokens, discovery.always_listed)
+        features = self._gateway.features
+        key = (cursor or "", sees, discovery.list_tokens, discovery.always_listed, features.generation)
         generation, page = self._pages.get(key, (-1, {}))
         if generation != library.generation:
             if discovery.list_tokens is not None and self._server_id is None:
@@ -84,7 +85,19 @@ class ToolMethods:
                 definition = {**definition, "inputSchema": {"type": "object"}}
         else:
             definition = {**self._gateway.library.schemas.mended(tool)[0], "name": tool.tool_id}
+            if isinstance(definition.get("_meta"), dict):
+                definition["_meta"] = self._with_its_page(tool.server_id, definition["_meta"])
         return definition if self._gateway.library.available(tool) else unavailable(definition)
+
+    def _with_its_page(self, server_id: str, meta: dict[str, Any]) -> dict[str, Any]:
+        """A tool's `_meta`, in which the page that shows its results (MCP Apps) has the address that it has here."""
+        features = self._gateway.features
+        ui, flat = meta.get("ui"), meta.get("ui/resourceUri")
+        if isinstance(ui, dict) and isinstance(ui.get("resourceUri"), str):
+            meta = {**meta, "ui": {**ui, "resourceUri": features.note_link(server_id, ui["resourceUri"])}}
+        if isinstance(flat, str):
+            meta = {**meta, "ui/resourceUri": features.note_link(server_id, flat)}
+        return meta
 
     async def call_tool(self, members: Members, caller: Caller, request_id: str) -> Raw:
         """`tools/call`. Wrong arguments are a result with `isError`, as MCP asks; so the model can mend them."""

@@ -216,7 +216,7 @@ async def _serve_registered(gateway: Gateway, channel: WebSocketChannel) -> None
     heartbeat = gateway.settings.current.servers.heartbeat_seconds
     await channel.try_send(result_frame(request_id, {"server_id": server_id, "heartbeat_seconds": heartbeat}))
     connection = PeerConnection(
-        partial(Peer, channel.send, on_junk=lambda _: None),
+        partial(Peer, channel.send, on_junk=lambda _: None, lenient=True),
         upstream.notified,
         upstream.spec.client_features,
         on_asked=upstream.asked,

@@ -125,7 +125,7 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
     connection = upstream.connections[0] if upstream.connections else None
     fields: dict[str, Any] = {
         "server_id": upstream.server_id,
-        "kind": spec.kind,
+        "kind": getattr(connection, "kind", spec.kind),
         "state": upstream.state,
         "tools": len(gateway.library.of_server(upstream.server_id)),
         "instances": len(upstream.connections),

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from toolscore.core.errors import UpstreamProtocolError
 
-__all__ = ["MAX_RETRY_SECONDS", "EventStream"]
+__all__ = ["MAX_RETRY_SECONDS", "MESSAGE", "EventStream"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MESSAGE = (b"", b"message")
@@ -39,6 +39,12 @@ class EventStream:
 
     async def messages(self) -> AsyncIterator[bytes]:
         """The `data` of each event that has any, and is a message: events of other types are for others."""
+        async for kind, data in self.events():
+            if kind in MESSAGE:
+                yield data
+
+    async def events(self) -> AsyncIterator[tuple[bytes, bytes]]:
+        """The type and the `data` of each event that has any."""
         buffer = bytearray()
         data: list[bytes] = []
         size, kind, begun, after_return = 0, b"", False, False
@@ -71,8 +77,8 @@ class EventStream:
                 elif line.startswith(b"retry:") and line[6:].strip().isdigit():
                     self.retry_seconds = min(int(line[6:].strip()[:9]) / 1000, MAX_RETRY_SECONDS)
                 elif not line:
-                    if any(data) and kind in MESSAGE:
-                        yield b"\n".join(data)
+                    if any(data):
+                        yield kind, b"\n".join(data)
                     data.clear()
                     size, kind = 0, b""
 

@@ -56,7 +56,7 @@ from toolscore.upstreams.protocol import (
     stateless_envelope,
 )
 
-__all__ = ["HttpConnection", "open_streamable_http"]
+__all__ = ["HttpConnection", "Unexpected", "open_streamable_http"]
 
 log = structlog.get_logger(__name__)
 
@@ -607,7 +607,7 @@ class HttpConnection:
             )
         if response.status in (502, 504):
             raise ConnectionLost(f"a proxy before {self._shown} failed ({said})", sent=True)
-        raise _Unexpected(f"{self._shown} answered {said}", response.status)
+        raise Unexpected(f"{self._shown} answered {said}", response.status)
 
     def _frames(self, message: bytes) -> list[Frame]:
         """The messages in a body or an event. What is none is skipped, as a line on a pipe would be."""
@@ -738,8 +738,12 @@ class _Moved(UpstreamProtocolError):
         self.target = target
 
 
-class _Unexpected(UpstreamProtocolError):
-    """An answer that is no MCP. Attributes: status: HTTP's."""
+class Unexpected(UpstreamProtocolError):
+    """An answer that is no MCP.
+
+    Attributes:
+        http_status: HTTP's.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

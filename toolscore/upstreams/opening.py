@@ -14,11 +14,11 @@ from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.core.rules import LimitRules
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification
-from toolscore.upstreams.http import open_streamable_http
 from toolscore.upstreams.http_client import http_session
 from toolscore.upstreams.inprocess import InProcessServer, open_inprocess
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.references import resolved
+from toolscore.upstreams.sse import open_http
 from toolscore.upstreams.stdio import open_stdio
 from toolscore.upstreams.websocket import open_endpoint, open_websocket
 
@@ -107,9 +107,7 @@ class Dialer:
                     return resolved(given if side.credentials is None else given.on_behalf_of(side.credentials)).headers
                 return spec.headers  # it stands for nothing any more: the old one is refused, and says so
 
-            return open_streamable_http(
-                spec, self.http_for(spec), probe=probe, shown=shown, credentials=credentials, **common
-            )
+            return open_http(spec, self.http_for(spec), probe=probe, shown=shown, credentials=credentials, **common)
         if spec.endpoint:
             return open_endpoint(server_id, spec, max_message_bytes=max_bytes)
         return open_inprocess(spec, on_notification=on_notification, ready=self._inside)

@@ -197,7 +197,6 @@ def test_attach_inspect_restart_detach() -> None:
         ({"comand": "uvx"}, "comand"),
         ({"command": "uvx", "args": "not-a-list"}, "args"),
         ({"inprocess": "os:system"}, "configuration"),
-        ({"type": "sse", "url": "http://127.0.0.1:1/sse"}, "streamable HTTP"),
         ({"command": "no-such-program"}, "was not found on PATH"),
         ({"command": "uvx mcp-server-time"}, "`args`"),
     ],

@@ -287,7 +287,7 @@ def test_a_mistake_in_a_file_or_a_pause_forgets_no_pin(tmp_path: Path) -> None:
         process.http.post("/api/v1/servers/city/restart")
         wait_for(lambda: process.event_seen("tool_quarantined", tool_id="city__look"))
         process.servers({"city": {**fickle.entry, "disabled": True}})
-        wait_for(lambda: process.http.get("/api/v1/servers/city").status_code == 404)
+        wait_for(lambda: process.get("/api/v1/servers/city").get("disabled"))
         process.servers({"city": fickle.entry})
         wait_for(lambda: process.http.get("/api/v1/tools/city__look").status_code == 200)
         assert process.execute("city__look", {"city": "Rome"})["error"]["code"] == "forbidden"

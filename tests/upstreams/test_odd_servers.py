@@ -194,16 +194,19 @@ def test_references_to_the_environment_are_resolved_and_never_shown(monkeypatch:
         "C": "${MISSING:-by default}",
         "D": "${",
         "E": "$HOME",
-        "F": "${nothing}",
     }
-    servers = {"good": odd("env", env=env), "bad": odd("env", env={"A": "${env:NO_SUCH_VARIABLE}"})}
+    servers = {"good": odd("env", env=env), "bad": odd("env", env={"A": "${env:NO_SUCH_VARIABLE}"}),
+               "unset": odd("env", env={"A": "${NOTHING_OF_THE_KIND}"}),
+               "editor": odd("env", env={"A": "${input:api-key}"})}  # fmt: skip
     with running_gateway(servers) as process:
         process.wait_for_state("good", "up")
         got = json.loads(process.text("good__env", {"text": ""}))
-        expected = {"A": "Bearer t0ken", "B": "t0ken", "C": "by default", "D": "${", "E": "$HOME", "F": "${nothing}"}
+        expected = {"A": "Bearer t0ken", "B": "t0ken", "C": "by default", "D": "${", "E": "$HOME"}
         assert {name: got[name] for name in env} == expected
         assert "t0ken" not in process.http.get("/api/v1/servers/good").text
         assert "NO_SUCH_VARIABLE" in process.wait_for_state("bad", "failed")["last_error"]
+        assert "NOTHING_OF_THE_KIND" in process.wait_for_state("unset", "failed")["last_error"]
+        assert "${env:API_KEY}" in process.wait_for_state("editor", "failed")["last_error"]
 
 
 def test_what_a_server_started_dies_with_it(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ FILES = ("ports_config.yaml", "toolscore.yaml", *SERVER_FILES)
 NOT_SETTINGS = frozenset({"TOOLSCORE_API_KEY", "TOOLSCORE_CONFIG_DIR", "TOOLSCORE_URL"})
 """Variables of the command line and the clients, which share the prefix."""
 
+GUARDS = ("access", "policy", "rates", "pins")
+"""Sections of settings that keep somebody from something."""
 DEBOUNCE_SECONDS = 1.0
 
 
@@ -41,6 +43,8 @@ class Loaded:
         problems: a line each: where, what, and what was expected.
         broken_servers: server id → why its entry was refused.
         remarks: a line for each entry of which something has no effect here.
+        unguarded: those problems without which somebody would be kept out: with the default in their place, or without
+            a rule, more is allowed than the operator says.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Loaded:
         self.problems = problems
         self.broken_servers = broken_servers
         self.remarks = list(remarks)
+        self.unguarded: list[str] = []
 
 
 def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.environ) -> Loaded:
@@ -83,11 +88,16 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
                 problems.append(f"{file.path}:{file.line((key,))}: {key!r} stands in {origin[key].path} already")
                 continue
             data[key], origin[key] = value, file
-    problems += _unknown_variables(environment)
+    unguarded = [file.problem for file in files if file.problem and file.path.name == "toolscore.yaml"]
+    strange = _unknown_variables(environment)
+    problems += strange
+    unguarded += [one for one in strange if _guards((one.partition(ENV_PREFIX)[2].partition("__")[0].lower(),))]
     broken: dict[str, str] = {}
     for _ in range(50):  # each round takes out what was refused; the rest is valid sooner or later
         try:
-            return Loaded(Settings(**data), problems, broken, remarks)
+            loaded = Loaded(Settings(**data), problems, broken, remarks)
+            loaded.unguarded = unguarded
+            return loaded
         except ValidationError as exc:
             gone: set[tuple[str, ...]] = set()
             for error in exc.errors(include_url=False):
@@ -98,13 +108,22 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
                     path = path[:2]
                 if problem not in problems:
                     problems.append(problem)
+                    if _guards(path):
+                        unguarded.append(problem)
                 if not any(path[:length] in gone for length in range(1, len(path) + 1)):
                     gone.add(_remove(data, path))
         except Exception as exc:  # a variable that should hold JSON and does not
             problems.append(f"environment: {exc}")
             break
     with _without_variables():
-        return Loaded(Settings(), problems, broken, remarks)
+        loaded = Loaded(Settings(), problems, broken, remarks)
+        loaded.unguarded = problems
+        return loaded
+
+
+def _guards(path: tuple[str, ...]) -> bool:
+    """Whether a mistake there may let somebody in, or let them do what they may not. So may one in such a name."""
+    return bool(path) and (path[0] in GUARDS or bool(difflib.get_close_matches(path[0], GUARDS, n=1)))
 
 
 def _of(*path: str) -> str:

@@ -9,7 +9,7 @@ from msgspec import Raw
 
 from toolscore.calls.cache import Cached, Slot
 from toolscore.core.errors import InvalidArguments, InvalidRequest
-from toolscore.core.jsonrpc import decode
+from toolscore.core.jsonrpc import decode, twice
 from toolscore.core.models import Principal, Tool
 from toolscore.history.recording import new_call_id
 from toolscore.history.starts import Start
@@ -117,11 +117,14 @@ class Call:
             InvalidArguments: they are not JSON.
         """
         if self._values is _UNREAD:
+            name = self.tool.tool_id if self.tool is not None else self.tool_id
             try:
                 self._values = decode(self.arguments) if memoryview(self.arguments) else None
             except InvalidRequest as exc:
-                name = self.tool.tool_id if self.tool is not None else self.tool_id
                 raise InvalidArguments(f"the arguments of {name} are {exc}") from exc
+            member = twice(self.arguments, self._values)
+            if member is not None:
+                raise InvalidArguments(f"the arguments of {name} have {member!r:.80} twice: which is meant?")
         return self._values
 
     @property

@@ -46,6 +46,11 @@ def serve(
     configure_logging(loaded.settings.logging.level, loaded.settings.logging.format)
     for problem in loaded.problems:
         say(f"settings: {problem}")
+    if loaded.unguarded:
+        say("toolscore: not started, since more would be allowed than these settings say. Mend first:")
+        for problem in loaded.unguarded:
+            say(f"  {problem}")
+        raise typer.Exit(BAD_SETTINGS)
     for remark in loaded.remarks:
         say(f"settings, for your information: {remark}")
     if loaded.problems and strict_settings:

@@ -6,7 +6,9 @@ Knows bytes and frames, not what is in them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +21,7 @@ from websockets.typing import Subprotocol
 
 __all__ = ["MAX_FRAME_BYTES", "WebSocketChannel", "dial"]
 
+MESSAGES_A_TURN = 20
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 """The bound of docs/wire.md; a larger frame closes the connection with 1009, as RFC 6455 has it."""
 
@@ -47,7 +50,9 @@ class WebSocketChannel:
 
     async def messages(self) -> AsyncIterator[bytes]:
         """What arrives, until the socket closes; `closed_reason` then says why."""
-        while True:
+        for number in itertools.count(1):
+            if number % MESSAGES_A_TURN == 0:
+                await asyncio.sleep(0)  # those that have come already are handed out without a wait
             try:
                 message = await self._socket.recv(decode=False)
             except ConnectionClosed as exc:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from msgspec import Raw
 
-from toolscore.core.errors import InternalError, InvalidRequest, Overloaded, ToolScoreError
+from toolscore.core.errors import InternalError, InvalidRequest, Overloaded, ToolScoreError, UpstreamProtocolError
 from toolscore.core.jsonrpc import (
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
@@ -36,6 +37,9 @@ OnNotification = Callable[[str, Raw | None], None]
 
 MAX_IN_FLIGHT = 64
 """Requests of the other side that one conversation serves at a time; one more is answered `overloaded`."""
+ANSWERS = re.compile(rb'[{,]\s*"id"\s*:\s*"?(\d{1,15})"?\s*[,}]')
+EDGE_BYTES = 256
+"""Where the id of an answer stands that cannot be read as a whole."""
 MAX_LATE = 1000
 """Cancelled requests whose late answers are still told from others."""
 
@@ -147,6 +151,10 @@ class Peer:
         try:
             frames = decode_frames(data) if self._lenient else [decode_frame(data)]
         except InvalidRequest as exc:
+            if self._lenient and (found := ANSWERS.search(data[:EDGE_BYTES]) or ANSWERS.search(data[-EDGE_BYTES:])):
+                reason = UpstreamProtocolError(f"the server's answer cannot be read: {exc.message[:200]}")
+                if self.fail(int(found[1]), reason):
+                    return
             if self._on_junk is not None:
                 self._on_junk(data)
             else:

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Bytes", "Count", "HttpUrl", "LimitRules", "Places", "Rules", "Seconds", "ServerRules"]
+__all__ = ["Bytes", "Count", "HttpUrl", "LimitRules", "NameRules", "Places", "Rules", "Seconds", "ServerRules"]
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from toolscore.access.auth import AccessRules, check_origin
 from toolscore.app.compose import Gateway
-from toolscore.core.errors import InternalError, ToolScoreError, Unauthenticated
+from toolscore.core.errors import InternalError, InvalidRequest, ToolScoreError, Unauthenticated
 from toolscore.core.hosts import is_loopback
 from toolscore.core.models import NOBODY
 from toolscore.endpoints.asgi import (
@@ -33,6 +33,7 @@ __all__ = ["Front", "resource_url"]
 
 log = structlog.get_logger(__name__)
 
+ONCE = (b"host", b"origin")
 SIGNS_OF_LIFE = frozenset({"/livez", "/readyz"})
 """Orchestrators ask for them under any name."""
 EXPOSED = (
@@ -163,6 +164,11 @@ class Front:
 
     def _check(self, scope: Scope) -> None:
         host, origin = header(scope, b"host"), header(scope, b"origin")
+        named = [name for name, _ in scope["headers"] if name in ONCE]
+        if len(named) > len(set(named)):
+            raise InvalidRequest(f"the request has more than one header {named[0].decode()}")
+        if host is None and scope.get("http_version") == "1.1":
+            raise InvalidRequest("the request has no header Host")
         if (host, origin) not in self._hosts_seen:
             check_origin(host, origin, self._gateway.settings.current.access.allowed_hosts)
             if len(self._hosts_seen) < 100:

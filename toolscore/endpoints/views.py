@@ -11,7 +11,7 @@ from toolscore.access.auth import ADMIN
 from toolscore.app.compose import Gateway
 from toolscore.calls.result import text_of
 from toolscore.core.errors import InvalidArguments
-from toolscore.core.models import Principal, Sees, Tool, ToolResult, shown_url
+from toolscore.core.models import NOBODY, Principal, Sees, Tool, ToolResult, shown_url
 from toolscore.tools.library import change_fields
 from toolscore.upstreams import Upstream
 
@@ -189,20 +189,23 @@ def stats_fields(gateway: Gateway, principal: Principal | None) -> dict[str, Any
     Args:
         principal: `None`: whoever listens; no tools then, unless all may see all.
     """
+    sees = gateway.permissions.sees(principal if principal is not None else NOBODY)
+    who = principal if principal is not None else NOBODY
     states: dict[str, int] = {}
     for upstream in gateway.upstreams:
-        states[upstream.state] = states.get(upstream.state, 0) + 1
+        if gateway.shows_server(who, upstream.server_id):
+            states[upstream.state] = states.get(upstream.state, 0) + 1
     figures = gateway.notes.stats.snapshot()
     if principal is None:
         if not gateway.permissions.policy.is_open:
             del figures["top_tools"]
-    elif (sees := gateway.permissions.sees(principal)) is not None:
+    elif sees is not None:
         figures["top_tools"] = [one for one in figures["top_tools"] if gateway.library.find(one["tool_id"], sees)]
     return {
         **figures,
         "cache": {**gateway.cache.hits, "misses": gateway.cache.misses},
         "journal": {"written": gateway.journal.written, "lost": gateway.journal.lost},
-        "tools_total": len(gateway.library),
+        "tools_total": gateway.library.count(sees),
         "servers": states,
         "event_subscribers": len(gateway.events.notifier),
         "last_event_seq": gateway.events.last_seq,

@@ -187,13 +187,20 @@ class ErrorFirewall:
 
     # Asked without a call
 
-    async def match(self, message: str, principal: str, tool_id: str | None = None) -> Match:
-        """What is known of an error message, with similar ones that this caller may see."""
+    async def match(self, message: str, principal: str, tool_id: str | None = None, *, operator: bool = False) -> Match:
+        """What is known of an error message, with similar ones that this caller has met.
+
+        Args:
+            operator: who may know what was said to others.
+        """
         message = redact_text(message[:MAX_MESSAGE])
         pattern = self._find(message)
-        similar = await self._similar(message, principal, exclude=pattern.pattern_id if pattern else None)
+        best = self._best(pattern, principal, tool_id, message) if pattern is not None else None
+        if pattern is not None and best is None and not operator and principal not in pattern.seen_by:
+            pattern = None  # what others' calls said is theirs
+        exclude = pattern.pattern_id if pattern is not None else None
+        similar = await self._similar(message, None if operator else principal, exclude)
         if pattern is not None:
-            best = self._best(pattern, principal, tool_id, message)
             return msgspec.structs.replace(self._match(pattern, best), similar=similar)
         unknown = Match(
             pattern_id=None,
@@ -338,12 +345,12 @@ class ErrorFirewall:
         known = set(self._patterns)
         self._of_cluster = {cluster: pattern for cluster, pattern in self._of_cluster.items() if pattern in known}
 
-    async def _similar(self, message: str, principal: str, exclude: str | None) -> list[dict[str, Any]]:
-        """The patterns nearest in meaning, that this caller has met or several have."""
+    async def _similar(self, message: str, principal: str | None, exclude: str | None) -> list[dict[str, Any]]:
+        """The patterns nearest in meaning, that this caller has met; `None`: whoever has."""
         seen = [
             pattern
             for pattern in self._patterns.values()
-            if pattern.pattern_id != exclude and (principal in pattern.seen_by or len(pattern.seen_by) > 1)
+            if pattern.pattern_id != exclude and (principal is None or principal in pattern.seen_by)
         ]
         if not seen:
             return []

@@ -168,7 +168,7 @@ def _suspicious(
         found = next((match[0] for one in said if (match := pattern.search(one))), None)
         if found is not None and (secrets or pattern is not SECRETS):
             reasons.append(f"{what} ({_quoted(found)})")
-    mixed = next((match[0] for one in said if (match := MIXED.search(one))), None)
+    mixed = next((word for one in said if (word := _mixed_word(one))), None)
     if mixed is not None:
         reasons.append(f"letters of several alphabets in one word ({_quoted(mixed)})")
     words = {word.strip(".-") for one in said for word in re.findall(r"[\w.-]+", one)}
@@ -185,9 +185,15 @@ def _sentences(text: str) -> list[str]:
 
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
-_MARKUP = re.compile(r"[*`|\\]+|(?<!\w)_+|_+(?!\w)")
-MIXED = re.compile(r"[A-Za-z]+[\u0370-\u03ff\u0400-\u052f]+\w*|[\u0370-\u03ff\u0400-\u052f]+[A-Za-z]+\w*")
-"""Greek or Cyrillic letters that pass for Latin ones."""
+_MARKUP = re.compile(r"[*`|\\]+|(?<!\w)_+|(?<!_)_++(?!\w)")
+_WORD = re.compile(r"\w+")
+_LATIN, _ALIKE = re.compile("[A-Za-z]"), re.compile("[\u0370-\u03ff\u0400-\u052f]")
+"""Greek and Cyrillic letters pass for Latin ones."""
+
+
+def _mixed_word(text: str) -> str | None:
+    """A word with letters of several alphabets."""
+    return next((word for word in _WORD.findall(text) if _ALIKE.search(word) and _LATIN.search(word)), None)
 
 
 def _quoted(text: str) -> str:

@@ -96,8 +96,7 @@ class UnifiedToolLibrary:
         """Grows with each change of the list: what was made from the list is good while it stands."""
 
     async def __aenter__(self) -> UnifiedToolLibrary:
-        longer: list[Tool] = []
-        shorter: list[Tool] = []
+        renamed: list[tuple[Tool, Tool]] = []
         for row in await self._database.load_tools():
             pin = self.pins.find(row["server_id"], row["name"])
             tool = Tool(
@@ -110,13 +109,13 @@ class UnifiedToolLibrary:
                 held=pin.held if pin is not None else None,
             )
             if len(tool.tool_id) > self._max_name:  # which has been set lower since
-                longer.append(tool)
-                tool = msgspec.structs.replace(tool, tool_id=tool_id(tool.server_id, tool.name, self._max_name))
-                shorter.append(tool)
+                old = tool
+                tool = msgspec.structs.replace(old, tool_id=tool_id(old.server_id, old.name, self._max_name))
+                renamed.append((old, tool))
             self._put(tool)
         await self.writes.__aenter__()
-        if longer:
-            self._save(shorter, longer)
+        if renamed:
+            self._save([new for _, new in renamed], [old for old, _ in renamed])
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -385,15 +384,9 @@ class UnifiedToolLibrary:
             del self._order[bisect.bisect_left(self._order, tool.tool_id)]
 
     def _save(self, upserts: list[Tool], removed: list[Tool]) -> None:
+        kept = ("tool_id", "server_id", "name", "definition_hash", "first_seen")
         rows = [
-            {
-                "tool_id": tool.tool_id,
-                "server_id": tool.server_id,
-                "name": tool.name,
-                "definition": encode(tool.definition).decode(),
-                "definition_hash": tool.definition_hash,
-                "first_seen": tool.first_seen,
-            }
+            {**{name: getattr(tool, name) for name in kept}, "definition": encode(tool.definition).decode()}
             for tool in upserts
         ]
         gone = [tool.tool_id for tool in removed]

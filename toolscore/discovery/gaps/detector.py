@@ -26,7 +26,7 @@ from toolscore.discovery.gaps.evidence import (
     verdict_of,
 )
 from toolscore.discovery.gaps.judge import Judge, JudgeRules
-from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
+from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text, without_runs
 from toolscore.discovery.search.search import Found, ToolSearch
 from toolscore.embedding import Embedder, EmbeddingError
 from toolscore.tools.library import UnifiedToolLibrary
@@ -276,6 +276,6 @@ def steps_of(task: str) -> list[str]:
     Returns:
         2 to 6 steps; else the task itself, as one.
     """
-    parts = [part.strip(" ,;") for part in _STEP.split(task)]
+    parts = [part.strip(" ,;") for part in _STEP.split(without_runs(task))]
     parts = [part for part in parts if len(part.split()) >= MIN_STEP_WORDS]
     return parts if 1 < len(parts) <= MAX_STEPS else [task]

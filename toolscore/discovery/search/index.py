@@ -37,6 +37,7 @@ __all__ = [
     "stem",
     "terms",
     "vector_text",
+    "without_runs",
 ]
 
 log = structlog.get_logger(__name__)
@@ -85,8 +86,13 @@ class Doc(msgspec.Struct, frozen=True):
 
 def clauses(query: str) -> list[str]:
     """Split a query that asks for several things; a query that asks for one thing has no clauses."""
-    parts = [part.strip() for part in _CLAUSE.split(query) if len(part.split()) >= 3]
+    parts = [part.strip() for part in _CLAUSE.split(without_runs(query)) if len(part.split()) >= 3]
     return parts if 1 < len(parts) <= MAX_CLAUSES else []
+
+
+def without_runs(text: str) -> str:
+    """A text with one blank, or one line break, for each run of white space: patterns try every place in a run."""
+    return re.sub(r"\s+", lambda run: "\n" if "\n" in run[0] else " ", text)
 
 
 @lru_cache(maxsize=200_000)

@@ -37,7 +37,7 @@ def errors_router(gateway: Gateway) -> APIRouter:
         message, tool_id = text_member(whole(body), "message"), body.get("tool_id")
         if tool_id is not None:
             tool_id = library.resolve(text_member(body, "tool_id"), sees=gateway.permissions.sees(who)).tool_id
-        found = await firewall.match(message, who.name, tool_id)
+        found = await firewall.match(message, who.name, tool_id, operator=ADMIN in who.scopes)
         return answer(request, msgspec.structs.asdict(found))
 
     @router.post("/api/v1/errors/fixes", summary="Write down what helps", status_code=201)

@@ -34,7 +34,7 @@ def monitoring_router(gateway: Gateway) -> APIRouter:
     @router.get("/livez", summary="The process answers")
     @router.get("/readyz", summary="Calls are accepted")
     async def ready(request: Request) -> Response:
-        return answer(request, {"status": "ready", "tools": len(gateway.library)})
+        return answer(request, {"status": "ready"})
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:

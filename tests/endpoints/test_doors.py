@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -132,6 +133,27 @@ def test_a_batch_where_the_revision_has_them(gateway: GatewayProcess) -> None:
     assert gateway.http.post("/mcp", json=[], headers=old).status_code == 400
     refused = gateway.http.post("/mcp", json=batch, headers=session(gateway, "2025-06-18"))
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, -32600)
+
+
+def test_a_client_of_2024_finds_its_door(gateway: GatewayProcess) -> None:
+    hello = {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    call = {"name": "echo__echo", "arguments": {"text": "hi"}}
+    with gateway.http.stream("GET", "/sse") as stream:
+        lines = (line for line in stream.iter_lines() if line.startswith("data: "))
+        place = next(lines)[6:]
+
+        def ask(message: dict[str, object]) -> dict[str, Any]:
+            assert gateway.http.post(place, json=message).status_code == 202
+            found: dict[str, Any] = json.loads(next(lines)[6:])
+            return found
+
+        assert ask({**PING, "method": "initialize", "params": hello})["result"]["protocolVersion"] == "2024-11-05"
+        gateway.http.post(place, json={"jsonrpc": "2.0", "method": "notifications/initialized"})
+        assert ask({**PING, "id": "x", "method": "tools/call", "params": call})["result"]["content"][0]["text"] == "hi"
+        assert ask({**PING, "id": 3, "method": "nothing"})["error"]["code"] == -32601
+    assert gateway.http.post("/messages?session_id=none", json=PING).status_code == 404
+    assert gateway.http.post("/messages", json=PING).status_code == 400
+    assert gateway.http.get("/servers/none/sse").status_code == 404
 
 
 def test_null_arguments_are_none(gateway: GatewayProcess) -> None:

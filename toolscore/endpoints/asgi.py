@@ -24,6 +24,7 @@ from toolscore.core.models import Principal, timestamp
 
 __all__ = [
     "SSE_COMMENT_SECONDS",
+    "SSE_HEADERS",
     "ClientWatch",
     "Message",
     "Receive",

@@ -27,6 +27,7 @@ from toolscore.endpoints.asgi import (
 from toolscore.endpoints.execute import EXECUTE_PATHS, ExecuteEndpoint
 from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.mcp.http import McpHttpEndpoint
+from toolscore.endpoints.mcp.sse_door import MESSAGES_PATH, SSE_PATH, SseDoor
 from toolscore.endpoints.registry import REGISTRY_PREFIX
 
 __all__ = ["Front", "resource_url"]
@@ -60,6 +61,7 @@ class Front:
         self._app = app
         self._execute = ExecuteEndpoint(gateway)
         self._mcp = McpHttpEndpoint(gateway)
+        self._sse = SseDoor(gateway)
         settings = gateway.settings.current
         self._local = is_loopback(settings.core_services.toolscore_http.host) or settings.access.allow_unauthenticated
         self._hosts_seen: set[tuple[str | None, str | None]] = set()
@@ -152,6 +154,15 @@ class Front:
                     return
                 if path == "/mcp":
                     await self._mcp(scope, receive, send)
+                    return
+                if path == SSE_PATH and scope["method"] == "GET":
+                    await self._sse.open(scope, receive, send)
+                    return
+                if path == MESSAGES_PATH:
+                    await self._sse.post(scope, receive, send)
+                    return
+                if path.startswith("/servers/") and path.endswith(SSE_PATH) and scope["method"] == "GET":
+                    await self._sse.open(scope, receive, send, path[len("/servers/") : -len(SSE_PATH)])
                     return
                 if path.startswith("/servers/") and path.endswith("/mcp"):
                     await self._mcp(scope, receive, send, path[len("/servers/") : -len("/mcp")])

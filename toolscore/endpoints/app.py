@@ -42,6 +42,8 @@ __all__ = ["AddressInUse", "create_app", "serve"]
 log = structlog.get_logger(__name__)
 
 MAX_DESCRIPTORS = 65_536
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+LARGE_BYTES, MAX_ARENAS = 128 * 1024, 2
 KEEP_ALIVE_SECONDS = 620
 """Longer than balancers keep an idle connection (600 s at most), or one of their requests meets a closed one."""
 PR_SET_DUMPABLE = 4
@@ -253,6 +255,16 @@ def _keep_to_itself() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def _give_memory_back() -> None:
+    """Have the C library return large buffers to the kernel when they are freed. By default it learns from the first
+    ones to keep such room, and what lies above a small piece that stays is never given back.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc.mallopt(M_ARENA_MAX, MAX_ARENAS)
+
+
 def _raise_descriptors() -> None:
     """Take as many descriptors as this user may have: a thousand is soon used up by connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -272,6 +284,7 @@ async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gatewa
     Raises:
         AddressInUse, StoreError.
     """
+    _give_memory_back()
     _raise_descriptors()
     _keep_to_itself()
     stop = asyncio.Event()

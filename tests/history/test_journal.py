@@ -239,7 +239,9 @@ def test_what_was_sent_survives_a_kill_of_gateway_and_recorder_together(starts: 
         def call(text: str) -> None:
             with contextlib.suppress(httpx.TransportError):
                 answer = httpx.post(
-                    f"{process.url}/execute_tool", json={"tool_id": "echo__echo", "parameters": {"text": text}}
+                    f"{process.url}/execute_tool",
+                    json={"tool_id": "echo__echo", "parameters": {"text": text}},
+                    timeout=None,
                 )
                 answered.append(answer.json()["data"]["call_id"])
 

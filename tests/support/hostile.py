@@ -26,7 +26,7 @@ def hostile_clients(port: int, *, each: int = 4) -> Iterator[Counter[str]]:
         each: how many of each kind at a time.
 
     Returns:
-        How many connections of each kind the gateway ended; and `held`: those that it kept open for a minute.
+        How many connections of each kind the gateway ended; and of each `held: KIND`: those that it kept for a minute.
     """
     ended: Counter[str] = Counter()
     stop = threading.Event()
@@ -53,7 +53,7 @@ def _again(kind: str, play: Play, port: int, stop: threading.Event, ended: Count
                 patience = _Patience(stop)
                 with contextlib.suppress(ConnectionError, BrokenPipeError):
                     if not play(connection, patience.is_over):
-                        ended["held"] += not stop.is_set()
+                        ended[f"held: {kind}"] += not stop.is_set()
                         continue
             ended[kind] += 1
         except OSError:

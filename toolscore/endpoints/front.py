@@ -73,7 +73,8 @@ class Front:
         started = time.perf_counter()
         if scope["path"].endswith("/mcp/"):  # served in place: a redirect loses many a client's body or session
             scope["path"] = scope["path"][:-1]
-        if header(scope, b"origin") is not None and scope["type"] == "http":
+        pages = scope["type"] == "http" and not scope["path"].startswith(REGISTRY_PREFIX)  # which says it for itself
+        if pages and header(scope, b"origin") is not None:
             send = self._for_pages(scope, send)
             if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
                 await self._may(scope, receive, send, started)

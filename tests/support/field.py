@@ -59,6 +59,8 @@ class FieldServer:
         self.answers = answers
         self.tools = ["go"]
         self.seen: list[Asked] = []
+        self.stop: Callable[[], None] = lambda: None
+        """End it, within the block."""
 
     def count(self, method: str) -> int:
         return sum(method in (one.method, one.verb) for one in self.seen)
@@ -100,10 +102,15 @@ class FieldServer:
 def field_server(**answers: Answer) -> Iterator[FieldServer]:
     """Have one while the block runs. `tools__call=…` answers `tools/call`."""
 
+    stopped = threading.Event()
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def _take(self) -> None:
+            if stopped.is_set():
+                self.close_connection = True
+                return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             server.take(Asked(self, json.loads(body) if body else {}))
 
@@ -117,9 +124,15 @@ def field_server(**answers: Answer) -> Iterator[FieldServer]:
     server = FieldServer(listening.server_port, {name.replace("__", "/"): given for name, given in answers.items()})
     thread = threading.Thread(target=listening.serve_forever, daemon=True)
     thread.start()
-    try:
-        yield server
-    finally:
+
+    def stop() -> None:
+        stopped.set()
         listening.shutdown()
         listening.server_close()
         thread.join(5)
+
+    server.stop = stop
+    try:
+        yield server
+    finally:
+        stop()

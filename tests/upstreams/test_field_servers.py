@@ -253,3 +253,18 @@ def test_the_transport_of_2024_is_spoken_and_found_by_itself(gateway: GatewayPro
             assert gateway.server("web")["kind"] == "sse"
             assert gateway.text("web__go") == "done"
         over.set()
+
+
+def test_a_server_that_is_gone_answers_at_once_and_says_when_it_is_tried_again(gateway: GatewayProcess) -> None:
+    with field_server() as server, attached(gateway, url=server.url):
+        assert gateway.text("web__go") == "done"
+        server.stop()
+
+        def refused() -> dict[str, Any] | None:
+            error: dict[str, Any] = gateway.execute("web__go")["error"]
+            return error if error["retry_after_seconds"] is not None else None
+
+        error = wait_for(refused, 30, "for the server to be given up for a while")
+        assert error["code"] == "upstream_unavailable"
+        assert 0 < error["retry_after_seconds"] <= 40
+        assert wait_for(lambda: gateway.server("web")["next_try_at"], 15)

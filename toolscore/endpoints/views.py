@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from toolscore.access.auth import ADMIN
 from toolscore.app.compose import Gateway
 from toolscore.calls.result import text_of
 from toolscore.core.errors import InvalidArguments
-from toolscore.core.models import NOBODY, Principal, Sees, Tool, ToolResult, shown_url
+from toolscore.core.models import NOBODY, Principal, Sees, Tool, ToolResult, shown_url, timestamp
 from toolscore.tools.library import change_fields
 from toolscore.upstreams import Upstream
 
@@ -133,6 +134,7 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
         "restarts": upstream.restarts,
         "circuit": gateway.circuits.state(upstream.server_id),
         "last_error": upstream.last_error,
+        "next_try_at": _moment(upstream.next_try_at),
         "pid": upstream.pid,
         "mended": _mended(gateway, upstream.server_id, sees),
     }
@@ -159,6 +161,10 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
         if ADMIN not in principal.scopes:
             fields |= dict.fromkeys(OPERATORS_OWN)
     return fields
+
+
+def _moment(unix_seconds: float | None) -> str | None:
+    return timestamp(datetime.fromtimestamp(unix_seconds, UTC)) if unix_seconds is not None else None
 
 
 def _mended(gateway: Gateway, server_id: str, sees: Sees | None) -> dict[str, list[str]]:

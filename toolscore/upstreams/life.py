@@ -115,6 +115,7 @@ class Life:
             if self._left_when_asked(ended):
                 upstream.probe = False
                 continue
+            upstream.failed_starts += self._up_at is None
             healthy = self._up_at is not None and time.monotonic() - self._up_at > HEALTHY_SECONDS
             failures = 0 if healthy else failures + 1
             start_failures += self._up_at is None
@@ -267,9 +268,14 @@ class Life:
         await self._orders.first_of(self._orders.restart)
 
     async def _back_off(self, failures: int) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(backoff_seconds(failures, random.random())):
-                await self._orders.first_of(self._orders.restart)
+        seconds = backoff_seconds(failures, random.random())
+        self.upstream.next_try_at = time.time() + seconds
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._orders.first_of(self._orders.restart)
+        finally:
+            self.upstream.next_try_at = None
 
     def _last_line(self) -> str:
         """What the process said last: most often the reason."""

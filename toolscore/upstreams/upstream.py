@@ -39,8 +39,10 @@ __all__ = ["Attempt", "Host", "Orders", "Upstream"]
 
 log = structlog.get_logger(__name__)
 
-RETRY_ON_CALL_SECONDS = 1.0
-"""A call to a server that is down ends the back-off, but no more often than this."""
+GONE_AFTER = 2
+"""So many starts in a row that failed make a server that is gone: its callers are answered at once."""
+RETRY_SECONDS, RETRY_GONE_SECONDS = 1.0, 10.0
+"""A call to a server that is down, or gone, ends the back-off, but no more often than this."""
 ANOTHER_TRY_SECONDS = 0.1
 """How long a request that was never sent waits for another connection."""
 MAX_TRIALS = 3
@@ -119,6 +121,10 @@ class Upstream:
         self.last_error: str | None = None
         self.up_since: str | None = None
         self.restarts = 0
+        self.failed_starts = 0
+        """In a row."""
+        self.next_try_at: float | None = None
+        """When it is started again (Unix seconds), while it is down."""
         self.stderr: deque[str] = deque()
         self.pid: int | None = None
         self.in_flight = 0
@@ -303,7 +309,9 @@ class Upstream:
         return min(connections, key=lambda connection: connection.in_flight) if connections else None
 
     async def _wait_for_connection(self) -> Connection:
-        """A server that is starting is worth the caller's own time-out; one that is down gets a moment."""
+        """A server that is starting is worth the caller's own time-out; one that is down gets a moment, and one that
+        did not start again and again gets none.
+        """
         self.orders.called.set()
         deadline = time.monotonic() + self._host.reconnect_seconds
         while True:
@@ -311,15 +319,22 @@ class Upstream:
             if connection is not None:
                 return connection
             remaining = deadline - time.monotonic()
-            if self.state in ("failed", "stopped") or (self.state == "down" and remaining <= 0):
+            is_gone = self.failed_starts >= GONE_AFTER
+            tries_again = self.state == "down" and not self.spec.dialin
+            if tries_again and time.monotonic() - self.started_at > (RETRY_GONE_SECONDS if is_gone else RETRY_SECONDS):
+                self.orders.restart.set()
+            over = self.state == "down" and (is_gone or remaining <= 0)
+            if self.state in ("failed", "stopped") or over or (is_gone and remaining <= 0):
                 raise UpstreamUnavailable(
                     f"server {self.server_id!r} is {self.state}" + (f": {self.last_error}" if self.last_error else ""),
                     suggestion=f"GET /api/v1/servers/{self.server_id} shows its last lines; POST …/restart tries again",
+                    retry_after_seconds=self._next_try(),
                 )
-            waited = time.monotonic() - self.started_at
-            if self.state == "down" and not self.spec.dialin and waited > RETRY_ON_CALL_SECONDS:
-                self.orders.restart.set()
-            await self.changed_within(remaining if self.state == "down" else 3600)
+            await self.changed_within(remaining if self.state == "down" or is_gone else 3600)
+
+    def _next_try(self) -> float | None:
+        """Seconds until the server is tried again, where that is known."""
+        return round(max(0.1, self.next_try_at - time.time()), 1) if self.next_try_at is not None else None
 
     async def wait_up(self) -> None:
         """Wait until the server is up, starting it if it sleeps.
@@ -401,6 +416,7 @@ class Upstream:
             connection.on_renewed = partial(self._session_renewed, connection)
         self.connections.append(connection)
         self.last_call = time.monotonic()
+        self.failed_starts = 0
         self.info = connection.info
         self.probe = connection.info.stateless  # the next start need not ask again
         self.lists.put(connection, tools)

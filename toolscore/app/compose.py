@@ -181,13 +181,16 @@ class Gateway:
 
 
 @asynccontextmanager
-async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch: bool = True) -> AsyncIterator[Gateway]:
+async def open_gateway(
+    loaded: Loaded, *, config_dir: Path | None = None, watch: bool = True, hold: bool = False
+) -> AsyncIterator[Gateway]:
     """Open everything below the doors.
 
     Args:
         loaded: settings with the ports as bound.
         config_dir: where the settings were read; `None`: they are the embedded defaults.
         watch: reload when a file there changes.
+        hold: start no server until `upstreams.opened` is set.
 
     Raises:
         StoreError: the database cannot be opened.
@@ -229,14 +232,9 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
             changes.tell(data["server_id"], LIST_CHANGED["tools"])
 
         library = await enter(
-            UnifiedToolLibrary(
-                database,
-                pins,
-                trusted=[EXECUTOR_ID, OWN_SERVER],
-                publish=tool_changed,
-                max_name=settings.names.max_length,
-            )
-        )
+            UnifiedToolLibrary(database, pins, trusted=[EXECUTOR_ID, OWN_SERVER], publish=tool_changed,
+                               max_name=settings.names.max_length)
+        )  # fmt: skip
         metrics.tools.set_function(lambda: len(library))
         features = await enter(FeatureIndex(database, settings.names.max_length))
 
@@ -268,6 +266,7 @@ async def open_gateway(loaded: Loaded, *, config_dir: Path | None = None, watch:
                 rules=settings.servers,
                 limits=settings.limits,
                 own_ports=(services.toolscore_http.port, services.toolscore_mcp.port),
+                hold=hold,
             )
         )
         figures = ServerFigures(upstreams, metrics.show_servers)

@@ -308,13 +308,14 @@ async def _serve(
     settings, http_socket, router_socket = bind_services(loaded.settings)
     with http_socket, router_socket:
         loaded = Loaded(settings, loaded.problems, loaded.broken_servers, loaded.remarks)
-        async with open_gateway(loaded, config_dir=config_dir) as gateway:
+        async with open_gateway(loaded, config_dir=config_dir, hold=True) as gateway:
             async with open_doors(gateway, http_socket, router_socket):
                 if is_loopback(settings.core_services.toolscore_http.host) and settings.access.local_without_key:
                     log.info("open to this machine only, where nobody is asked for a key")
                 if os.geteuid() == 0:
                     log.warning("running as root: servers that are not confined may read all of this gateway")
                 ready(gateway)
+                gateway.upstreams.opened.set()
                 gateway.watchdog.armed = True
                 await stop.wait()
                 log.info("shutting down")

@@ -80,6 +80,7 @@ class Life:
 
     async def _run(self) -> None:
         try:
+            await self._host.opened.wait()
             if self.upstream.spec.dialin:
                 await self._supervise_dialled_in()
             else:
@@ -144,7 +145,8 @@ class Life:
         self._up_at = None
         try:
             async with AsyncExitStack() as stack:
-                async with asyncio.timeout(upstream.start_seconds):
+                turn = self._host.turn_to_start() if upstream.spec.command else contextlib.nullcontext()
+                async with turn, asyncio.timeout(upstream.start_seconds):
                     connection: Connection = await stack.enter_async_context(upstream.open())
                     tools = await read_tools(connection)
                 await upstream.tools_come(tools)

@@ -6,6 +6,7 @@ What the tools are called and who may use them is not known here: the pool tells
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,6 +38,11 @@ CLOSE_SECONDS = 5.0
 """How long calls under way may take when the gateway ends."""
 
 
+STARTS_AT_ONCE = 2 + 2 * (os.cpu_count() or 1)
+"""Processes that start at a time: more take the time of those who call already."""
+PLACE_SECONDS = 5.0
+
+
 class UpstreamPool:
     """All upstreams. Use as `async with UpstreamPool(…) as pool`.
 
@@ -52,6 +58,7 @@ class UpstreamPool:
         rules, limits: how servers are started and let go; what they may send.
         own_ports: where the gateway listens; confined servers are kept off them.
         reconnect_seconds: how long a call waits for a server that is down.
+        hold: start no server until `opened` is set.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class UpstreamPool:
         limits: LimitRules | None = None,
         own_ports: Collection[int] = (),
         reconnect_seconds: float = 3,
+        hold: bool = False,
     ) -> None:
         self._on_tools = on_tools
         self._before_tools = before_tools
@@ -85,6 +93,11 @@ class UpstreamPool:
         self._dialer = Dialer(own_ports, limits)
         self._lives: dict[str, Life] = {}
         self._replacements: dict[str, Life] = {}
+        self.opened = asyncio.Event()
+        """Set once servers may be started: the doors open first."""
+        if not hold:
+            self.opened.set()
+        self._starting = asyncio.Semaphore(STARTS_AT_ONCE)
         self._retiring = TaskSet()
         self._listed_at = 0.0
 
@@ -115,6 +128,18 @@ class UpstreamPool:
     async def fetch_json(self, url: str) -> Any:
         """The JSON at an address that the operator named. Raises as `http_client.fetch_json`."""
         return await fetch_json(self.http, url)
+
+    @asynccontextmanager
+    async def turn_to_start(self) -> AsyncIterator[None]:
+        """Hold one of a few places while a process starts: not for long, as one may never come up."""
+        await self._starting.acquire()
+        release = _once(self._starting.release)
+        let_go = asyncio.get_running_loop().call_later(PLACE_SECONDS, release)
+        try:
+            yield
+        finally:
+            let_go.cancel()
+            release()
 
     def tools_are_listed(self) -> None:
         """Somebody lists tools: servers that tell no changes are asked again, once for all who list at a time."""
@@ -327,3 +352,9 @@ def _offered(upstream: Upstream, tools: list[dict[str, Any]]) -> list[dict[str, 
     if spec.include_tools == ("*",) and not spec.exclude_tools:
         return tools
     return [tool for tool in tools if spec.offers(tool["name"])]
+
+
+def _once(work: Callable[[], None]) -> Callable[[], None]:
+    """What does the work the first time that it is called."""
+    left = [work]
+    return lambda: left.pop()() if left else None

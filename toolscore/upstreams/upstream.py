@@ -72,6 +72,9 @@ class Host(Protocol):
 
     rules: ServerRules
     reconnect_seconds: float
+    opened: asyncio.Event
+
+    def turn_to_start(self) -> contextlib.AbstractAsyncContextManager[None]: ...
 
     def has_tools(self, server_id: str) -> bool: ...
     async def tools_come(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None: ...

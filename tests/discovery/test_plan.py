@@ -17,7 +17,8 @@ from toolscore.discovery.install.fetch import fetcher_of
 from toolscore.discovery.install.fetch.npm import server_script
 from toolscore.discovery.install.plan import check_allowed, environment_of, image_of, plan_for
 from toolscore.discovery.install.policy import check_url, check_variable
-from toolscore.discovery.install.prove import inferred_arguments, needs_old_sdk
+from toolscore.discovery.install.prove import inferred_arguments
+from toolscore.upstreams.process.old_sdk import needs_old_sdk
 
 FOLDER = Path("/servers")
 PYPI = {"registryType": "pypi", "identifier": "some-server", "version": "1.0.0"}

@@ -107,6 +107,14 @@ def test_endless_output_ends_at_its_bound(python: GatewayProcess) -> None:
     assert len(got["stdout"]) == 100_000
 
 
+def test_calls_may_say_python(python: GatewayProcess) -> None:
+    for given in ({"tool_id": "python", "action": "python_execute"}, {"tool_id": "python__python_execute"}):
+        body = {**given, "parameters": {"code": "6 * 7"}}
+        answer = python.http.post("/execute_tool", json=body).json()
+        assert answer["data"]["structured_content"]["result"] == "42"
+        assert answer["data"]["tool_id"] == f"{EXECUTOR}__python_execute"
+
+
 def test_what_is_cut_says_so(python: GatewayProcess) -> None:
     got = run(python, "'x' * 100_001")
     assert (got["exit"], got["limits_hit"], len(got["result"])) == ("ok", ["result"], 100_000)

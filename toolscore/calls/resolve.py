@@ -13,6 +13,10 @@ from toolscore.upstreams import UpstreamPool
 __all__ = ["resolve"]
 
 
+PYTHON, EXECUTOR = "python", "python-executor-mcp-server"
+"""What calls may say for the executor, unless a server has that id."""
+
+
 async def resolve(
     call: Call, sees: Sees | None, library: UnifiedToolLibrary, upstreams: UpstreamPool, limits: LimitRules
 ) -> None:
@@ -26,6 +30,10 @@ async def resolve(
         UpstreamUnavailable: the server that the name begins with does not run.
     """
     call.patience = call.timeout_seconds or limits.call_timeout_seconds
+    if call.tool_id.startswith(PYTHON) and call.server_id is None and upstreams.find(PYTHON) is None:
+        server, separator, name = call.tool_id.partition("__")
+        if server == PYTHON:
+            call.tool_id = f"{EXECUTOR}{separator}{name}"
     try:
         call.tool = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)
     except ToolNotFound:

@@ -102,7 +102,7 @@ def servers(url: Url = None, as_json: AsJson = False) -> None:
             str(server["tools"]),
             str(server["calls_in_flight"]),
             str(server["restarts"]),
-            server["last_error"] or _mended(server.get("mended")),
+            server["last_error"] or _remarks(server),
         )
         for server in found
     ]
@@ -246,8 +246,10 @@ def _arguments(schema: Any) -> str:
     return ", ".join(name if name in required else f"{name}?" for name in properties or {})
 
 
-def _mended(mended: dict[str, list[str]] | None) -> str:
-    return "; ".join(f"{name} is shown mended: {', '.join(told)}" for name, told in (mended or {}).items())
+def _remarks(server: dict[str, Any]) -> str:
+    mended = server.get("mended") or {}
+    remarks = [f"runs with {server['runs_with']}"] if server.get("runs_with") else []
+    return "; ".join([*remarks, *(f"{name} is shown mended: {', '.join(told)}" for name, told in mended.items())])
 
 
 def _state(tool: dict[str, Any]) -> str:

@@ -136,6 +136,7 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
         "last_error": upstream.last_error,
         "next_try_at": _moment(upstream.next_try_at),
         "pid": upstream.pid,
+        "runs_with": "mcp<2" if upstream.runs is not upstream.spec else None,
         "mended": _mended(gateway, upstream.server_id, sees),
     }
     if full:

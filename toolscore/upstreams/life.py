@@ -19,6 +19,7 @@ from toolscore.core.jsonrpc import ConnectionLost, RemoteError
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.lists import read_tools
+from toolscore.upstreams.process.old_sdk import needs_old_sdk, with_old_sdk
 from toolscore.upstreams.process.spawn import ChildProtocol, CommandNotFound, spawn, stop
 from toolscore.upstreams.references import hidden, resolved
 from toolscore.upstreams.upstream import Host, Upstream
@@ -116,6 +117,8 @@ class Life:
             if self._left_when_asked(ended):
                 upstream.probe = False
                 continue
+            if self._can_have_the_old_sdk():
+                continue
             upstream.failed_starts += self._up_at is None
             healthy = self._up_at is not None and time.monotonic() - self._up_at > HEALTHY_SECONDS
             failures = 0 if healthy else failures + 1
@@ -183,6 +186,16 @@ class Life:
         spec = self.upstream.spec
         may_leave = bool(spec.command) or (spec.url or "").startswith("ws")
         return self._up_at is None and self.upstream.probe and may_leave and ended.lost_sent
+
+    def _can_have_the_old_sdk(self) -> bool:
+        """Whether it did not start because of its SDK; the next start then has the one that it was written for."""
+        upstream = self.upstream
+        older = with_old_sdk(upstream.runs) if self._up_at is None else None
+        if older is None or not needs_old_sdk(upstream.stderr):
+            return False
+        log.warning("a server was written for an older SDK: it is started with mcp<2", server=upstream.server_id)
+        upstream.runs = older
+        return True
 
     async def _serve(self, connection: Connection) -> str | None:
         """Wait until the connection ends (the reason), or it shall end (`None`)."""

@@ -124,6 +124,8 @@ class Upstream:
         self.last_error: str | None = None
         self.up_since: str | None = None
         self.restarts = 0
+        self.runs = spec
+        """What is started: the entry, or that with an older SDK beside it."""
         self.failed_starts = 0
         """In a row."""
         self.next_try_at: float | None = None
@@ -356,7 +358,7 @@ class Upstream:
 
         return self._dialer.open(
             self.server_id,
-            self.spec,
+            self.runs,
             side=side,
             probe=self.probe,
             on_notification=self.notified if side is EVERYBODY else partial(self._notified_in_lane, side),

@@ -17,9 +17,10 @@ from toolscore.core.models import UpstreamSpec
 from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch import Fetched
 from toolscore.upstreams.connection import Connection
+from toolscore.upstreams.process.old_sdk import needs_old_sdk
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["Proof", "Proved", "Tell", "Trial", "inferred_arguments", "needs_old_sdk", "prove"]
+__all__ = ["Proof", "Proved", "Tell", "Trial", "inferred_arguments", "prove"]
 
 Tell = Callable[[str, str], None]
 """Is told the step and a message."""
@@ -31,9 +32,6 @@ Trial = Callable[
 
 PROBE_SECONDS = 20.0
 """For the call of one tool: it may have to load something first."""
-
-OLD_SDK = re.compile(r"(ImportError|ModuleNotFoundError|AttributeError|TypeError|NameError)\b")
-"""How servers that were written for the SDK 1.x die on 2.x."""
 
 NO_NETWORK = re.compile(
     r"ENETUNREACH|EAI_AGAIN|ENOTFOUND|getaddrinfo|Network is unreachable|Name or service not known|name resolution"
@@ -98,12 +96,6 @@ async def prove(
     fetched = msgspec.structs.replace(fetched, notes=(*fetched.notes, "runs with mcp<2"))
     tell("prove", "starting it on trial again")
     return await _try(fetched, trial, start_timeout_seconds, tell)
-
-
-def needs_old_sdk(output: list[str]) -> bool:
-    """Whether a Python server died because it was written for the SDK 1.x, by its last output."""
-    said = "\n".join(output)
-    return OLD_SDK.search(said) is not None and "mcp" in said
 
 
 async def _try(fetched: Fetched, trial: Trial, start_timeout_seconds: float, tell: Tell) -> Proved:

@@ -42,6 +42,28 @@ def test_servers_that_are_disabled_are_listed() -> None:
         assert (one["state"], one["disabled"], one["kind"]) == ("stopped", True, "stdio")
 
 
+def test_a_server_is_added_looked_at_restarted_and_removed(tmp_path: Path) -> None:
+    with running_gateway() as process:
+        entry = odd("echo")
+        command = [entry["command"], *entry["args"]]
+        asked = toolscore("servers", "add", "mine", *command, gateway=process)
+        assert (asked.returncode, "pass --yes" in asked.stderr) == (2, True)
+        assert "mine runs: " in asked.stdout
+        added = toolscore("servers", "add", "--yes", "--env", "A=b", "mine", *command, gateway=process)
+        assert added.returncode == 0, added.stderr
+        process.wait_for_state("mine", "up")
+        assert toolscore("call", "mine__echo", "text=hi", gateway=process).stdout == "hi\n"
+        shown = toolscore("servers", "show", "mine", gateway=process).stdout
+        assert "state             up" in shown
+        assert 'env_keys          ["A"]' in shown
+        assert toolscore("servers", "restart", "mine", gateway=process).returncode == 0
+        assert "written nothing" in toolscore("servers", "logs", "mine", gateway=process).stderr
+        assert toolscore("servers", "remove", "mine", gateway=process).returncode == 0
+        assert toolscore("servers", "show", "mine", gateway=process).returncode == 1
+        for wrong in (["add", "x"], ["add", "--at", "http://h/mcp", "x", "cmd"], ["add", "--env", "A", "x", "y"]):
+            assert toolscore("servers", *wrong, gateway=process).returncode == 2
+
+
 def test_call_takes_pairs_or_json(gateway: GatewayProcess) -> None:
     done = toolscore("call", "alpha__echo", "text=hi there", "times=2", gateway=gateway)
     assert (done.returncode, done.stdout) == (0, "hi there\n")

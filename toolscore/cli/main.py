@@ -16,8 +16,9 @@ from toolscore.cli.bench import bench
 from toolscore.cli.discovery import catalog, gap, install, uninstall
 from toolscore.cli.operations import cache, calls, errors, pins
 from toolscore.cli.python import python
+from toolscore.cli.servers import servers
 from toolscore.cli.serving import doctor, serve
-from toolscore.cli.using import call, events, search, servers, tools
+from toolscore.cli.using import call, events, search, tools
 
 __all__ = ["app", "main"]
 
@@ -50,10 +51,10 @@ def version(
         raise typer.Exit(2)
 
 
-for command in (serve, tools, search, gap, install, uninstall, servers, call, events, doctor):
+for command in (serve, tools, search, gap, install, uninstall, call, events, doctor):
     app.command()(command)
 for group, name in (
-    (catalog, "catalog"), (calls, "calls"), (pins, "pins"), (errors, "errors"), (cache, "cache"), (keys, "keys"),
-    (policy, "policy"), (python, "python"), (bench, "bench"),
+    (servers, "servers"), (catalog, "catalog"), (calls, "calls"), (pins, "pins"), (errors, "errors"),
+    (cache, "cache"), (keys, "keys"), (policy, "policy"), (python, "python"), (bench, "bench"),
 ):  # fmt: skip
     app.add_typer(group, name=name)

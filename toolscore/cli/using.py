@@ -1,4 +1,4 @@
-"""The commands that use a gateway that runs: `toolscore tools`, `search`, `servers`, `call`, `events`."""
+"""The commands that use a gateway that runs: `toolscore tools`, `search`, `call`, `events`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from toolscore.cli.terminal import (
 )
 from toolscore.core.plain import escaped, plain
 
-__all__ = ["call", "events", "search", "servers", "tools"]
+__all__ = ["call", "events", "search", "tools"]
 
 
 def tools(
@@ -85,28 +85,6 @@ def search(
     ]
     columns = ("tool", "arguments", "what it does", "relevance", "score", "state")
     print_table(columns, rows, empty="no tool here has anything to do with it")
-
-
-def servers(url: Url = None, as_json: AsJson = False) -> None:
-    """List the servers behind the gateway."""
-    with connected(url) as client:
-        found = answer_of(client.get("/api/v1/servers"))["servers"]
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        (
-            server["server_id"],
-            server["kind"] or "?",
-            "disabled" if server.get("disabled") else server["state"],
-            str(server["tools"]),
-            str(server["calls_in_flight"]),
-            str(server["restarts"]),
-            server["last_error"] or _remarks(server),
-        )
-        for server in found
-    ]
-    print_table(("server", "kind", "state", "tools", "in flight", "restarts", "remarks"), rows, empty="no servers")
 
 
 def call(
@@ -244,12 +222,6 @@ def _arguments(schema: Any) -> str:
     properties = schema.get("properties") if isinstance(schema, dict) else None
     required = schema.get("required") or [] if isinstance(schema, dict) else []
     return ", ".join(name if name in required else f"{name}?" for name in properties or {})
-
-
-def _remarks(server: dict[str, Any]) -> str:
-    mended = server.get("mended") or {}
-    remarks = [f"runs with {server['runs_with']}"] if server.get("runs_with") else []
-    return "; ".join([*remarks, *(f"{name} is shown mended: {', '.join(told)}" for name, told in mended.items())])
 
 
 def _state(tool: dict[str, Any]) -> str:

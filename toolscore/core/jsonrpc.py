@@ -240,6 +240,9 @@ def twice(data: bytes | Raw, value: Any) -> str | None:
         value: what `decode` made of the text.
     """
     text = bytes(data)
+    ends = text.count(b'":')
+    if ends == text.count(b":") and ends == _members(value):  # the usual spelling, and no text with a colon
+        return None
     if len(_KEY_ENDS.findall(text)) == _members(value):  # each key ends so, and maybe some texts do
         return None
     found: list[str] = []

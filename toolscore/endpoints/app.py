@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 MAX_DESCRIPTORS = 65_536
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-LARGE_BYTES, MAX_ARENAS = 128 * 1024, 2
+LARGE_BYTES, MAX_ARENAS = 1024 * 1024, 2
 KEEP_ALIVE_SECONDS = 620
 """Longer than balancers keep an idle connection (600 s at most), or one of their requests meets a closed one."""
 PR_SET_DUMPABLE = 4

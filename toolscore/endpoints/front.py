@@ -176,9 +176,10 @@ class Front:
 
     def _check(self, scope: Scope) -> None:
         host, origin = header(scope, b"host"), header(scope, b"origin")
-        named = [name for name, _ in scope["headers"] if name in ONCE]
-        if len(named) > len(set(named)):
-            raise InvalidRequest(f"the request has more than one header {named[0].decode()}")
+        if len(scope["headers"]) > len(scope["toolscore.headers"]):
+            named = [name for name, _ in scope["headers"] if name in ONCE]
+            if len(named) > len(set(named)):
+                raise InvalidRequest(f"the request has more than one header {named[0].decode()}")
         if host is None and scope.get("http_version") == "1.1":
             raise InvalidRequest("the request has no header Host")
         if (host, origin) not in self._hosts_seen:

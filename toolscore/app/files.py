@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from toolscore.app.settings import ENV_PREFIX, Settings
 from toolscore.app.source import SERVER_FILES, SettingsFile
 from toolscore.core.models import UpstreamSpec
+from toolscore.core.places import user_config, user_state
 
 __all__ = ["FILES", "Loaded", "load_settings", "watch_files"]
 
@@ -88,6 +89,8 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
                 problems.append(f"{file.path}:{file.line((key,))}: {key!r} stands in {origin[key].path} already")
                 continue
             data[key], origin[key] = value, file
+    if config_dir is None or config_dir == user_config():
+        _keep_state_with_user(data)
     unguarded = [file.problem for file in files if file.problem and file.path.name == "toolscore.yaml"]
     strange = _unknown_variables(environment)
     problems += strange
@@ -119,6 +122,16 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
         loaded = Loaded(Settings(), problems, broken, remarks)
         loaded.unguarded = problems
         return loaded
+
+
+def _keep_state_with_user(data: dict[str, Any]) -> None:
+    """Where no folder of settings says which project this is, data lie in the user's state folder.
+
+    Those of an earlier start in the folder at hand are used on.
+    """
+    storage = data.setdefault("storage", {})
+    if isinstance(storage, dict) and not (Path("data") / "toolscore.db").exists():
+        storage.setdefault("data_dir", str(user_state()))
 
 
 def _guards(path: tuple[str, ...]) -> bool:

@@ -18,6 +18,7 @@ from toolscore.cli.operations import cache, calls, errors, pins
 from toolscore.cli.python import python
 from toolscore.cli.servers import servers
 from toolscore.cli.serving import doctor, serve
+from toolscore.cli.stdio import stdio
 from toolscore.cli.using import call, events, search, tools
 
 __all__ = ["app", "main"]
@@ -51,7 +52,7 @@ def version(
         raise typer.Exit(2)
 
 
-for command in (serve, tools, search, gap, install, uninstall, call, events, doctor):
+for command in (serve, tools, search, gap, install, uninstall, call, events, doctor, stdio):
     app.command()(command)
 for group, name in (
     (servers, "servers"), (catalog, "catalog"), (calls, "calls"), (pins, "pins"), (errors, "errors"),

@@ -28,6 +28,10 @@ def serve(
     strict_settings: Annotated[
         bool, typer.Option("--strict-settings", help="Refuse to start when a setting is wrong.")
     ] = False,
+    while_used: Annotated[
+        bool,
+        typer.Option("--while-used", help="End also when nobody uses it any more (`toolscore stdio` starts it so)."),
+    ] = False,
 ) -> None:
     """Run the gateway until Ctrl-C."""
     from toolscore.telemetry.logs import configure_logging  # isort: skip  (before whatever logs: it keeps structlog small)
@@ -57,7 +61,8 @@ def serve(
         raise typer.Exit(BAD_SETTINGS)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve_doors(loaded, config, lambda gateway: _started(gateway, config)))
+            ready = lambda gateway: _started(gateway, config)  # noqa: E731
+            runner.run(serve_doors(loaded, config, ready, while_used=while_used))
     except AddressInUse as exc:
         say(f"toolscore: {exc}")
         raise typer.Exit(PORT_TAKEN) from None
@@ -87,7 +92,7 @@ def _banner(gateway: Any, config: Path | None) -> None:
         for upstream in gateway.upstreams
     )
     problems = len(gateway.reload.problems)
-    settings = str(config or "embedded defaults: there is no ./config here")
+    settings = str(config or "embedded defaults: there is no ./config here, and no ~/.config/toolscore")
     if problems:
         settings += f", with {problems} mistake{'s' if problems > 1 else ''} (see above)"
     print(
@@ -99,6 +104,7 @@ def _banner(gateway: Any, config: Path | None) -> None:
   Events       ws://{_shown_host(http.host)}:{http.port}/api/v1/events/tools   ({base}/api/v1/events/stream)
   Health       {base}/health
   Settings     {settings}
+  Data         {gateway.settings.current.storage.folder}
   Servers      {servers}
 
 Try a call:

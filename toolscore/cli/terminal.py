@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from toolscore.core.places import user_config
 from toolscore.core.plain import escaped, plain
 
 __all__ = [
@@ -48,14 +49,16 @@ Url = Annotated[
     typer.Option(
         "--url",
         help="Where the gateway answers; else TOOLSCORE_URL, else as ports_config.yaml says (in TOOLSCORE_CONFIG_DIR, "
-        "or ./config).",
+        "./config or ~/.config/toolscore).",
         show_default=False,
     ),
 ]
 ConfigDir = Annotated[
     Path | None,
     typer.Option(
-        "--config", envvar="TOOLSCORE_CONFIG_DIR", help="Folder of the settings files; ./config if it exists."
+        "--config",
+        envvar="TOOLSCORE_CONFIG_DIR",
+        help="Folder of the settings files; else ./config, else ~/.config/toolscore.",
     ),
 ]
 GAP = "  "
@@ -64,7 +67,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def config_folder(given: Path | None) -> Path | None:
-    """The folder of the settings files: the one that is given, or ./config; `None`: the embedded defaults.
+    """The folder of the settings files: the one that is given, ./config, or the user's own; `None`: none is there, the
+    embedded defaults hold.
 
     Raises:
         typer.Exit: there is no such folder.
@@ -74,8 +78,10 @@ def config_folder(given: Path | None) -> Path | None:
             say(f"toolscore: there is no folder {given}: give the one with ports_config.yaml with --config")
             raise typer.Exit(2)
         return given
-    local = Path("config")
-    return local if any((local / name).is_file() for name in SETTINGS_FILES) else None
+    for folder in (Path("config"), user_config()):
+        if any((folder / name).is_file() for name in SETTINGS_FILES):
+            return folder
+    return None
 
 
 def gateway_url(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
@@ -113,7 +119,10 @@ def _from_file(environment: Mapping[str, str]) -> tuple[dict[str, Any], str]:
     import yaml
 
     given = environment.get("TOOLSCORE_CONFIG_DIR")
-    path = Path(given or "config") / SETTINGS_FILES[0]
+    folder = Path(given) if given else config_folder(None)
+    if folder is None:
+        return {}, "the default"
+    path = folder / SETTINGS_FILES[0]
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         for key in HTTP_SETTING:

@@ -11,19 +11,51 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from websockets.asyncio.client import connect, unix_connect
 from websockets.asyncio.connection import Connection
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
-__all__ = ["MAX_FRAME_BYTES", "WebSocketChannel", "dial"]
+from toolscore.core.hosts import is_loopback
+
+__all__ = ["MAX_FRAME_BYTES", "Channel", "HandshakeRefused", "WebSocketChannel", "dial"]
 
 MESSAGES_A_TURN = 20
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 """The bound of docs/wire.md; a larger frame closes the connection with 1009, as RFC 6455 has it."""
+
+
+class HandshakeRefused(ConnectionError):
+    """Somebody is there, and opens no WebSocket.
+
+    Attributes:
+        status: of the HTTP answer.
+        text: what the answer says.
+    """
+
+    def __init__(self, url: str, status: int, text: str) -> None:
+        super().__init__(f"cannot connect to {url}: it answered HTTP {status}")
+        self.status = status
+        self.text = text
+
+
+class Channel(Protocol):
+    """Whole messages, both ways.
+
+    Attributes:
+        closed_reason: why `messages` ended.
+    """
+
+    closed_reason: str
+
+    async def send(self, message: bytes) -> None: ...
+
+    async def try_send(self, message: bytes) -> None: ...
+
+    def messages(self) -> AsyncIterator[bytes]: ...
 
 
 class WebSocketChannel:
@@ -101,7 +133,7 @@ async def dial(
         url: `ws://host:port/path`, `wss://…`, or `ws+unix:///path.sock` (with `:/resource` behind it, `/` by default).
 
     Raises:
-        ConnectionError: nobody there, or no WebSocket there.
+        ConnectionError: nobody there, or no WebSocket there (`HandshakeRefused`).
     """
     subprotocols = [Subprotocol(subprotocol)] if subprotocol else None
     common: dict[str, Any] = {
@@ -119,7 +151,11 @@ async def dial(
             path, _, resource = unquote(urlsplit(url).path).partition(":")
             socket = await unix_connect(path, f"ws://localhost{resource or '/'}", **common)
         else:
-            socket = await connect(url, **common)
+            on_this_machine = is_loopback(urlsplit(url).hostname or "")
+            socket = await connect(url, proxy=None if on_this_machine else True, **common)
+    except InvalidStatus as exc:
+        text = bytes(exc.response.body or b"").decode("utf-8", "replace")
+        raise HandshakeRefused(url, exc.response.status_code, text) from exc
     except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as exc:
         raise ConnectionError(f"cannot connect to {url}: {exc or type(exc).__name__}") from exc
     try:

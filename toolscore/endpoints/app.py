@@ -35,6 +35,7 @@ from toolscore.endpoints.live import add_live
 from toolscore.endpoints.registry import add_registry
 from toolscore.endpoints.rest import add_rest
 from toolscore.endpoints.router import serve_router
+from toolscore.endpoints.uses import Uses
 from toolscore.stores import open_database
 
 __all__ = ["AddressInUse", "create_app", "serve"]
@@ -55,7 +56,7 @@ class AddressInUse(Exception):
     """A port is taken, or may not be listened on."""
 
 
-def create_app(gateway: Gateway, leases: Leases | None = None) -> Callable[..., Any]:
+def create_app(gateway: Gateway, leases: Leases | None = None, uses: Uses | None = None) -> Callable[..., Any]:
     """The ASGI application of the HTTP port."""
     app = FastAPIOffline(
         docs_url="/docs",
@@ -91,7 +92,7 @@ def create_app(gateway: Gateway, leases: Leases | None = None) -> Callable[..., 
     add_live(app, gateway)
     if gateway.settings.current.discovery.subregistry:
         add_registry(app, gateway)
-    return Front(gateway, app, leases or Leases(gateway.auth))
+    return Front(gateway, app, leases or Leases(gateway.auth), uses or Uses())
 
 
 class _Server(uvicorn.Server):
@@ -184,15 +185,17 @@ async def _check_guarded(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket: socket.socket) -> AsyncIterator[None]:
+async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket: socket.socket) -> AsyncIterator[Uses]:
     """Serve on both ports; leaving closes the doors, tells those inside, and waits for them, bounded."""
-    leases = Leases(gateway.auth)
+    leases, uses = Leases(gateway.auth), Uses()
     guard = ConnectionGuard(lambda: gateway.settings.current.limits)
     config = uvicorn.Config(
-        create_app(gateway, leases),
+        create_app(gateway, leases, uses),
         http=guard.protocol,  # type: ignore[arg-type]
         ws="websockets-sansio",
-        ws_max_size=gateway.settings.current.limits.max_frame_bytes,
+        ws_max_size=max(  # a frame over its bound is answered; one over this ends the connection
+            gateway.settings.current.limits.max_frame_bytes, gateway.settings.current.limits.max_result_bytes
+        ),
         ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
@@ -203,7 +206,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     server = _Server(config)
-    async with guard, leases, serve_router(gateway, leases, [router_socket]):
+    async with guard, leases, serve_router(gateway, leases, uses, [router_socket]):
         task = asyncio.create_task(server.serve(sockets=[http_socket]))
         try:
             while not server.started:
@@ -211,7 +214,7 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
                     task.result()
                     raise RuntimeError("the HTTP server ended at its start")
                 await asyncio.sleep(0.005)
-            yield
+            yield uses
         finally:
             await gateway.close_calls(SHUTDOWN_SECONDS)
             server.should_exit = True
@@ -275,11 +278,18 @@ def _raise_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gateway], None] = lambda _: None) -> None:
+async def serve(
+    loaded: Loaded,
+    config_dir: Path | None,
+    ready: Callable[[Gateway], None] = lambda _: None,
+    *,
+    while_used: bool = False,
+) -> None:
     """Run the gateway until SIGINT or SIGTERM.
 
     Args:
         ready: called once calls are accepted.
+        while_used: end also when nobody uses it any more.
 
     Raises:
         AddressInUse, StoreError.
@@ -299,17 +309,17 @@ async def serve(loaded: Loaded, config_dir: Path | None, ready: Callable[[Gatewa
         loop.add_signal_handler(number, asked)
     await _check_guarded(loaded.settings)
     with _alone_in(loaded.settings.storage.folder):
-        await _serve(loaded, config_dir, ready, stop)
+        await _serve(loaded, config_dir, ready, stop, while_used)
 
 
 async def _serve(
-    loaded: Loaded, config_dir: Path | None, ready: Callable[[Gateway], None], stop: asyncio.Event
+    loaded: Loaded, config_dir: Path | None, ready: Callable[[Gateway], None], stop: asyncio.Event, while_used: bool
 ) -> None:
     settings, http_socket, router_socket = bind_services(loaded.settings)
     with http_socket, router_socket:
         loaded = Loaded(settings, loaded.problems, loaded.broken_servers, loaded.remarks)
         async with open_gateway(loaded, config_dir=config_dir, hold=True) as gateway:
-            async with open_doors(gateway, http_socket, router_socket):
+            async with open_doors(gateway, http_socket, router_socket) as uses:
                 if is_loopback(settings.core_services.toolscore_http.host) and settings.access.local_without_key:
                     log.info("open to this machine only, where nobody is asked for a key")
                 if os.geteuid() == 0:
@@ -317,5 +327,10 @@ async def _serve(
                 ready(gateway)
                 gateway.upstreams.opened.set()
                 gateway.watchdog.armed = True
-                await stop.wait()
+                ends: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait())]
+                if while_used:
+                    ends.append(asyncio.create_task(uses.wait_unused()))
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                for end in ends:
+                    end.cancel()
                 log.info("shutting down")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import structlog
@@ -21,14 +22,17 @@ from toolscore.endpoints.asgi import (
     failure,
     header,
     new_request_id,
+    principal_of,
     read_body,
     send_json,
 )
 from toolscore.endpoints.execute import EXECUTE_PATHS, ExecuteEndpoint
 from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.mcp.http import McpHttpEndpoint
+from toolscore.endpoints.mcp.socket import AsgiChannel, McpSocketClient
 from toolscore.endpoints.mcp.sse_door import MESSAGES_PATH, SSE_PATH, SseDoor
 from toolscore.endpoints.registry import REGISTRY_PREFIX
+from toolscore.endpoints.uses import Uses
 
 __all__ = ["Front", "resource_url"]
 
@@ -37,6 +41,8 @@ log = structlog.get_logger(__name__)
 ONCE = (b"host", b"origin")
 SIGNS_OF_LIFE = frozenset({"/livez", "/readyz"})
 """Orchestrators ask for them under any name."""
+NO_USE = SIGNS_OF_LIFE | {"/health", "/metrics"}
+"""Who asks for these looks whether the gateway is well, and does not use it."""
 EXPOSED = (
     (b"access-control-expose-headers",
      b"mcp-session-id, mcp-protocol-version, x-request-id, www-authenticate, retry-after"),
@@ -55,8 +61,9 @@ PUBLIC_BELOW = ("/docs", "/.well-known/")
 class Front:
     """What stands before FastAPI: who may come in, request ids, the body's bound, and the hot routes."""
 
-    def __init__(self, gateway: Gateway, app: FastAPI, leases: Leases) -> None:
+    def __init__(self, gateway: Gateway, app: FastAPI, leases: Leases, uses: Uses) -> None:
         self._gateway = gateway
+        self._uses = uses
         self._leases = leases
         self._app = app
         self._execute = ExecuteEndpoint(gateway)
@@ -79,8 +86,11 @@ class Front:
             if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
                 await self._may(scope, receive, send, started)
                 return
+        if scope["path"] not in NO_USE and scope["type"] == "http":
+            self._uses.asked_at = started
         if scope["type"] == "websocket" or scope["method"] == "GET" or scope["path"].endswith("/mcp"):
-            await self._held(scope, receive, send, started)
+            with self._uses.held() if scope["path"] not in NO_USE else contextlib.nullcontext():
+                await self._held(scope, receive, send, started)
         else:
             await self._take(scope, receive, send, started)
 
@@ -149,7 +159,11 @@ class Front:
                 scope["toolscore.principal"] = await self._gateway.auth.authenticate(
                     authorization, api_key, local=self._local
                 )
-            if scope["type"] == "http":
+            if scope["type"] == "websocket":
+                if path.endswith("/mcp") and (path == "/mcp" or path.startswith("/servers/")):
+                    await self._mcp_socket(scope, receive, send, path[len("/servers/") : -len("/mcp")] or None)
+                    return
+            elif scope["type"] == "http":
                 if path in EXECUTE_PATHS and scope["method"] == "POST":
                     await self._execute(scope, receive, send)
                     return
@@ -173,6 +187,14 @@ class Front:
             await _refuse(exc, scope, receive, send, started, challenge=challenge)
             return
         await self._to_fastapi(scope, receive, send, started)
+
+    async def _mcp_socket(self, scope: Scope, receive: Receive, send: Send, server_id: str | None) -> None:
+        principal = principal_of(scope)
+        if server_id is not None:
+            self._gateway.find_server(principal, server_id)
+        await receive()  # the handshake
+        await send({"type": "websocket.accept", "subprotocol": "mcp" if "mcp" in scope["subprotocols"] else None})
+        await McpSocketClient(self._gateway, AsgiChannel(receive, send), server_id, principal).run()
 
     def _check(self, scope: Scope) -> None:
         host, origin = header(scope, b"host"), header(scope, b"origin")
@@ -253,15 +275,17 @@ async def _refuse(
     request_id: str | None = None,
     challenge: str | None = None,
 ) -> None:
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
-        return
     body, headers = failure(
         error, request_id=request_id or new_request_id(header(scope, b"x-request-id")), started=started
     )
     if challenge is not None:
         headers.append((b"www-authenticate", challenge.encode("latin-1", "replace")))
+    if scope["type"] == "websocket":
+        await receive()
+        headers = [(b"content-type", b"application/json"), *headers]
+        await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body})
+        return
     await send_json(send, error.status, body, headers)
 
 

@@ -17,7 +17,7 @@ from msgspec import Raw
 from toolscore.access.auth import ADMIN
 from toolscore.app.compose import Gateway
 from toolscore.calls import Call
-from toolscore.core.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
+from toolscore.core.errors import InvalidArguments, InvalidRequest, MethodNotFound, PayloadTooLarge, ToolScoreError
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Event, Principal, Tool, timestamp
 from toolscore.core.tasks import TaskSet
@@ -238,7 +238,10 @@ class _EventsSocket:
             await self._send({"type": "welcome", "seq": self._gateway.events.last_seq, **self._tools()})
             welcomed.set()
             while True:
-                await self._take(await self._receive())
+                try:
+                    await self._take(await self._receive())
+                except PayloadTooLarge as exc:
+                    await self._send({"type": "error", "error": exc.body()})
         except (WebSocketDisconnect, RuntimeError):  # RuntimeError: Starlette's word for a socket already closed
             pass
         finally:
@@ -251,12 +254,16 @@ class _EventsSocket:
         """One message, text or bytes.
 
         Raises:
-            WebSocketDisconnect.
+            WebSocketDisconnect; PayloadTooLarge.
         """
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
-        return message.get("bytes") or (message.get("text") or "").encode("utf-8", "replace")
+        frame = message.get("bytes") or (message.get("text") or "").encode("utf-8", "replace")
+        bound = self._gateway.settings.current.limits.max_frame_bytes
+        if len(frame) > bound:
+            raise PayloadTooLarge(f"a frame of {len(frame):,} bytes is over the bound of {bound:,}")
+        return frame
 
     def _tools(self) -> dict[str, Any]:
         library = self._gateway.library

@@ -7,6 +7,7 @@ dial in.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http
 import os
 import socket as socketlib
@@ -42,6 +43,7 @@ from toolscore.core.peer import Peer
 from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.mcp.socket import McpSocketClient
 from toolscore.endpoints.typed import TypedClient
+from toolscore.endpoints.uses import Uses
 from toolscore.upstreams.connection import PeerConnection
 
 __all__ = ["serve_router"]
@@ -60,14 +62,16 @@ TYPED = Subprotocol("toolscore.v1")
 
 
 @asynccontextmanager
-async def serve_router(gateway: Gateway, leases: Leases, sockets: list[socketlib.socket]) -> AsyncIterator[None]:
+async def serve_router(
+    gateway: Gateway, leases: Leases, uses: Uses, sockets: list[socketlib.socket]
+) -> AsyncIterator[None]:
     """Serve the router on TCP sockets that are bound already, and on the Unix socket of the settings.
 
     Leaving tells those inside (1001), waits for them, bounded, and removes the Unix socket.
     """
     settings = gateway.settings.current
     service = settings.core_services.toolscore_mcp
-    router = _Router(gateway, leases, service.endpoint)
+    router = _Router(gateway, leases, uses, service.endpoint)
     options: dict[str, Any] = {
         "subprotocols": [MCP, TYPED],
         "select_subprotocol": _choose,
@@ -111,7 +115,8 @@ def _single_server(path: str) -> str | None:
 class _Router:
     """Hands each connection to its dialect."""
 
-    def __init__(self, gateway: Gateway, leases: Leases, endpoint: str) -> None:
+    def __init__(self, gateway: Gateway, leases: Leases, uses: Uses, endpoint: str) -> None:
+        self._uses = uses
         self._gateway = gateway
         self._leases = leases
         self._endpoint = endpoint
@@ -158,7 +163,8 @@ class _Router:
         async def end(reason: str) -> None:
             await channel.close(1008, reason[:120])
 
-        with self._leases.hold(credential, end):
+        used = self._uses.held() if path != REGISTER_PATH else contextlib.nullcontext()
+        with self._leases.hold(credential, end), used:
             await self._serve(socket, channel, path, principal)
 
     async def _serve(

@@ -19,7 +19,11 @@ class StoreRules(Rules):
 
     needs_restart = True
 
-    data_dir: str = Field("data", description="of the SQLite file, of installed servers and of Python packages")
+    data_dir: str = Field(
+        "data",
+        description="of the SQLite file, of installed servers and of Python packages; without a settings folder beside "
+        "it, ~/.local/state/toolscore",
+    )
     database_url: str | None = Field(
         None,
         description="postgresql+asyncpg://user:password@host/name instead (pip install toolscore[postgres])",

@@ -1,20 +1,30 @@
-"""MCP over one WebSocket: a client of the router's dialect `mcp`, in either era."""
+"""MCP over one WebSocket, in either era: a client of the router's dialect `mcp`, or of `/mcp` at the HTTP port."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 from msgspec import Raw
 
 from toolscore.app.compose import Gateway
-from toolscore.core.channels import WebSocketChannel
-from toolscore.core.errors import PayloadTooLarge
-from toolscore.core.jsonrpc import ConnectionLost, RemoteError, RequestId, decode, decode_object, error_frame
+from toolscore.core.channels import Channel
+from toolscore.core.errors import InvalidRequest, PayloadTooLarge
+from toolscore.core.jsonrpc import (
+    ConnectionLost,
+    RemoteError,
+    RequestId,
+    decode,
+    decode_frame,
+    decode_object,
+    error_frame,
+)
 from toolscore.core.models import Principal
 from toolscore.core.peer import Peer
 from toolscore.core.tasks import TaskSet
-from toolscore.endpoints.asgi import new_request_id
+from toolscore.endpoints.asgi import Receive, Send, new_request_id
 from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, StatelessCalls, envelope_error, may_wait
 from toolscore.endpoints.mcp.conversation import Conversation
 from toolscore.endpoints.mcp.listener import Listener, open_listener, watch_resource
@@ -22,7 +32,7 @@ from toolscore.endpoints.mcp.params import Members, read_params
 from toolscore.endpoints.mcp.server import WATCHING, McpServer
 from toolscore.upstreams.protocol import META
 
-__all__ = ["McpSocketClient"]
+__all__ = ["AsgiChannel", "McpSocketClient"]
 
 MAX_UNSENT = 1000
 """Notifications that wait to be written; the next are dropped, answers never are."""
@@ -31,9 +41,7 @@ MAX_UNSENT = 1000
 class McpSocketClient(Conversation):
     """One client of the `mcp` dialect; its first request fixes the era."""
 
-    def __init__(
-        self, gateway: Gateway, channel: WebSocketChannel, server_id: str | None, principal: Principal
-    ) -> None:
+    def __init__(self, gateway: Gateway, channel: Channel, server_id: str | None, principal: Principal) -> None:
         super().__init__(principal)
         self._gateway = gateway
         self._channel = channel
@@ -56,7 +64,7 @@ class McpSocketClient(Conversation):
             async for message in self._channel.messages():
                 if len(message) > bound:
                     large = PayloadTooLarge(f"a frame of {len(message):,} bytes is over the bound of {bound:,}")
-                    await self._channel.try_send(error_frame(None, large.rpc_error()))
+                    await self._channel.try_send(error_frame(_id_of(message), large.rpc_error()))
                     continue
                 self._peer.receive(message)
         finally:
@@ -144,3 +152,42 @@ class McpSocketClient(Conversation):
     def tell(self, method: str, params: Any) -> None:
         if len(self._side) < MAX_UNSENT:  # notifications may be dropped, answers never
             self._side.start(self._peer.notify(method, params))
+
+
+class AsgiChannel:
+    """A WebSocket of the HTTP port, accepted."""
+
+    closed_reason = "the WebSocket closed"
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+
+    async def send(self, message: bytes) -> None:
+        """Write one message. Waits while the other side does not read.
+
+        Raises:
+            ConnectionResetError: the socket is closed.
+        """
+        try:
+            await self._send({"type": "websocket.send", "text": message.decode("utf-8", "replace")})
+        except (OSError, RuntimeError) as exc:  # RuntimeError: uvicorn's word for a socket that is closed
+            raise ConnectionResetError(self.closed_reason) from exc
+
+    async def try_send(self, message: bytes) -> None:
+        """Write one message, unless the socket is closed."""
+        with contextlib.suppress(ConnectionResetError):
+            await self.send(message)
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """What arrives, until the socket closes; `closed_reason` then says why."""
+        while (message := await self._receive())["type"] == "websocket.receive":
+            yield message.get("bytes") or (message.get("text") or "").encode("utf-8", "replace")
+        self.closed_reason = f"the WebSocket closed ({message.get('code', 1005)})"
+
+
+def _id_of(message: bytes) -> RequestId | None:
+    with contextlib.suppress(InvalidRequest):
+        found = decode_frame(message).id
+        return found if isinstance(found, int | str) else None
+    return None

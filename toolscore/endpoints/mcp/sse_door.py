@@ -91,9 +91,7 @@ class SseDoor:
             raise Overloaded(f"{MAX_STREAMS} streams are open", retry_after_seconds=5)
         name, channel = secrets.token_urlsafe(24), _Channel(principal)
         self._channels[name] = channel
-        client = asyncio.ensure_future(
-            McpSocketClient(self._gateway, channel, server_id, principal).run()  # type: ignore[arg-type]
-        )
+        client = asyncio.ensure_future(McpSocketClient(self._gateway, channel, server_id, principal).run())
         gone = asyncio.ensure_future(_gone(receive))
         prefix = urlsplit(self._gateway.settings.current.access.public_url or "").path.rstrip("/")
         place = f"{prefix}{MESSAGES_PATH}?session_id={name}".encode()

@@ -159,3 +159,15 @@ def test_a_body_over_the_bound_reaches_every_client(gateway: GatewayProcess, pat
 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(once, range(9))) == [413] * 9
+
+
+def test_requests_that_wait_for_their_turn_on_one_connection_are_bounded(gateway: GatewayProcess) -> None:
+    one = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with connected(gateway, one * 50 + last) as connection:
+        assert answer(connection).count(b"HTTP/1.1 200 OK") == 51
+    before = memory(gateway)
+    for _ in range(40):
+        with connected(gateway, one * 5000 + last) as connection:
+            assert answer(connection).count(b"HTTP/1.1 200 OK") <= 65
+    assert memory(gateway) - before < 10 * MEGABYTE

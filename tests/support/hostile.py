@@ -14,7 +14,7 @@ __all__ = ["ADDRESS", "KINDS", "hostile_clients"]
 
 ADDRESS = "127.0.0.2"
 PATIENCE_SECONDS = 60
-GREED = 400
+GREED = 60
 """Requests for a large page at once, whose answers nobody reads."""
 
 
@@ -112,7 +112,7 @@ def _drips(connection: socket.socket, over: Callable[[], bool]) -> bool:
 def _reads_nothing(connection: socket.socket, over: Callable[[], bool]) -> bool:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     with contextlib.suppress(TimeoutError):
-        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * GREED)
+        connection.sendall(b"GET /docs/static/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * GREED)
     return _closed(connection, over, reads=False)
 
 

@@ -58,6 +58,14 @@ PUBLIC_BELOW = ("/docs", "/.well-known/")
 """What says nothing of anybody's: signs of life, the description of the API, and how to get a token."""
 
 
+CLOSED = "the handler is closed"
+"""uvloop's words, where a connection was cut before uvicorn heard of it."""
+
+
+class ClientGone(Exception):
+    """Nobody is there to read the answer."""
+
+
 class Front:
     """What stands before FastAPI: who may come in, request ids, the body's bound, and the hot routes."""
 
@@ -255,10 +263,17 @@ class Front:
                 answering = True
                 message.setdefault("headers", [])
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1", "replace"))]
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as exc:
+                if CLOSED in str(exc):
+                    raise ClientGone from exc
+                raise
 
         try:
             await self._app(scope, replay, with_id)
+        except ClientGone:
+            return
         except Exception:  # a request's outermost line
             log.exception("a request failed", path=scope["path"], request_id=request_id)
             if not answering:

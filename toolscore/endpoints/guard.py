@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 SWEEP_SECONDS = 1.0
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
+MAX_PIPELINED = 64
+"""Requests of one connection that wait for their turn: a few bytes each on the wire, and kilobytes here."""
 FEW_BYTES = 8192
 """A head that came in no more is not measured."""
 BODY_BYTES_PER_SECOND = 16 * 1024
@@ -87,7 +89,7 @@ class ConnectionGuard:
         rules, address = self._rules(), connection.address
         most = min(rules.max_connections, self._possible)
         if len(self._open) >= most or self._of_address[address] >= rules.max_connections_per_address:
-            self._tell(f"{len(self._open)} connections are open, {self._of_address[address]} from one address")
+            self.tell(f"{len(self._open)} connections are open, {self._of_address[address]} from one address")
             return False
         self._open.add(connection)
         self._of_address[address] += 1
@@ -111,7 +113,7 @@ class ConnectionGuard:
                 break
             if one is not connection or len(waiting) == 1:
                 total -= one.unread
-                self._tell("answers that nobody reads")
+                self.tell("answers that nobody reads")
                 one.transport.abort()
 
     async def _sweep(self) -> None:
@@ -124,7 +126,8 @@ class ConnectionGuard:
                 else:
                     connection.check(now, rules.request_seconds, rules.write_seconds)
 
-    def _tell(self, what: str) -> None:
+    def tell(self, what: str) -> None:
+        """Log a connection that is refused or cut, at most once in ten seconds."""
         self._refused += 1
         now = time.monotonic()
         if now - self._logged_at >= LOG_SECONDS:
@@ -191,6 +194,13 @@ class GuardedHttp(HttpToolsProtocol):
             self._head_since, self._head_bytes = time.monotonic(), self._chunk
 
     def on_headers_complete(self) -> None:
+        if self._status:
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.guard.tell(f"more than {MAX_PIPELINED} requests at once on one connection")
+            self._status = 503
+            self.transport.abort()
+            return
         too_large = self._head_bytes > FEW_BYTES and _size(self.url, self.headers) > MAX_HEAD_BYTES
         self._head_since, self._body_since, self._body_bytes = None, time.monotonic(), 0
         if too_large or len(self.headers) > MAX_HEADERS:

@@ -13,6 +13,7 @@ import typer
 from toolscore import __version__
 from toolscore.cli.access import keys, policy
 from toolscore.cli.bench import bench
+from toolscore.cli.connect import connect, disconnect
 from toolscore.cli.discovery import catalog, gap, install, uninstall
 from toolscore.cli.operations import cache, calls, errors, pins
 from toolscore.cli.python import python
@@ -52,7 +53,7 @@ def version(
         raise typer.Exit(2)
 
 
-for command in (serve, tools, search, gap, install, uninstall, call, events, doctor, stdio):
+for command in (serve, tools, search, gap, install, uninstall, call, events, doctor, stdio, connect, disconnect):
     app.command()(command)
 for group, name in (
     (servers, "servers"), (catalog, "catalog"), (calls, "calls"), (pins, "pins"), (errors, "errors"),

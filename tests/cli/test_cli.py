@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import PYTHON, Fickle, GatewayProcess, free_port, odd, running_gateway, toolscore
+from support import PYTHON, Fickle, GatewayProcess, free_port, odd, running_gateway, toolscore, wait_for
 
 from toolscore.app.files import load_settings
 from toolscore.cli.saving import save_result
@@ -62,6 +62,31 @@ def test_a_server_is_added_looked_at_restarted_and_removed(tmp_path: Path) -> No
         assert toolscore("servers", "show", "mine", gateway=process).returncode == 1
         for wrong in (["add", "x"], ["add", "--at", "http://h/mcp", "x", "cmd"], ["add", "--env", "A", "x", "y"]):
             assert toolscore("servers", *wrong, gateway=process).returncode == 2
+
+
+def test_a_server_is_disabled_until_it_is_enabled() -> None:
+    with running_gateway({"mine": odd("echo")}) as process:
+        process.wait_for_state("mine", "up")
+        assert toolscore("servers", "disable", "mine", gateway=process).returncode == 0
+        for _ in range(2):  # also after a restart
+            assert process.execute("mine__echo", {"text": "a"})["error"]["code"] == "tool_not_found"
+            (line,) = [line for line in toolscore("servers", gateway=process).stdout.splitlines() if "mine" in line]
+            assert "disabled" in line
+            assert not [command for command in process.commands() if "odd.py" in " ".join(command)]
+            process.stop()
+            process.servers({"mine": odd("echo"), "off": odd("echo", disabled=True)})
+            process.start()
+        attached = process.http.post("/api/v1/servers", json={"server_id": "mine", **odd("echo")})
+        assert attached.status_code == 409
+        refused = toolscore("servers", "enable", "off", gateway=process)
+        assert "mcp_servers.json" in refused.stderr
+        process.servers({"mine": odd("junk")})  # what it is meanwhile is what is started
+        wait_for(lambda: not process.http.get("/api/v1/servers/off").json()["success"], message="for the reload")
+        assert toolscore("servers", "enable", "mine", gateway=process).returncode == 0
+        process.wait_for_state("mine", "up")
+        assert "junk" in " ".join(next(command for command in process.commands() if "odd.py" in " ".join(command)))
+        assert process.text("mine__echo", {"text": "a"}) == "a"
+        assert toolscore("servers", "disable", "nobody", gateway=process).returncode == 1
 
 
 def test_call_takes_pairs_or_json(gateway: GatewayProcess) -> None:

@@ -100,7 +100,9 @@ class Reload:
         swapped: list[str] = []
         try:
             for server_id in sorted(before.keys() & after.keys()):
-                if before[server_id] != after[server_id] and self._upstreams.find(server_id) is not None:
+                if server_id in self._servers.off:
+                    self._servers.off[server_id] = after[server_id]
+                elif before[server_id] != after[server_id] and self._upstreams.find(server_id) is not None:
                     await self._upstreams.replace(server_id, after[server_id])
                     swapped.append(server_id)
         except UpstreamUnavailable as exc:
@@ -108,11 +110,12 @@ class Reload:
                 await self._upstreams.replace(server_id, before[server_id])
             raise _Rejected(exc.message) from exc
         for server_id in sorted(before.keys() - after.keys()):
+            self._servers.off.pop(server_id, None)
             await self._servers.drop(server_id, for_good=False)
         left_out: dict[str, str] = {}
         for server_id in sorted(after.keys() - before.keys()):
             try:
-                self._upstreams.add(server_id, after[server_id])
+                self._servers.add(server_id, after[server_id])
             except Conflict as exc:  # attached while we waited for the others
                 left_out[server_id] = exc.message
                 log.error("a configured server is left out", server=server_id, reason=exc.message)

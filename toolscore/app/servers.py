@@ -57,15 +57,20 @@ class Servers:
         self._forget_pins = forget_pins
         self.broken = dict(broken)
         """Server id → why its entry in mcp_servers.json was refused."""
+        self.off: dict[str, UpstreamSpec] = {}
+        """Servers that were disabled at run time."""
 
     @property
     def disabled(self) -> dict[str, UpstreamSpec]:
-        """The entries of the configuration that say `disabled`, unless another server has their id."""
-        return {
+        """The servers that were disabled, and the entries of the configuration that say so, unless another server has
+        their id.
+        """
+        by_configuration = {
             server_id: spec
             for server_id, spec in self._settings.current.upstreams.items()
             if spec.disabled and self._upstreams.find(server_id) is None
         }
+        return by_configuration | self.off
 
     def refuse(self, broken: Mapping[str, str]) -> None:
         """Note which entries of the configuration are refused now, and why."""
@@ -80,10 +85,59 @@ class Servers:
         servers = configured_servers(self._settings.current)
         for row in await self._database.load_servers():
             servers.setdefault(row["server_id"], UpstreamSpec.model_validate_json(row["spec"]))
-        for server_id in set(known) - servers.keys() - self.broken.keys():
+        off = await self._database.load_switched_off()
+        self.off = {server_id: spec for server_id, spec in servers.items() if server_id in off}
+        for server_id in set(known) - (servers.keys() - self.off.keys()) - self.broken.keys():
             self._forget(server_id, False)
         for server_id, spec in servers.items():
+            self.add(server_id, spec)
+
+    def add(self, server_id: str, spec: UpstreamSpec) -> None:
+        """Start a server, unless it was disabled.
+
+        Raises:
+            Conflict: the id is taken.
+        """
+        if server_id in self.off:
+            self.off[server_id] = spec
+        else:
             self._upstreams.add(server_id, spec)
+
+    async def disable(self, server_id: str) -> None:
+        """Stop a server, until it is enabled: its tools are not there. It stays so after a restart.
+
+        Raises:
+            ServerNotFound, Conflict, Overloaded.
+        """
+        if server_id in self.disabled:
+            return
+        spec = self._upstreams.get(server_id).spec
+        await self._keep(server_id, off=True)
+        self.off[server_id] = spec
+        await self.drop(server_id, for_good=False)
+
+    async def enable(self, server_id: str) -> None:
+        """Start a server that was disabled.
+
+        Raises:
+            ServerNotFound; Conflict: its entry in the configuration says so; Overloaded.
+        """
+        if server_id not in self.off:
+            if server_id in self.disabled:
+                raise Conflict(f"server {server_id!r} is disabled in mcp_servers.json: change it there")
+            self._upstreams.get(server_id)
+            return
+        await self._keep(server_id, off=False)
+        self._upstreams.add(server_id, self.off.pop(server_id))
+
+    async def _keep(self, server_id: str, *, off: bool) -> None:
+        try:
+            await self._database.save_switched_off(server_id, off)
+        except StoreError as exc:
+            raise Overloaded(
+                f"server {server_id!r} was left as it is, since the database refuses the change: {exc}",
+                retry_after_seconds=1,
+            ) from exc
 
     async def attach(self, server_id: str, spec: UpstreamSpec) -> None:
         """Add a server at run time; it is there again after a restart.
@@ -106,6 +160,10 @@ class Servers:
             raise InvalidRequest("servers inside the gateway's process are a matter of its configuration files")
         if server_id in self.broken:
             raise Conflict(f"server id {server_id!r} stands in mcp_servers.json, with a mistake: mend it there")
+        if server_id in self.off:
+            raise Conflict(
+                f"server id {server_id!r} belongs to a server that is disabled: enable it, or detach it first"
+            )
         self._upstreams.add(server_id, spec)
         try:
             await self._database.save_server(server_id, spec.model_dump_json(exclude_defaults=True), timestamp())
@@ -123,11 +181,14 @@ class Servers:
         Raises:
             ServerNotFound; Conflict: it belongs to the configuration.
         """
-        self._upstreams.get(server_id)
+        if server_id not in self.off:
+            self._upstreams.get(server_id)
         if server_id in configured_servers(self._settings.current):
             raise Conflict(f"server {server_id!r} belongs to the configuration: remove it from mcp_servers.json")
         try:
             await self._database.delete_server(server_id)
+            if self.off.pop(server_id, None) is not None:
+                await self._database.save_switched_off(server_id, off=False)
         except StoreError as exc:
             raise Overloaded(
                 f"server {server_id!r} was not detached, since the database refuses it, and it would be there again "

@@ -1,4 +1,4 @@
-"""The servers behind a gateway: `toolscore servers`, and `add`, `remove`, `restart`, `show`, `logs` below it."""
+"""The servers behind a gateway: `toolscore servers`, and the commands below it that change or show one."""
 
 from __future__ import annotations
 
@@ -106,6 +106,22 @@ def restart(name: Name, url: Url = None) -> None:
     with connected(url) as client:
         answer_of(client.post(f"/api/v1/servers/{name}/restart"))
     say(f"{name} is being restarted: toolscore servers show {name}")
+
+
+@servers.command("disable")
+def disable(name: Name, url: Url = None) -> None:
+    """Stop a server until it is enabled: nobody is shown its tools."""
+    with connected(url) as client:
+        answer_of(client.post(f"/api/v1/servers/{name}/disable"))
+    say(f"{name} is disabled, its tools are gone. Back again: toolscore servers enable {name}")
+
+
+@servers.command("enable")
+def enable(name: Name, url: Url = None) -> None:
+    """Start a server that was disabled."""
+    with connected(url) as client:
+        answer_of(client.post(f"/api/v1/servers/{name}/enable"))
+    say(f"{name} is being started: toolscore servers show {name}")
 
 
 @servers.command("show")

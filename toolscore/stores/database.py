@@ -35,6 +35,7 @@ from toolscore.stores.tables import (
     pins,
     scores,
     servers,
+    switched_off,
     tools,
     uses,
     vectors,
@@ -135,6 +136,17 @@ class Database:
         """Forget an attached server. Its tools are the library's to remove."""
         async with self._transaction() as connection:
             await connection.execute(delete(servers).where(servers.c.server_id == server_id))
+
+    async def load_switched_off(self) -> set[str]:
+        """The ids of the servers that were disabled at run time."""
+        return {row["server_id"] for row in await self._read(select(switched_off))}
+
+    async def save_switched_off(self, server_id: str, off: bool) -> None:
+        """Keep that a server is disabled, or is not any more."""
+        async with self._transaction() as connection:
+            await connection.execute(delete(switched_off).where(switched_off.c.server_id == server_id))
+            if off:
+                await connection.execute(insert(switched_off).values(server_id=server_id))
 
     async def append_events(self, rows: Sequence[dict[str, Any]]) -> list[int]:
         """Add events and return their numbers, in order."""

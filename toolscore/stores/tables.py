@@ -30,6 +30,7 @@ __all__ = [
     "pins",
     "scores",
     "servers",
+    "switched_off",
     "tools",
     "uses",
     "vectors",
@@ -55,6 +56,12 @@ servers = Table(
     Column("server_id", String(128), primary_key=True),
     Column("spec", Text, nullable=False),
     Column("attached_at", String(32), nullable=False),
+)
+
+switched_off = Table(
+    "switched_off",
+    metadata,
+    Column("server_id", String(128), primary_key=True),
 )
 
 keys = Table(

@@ -84,6 +84,23 @@ def servers_router(gateway: Gateway) -> APIRouter:
             f"server {server_id!r} is being restarted",
         )
 
+    @router.post("/api/v1/servers/{server_id}/disable", summary="Stop a server until it is enabled")
+    async def disable_server(request: Request, server_id: str) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        await gateway.servers.disable(server_id)
+        return answer(request, _absent(gateway)[server_id], f"server {server_id!r} is disabled, its tools are gone")
+
+    @router.post("/api/v1/servers/{server_id}/enable", summary="Start a server that was disabled")
+    async def enable_server(request: Request, server_id: str) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        await gateway.servers.enable(server_id)
+        upstream = gateway.upstreams.get(server_id)
+        return answer(
+            request,
+            server_fields(gateway, upstream, principal_of(request.scope)),
+            f"server {server_id!r} is being started",
+        )
+
     return router
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,7 +100,7 @@ class FieldServer:
 
 
 @contextmanager
-def field_server(**answers: Answer) -> Iterator[FieldServer]:
+def field_server(tls: ssl.SSLContext | None = None, **answers: Answer) -> Iterator[FieldServer]:
     """Have one while the block runs. `tools__call=…` answers `tools/call`."""
 
     stopped = threading.Event()
@@ -121,7 +122,11 @@ def field_server(**answers: Answer) -> Iterator[FieldServer]:
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listening.daemon_threads = True
+    if tls is not None:
+        listening.socket = tls.wrap_socket(listening.socket, server_side=True, do_handshake_on_connect=False)
     server = FieldServer(listening.server_port, {name.replace("__", "/"): given for name, given in answers.items()})
+    if tls is not None:
+        server.url = server.url.replace("http", "https", 1)
     thread = threading.Thread(target=listening.serve_forever, daemon=True)
     thread.start()
 

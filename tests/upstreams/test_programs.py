@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from support import odd, running_gateway, wait_for
 
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.process.old_sdk import with_old_sdk
+from toolscore.upstreams.process.programs import find_program, without_questions
 from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, in_container, resolve_command
 
 
@@ -91,6 +93,55 @@ def test_a_server_of_the_older_sdk_is_started_with_it_and_says_so(tmp_path: Path
     with running_gateway({"old": entry}) as process:
         assert process.wait_for_state("old", "up")["runs_with"] == "mcp<2"
         assert process.text("old__echo", {"text": "hi"}) == "hi"
+
+
+def test_of_a_runner_only_its_program_stays(tmp_path: Path) -> None:
+    entries = {
+        "time": {"command": "uvx", "args": ["mcp-server-time==2026.10.19", "--local-timezone", "Europe/Berlin"]},
+        "memory": {
+            "command": "npx",
+            "args": ["@modelcontextprotocol/server-memory@2026.8.31"],
+            "env": {"MEMORY_FILE_PATH": str(tmp_path / "memory.jsonl")},
+        },
+        "none": {"command": "uvx", "args": ["toolscore-has-no-such-package"]},
+    }
+    with running_gateway(entries, settings="servers: {start_timeout_seconds: 120}\n") as gateway:
+        for name in ("time", "memory"):
+            gateway.wait_for_state(name, "up", seconds=120)
+        assert "Europe/Berlin" in gateway.text("time__get_current_time", {"timezone": "Europe/Berlin"})
+        assert gateway.execute("memory__read_graph")["success"]
+        gateway.wait_for_state("none", "down", "failed")
+        wait_for(lambda: "No solution found" in (gateway.server("none")["last_error"] or ""))
+        below = [words for words in gateway.commands() if not any("reaper.py" in word for word in words)]
+        assert len([words for words in below if "mcp-server-memory" in " ".join(words)]) == 1
+        programs = {Path(words[0]).name for words in below if words and "no-such" not in " ".join(words)}
+        assert not programs & {"uv", "uvx", "npm", "npx", "npm exec", "sh"}, below
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        ("uvx", ("--isolated", "x")),
+        ("uvx", ("git+https://example.com/x",)),
+        ("uvx", ("--from", "x")),
+        ("uvx", ()),
+        ("uvx", ("python", "-m", "x")),
+        ("npx", ("-c", "x")),
+        ("npx", ("./local",)),
+        ("npx", ("github:a/b",)),
+        ("npx", ("-p", "a", "-p", "b", "x")),
+        ("python", ("-m", "x")),
+        ("uv", ("run", "x")),
+    ],
+)
+def test_what_is_not_understood_is_left_to_the_runner(command: str, args: tuple[str, ...]) -> None:
+    assert asyncio.run(find_program(command, args, {}, None)) is None
+
+
+def test_npx_never_waits_for_a_yes() -> None:
+    assert without_questions("/usr/bin/npx", ("-q", "x")) == ("--yes", "-q", "x")
+    for command, args in (("npx", ("-y", "x")), ("npx", ("--no-install", "x")), ("uvx", ("x",))):
+        assert without_questions(command, args) == args
 
 
 def test_only_what_uvx_runs_gets_another_sdk() -> None:

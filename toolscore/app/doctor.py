@@ -84,7 +84,7 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
 async def _running(settings: Settings) -> list[Finding] | None:
     """What a gateway that runs on our port says of itself; `None` where there is none."""
     service = settings.core_services.toolscore_http
-    base = f"http://{f'[{service.host}]' if ':' in service.host else service.host}:{service.port}"
+    base = f"{service.scheme}://{f'[{service.host}]' if ':' in service.host else service.host}:{service.port}"
     try:
         async with httpx.AsyncClient(base_url=base, timeout=10) as client:
             health = (await client.get("/health")).json()["data"]

@@ -47,6 +47,15 @@ class HttpService(Rules):
 
     host: str = Field("127.0.0.1", description="beyond this machine only with keys (`toolscore keys create`)")
     port: Port = Field(8082, description="0: any free port")
+    tls_cert: str | None = Field(
+        None, description="a PEM file: https and wss instead of http and ws; read again when it changes"
+    )
+    tls_key: str | None = Field(None, description="its private key, if that stands in a file of its own")
+
+    @property
+    def scheme(self) -> str:
+        """Of its addresses: `http` or `https`."""
+        return "https" if self.tls_cert else "http"
 
 
 class RouterService(Rules):

@@ -41,6 +41,7 @@ def serve(
     import uvloop
 
     from toolscore.app.files import load_settings
+    from toolscore.core.errors import SettingsError
     from toolscore.endpoints import AddressInUse
     from toolscore.endpoints import serve as serve_doors
     from toolscore.stores.database import StoreError
@@ -66,6 +67,9 @@ def serve(
     except AddressInUse as exc:
         say(f"toolscore: {exc}")
         raise typer.Exit(PORT_TAKEN) from None
+    except SettingsError as exc:
+        say(f"toolscore: {exc}")
+        raise typer.Exit(BAD_SETTINGS) from None
     except StoreError as exc:
         say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
         raise typer.Exit(NO_DATABASE) from None
@@ -84,7 +88,8 @@ def _started(gateway: Any, config: Path | None) -> None:
 def _banner(gateway: Any, config: Path | None) -> None:
     services = gateway.settings.current.core_services
     http, router = services.toolscore_http, services.toolscore_mcp
-    base = f"http://{_shown_host(http.host)}:{http.port}"
+    base = f"{http.scheme}://{_shown_host(http.host)}:{http.port}"
+    live = base.replace("http", "ws", 1)
     code = '{"tool_id": "python-executor-mcp-server__python_execute", "parameters": {"code": "sum(range(101))"}}'
     unix = f"\n               {router.unix_socket}  (Unix socket)" if router.unix_socket else ""
     servers = ", ".join(
@@ -101,7 +106,7 @@ def _banner(gateway: Any, config: Path | None) -> None:
   REST         {base}/api/v1/tools   (more: {base}/docs)
   MCP          {base}/mcp   (one server alone: {base}/servers/ID/mcp)
   MCP router   ws://{_shown_host(router.host)}:{router.port}{router.endpoint}{unix}
-  Events       ws://{_shown_host(http.host)}:{http.port}/api/v1/events/tools   ({base}/api/v1/events/stream)
+  Events       {live}/api/v1/events/tools   ({base}/api/v1/events/stream)
   Health       {base}/health
   Settings     {settings}
   Data         {gateway.settings.current.storage.folder}

@@ -102,7 +102,7 @@ def gateway_url(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
                 found = found[key]
             place, source = {**place, **found}, name
             break
-    for key in ("host", "port"):
+    for key in ("host", "port", "tls_cert"):
         name = "TOOLSCORE_" + "__".join((*HTTP_SETTING, key)).upper()
         if name in environment:
             place[key], source = environment[name], name
@@ -111,7 +111,8 @@ def gateway_url(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
         say(f"{source} leaves the gateway's port open (port: {port}): give its address with --url or TOOLSCORE_URL")
         raise typer.Exit(2)
     host = DEFAULT_HOST if host in EVERY_ADDRESS else f"[{host}]" if ":" in host else host
-    return f"http://{host}:{port}", source
+    scheme = "https" if place.get("tls_cert") else "http"
+    return f"{scheme}://{host}:{port}", source
 
 
 def _from_file(environment: Mapping[str, str]) -> tuple[dict[str, Any], str]:
@@ -127,7 +128,7 @@ def _from_file(environment: Mapping[str, str]) -> tuple[dict[str, Any], str]:
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         for key in HTTP_SETTING:
             found = found[key]
-        return {key: found[key] for key in ("host", "port") if key in found}, str(path)
+        return {key: found[key] for key in ("host", "port", "tls_cert") if key in found}, str(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
         return {}, "the default"
 

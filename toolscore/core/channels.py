@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -124,6 +125,7 @@ async def dial(
     subprotocol: str | None,
     headers: Mapping[str, str] | None = None,
     max_frame_bytes: int = MAX_FRAME_BYTES,
+    tls: ssl.SSLContext | None = None,
     ping_seconds: float = 20,
     dead_seconds: float = 60,
 ) -> AsyncIterator[WebSocketChannel]:
@@ -131,6 +133,7 @@ async def dial(
 
     Args:
         url: `ws://host:port/path`, `wss://…`, or `ws+unix:///path.sock` (with `:/resource` behind it, `/` by default).
+        tls: of a `wss` address; `None`: as usual.
 
     Raises:
         ConnectionError: nobody there, or no WebSocket there (`HandshakeRefused`).
@@ -152,6 +155,8 @@ async def dial(
             socket = await unix_connect(path, f"ws://localhost{resource or '/'}", **common)
         else:
             on_this_machine = is_loopback(urlsplit(url).hostname or "")
+            if tls is not None and url.startswith("wss"):
+                common["ssl"] = tls
             socket = await connect(url, proxy=None if on_this_machine else True, **common)
     except InvalidStatus as exc:
         text = bytes(exc.response.body or b"").decode("utf-8", "replace")

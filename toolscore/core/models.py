@@ -123,6 +123,11 @@ class UpstreamSpec(BaseModel):
         description="address of a server that speaks MCP over streamable HTTP, or over a WebSocket",
     )
     headers: dict[str, str] = Field(default_factory=dict)
+    ca_file: str | None = Field(
+        None, description="a PEM file of authorities that its certificate may be of, beside the system's"
+    )
+    client_cert: str | None = Field(None, description="a PEM file that is shown to a server that asks who we are")
+    client_key: str | None = Field(None, description="its private key, if that stands in a file of its own")
     public_only: bool = Field(False, description="never connect to a private address, whatever the name stands for")
 
     credentials: dict[str, Credentials] = Field(
@@ -188,6 +193,16 @@ class UpstreamSpec(BaseModel):
     def _confined_is_a_child(self) -> UpstreamSpec:
         if self.confine is not None and not self.command:
             raise ValueError("`confine` is for a server with a `command`")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_has_a_way(self) -> UpstreamSpec:
+        if (self.ca_file or self.client_cert or self.client_key) and not (self.url or "").startswith(
+            ("https", "wss", "$")
+        ):
+            raise ValueError("`ca_file`, `client_cert` and `client_key` are for servers with an https or wss `url`")
+        if self.client_key and not self.client_cert:
+            raise ValueError("`client_key` belongs to a `client_cert`, which is missing")
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ from toolscore.endpoints.live import add_live
 from toolscore.endpoints.registry import add_registry
 from toolscore.endpoints.rest import add_rest
 from toolscore.endpoints.router import serve_router
+from toolscore.endpoints.tls import Certificate
 from toolscore.endpoints.uses import Uses
 from toolscore.stores import open_database
 
@@ -45,6 +46,7 @@ log = structlog.get_logger(__name__)
 MAX_DESCRIPTORS = 65_536
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 LARGE_BYTES, MAX_ARENAS = 1024 * 1024, 2
+HANDSHAKE_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 620
 """Longer than balancers keep an idle connection (600 s at most), or one of their requests meets a closed one."""
 PR_SET_DUMPABLE = 4
@@ -96,7 +98,34 @@ def create_app(gateway: Gateway, leases: Leases | None = None, uses: Uses | None
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers: the gateway has its own."""
+    """Uvicorn without its signal handlers, as the gateway has its own; and with a certificate that may change."""
+
+    def __init__(self, config: uvicorn.Config, certificate: Certificate | None) -> None:
+        super().__init__(config)
+        self._certificate = certificate
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._certificate is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+
+        def connection() -> asyncio.Protocol:
+            make: Any = self.config.http_protocol_class
+            made: asyncio.Protocol = make(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        for listening in sockets or ():
+            server = await asyncio.get_running_loop().create_server(
+                connection,
+                sock=listening,
+                ssl=self._certificate.context,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                backlog=self.config.backlog,
+            )
+            self.servers.append(server)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -205,9 +234,12 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    server = _Server(config)
+    http = gateway.settings.current.core_services.toolscore_http
+    certificate = Certificate(http.tls_cert, http.tls_key) if http.tls_cert else None
+    server = _Server(config, certificate)
     async with guard, leases, serve_router(gateway, leases, uses, [router_socket]):
         task = asyncio.create_task(server.serve(sockets=[http_socket]))
+        watching = asyncio.create_task(certificate.watch()) if certificate is not None else None
         try:
             while not server.started:
                 if task.done():
@@ -218,6 +250,8 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
         finally:
             await gateway.close_calls(SHUTDOWN_SECONDS)
             server.should_exit = True
+            if watching is not None:
+                watching.cancel()
             gateway.events.notifier.close()  # streams end; what is being called may finish
             await asyncio.gather(task, return_exceptions=True)
 
@@ -292,7 +326,7 @@ async def serve(
         while_used: end also when nobody uses it any more.
 
     Raises:
-        AddressInUse, StoreError.
+        AddressInUse, StoreError, SettingsError.
     """
     _give_memory_back()
     _raise_descriptors()
@@ -308,6 +342,9 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked)
     await _check_guarded(loaded.settings)
+    http = loaded.settings.core_services.toolscore_http
+    if http.tls_cert:
+        Certificate(http.tls_cert, http.tls_key)  # before anything is started
     with _alone_in(loaded.settings.storage.folder):
         await _serve(loaded, config_dir, ready, stop, while_used)
 

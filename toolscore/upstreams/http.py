@@ -42,7 +42,7 @@ from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, InFlight, 
 from toolscore.upstreams.connection import OnNotification, with_input
 from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
-from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, with_cookies
+from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for, with_cookies
 from toolscore.upstreams.protocol import (
     BROADCAST,
     LATEST_STATELESS_VERSION,
@@ -110,6 +110,7 @@ class HttpConnection:
         assert spec.url is not None
         self._url, authorization = plain_url(spec.url)
         self._proxy = proxy_for(self._url)
+        self._tls: Any = tls_for(spec) or True
         self._cookies: dict[str, str] = {}
         self._credentials = credentials
         self._given = dict(spec.headers)
@@ -341,7 +342,7 @@ class HttpConnection:
         if self._cookies:
             headers = CIMultiDict({**headers, **self._cookies})
         return self._session.request(
-            verb, self._url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy
+            verb, self._url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy, ssl=self._tls
         )
 
     def _keep_cookies(self, response: aiohttp.ClientResponse) -> None:
@@ -507,9 +508,7 @@ class HttpConnection:
                 return self._answer(response, body, request_id, in_session, caller)
         except aiohttp.ClientConnectorError as exc:
             self.close(f"cannot connect to {self._shown}")
-            raise ConnectionLost(
-                f"cannot connect to {self._shown}: {exc.os_error.strerror or exc}", sent=False
-            ) from exc
+            raise ConnectionLost(f"cannot connect to {self._shown}: {_why(exc)}", sent=False) from exc
         except (aiohttp.ClientError, OSError) as exc:
             if isinstance(exc, aiohttp.ServerDisconnectedError | ConnectionError) and response is None:
                 self._suspect(f"the server closed the connection: {exc}")
@@ -772,6 +771,13 @@ async def _ignored(response: aiohttp.ClientResponse) -> None:
         response.close()
     else:
         await response.content.read(MAX_IGNORED_BYTES)
+
+
+def _why(exc: aiohttp.ClientConnectorError) -> str:
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        reason = getattr(exc.certificate_error, "verify_message", None) or exc.certificate_error
+        return f"its certificate is not trusted ({reason}): name its authority with `ca_file`"
+    return exc.os_error.strerror or str(exc)
 
 
 def _said(body: bytes) -> str:

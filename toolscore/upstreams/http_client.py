@@ -6,7 +6,9 @@ import asyncio
 import base64
 import ipaddress
 import json
+import os
 import socket
+import ssl
 import time
 import urllib.request
 import zlib
@@ -22,8 +24,19 @@ from yarl import URL
 from toolscore import __version__
 from toolscore.core.errors import UpstreamProtocolError
 from toolscore.core.hosts import is_loopback
+from toolscore.core.models import UpstreamSpec
+from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["Unpacked", "fetch_json", "http_session", "plain_url", "proxy_for", "seconds_to_wait", "with_cookies"]
+__all__ = [
+    "Unpacked",
+    "fetch_json",
+    "http_session",
+    "plain_url",
+    "proxy_for",
+    "seconds_to_wait",
+    "tls_for",
+    "with_cookies",
+]
 
 USER_AGENT = f"toolscore/{__version__}"
 """Firewalls refuse those who do not say who they are."""
@@ -70,6 +83,28 @@ def plain_url(url: str) -> tuple[URL, dict[str, str]]:
     pair = f"{parsed.user or ''}:{parsed.password or ''}".encode()
     header = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
     return URL(str(parsed.with_user(None)), encoded=True).with_fragment(None), header
+
+
+def tls_for(spec: UpstreamSpec) -> ssl.SSLContext | None:
+    """How a server is trusted, and what it is shown; `None`: as usual.
+
+    Raises:
+        CommandNotFound: a file that the entry names is not what it should be.
+    """
+    if not (spec.ca_file or spec.client_cert):
+        return None
+    context = ssl.create_default_context()
+    file = spec.ca_file
+    try:
+        if file:
+            context.load_verify_locations(os.path.expanduser(file))
+        if spec.client_cert:
+            file = spec.client_cert
+            key = os.path.expanduser(spec.client_key) if spec.client_key else None
+            context.load_cert_chain(os.path.expanduser(file), key, password=lambda: "")
+    except (OSError, ValueError) as exc:
+        raise CommandNotFound(f"{file} cannot be used: {getattr(exc, 'strerror', None) or exc}") from exc
+    return context
 
 
 def proxy_for(url: URL) -> URL | None:

@@ -54,6 +54,9 @@ def resolved(spec: UpstreamSpec, environment: Mapping[str, str] = os.environ) ->
         "cwd": text(spec.cwd) if spec.cwd else None,
         "url": text(spec.url) if spec.url else None,
         "headers": {name: text(given) for name, given in spec.headers.items()},
+        "ca_file": text(spec.ca_file) if spec.ca_file else None,
+        "client_cert": text(spec.client_cert) if spec.client_cert else None,
+        "client_key": text(spec.client_key) if spec.client_key else None,
     }
     return spec.model_copy(update=changed)
 

@@ -24,7 +24,7 @@ from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
 from toolscore.upstreams.connection import Connection, OnNotification, PeerConnection
 from toolscore.upstreams.event_stream import MESSAGE, EventStream
 from toolscore.upstreams.http import Unexpected, open_streamable_http
-from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait
+from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for
 
 __all__ = ["SseConnection", "open_http"]
 
@@ -61,6 +61,7 @@ class _Line:
         assert spec.url is not None
         self._url, authorization = plain_url(spec.url)
         self._proxy = proxy_for(self._url)
+        self._tls: Any = tls_for(spec) or True
         self._session = session
         self._authorization = authorization
         self._given = dict(spec.headers)
@@ -71,7 +72,7 @@ class _Line:
     def stream(self) -> Any:
         """The request for the stream, as a context manager."""
         headers = {**self._authorization, **self._given, "Accept": "text/event-stream"}
-        return self._session.get(self._url, headers=headers, allow_redirects=False, proxy=self._proxy)
+        return self._session.get(self._url, headers=headers, allow_redirects=False, proxy=self._proxy, ssl=self._tls)
 
     def answer_to(self, place: str) -> None:
         """POST to this address from now on.
@@ -113,7 +114,7 @@ class _Line:
             async with (
                 asyncio.timeout(POST_SECONDS),
                 self._session.post(
-                    self._target, data=message, headers=headers, allow_redirects=False, proxy=self._proxy
+                    self._target, data=message, headers=headers, allow_redirects=False, proxy=self._proxy, ssl=self._tls
                 ) as response,
             ):
                 body = await response.content.read(MAX_IGNORED_BYTES)

@@ -18,6 +18,7 @@ from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification, PeerConnection
 from toolscore.upstreams.process.confine import confined_command, confined_environment
+from toolscore.upstreams.process.programs import environment_of, find_program, without_questions
 from toolscore.upstreams.process.spawn import ChildProtocol, spawn, stop
 
 __all__ = ["StdioConnection", "open_stdio"]
@@ -217,7 +218,7 @@ async def open_stdio(
     watcher = asyncio.create_task(_watch(lines, connection))
     try:
         if spec.confine is None:
-            await spawn(lines, spec.command, spec.args, env=spec.env, cwd=spec.cwd, pipes=True)
+            await _start(lines, spec.command, spec)
         else:
             command, args = confined_command(spec.confine, spec.command, spec.args, own_ports)
             environment = confined_environment(spec.confine, spec.env)
@@ -232,6 +233,18 @@ async def open_stdio(
             await asyncio.shield(asyncio.ensure_future(stop(lines)))
         finally:
             connection.closed("the server was stopped")
+
+
+async def _start(lines: _Lines, command: str, spec: UpstreamSpec) -> None:
+    program = await find_program(command, spec.args, spec.env, spec.cwd)
+    if program is None:
+        args = without_questions(command, spec.args)
+        await spawn(lines, command, args, env=spec.env, cwd=spec.cwd, pipes=True)
+    else:
+        environment = environment_of(program, command, spec.env)
+        await spawn(
+            lines, program.command, program.args, env=environment, cwd=spec.cwd, pipes=True, whole_environment=True
+        )
 
 
 async def _watch(lines: _Lines, connection: StdioConnection) -> None:

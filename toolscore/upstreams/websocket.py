@@ -21,6 +21,7 @@ from toolscore.core.models import UpstreamSpec
 from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification, PeerConnection
+from toolscore.upstreams.http_client import tls_for
 from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, ServerInfo
 
 __all__ = ["TypedConnection", "open_endpoint", "open_websocket", "tool_from_capability"]
@@ -189,7 +190,7 @@ async def open_websocket(
     assert spec.url is not None
     try:
         async with dial(
-            spec.url, subprotocol="mcp", max_frame_bytes=max_message_bytes, headers=spec.headers
+            spec.url, subprotocol="mcp", max_frame_bytes=max_message_bytes, headers=spec.headers, tls=tls_for(spec)
         ) as channel:
             make_peer = partial(Peer, channel.send, on_junk=lambda _: None, lenient=True)
             connection = PeerConnection(make_peer, on_notification, spec.client_features, side, on_asked)

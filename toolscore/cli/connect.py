@@ -17,7 +17,7 @@ import typer
 
 from toolscore.cli.clients import CLIENTS, ENTRY, Client, clients
 from toolscore.cli.edits import EditError, parsed, with_member, without_member
-from toolscore.cli.terminal import Url, connected, print_table, print_text, say
+from toolscore.cli.terminal import Url, config_folder, connected, print_table, print_text, say
 from toolscore.core.entries import translated
 from toolscore.core.plain import plain
 
@@ -179,7 +179,7 @@ def _command(url: str | None) -> list[str]:
     command = [os.path.abspath(program)] if program else [sys.executable, "-m", "toolscore"]
     command.append("stdio")
     given = url or os.environ.get("TOOLSCORE_URL")
-    folder = os.environ.get("TOOLSCORE_CONFIG_DIR") or ("config" if _settings_here() else None)
+    folder = os.environ.get("TOOLSCORE_CONFIG_DIR") or config_folder(None)
     if given:
         command += ["--url", given]
     elif folder:
@@ -187,12 +187,6 @@ def _command(url: str | None) -> list[str]:
     if os.environ.get("TOOLSCORE_API_KEY"):
         say("Your key is not written into the file: give the client's entry the variable TOOLSCORE_API_KEY yourself")
     return command
-
-
-def _settings_here() -> bool:
-    from toolscore.cli.terminal import SETTINGS_FILES
-
-    return any((Path("config") / name).is_file() for name in SETTINGS_FILES)
 
 
 def _print_entry(client: Client, command: list[str]) -> None:

@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # The tests start hundreds of programs: none of them should compile its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast storm soak check pages lock format clean
+.PHONY: run test test-fast storm soak interop known-servers check pages lock format clean
 
 run: $(VENV)/.installed
 	@$(BIN)/toolscore serve
@@ -24,6 +24,14 @@ test-fast: $(VENV)/.tested
 # Thousands of calls to a server that fails in every way; prints how they ended.
 storm: $(VENV)/.tested
 	@$(BIN)/pytest -q tests/calls/test_storm.py
+
+# The clients that people use, each in an environment of its own: CLIENTS="smolagents typescript-2" chooses.
+interop: $(VENV)/.tested
+	@PYTHONPATH=tests $(BIN)/python tests/interop/interop.py $(CLIENTS)
+
+# Twenty-three servers that people use, in one file: do they come up, how soon is the first answer, what do they cost?
+known-servers: $(VENV)/.tested
+	@PYTHONPATH=tests $(BIN)/python tests/interop/known_servers.py
 
 # Half load with faults for MINUTES; says what grew.
 MINUTES ?= 60

@@ -26,6 +26,8 @@ NPM = [
     "@modelcontextprotocol/server-memory@2026.8.31",
     "@modelcontextprotocol/conformance@0.2.0-alpha.12",
     "@modelcontextprotocol/inspector@2.12.0",
+    "@modelcontextprotocol/client@2.4.0",
+    "@modelcontextprotocol/sdk@1.32.2",
 ]
 
 

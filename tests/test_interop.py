@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mcp_types as types
 import pytest
 from mcp import Client
-from support import ROOT, SERVERS, GatewayProcess, free_port, running_gateway, wait_for
+from support import ROOT, SERVERS, GatewayProcess, free_port, odd, running_gateway, wait_for
 
 NPM = SERVERS / "npm" / "node_modules"
 INSPECTOR = NPM / "@modelcontextprotocol" / "inspector" / "clients" / "launcher" / "build" / "index.js"
@@ -282,3 +286,29 @@ def test_completion_and_templates_reach_their_server(gateway: GatewayProcess) ->
             assert read.contents[0].uri == "demo://resource/dynamic/text/3"
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("program", "script"),
+    [
+        (SDK1, "sdk1.py"),
+        (sys.executable, "sdk2.py"),
+        (FASTMCP, "fastmcp_client.py"),
+        (SERVERS / "node", "typescript1.mjs"),
+        (SERVERS / "node", "typescript2.mjs"),
+    ],
+)
+def test_the_clients_of_the_sdks_through_each_door(program: object, script: str, tmp_path: Path) -> None:
+    """What `make interop` does with all clients, with those that the tests have anyway."""
+    file = ROOT / "tests" / "interop" / "clients" / script
+    if file.suffix == ".mjs":  # Node looks for packages beside the script
+        (tmp_path / "node_modules").symlink_to(NPM)
+        file = Path(shutil.copy(file, tmp_path))
+    with running_gateway({"alpha": odd("echo")}) as process:
+        process.wait_for_state("alpha", "up")
+        done = subprocess.run(
+            [str(program), str(file), process.url, str(Path(sys.executable).with_name("toolscore"))],
+            capture_output=True, text=True, timeout=90, check=False,
+            env={key: value for key, value in os.environ.items() if not key.startswith("TOOLSCORE_")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr or done.stdout

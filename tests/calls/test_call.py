@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,6 +26,8 @@ from toolscore.core.errors import (
 )
 from toolscore.core.jsonrpc import ConnectionLost, decode
 from toolscore.core.models import Principal
+from toolscore.endpoints.mcp.server import McpServer
+from toolscore.endpoints.mcp.sessions import Sessions
 from toolscore.upstreams import Caller
 
 ADA = Principal("ada")
@@ -323,3 +327,27 @@ def test_blocks_that_we_do_not_know_pass() -> None:
         assert decode((await gateway.call("town__odd")).content) == blocks
 
     run(check, Double().tool("odd", lambda _: {"content": blocks}))
+
+
+def test_a_call_and_a_session_leave_nothing_to_the_collector() -> None:
+    """Things that know one another stay until the collector comes, which it seldom does under load."""
+
+    async def check(gateway: MemoryGateway, _: Double) -> None:
+        sessions = Sessions(gateway.rooms)
+        gc.collect()
+        gc.disable()
+        try:
+            callers = [Caller(ADA) for _ in range(20)]
+            for caller in callers:
+                await gateway.rooms.calls.call(Call("town__echo", Raw(b'{"text": "x"}'), caller=caller, request_id="r"))
+            session_id = sessions.open(McpServer(gateway.rooms, None), None, {}, "2025-11-25", ADA)
+            session = sessions.find(session_id, None, ADA)
+            left = [weakref.ref(session), *map(weakref.ref, callers)]
+            sessions.end(session_id)
+            del session, callers, caller
+            await asyncio.sleep(0)
+            assert [one() for one in left if one() is not None] == []
+        finally:
+            gc.enable()
+
+    run(check)

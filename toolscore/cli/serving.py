@@ -82,7 +82,7 @@ def _started(gateway: Any, config: Path | None) -> None:
     # What stands now stays: keep the collector from walking it again and again under load.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(20_000, 10, 10)
 
 
 def _banner(gateway: Any, config: Path | None) -> None:

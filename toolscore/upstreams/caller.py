@@ -77,12 +77,15 @@ HOLD_SECONDS = 2.0
 """How long a server's question waits until the requests of all clients but one have ended."""
 
 
+def _unheard(required: dict[str, Any]) -> None:
+    """Nobody wants to hear what a server needed."""
+
+
 class Caller:
     """One request's client. This base class cannot be reached: the caller over REST, or none at all.
 
     Attributes:
         principal: on whose behalf it calls.
-        client: the same object for all requests of one client; asks of a server go to no other.
         capabilities: what the client declared (MCP `ClientCapabilities`).
         log_level: the least severe level it wants to hear of.
         live: whether `ask` reaches the client while its request is under way (session era).
@@ -108,11 +111,16 @@ class Caller:
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
         self.principal = principal
-        self.client: object = client if client is not None else self
+        self._client = client
         self.capabilities: Mapping[str, Any] = capabilities if capabilities is not None else {}
         self.headers = headers
         self.pause: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self.refused: Callable[[dict[str, Any]], None] = lambda required: None
+        self.refused: Callable[[dict[str, Any]], None] = _unheard
+
+    @property
+    def client(self) -> object:
+        """The same object for all requests of one client; of one that is nobody's, the request itself."""
+        return self if self._client is None else self._client  # kept as `self`, it would wait for the collector
 
     @property
     def home(self) -> Caller:

@@ -163,6 +163,7 @@ class Session(Conversation):
                 answer.set_exception(RemoteError({"code": -32600, "message": "the client has ended its session"}))
         if self.listener is not None:
             self.listener.close()
+            self.listener = None  # it knows us: what knows one another waits for the collector
 
 
 class Sessions:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
 from toolscore.core.errors import InvalidArguments, InvalidRequest, PayloadTooLarge, ToolScoreError
 from toolscore.core.jsonrpc import encode
@@ -148,6 +149,10 @@ async def _drop(receive: Receive) -> None:
 
 async def send_json(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """One JSON answer."""
+    cycle = getattr(send, "__self__", None)
+    if type(cycle) is RequestResponseCycle and not cycle.response_started and cycle.scope["method"] != "HEAD":
+        await _answer_at_once(cycle, status, body, headers)
+        return
     await send(
         {
             "type": "http.response.start",
@@ -160,6 +165,35 @@ async def send_json(send: Send, status: int, body: bytes, headers: Sequence[tupl
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+async def _answer_at_once(
+    cycle: RequestResponseCycle, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]]
+) -> None:
+    """What uvicorn's `send` does with an answer that is whole, in one write, and without a walk through its parts."""
+    if cycle.flow.write_paused and not cycle.disconnected:
+        await cycle.flow.drain()
+    if cycle.disconnected:
+        return
+    parts = [
+        STATUS_LINE[status],
+        *(part for name, value in cycle.default_headers for part in (name, b": ", value, b"\r\n")),
+        b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
+    ]
+    for name, value in headers:
+        if HEADER_VALUE_RE.search(value):
+            raise RuntimeError("Invalid HTTP header value.")
+        parts += (name, b": ", value, b"\r\n")
+    if not cycle.keep_alive:
+        parts.append(b"connection: close\r\n")
+    parts += (b"\r\n", body)
+    cycle.waiting_for_100_continue = False
+    cycle.response_started = cycle.response_complete = True
+    cycle.transport.write(b"".join(parts))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
 
 
 def whole(body: dict[str, Any]) -> dict[str, Any]:

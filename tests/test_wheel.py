@@ -1,0 +1,61 @@
+"""The wheel, as `pipx install toolscore` or `uvx toolscore` use it: in an empty folder, with nothing else there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+from support import PYTHON, ROOT, free_port, wait_for
+
+BIN = Path(sys.executable).parent
+
+
+def test_the_built_wheel_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    def done(*words: object, **more: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(word) for word in words], capture_output=True, text=True, check=True, timeout=300, **more  # type: ignore[call-overload]
+        )  # fmt: skip
+
+    done(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("toolscore-*.whl")
+    venv, home, empty = tmp_path / "venv", tmp_path / "home", tmp_path / "empty"
+    home.mkdir()
+    empty.mkdir()
+    python = venv / "bin" / "python"
+    done(BIN / "uv", "venv", "--quiet", "--python", sys.executable, venv)
+    install = (BIN / "uv", "pip", "install", "--quiet", "--python", python)
+    done(*install, "--require-hashes", "-r", ROOT / "requirements.lock")
+    done(*install, "--no-deps", wheel)
+    http_port = free_port()
+    environment = {
+        "HOME": str(home),
+        "PATH": os.defpath,
+        "TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__PORT": str(http_port),
+        "TOOLSCORE_CORE_SERVICES__TOOLSCORE_MCP__PORT": str(free_port()),
+    }
+    toolscore = venv / "bin" / "toolscore"
+    with open(tmp_path / "log", "wb") as log:
+        gateway = subprocess.Popen([str(toolscore), "serve"], cwd=empty, env=environment, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{http_port}"
+
+        def ready() -> bool:
+            assert gateway.poll() is None, (tmp_path / "log").read_text()
+            try:
+                return httpx.get(f"{url}/readyz").is_success
+            except httpx.TransportError:
+                return False
+
+        wait_for(ready, 60)
+        command = done(toolscore, "call", PYTHON, "code=6 * 7", cwd=empty, env={**environment, "COLUMNS": "80"})
+        assert "42" in command.stdout
+    finally:
+        gateway.terminate()
+        assert gateway.wait(30) == 0
+    said = (tmp_path / "log").read_text()
+    assert "embedded defaults" in said
+    assert (home / ".local" / "state" / "toolscore" / "toolscore.db").exists()
+    assert list(empty.iterdir()) == []

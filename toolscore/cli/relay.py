@@ -58,7 +58,8 @@ class Relay:
         address: `ws://…/mcp` of the gateway.
         headers: of the handshake.
         write: puts one line before the client; may block.
-        start: starts a gateway, or says why the one it started has ended; `None`: none is started.
+        start: starts a gateway, or says why the one it started has ended; is told whether one has answered since it
+            was asked last. `None`: none is started.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Relay:
         address: str,
         headers: dict[str, str],
         write: Callable[[bytes], None],
-        start: Callable[[], str | None] | None = None,
+        start: Callable[[bool], str | None] | None = None,
     ) -> None:
         self._address = address
         self._headers = headers
@@ -77,6 +78,8 @@ class Relay:
         self._up = asyncio.Event()
         """Set while a gateway answers, or while it is known that none does."""
         self._failure: ToolScoreError | None = None
+        self._answered = False
+        """Whether a gateway took the session since the last start."""
         self._pending: dict[RequestId, Asked] = {}
         self._initialize: Raw | None = None
         self._initialized = False
@@ -100,6 +103,8 @@ class Relay:
                 async with asyncio.timeout(LAST_SECONDS):
                     while not keeping.done() and any(one.method != "subscriptions/listen" for one in self._waiting()):
                         await asyncio.sleep(0.02)
+                    async with self._writing:  # the last answer may still be on its way out
+                        pass
         finally:
             reading.cancel()
             keeping.cancel()
@@ -233,7 +238,7 @@ class Relay:
             for params in list(self._watched.values()):
                 with contextlib.suppress(HandshakeRefused):  # it may be gone with its server
                     await self._again(channel, "resources/subscribe", params)
-        self._channel, self._failure = channel, None
+        self._channel, self._failure, self._answered = channel, None, True
         self._up.set()
         for asked in self._waiting():
             if not asked.sent:
@@ -279,6 +284,7 @@ class Relay:
     async def _down(self, reason: ConnectionError, seconds: float) -> None:
         """No gateway is connected: what was under way has ended, what waits goes on waiting, for a while."""
         self._channel = None
+        answered, self._answered = self._answered, False
         for request_id, asked in list(self._pending.items()):
             if asked.sent and asked.method == "tools/call":
                 del self._pending[request_id]
@@ -291,7 +297,7 @@ class Relay:
         failure = _failure_of(reason)
         if isinstance(reason, HandshakeRefused):
             seconds = START_SECONDS
-        elif self._start is not None and (ended := self._start()) is not None:
+        elif self._start is not None and (ended := self._start(answered)) is not None:
             failure, seconds = UpstreamUnavailable(ended), START_SECONDS
         if seconds < START_SECONDS:
             if self._failure is None:

@@ -83,14 +83,19 @@ class Starter:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
 
-    def start(self) -> str | None:
-        """Start one, unless one of ours starts already. Returns why that one has ended, in words."""
+    def start(self, answered: bool) -> str | None:
+        """Start one, unless one of ours starts already. Returns why that one has ended, in words.
+
+        Args:
+            answered: a gateway has answered since the last time: how the one that we started ended later tells nothing
+                about starting one.
+        """
         if self._process is not None:
             code = self._process.poll()
             if code is None:
                 return None
-            process, self._process = self._process, None
-            if code not in (0, PORT_TAKEN) and process is not None:  # another client may have been faster
+            self._process = None
+            if code not in (0, PORT_TAKEN) and not answered:  # another client may have been faster
                 return f"a gateway was started and ended ({code}): {self._last_words()}"
         from toolscore.app.files import load_settings
 

@@ -174,7 +174,8 @@ def test_where_no_gateway_runs_one_is_started_for_all_and_ends_with_the_last(tmp
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.status() != psutil.STATUS_ZOMBIE and "--while-used" in process.cmdline() and process.environ().get("HOME") == str(tmp_path):
+                ours = process.status() != psutil.STATUS_ZOMBIE and process.environ().get("HOME") == str(tmp_path)
+                if ours and "--while-used" in process.cmdline():
                     found.append(process)
         return found
 

@@ -82,6 +82,8 @@ class Starter:
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
+        self._answered = False
+        """Whether a gateway has answered since ours was started: it may be gone before its exit is seen."""
 
     def start(self, answered: bool) -> str | None:
         """Start one, unless one of ours starts already. Returns why that one has ended, in words.
@@ -90,15 +92,17 @@ class Starter:
             answered: a gateway has answered since the last time: how the one that we started ended later tells nothing
                 about starting one.
         """
+        self._answered = self._answered or answered
         if self._process is not None:
             code = self._process.poll()
             if code is None:
                 return None
             self._process = None
-            if code not in (0, PORT_TAKEN) and not answered:  # another client may have been faster
+            if code not in (0, PORT_TAKEN) and not self._answered:  # another client may have been faster
                 return f"a gateway was started and ended ({code}): {self._last_words()}"
         from toolscore.app.files import load_settings
 
+        self._answered = False
         folder = load_settings(self._config).settings.storage.folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._log = folder / "gateway.log"

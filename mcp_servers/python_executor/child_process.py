@@ -17,7 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mcp_servers.python_executor.sandbox.wire import Answer, BadAnswer, Op, answer_length, decode_answer
+from mcp_servers.python_executor.sandbox.wire import (
+    CALL,
+    CALL_HEAD,
+    Answer,
+    BadAnswer,
+    Op,
+    answer_length,
+    call_length,
+    decode_answer,
+    reply_frame,
+)
+from mcp_servers.python_executor.tool_calls import Asker, CallsOfRun
 
 __all__ = ["ChildProcess", "Ending", "Watcher"]
 
@@ -30,6 +41,11 @@ WRITE_PAUSE_SECONDS = 0.001
 """How long to wait before writing again when the socket's buffer is full: large requests only."""
 READ_BYTES = 1 << 18
 LENGTH_BYTES = 4
+KIND_AT = 4
+MAX_UNREAD_BYTES = 128 * 1024 * 1024
+"""Replies that a child does not read; it is ended."""
+OUTPUT_BYTES = 64 * 1024
+"""So much of stdout is passed on at a time."""
 
 
 @dataclass(slots=True)
@@ -38,7 +54,7 @@ class Ending:
 
     Attributes:
         answer: what the child said, or `None`.
-        reason: why there is no answer: `exit`, `time`, `output`, `disk`, `protocol` or `sandbox`.
+        reason: why there is no answer: `exit`, `time`, `output`, `disk`, `protocol`, `calls` or `sandbox`.
         status: the wait status, where it is known.
         cpu_seconds: CPU time of the child, where it is known.
         out_of_memory: the kernel killed the child for its memory.
@@ -103,18 +119,24 @@ class ChildProcess:
     _cpu_seconds: float = 0.0
     _paused: bool = False
     _future: asyncio.Future[Ending] | None = None
+    _calls: CallsOfRun | None = None
+    _asker: Asker | None = None
+    _extended: float = 0.0
+    _unsent: bytearray = field(default_factory=bytearray)
+    _told_bytes: int = 0
     _received: bytearray = field(default_factory=bytearray)
     _length: int | None = None
 
     # ------------------------------------------------------------------------------------------------ for its caller
 
-    async def call(self, request: bytes, seconds: float, max_output_bytes: int) -> Ending:
+    async def call(self, request: bytes, seconds: float, max_output_bytes: int, asker: Asker | None = None) -> Ending:
         """Send a request and wait for the answer or for the child's end. Cancelling this kills the child.
 
         Args:
             request: what `encode_request` gave.
             seconds: the time limit that stands in the request.
             max_output_bytes: code that wrote more to stdout or to stderr is ended.
+            asker: answers the tools that the code calls; `None`: it has none.
         """
         future = self._future = asyncio.get_running_loop().create_future()
         self._received.clear()
@@ -122,6 +144,11 @@ class ChildProcess:
         now = time.monotonic()
         self.taken_at, self._deadline, self._answered_at = now, now + seconds + GRACE_SECONDS, 0.0
         self._late, self._max_output_bytes = "time", max_output_bytes
+        self._asker, self._extended, self._told_bytes = asker, 0.0, 0
+        self._calls = calls = CallsOfRun(asker, self) if asker is not None else None
+        if self._unsent:  # the rest of a reply that the code did not wait for
+            request = bytes(self._unsent) + request
+            self._unsent.clear()
         if self._paused:
             self.tell(Op.CONTINUE, self.id, self.slot)
             self._paused = False
@@ -139,7 +166,10 @@ class ChildProcess:
             self.kill()
             raise
         finally:
-            self._future = None
+            self._future = self._calls = None
+            if calls is not None:
+                await calls.stop()
+                self._tell_output()
 
     def _write(self, data: bytes | memoryview) -> memoryview | None:
         """Write what the socket takes. Returns the rest."""
@@ -150,6 +180,50 @@ class ChildProcess:
             return view
         except OSError:
             return None  # it ended: the report says how
+
+    def seconds_left(self) -> float:
+        """Of the code's time."""
+        return self._deadline - GRACE_SECONDS - time.monotonic()
+
+    def extend(self, seconds: float) -> None:
+        """Stop the code so much later than `call` was told."""
+        if seconds > self._extended and self._deadline < math.inf:
+            self._deadline += seconds - self._extended
+            self._extended = seconds
+
+    def reply(self, number: int, body: bytes) -> None:
+        """Answer a call of the code. Never waits."""
+        frame = reply_frame(number, max(0.0, min(self.seconds_left(), 1e9)), body)
+        if self._unsent:
+            self._unsent += frame
+            if len(self._unsent) > MAX_UNREAD_BYTES:
+                self.end("protocol")
+            return
+        rest = self._write(frame)
+        if rest:
+            self._unsent += rest
+            asyncio.get_running_loop().call_later(WRITE_PAUSE_SECONDS, self._write_rest)
+
+    def _write_rest(self) -> None:
+        if self._calls is None or not self._unsent:  # the next call sends it
+            return
+        rest = self._write(bytes(self._unsent[:READ_BYTES]))
+        del self._unsent[: min(len(self._unsent), READ_BYTES) - (len(rest) if rest else 0)]
+        if self._unsent:
+            asyncio.get_running_loop().call_later(WRITE_PAUSE_SECONDS if rest else 0, self._write_rest)
+
+    def _tell_output(self) -> None:
+        """Pass on what the code wrote to stdout meanwhile."""
+        tell = self._asker.on_output if self._asker is not None else None
+        if tell is None or self.stdout < 0:
+            return
+        while self._told_bytes < self._max_output_bytes:
+            data = os.pread(self.stdout, min(OUTPUT_BYTES, self._max_output_bytes - self._told_bytes), self._told_bytes)
+            whole = len(data) if len(data) < 4 else _whole(data)
+            if not whole:
+                break
+            self._told_bytes += whole
+            tell(data[:whole].decode("utf-8", "replace"))
 
     def output(self, bound: int) -> tuple[bytes, bytes]:
         """Return what was written to stdout and to stderr, each up to one byte over the bound."""
@@ -201,10 +275,14 @@ class ChildProcess:
     def tick(self, now: float) -> None:
         """End code that is past its time limit or wrote too much; kill a child that lingers after its answer."""
         if now >= self._deadline:
+            if self._late == "time" and self._calls is not None and self._calls.under_way:
+                return  # they end by the same clock, which stands still while somebody is asked
             self.end(self._late)
         elif self._deadline < math.inf and self._late == "time" and self._wrote_too_much():
             self._late, self._deadline = "output", now + GRACE_SECONDS
             self.tell(Op.INTERRUPT, self.id, self.slot)
+        elif self._asker is not None and self._calls is not None:
+            self._tell_output()
         elif self.released and not self.ended and now - self._answered_at > LINGER_SECONDS:
             self.kill()
 
@@ -231,6 +309,15 @@ class ChildProcess:
         received = self._received
         received += data
         try:
+            while self._calls is not None and len(received) > KIND_AT and received[KIND_AT] == CALL:
+                length = call_length(received)
+                if len(received) < length:
+                    return
+                _, _, number = CALL_HEAD.unpack_from(received)
+                self._calls.came(number, bytes(received[CALL_HEAD.size : length]))
+                del received[:length]
+                if self._future.done():
+                    return
             if self._length is None and len(received) >= LENGTH_BYTES:
                 self._length = answer_length(bytes(received[:LENGTH_BYTES]))
             if self._length is not None and len(received) >= self._length:
@@ -271,7 +358,20 @@ class ChildProcess:
 
     def close(self) -> None:
         """Close the descriptors. Idempotent."""
+        self._unsent.clear()
         for fd in (self.channel, self.stdout, self.stderr):
             if fd >= 0:
                 os.close(fd)
         self.channel = self.stdout = self.stderr = -1
+
+
+def _whole(data: bytes) -> int:
+    """How many bytes of UTF-8 are whole characters: the last may have come in part."""
+    for back in range(1, 4):
+        byte = data[-back]
+        if byte & 0xC0 == 0xC0:  # it begins a character of several bytes
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(data) if length <= back else len(data) - back
+        if byte < 0x80:
+            break
+    return len(data)

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from mcp_servers.python_executor.child_process import ChildProcess, Ending
 from mcp_servers.python_executor.pool import Pool
 from mcp_servers.python_executor.sandbox.wire import CPU_GRACE_SECONDS, Answer, Mode, Request, encode_request
+from mcp_servers.python_executor.tool_calls import Asker
 
 __all__ = ["ENGINES", "Engine", "Exit", "Job", "Outcome", "PoolEngine", "ReusedEngine", "conclude", "request_of"]
 
@@ -40,13 +41,14 @@ CRASHES = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call: the code, what `input()` reads, the files it finds, and its bounds."""
+    """One call: the code, what `input()` reads, the files it finds, its bounds, and who answers the tools it calls."""
 
     code: str
     input: str = ""
     timeout_seconds: float = 30.0
     max_output_bytes: int = 1024 * 1024
     files: tuple[tuple[str, bytes], ...] = ()
+    asker: Asker | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Outcome:
         images: PNG.
         files: path → content, or the size of one that was too large to come along.
         limits_hit: of `time`, `cpu`, `memory`, `output`, `result`, `disk`, `file_size`, `files`, `processes`,
-            `images`, `open_files`, `answer`.
+            `images`, `open_files`, `answer`, `calls`.
         duration_ms: wall-clock, from handing over the code to the answer.
     """
 
@@ -118,6 +120,7 @@ def request_of(job: Job, mode: int) -> bytes:
             job.timeout_seconds,
             job.input.encode("utf-8", "surrogatepass"),
             list(job.files),
+            job.asker.at_once if job.asker is not None else 0,
         )
     )
 
@@ -138,7 +141,8 @@ class PoolEngine:
         began = time.perf_counter()
         ending: Ending | None = None
         try:
-            ending = await child.call(request_of(job, self._mode), job.timeout_seconds, job.max_output_bytes)
+            request = request_of(job, self._mode)
+            ending = await child.call(request, job.timeout_seconds, job.max_output_bytes, job.asker)
             return conclude(ending, child, job, (time.perf_counter() - began) * 1000)
         finally:
             child.release(kill=ending is None or ending.answer is None)
@@ -280,6 +284,8 @@ def _without_answer(ending: Ending, job: Job) -> tuple[Exit, dict[str, str], str
         return "killed", _error("Killed", "the code wrote more files than a call may have, and was ended"), "disk"
     if ending.reason == "protocol":
         return "killed", _error("Killed", "it wrote into the channel that its result goes through, and was ended"), ""
+    if ending.reason == "calls":
+        return "killed", _error("Killed", "it went on calling tools after it had been refused many times"), "calls"
     if ending.reason == "sandbox":
         return "killed", _error("Killed", "the sandbox was stopped or restarted during the call: call again"), ""
     status = ending.status or 0

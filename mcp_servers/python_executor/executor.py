@@ -22,6 +22,7 @@ from mcp_servers.python_executor.packages import PackageSets, UnknownPackages
 from mcp_servers.python_executor.pool import Pool, SandboxUnavailable
 from mcp_servers.python_executor.sandbox.wire import CONFINING_TIERS, Mode
 from mcp_servers.python_executor.sessions import Sessions
+from mcp_servers.python_executor.tool_calls import Asker
 
 __all__ = ["Executor"]
 
@@ -172,6 +173,7 @@ class Executor:
         packages: Sequence[str] = (),
         engine: str | None = None,
         principal: str = "",
+        asker: Asker | None = None,
         on_position: Callable[[int], None] | None = None,
     ) -> Outcome:
         """Run code in a process of its own. Cancelling this ends it.
@@ -180,6 +182,7 @@ class Executor:
             session_id: keep the variables under this name, which is the principal's own.
             files: path below the working folder, content.
             packages: names of packages, or of a set.
+            asker: answers the tools that the code calls; `None`: it has none.
             on_position: is told the place in the queue, if there is one.
 
         Raises:
@@ -192,6 +195,8 @@ class Executor:
             raise ValueError(f"engine {name!r} is not allowed here: choose {', '.join(self.engines)}")
         if session_id is not None and name not in ("fork", "fresh"):
             raise ValueError(f"sessions need the engine `fork` or `fresh`, not `{name}`")
+        if asker is not None and name not in ("fork", "fresh"):
+            raise ValueError(f"code that calls tools needs the engine `fork` or `fresh`, not `{name}`")
         package_set = self.packages.find(packages)
         job = Job(
             code,
@@ -199,6 +204,7 @@ class Executor:
             min(timeout_seconds or self.timeout_seconds, self.max_timeout_seconds),
             self._max_output_bytes,
             tuple(files),
+            asker,
         )
         figures = self._figures[name]
         asked = time.perf_counter()

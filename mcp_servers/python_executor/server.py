@@ -20,6 +20,7 @@ from mcp_servers.python_executor.packages import UnknownPackages
 from mcp_servers.python_executor.pool import SandboxUnavailable
 from mcp_servers.python_executor.schemas import FILE_SCHEMA, OUTPUT_SCHEMA, PNG, SESSIONS_SCHEMA
 from mcp_servers.python_executor.sessions import TooManySessions
+from mcp_servers.python_executor.tool_calls import Asker
 
 __all__ = ["CallRefused", "Progress", "PythonExecutorServer", "create_server"]
 
@@ -56,6 +57,7 @@ class PythonExecutorServer:
     """Lists and calls tools. Code that fails is a result, not an exception. An `async with` gives it its life."""
 
     name = "python-executor"
+    runs_code = True
     version = "0.2.0"
 
     def __init__(self, executor: Executor) -> None:
@@ -172,12 +174,14 @@ class PythonExecutorServer:
         *,
         meta: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        asker: Asker | None = None,
     ) -> dict[str, Any]:
         """Run a tool. Cancelling this ends the code.
 
         Args:
             meta: the request's `_meta`, from a caller who may say on whose behalf it calls.
             progress: is told the place in the queue.
+            asker: answers the tools that the code calls; `None`: it has none.
 
         Raises:
             KeyError: no such tool.
@@ -200,7 +204,7 @@ class PythonExecutorServer:
             if progress is not None:
                 tell = progress
                 options["on_position"] = lambda position: tell(0, None, f"waiting: {position} in the queue")
-            outcome = await self._executor.execute(principal=principal, **options)
+            outcome = await self._executor.execute(principal=principal, asker=asker, **options)
         except (BadArguments, UnknownPackages, TooManySessions, ValueError) as exc:
             return _refused(str(exc))
         except Busy as exc:

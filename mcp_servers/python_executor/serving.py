@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -27,6 +27,7 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
+from mcp_servers.python_executor.gateway import RUN_META, Gateway
 from mcp_servers.python_executor.server import CallRefused, PythonExecutorServer
 
 __all__ = ["sdk_server", "serve_dialling", "serve_http", "serve_stdio"]
@@ -49,12 +50,14 @@ class Stats(types.Result):
     model_config = ConfigDict(extra="allow")
 
 
-def sdk_server(server: PythonExecutorServer, *, trusted: bool) -> Server[Any]:
+def sdk_server(server: PythonExecutorServer, *, gateway: Gateway | None) -> Server[Any]:
     """The official SDK's server around ours.
 
     Args:
-        trusted: whether the caller may say on whose behalf it calls (`_meta`), as a gateway may and a stranger may not.
+        gateway: who calls, and answers the tools that code calls; it may say on whose behalf it calls (`_meta`), which
+            a stranger (`None`) may not.
     """
+    trusted = gateway is not None
 
     async def list_tools(
         _ctx: ServerRequestContext[Any], _params: types.PaginatedRequestParams | None
@@ -70,9 +73,10 @@ def sdk_server(server: PythonExecutorServer, *, trusted: bool) -> Server[Any]:
             telling.add(task)
             task.add_done_callback(telling.discard)
 
+        asker = gateway.asker(meta.get(RUN_META)) if gateway is not None else None
         try:
             result = await server.call_tool(
-                params.name, params.arguments or {}, meta=meta if trusted else {}, progress=progress
+                params.name, params.arguments or {}, meta=meta if trusted else {}, progress=progress, asker=asker
             )
         except KeyError:
             raise MCPError(code=types.INVALID_PARAMS, message=f"unknown tool: {params.name}") from None
@@ -94,15 +98,45 @@ def _options(sdk: Server[Any]) -> Any:
 
 async def serve_stdio(server: PythonExecutorServer) -> None:
     """Serve until stdin closes."""
-    sdk = sdk_server(server, trusted=True)
-    async with stdio_server(stdin=cast("anyio.AsyncFile[str]", _lines())) as (read, write):
+    out = _Lines(os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)  # nothing but MCP on stdout, whoever prints
+    gateway = Gateway(out.line)
+    sdk = sdk_server(server, gateway=gateway)
+    streams = stdio_server(
+        stdin=cast("anyio.AsyncFile[str]", _lines(gateway)), stdout=cast("anyio.AsyncFile[str]", out)
+    )
+    async with streams as (read, write):
         await sdk.run(read, write, _options(sdk))
+    gateway.close()
 
 
-async def _lines() -> AsyncIterator[str]:
+class _Lines:
+    """Whole lines on a stream, whoever writes them."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._turn = asyncio.Lock()
+
+    async def line(self, message: str) -> None:
+        await self.write(message + "\n")
+
+    async def write(self, text: str) -> None:
+        async with self._turn:
+            await asyncio.to_thread(self._put, text.encode("utf-8", "replace"))
+
+    async def flush(self) -> None:
+        """Every line is on its way already."""
+
+    def _put(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._stream.flush()
+
+
+async def _lines(gateway: Gateway) -> AsyncIterator[str]:
     async with anyio.wrap_file(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")) as stdin:
         async for line in stdin:
-            yield _without_surrogates(line)
+            if not gateway.takes(line):
+                yield _without_surrogates(line)
 
 
 def _without_surrogates(message: str) -> str:
@@ -126,7 +160,7 @@ async def serve_http(server: PythonExecutorServer, host: str, port: int, secret:
     security = TransportSecuritySettings(
         allowed_hosts=[f"{name}:{port}" for name in names], allowed_origins=[f"http://{name}:{port}" for name in names]
     )
-    inner = sdk_server(server, trusted=False).streamable_http_app(host=host, transport_security=security)
+    inner = sdk_server(server, gateway=None).streamable_http_app(host=host, transport_security=security)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -193,7 +227,8 @@ async def _register(socket: ClientConnection, server_id: str) -> None:
 
 async def _serve(server: PythonExecutorServer, socket: ClientConnection) -> None:
     """Run the SDK's server over the socket until it closes."""
-    sdk = sdk_server(server, trusted=True)
+    gateway = Gateway(socket.send)
+    sdk = sdk_server(server, gateway=gateway)
     incoming, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     write, outgoing = anyio.create_memory_object_stream[SessionMessage](0)
 
@@ -201,6 +236,8 @@ async def _serve(server: PythonExecutorServer, socket: ClientConnection) -> None
         async with incoming:
             try:
                 async for message in socket:
+                    if gateway.takes(str(message)):
+                        continue
                     try:
                         parsed = types.jsonrpc_message_adapter.validate_json(_without_surrogates(str(message)))
                     except ValueError as exc:
@@ -222,4 +259,5 @@ async def _serve(server: PythonExecutorServer, socket: ClientConnection) -> None
         tasks.start_soon(receive)
         tasks.start_soon(send)
         await sdk.run(read, write, _options(sdk))
+        gateway.close()
         tasks.cancel_scope.cancel()

@@ -145,7 +145,8 @@ class Sessions:
         began = time.perf_counter()
         ending = None
         try:
-            ending = await child.call(request_of(job, Mode.SESSION), job.timeout_seconds, job.max_output_bytes)
+            request = request_of(job, Mode.SESSION)
+            ending = await child.call(request, job.timeout_seconds, job.max_output_bytes, job.asker)
             if session.dropped:
                 return _gone("the session was reset meanwhile")
             outcome = conclude(ending, child, job, (time.perf_counter() - began) * 1000)

@@ -26,6 +26,7 @@ from toolscore.app.settings import Settings, SettingsHub
 from toolscore.calls.admit import Circuits, Places
 from toolscore.calls.cache import ResultCache
 from toolscore.calls.call import CallPipeline
+from toolscore.calls.code import CodeMode
 from toolscore.calls.lookup import KeptResults
 from toolscore.calls.model import Call
 from toolscore.calls.note import Notes
@@ -61,9 +62,8 @@ from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import Pins
 from toolscore.upstreams import Caller, Upstream, UpstreamPool
 from toolscore.upstreams.figures import ServerFigures
-from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.protocol import CAPABILITY_OF
-from toolscore.upstreams.references import resolved_text
+from toolscore.upstreams.references import secret_of
 
 __all__ = ["Gateway", "open_gateway"]
 
@@ -105,6 +105,7 @@ class Gateway:
     notes: Notes
     relay: Relay
     calls: CallPipeline
+    code: CodeMode
     replay: Replay
     search: ToolSearch
     gaps: ToolGapDetector
@@ -278,7 +279,7 @@ async def open_gateway(
 
         # Finding tools
         embeddings = settings.embeddings
-        embedder = embedder_for(embeddings, _secret(embeddings.key))
+        embedder = embedder_for(embeddings, secret_of(embeddings.key))
         search = await enter(ToolSearch(library, scores, database, embedder, frozenset({OWN_SERVER}), embeddings))
 
         # One call
@@ -297,6 +298,7 @@ async def open_gateway(
             library, upstreams, permissions=permissions, kept=kept, rates=rates, reach=reach, notes=notes,
             limits=settings.limits, judge=await enter(Judge()), tracing=tracing,
         )  # fmt: skip
+        code = CodeMode(calls, relay, library, upstreams, permissions, settings.code)
 
         # Servers that come and go
         def forget(server_id: str, for_good: bool) -> None:
@@ -346,7 +348,8 @@ async def open_gateway(
             result: dict[str, Any] = decode((await calls.call(call)).raw)
             return result
 
-        upstreams.provide(OWN_TOOLS, OwnTools(search, gaps, broker, sees=permissions.sees, call=call_as_agent))
+        own_tools = OwnTools(search, gaps, broker, sees=permissions.sees, call=call_as_agent, code=code)
+        upstreams.provide(OWN_TOOLS, own_tools)
 
         # Other settings while it runs
         def use(new: Settings) -> None:
@@ -364,6 +367,7 @@ async def open_gateway(
             gaps.use(new.discovery.judge)
             catalog.use(new.discovery.catalog)
             installer.use(new.discovery.install)
+            code.use(new.code)
             rates.use(new.rates)
             if permissions.use(new.policy):
                 for server_id in features.servers():
@@ -383,16 +387,7 @@ async def open_gateway(
             settings=hub, reload=reload, servers=servers, database=database, shared=shared, metrics=metrics,
             events=events, auth=auth, permissions=permissions, rates=rates, upstreams=upstreams, figures=figures,
             library=library, features=features, changes=changes, pins=pins, scores=scores, journal=journal,
-            firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls,
+            firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls, code=code,
             replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
             installer=installer, broker=broker, watchdog=watchdog, started=time.monotonic(),
         )  # fmt: skip
-
-
-def _secret(reference: str | None) -> str | None:
-    """What a reference stands for; `None` with a line in the log where it stands for nothing."""
-    try:
-        return resolved_text(reference) if reference is not None else None
-    except CommandNotFound as exc:
-        log.error("a key is not to be had", error=str(exc))
-        return None

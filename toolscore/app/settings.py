@@ -20,6 +20,7 @@ from toolscore.access.policy import PolicyRules
 from toolscore.app.executor import PythonExecutorRules
 from toolscore.calls.breaker import BreakerRules
 from toolscore.calls.cache import CacheRules
+from toolscore.calls.code import CodeRules
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.rules import LimitRules, NameRules, Rules, ServerRules
 from toolscore.discovery.rules import DiscoveryRules
@@ -140,6 +141,7 @@ class Settings(BaseSettings):
     tracing: TracingRules = TracingRules()
     embeddings: EmbeddingRules = EmbeddingRules()
     discovery: DiscoveryRules = DiscoveryRules()
+    code: CodeRules = CodeRules()
     python_executor: PythonExecutorRules = PythonExecutorRules()
     logging: LogRules = LogRules()
     upstreams: dict[str, UpstreamSpec] = Field(default_factory=dict, alias="mcpServers")

@@ -38,6 +38,7 @@ class Call:
         extra: the other members of an MCP request's params (`_meta`, and those we do not know), for the upstream.
         use_cache: a result that is kept may be the answer.
         replay: made to see what comes out today: past the cache, and nothing is learned from it.
+        parent: the id of the call whose code makes it; `None`: somebody else does.
 
     Attributes:
         call_id: of its record in the journal.
@@ -55,7 +56,7 @@ class Call:
 
     __slots__ = (
         "_values", "action", "answer", "arguments", "attempt", "call_id", "caller", "error", "extra", "is_stale",
-        "kept", "outcome", "patience", "replay", "request_id", "server_id", "slot", "start", "started",
+        "kept", "outcome", "parent", "patience", "replay", "request_id", "server_id", "slot", "start", "started",
         "timeout_seconds", "tool", "tool_id", "use_cache",
     )  # fmt: skip
 
@@ -72,6 +73,7 @@ class Call:
         extra: dict[str, Any] | None = None,
         use_cache: bool = True,
         replay: bool = False,
+        parent: str | None = None,
     ) -> None:
         self.tool_id = tool_id
         null = memoryview(arguments).nbytes == len(NULL) and bytes(arguments) == NULL
@@ -84,6 +86,7 @@ class Call:
         self.extra = extra
         self.use_cache = use_cache
         self.replay = replay
+        self.parent = parent
         self.call_id = new_call_id()
         self.started = time.perf_counter()
         self.tool: Tool | None = None

@@ -81,6 +81,7 @@ class Notes:
                 duration_ms=0.0,
                 error=CUT_OFF,
                 arguments_bytes=memoryview(call.arguments).nbytes,
+                parent=call.parent,
             ),
             call.arguments,
         )
@@ -143,6 +144,7 @@ class Notes:
                 cache="stale" if level is not None and call.is_stale else level,
                 arguments_bytes=memoryview(call.arguments).nbytes,
                 result_bytes=memoryview(answer).nbytes if answer is not None else -1,
+                parent=call.parent,
             ),
             call.arguments,
             answer,

@@ -97,6 +97,7 @@ class Reach:
                 timeout_seconds=call.timeout_seconds,
                 safe_to_repeat=tool.safe_to_repeat,
                 attempt=call.attempt,
+                call_id=call.call_id,
             )
             well = True
             return raw

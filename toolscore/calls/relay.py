@@ -19,6 +19,7 @@ from toolscore.core.jsonrpc import INVALID_PARAMS, ConnectionLost, RemoteError, 
 from toolscore.core.rules import LimitRules
 from toolscore.telemetry.tracing import NO_TRACING, Tracing
 from toolscore.upstreams import Attempt, Caller, UpstreamPool
+from toolscore.upstreams.caller import CALL_ID
 
 __all__ = ["Relay"]
 
@@ -50,6 +51,7 @@ class Relay:
         timeout_seconds: float | None = None,
         safe_to_repeat: bool = True,
         attempt: Attempt | None = None,
+        call_id: str | None = None,
     ) -> Raw:
         """Ask a server. Cancelling this cancels its work.
 
@@ -59,6 +61,7 @@ class Relay:
             timeout_seconds: `None`: the server's or the gateway's default.
             safe_to_repeat: whether asking twice does no more than asking once.
             attempt: notes whether the request was handed over.
+            call_id: of the call that it belongs to.
 
         Raises:
             UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError, InvalidArguments, Overloaded.
@@ -73,6 +76,8 @@ class Relay:
             if spec.identify_callers:
                 principal = caller.principal
                 known |= {PRINCIPAL: principal.name, SCOPES: list(principal.scopes)}
+                if call_id is not None:
+                    known[CALL_ID] = call_id
             if known:
                 params = {**(params or {}), "_meta": {**meta_of(params), **known}}
             try:

@@ -11,12 +11,12 @@ from msgspec import Raw
 
 from toolscore.access.permissions import Permissions
 from toolscore.calls.call import CallPipeline
+from toolscore.calls.code import RUN_CODE, Recorded, ReplayCaller
 from toolscore.calls.model import Call
 from toolscore.core.errors import Conflict, InvalidRequest, ToolScoreError
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Principal
 from toolscore.tools.library import UnifiedToolLibrary
-from toolscore.upstreams import Caller
 
 __all__ = ["Replay", "difference"]
 
@@ -46,6 +46,7 @@ class Replay:
         *,
         server_id: str | None = None,
         confirm: bool = False,
+        inner: list[dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """Make a recorded call again, past the cache, and say where its result differs.
 
@@ -53,6 +54,8 @@ class Replay:
             recorded: as the journal gives it, with its bodies.
             server_id: another server with a tool of the same name; `None`: the one that was called.
             confirm: also if it may do something a second time.
+            inner: of a run of code, the calls that it made, the oldest first, with their bodies: their results are
+                given again, and no tool is called; `None`: they are called.
 
         Raises:
             Conflict: its arguments are not whole, or it may do something a second time.
@@ -66,14 +69,15 @@ class Replay:
             raise Conflict(f"the arguments of call {call_id} are not kept as they were: it cannot be made again")
         sees = self._permissions.sees(principal)
         tool = self._library.resolve(recorded["name"], None, server_id or recorded["server_id"], sees=sees)
-        if not tool.safe_to_repeat and not confirm:
+        offline = inner is not None and tool.tool_id == RUN_CODE
+        if not tool.safe_to_repeat and not confirm and not offline:
             raise Conflict(
                 f"{tool.tool_id} does not say that it may be called twice: pass `confirm` if it may do its work again"
             )
         again = Call(
             tool.name,
             Raw(encode(recorded["arguments"])),
-            caller=Caller(principal),
+            caller=ReplayCaller(principal, Recorded(inner) if offline and inner is not None else None),
             request_id=f"{REPLAY_OF}{call_id}",
             server_id=tool.server_id,
             replay=True,

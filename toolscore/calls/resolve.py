@@ -10,7 +10,7 @@ from toolscore.core.rules import LimitRules
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.upstreams import UpstreamPool
 
-__all__ = ["resolve"]
+__all__ = ["EXECUTOR", "resolve"]
 
 
 PYTHON, EXECUTOR = "python", "python-executor-mcp-server"

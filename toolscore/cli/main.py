@@ -17,6 +17,7 @@ from toolscore.cli.connect import connect, disconnect
 from toolscore.cli.discovery import catalog, gap, install, uninstall
 from toolscore.cli.operations import cache, calls, errors, pins
 from toolscore.cli.python import python
+from toolscore.cli.run import run
 from toolscore.cli.servers import servers
 from toolscore.cli.serving import doctor, serve
 from toolscore.cli.stdio import stdio
@@ -53,7 +54,7 @@ def version(
         raise typer.Exit(2)
 
 
-for command in (serve, tools, search, gap, install, uninstall, call, events, doctor, stdio, connect, disconnect):
+for command in (serve, tools, search, gap, install, uninstall, call, run, events, doctor, stdio, connect, disconnect):
     app.command()(command)
 for group, name in (
     (servers, "servers"), (catalog, "catalog"), (calls, "calls"), (pins, "pins"), (errors, "errors"),

@@ -77,10 +77,29 @@ def list_calls(
 
 
 @calls.command("show")
-def show(call_id: CallId, url: Url = None) -> None:
-    """Print one past call with its arguments and its result."""
+def show(call_id: CallId, url: Url = None, as_json: AsJson = False) -> None:
+    """Print one past call with its arguments and its result; of a run of code, the calls that it made as a tree."""
     with connected(url) as client:
-        print_json(answer_of(client.get(f"/api/v1/calls/{call_id}")))
+        call = answer_of(client.get(f"/api/v1/calls/{call_id}"))
+    if as_json or "calls" not in call:
+        print_json(call)
+        return
+    print_text(_call_line(call))
+    code = (call["arguments"] or {}).get("code")
+    if isinstance(code, str):
+        print_text("\n".join(f"│   {line}" for line in code.rstrip("\n").splitlines()))
+    for inner in call["calls"]:
+        print_text(f"├── {_call_line(inner)}")
+    result = call["result"] or {}
+    texts = [str(block.get("text", "")) for block in result.get("content") or [] if block.get("type") == "text"]
+    shown = "\n".join(texts) or call["error"] or ""
+    print_text("└── " + "\n    ".join(shown.rstrip("\n").splitlines() or ["(no output)"]))
+
+
+def _call_line(call: dict[str, Any]) -> str:
+    kept = f", kept ({call['cache']})" if call["cache"] else ""
+    error = f": {first_line(call['error'], 100)}" if call["error"] else ""
+    return f"{call['call_id']}  {call['tool_id']}  {call['outcome']}, {call['duration_ms']:.1f} ms{kept}{error}"
 
 
 @calls.command("replay")
@@ -88,6 +107,9 @@ def replay(
     call_id: Annotated[str | None, typer.Argument(help="One call; without it, all that the options choose.")] = None,
     against: Against = None,
     confirm: Confirm = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Of a run of code: give it the results of then, and call no tool.")
+    ] = False,
     tool: Tool = None,
     server: Server = None,
     outcome: Outcome = None,
@@ -99,7 +121,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Make past calls again and show where the results differ. Exit code 1 if any does."""
-    body: dict[str, Any] = _given({"against": against, "confirm": confirm or None})
+    body: dict[str, Any] = _given({"against": against, "confirm": confirm or None, "offline": offline or None})
     if call_id is None:
         if not (yes or tool or server or outcome or since or until):
             _ask(f"make the newest {limit} calls of all tools again?")

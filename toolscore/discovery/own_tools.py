@@ -7,17 +7,21 @@ and the journal apply to them as to every tool.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
+
+from msgspec import Raw
 
 from toolscore import __version__
 from toolscore.core.errors import InvalidArguments, ToolScoreError
 from toolscore.core.jsonrpc import encode
-from toolscore.core.models import LOCAL, Principal, Sees
+from toolscore.core.models import LOCAL, Principal, Sees, Tool
 from toolscore.discovery.capability import CapabilityBroker
 from toolscore.discovery.gaps.detector import ToolGapDetector
 from toolscore.discovery.install.prove import Tell
 from toolscore.discovery.search.search import ToolSearch
 from toolscore.discovery.views import acquired_fields, analysis_fields, found_fields
+from toolscore.upstreams import Caller
+from toolscore.upstreams.caller import CALL_ID
 
 __all__ = ["CALL_TOOL", "OWN_SERVER", "OwnTools"]
 
@@ -26,8 +30,11 @@ SEARCH_TOOLS = "search_tools"
 CALL_TOOL = "call_tool"
 ANALYZE_GAP = "analyze_gap"
 REQUEST_CAPABILITY = "request_capability"
+DESCRIBE_TOOLS = "describe_tools"
+RUN_CODE = "run_code"
 
 DEFAULT_LIMIT = 5
+MAX_FOUND = 20
 TASK = {"type": "string", "minLength": 1, "maxLength": 4000, "description": "the task, in plain words"}
 TASK_AND_CONTEXT = {
     "type": "object",
@@ -39,6 +46,16 @@ TASK_AND_CONTEXT = {
     "additionalProperties": False,
 }
 READ_ONLY = {"readOnlyHint": True, "openWorldHint": False}
+MAX_NAMES = 100
+DEFAULT_TOKENS = 2000
+MAX_TOKENS = 20_000
+MAX_CODE_CHARS = 10_000_000
+"""The executor's own bounds are the same; what it offers beyond these arguments depends on its settings."""
+NAMES = {
+    "type": "array",
+    "maxItems": MAX_NAMES,
+    "items": {"type": "string", "minLength": 1, "maxLength": 200},
+}
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -88,6 +105,75 @@ TOOLS: list[dict[str, Any]] = [
         "inputSchema": TASK_AND_CONTEXT,
         "annotations": {"readOnlyHint": False, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True},
     },
+    {
+        "name": DESCRIBE_TOOLS,
+        "title": "Describe tools as Python",
+        "description": "Show tools as the Python functions that code in run_code calls: typed signatures and what they "
+        "do, within a budget of tokens. Name the tools, or say what they are for.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {
+                "names": {**NAMES, "description": "full names or patterns, such as time__get_current_time, db__*"},
+                "query": {**TASK, "description": "the task; the tools that fit it best are described"},
+                "format": {"enum": ["python", "json"], "default": "python", "description": "json: their schemas"},
+                "max_tokens": {"type": "integer", "minimum": 100, "maximum": MAX_TOKENS, "default": DEFAULT_TOKENS},
+            },
+            "additionalProperties": False,
+        },
+        "annotations": READ_ONLY,
+    },
+    {
+        "name": RUN_CODE,
+        "title": "Run code that calls tools",
+        "description": "Run Python in a sandbox where `tools` calls the tools of this gateway, so that many calls, "
+        "loops and large results cost one call and only what is printed: "
+        "`r = tools.time.get_current_time(timezone='UTC')`; "
+        "`rs = tools.parallel(*(tools.db.query.later(sql=q) for q in qs))`; `tools.search('what for')`; "
+        "`help(tools.db.query)`. Values are Python dicts, lists and texts. A call that fails raises ToolError "
+        "(code, message, suggestion, retryable). The last expression is the result. Tools that may change something "
+        "must be named in `tools`.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {
+                "code": {"type": "string", "maxLength": MAX_CODE_CHARS, "description": "the program"},
+                "tools": {
+                    **NAMES,
+                    "description": "all that the code may call: names or patterns, such as memory__*, time. Without "
+                    "it: every tool that says it only reads",
+                },
+                "timeout_seconds": {"type": "number", "exclusiveMinimum": 0, "description": "ends the code after this"},
+                "session_id": {
+                    "type": "string", "minLength": 1, "maxLength": 200,
+                    "description": "keep variables, imports and files for later calls with the same id",
+                },
+                "packages": {
+                    "type": "array", "items": {"type": "string"},
+                    "description": "packages that the code needs, as python_execute offers them",
+                },
+                "files": {
+                    "type": "array",
+                    "description": "put into the working folder before the code runs: path, content, encoding "
+                    "(utf-8 or base64)",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "path": {"type": "string"},
+                            "content": {"type": "string"},
+                            "encoding": {"enum": ["utf-8", "base64"]},
+                        },
+                        "required": ["path", "content"],
+                        "additionalProperties": False,
+                    },
+                },
+                "input": {"type": "string", "description": "what input() reads"},
+            },
+            "required": ["code"],
+            "additionalProperties": False,
+        },
+        "annotations": {
+            "readOnlyHint": False, "destructiveHint": True, "idempotentHint": False, "openWorldHint": True,
+        },
+    },
 ]  # fmt: skip
 
 Progress = Callable[[float, float | None, str], None]
@@ -98,25 +184,51 @@ Call = Callable[[str, dict[str, Any], Principal], Awaitable[dict[str, Any]]]
 """Calls a tool by its id, with arguments, for a caller; gives an MCP `CallToolResult`; may raise `ToolScoreError`."""
 
 
+class RunsCode(Protocol):
+    """Runs code that calls tools, and knows tools as code sees them."""
+
+    async def run(self, given: dict[str, Any], caller: Caller, call_id: str) -> Raw:
+        """MCP `CallToolResult` of the code; may raise `ToolScoreError`."""
+        ...
+
+    def find(self, names: list[str], caller: Caller) -> list[Tool]:
+        """The tools of these names or patterns; may raise `ToolNotFound`."""
+        ...
+
+    def described(self, tools: list[Tool], caller: Caller, max_tokens: int) -> tuple[str, list[str]]:
+        """A stub file of tools, and the names of those that did not fit."""
+        ...
+
+
 class OwnTools:
     """A server inside the gateway's process.
 
     Args:
         sees: which tools exist for a caller.
         call: calls a tool for a caller.
+        code: runs code that calls tools.
     """
 
     name = "toolscore"
+    takes_callers = True
     version = __version__
 
     def __init__(
-        self, search: ToolSearch, gaps: ToolGapDetector, broker: CapabilityBroker, *, sees: SeesOf, call: Call
+        self,
+        search: ToolSearch,
+        gaps: ToolGapDetector,
+        broker: CapabilityBroker,
+        *,
+        sees: SeesOf,
+        call: Call,
+        code: RunsCode,
     ) -> None:
         self._search = search
         self._gaps = gaps
         self._broker = broker
         self._sees = sees
         self._call = call
+        self._code = code
         self._work: dict[str, Callable[[dict[str, Any], Principal, Tell], Awaitable[dict[str, Any]]]] = {
             SEARCH_TOOLS: self._search_tools,
             CALL_TOOL: self._call_tool,
@@ -135,13 +247,15 @@ class OwnTools:
         *,
         meta: dict[str, Any] | None = None,
         progress: Progress | None = None,
-    ) -> dict[str, Any]:
+        caller: Caller | None = None,
+    ) -> dict[str, Any] | Raw:
         """Call one of the tools.
 
         Args:
             arguments: they fit the tool's schema.
             meta: `_meta` of the request, in which the pipeline says who calls.
             progress: is told each step of a long call.
+            caller: the client that it is for.
 
         Returns:
             An MCP `CallToolResult`; a call that failed is a result with `isError`, for the model to correct.
@@ -149,6 +263,15 @@ class OwnTools:
         Raises:
             KeyError: no such tool.
         """
+        meta = meta or {}
+        if name in (RUN_CODE, DESCRIBE_TOOLS):
+            caller = caller or Caller(_principal(meta))
+            try:
+                if name == RUN_CODE:
+                    return await self._code.run(arguments, caller, str(meta.get(CALL_ID, "")))
+                return await self._describe_tools(arguments, caller)
+            except ToolScoreError as exc:
+                return _failed(exc)
         work = self._work[name]
         steps = 0
 
@@ -159,10 +282,9 @@ class OwnTools:
                 progress(float(steps), None, f"{step}: {message}")
 
         try:
-            return await work(arguments, _principal(meta or {}), tell)
+            return await work(arguments, _principal(meta), tell)
         except ToolScoreError as exc:
-            text = f"{exc.message}. {exc.suggestion}" if exc.suggestion else exc.message
-            return {"content": [{"type": "text", "text": text}], "isError": True}
+            return _failed(exc)
 
     async def _search_tools(self, given: dict[str, Any], who: Principal, _: Tell) -> dict[str, Any]:
         limit = given.get("limit", DEFAULT_LIMIT)
@@ -174,6 +296,24 @@ class OwnTools:
         if tool_id.startswith(f"{OWN_SERVER}__{CALL_TOOL}"):
             raise InvalidArguments(f"{tool_id} calls other tools: name one of these in `tool_id`")
         return await self._call(tool_id, given.get("parameters") or {}, who)
+
+    async def _describe_tools(self, given: dict[str, Any], caller: Caller) -> dict[str, Any]:
+        names, query = given.get("names"), given.get("query")
+        if not names and not query:
+            raise InvalidArguments("give `names`, the tools to describe, or `query`, what they are for")
+        tools = self._code.find(names, caller) if names else []
+        if query:
+            who = caller.principal
+            found = await self._search.search(query, principal=who.name, sees=self._sees(who), limit=MAX_FOUND)
+            known = {tool.tool_id for tool in tools}
+            tools += [one.tool for one in found if one.tool.tool_id not in known]
+        if given.get("format") == "json":
+            shown = [{"tool_id": one.tool_id, "definition": one.definition} for one in tools]
+            return _result({"tools": shown})
+        text, left = self._code.described(tools, caller, given.get("max_tokens", DEFAULT_TOKENS))
+        if left:
+            text += f"\n\n# not described, for want of room: {', '.join(left)}"
+        return {"content": [{"type": "text", "text": text}], "structuredContent": {"stubs": text, "left_out": left}}
 
     async def _analyze_gap(self, given: dict[str, Any], who: Principal, _: Tell) -> dict[str, Any]:
         analysis = await self._gaps.analyze(
@@ -187,6 +327,11 @@ class OwnTools:
             on_progress=tell,
         )  # fmt: skip
         return _result(acquired_fields(acquired))
+
+
+def _failed(exc: ToolScoreError) -> dict[str, Any]:
+    text = f"{exc.message}. {exc.suggestion}" if exc.suggestion else exc.message
+    return {"content": [{"type": "text", "text": text}], "isError": True}
 
 
 def _result(fields: dict[str, Any]) -> dict[str, Any]:

@@ -361,7 +361,7 @@ class Journal:
         """Calls, the newest first, without their bodies; and the cursor of the next page.
 
         Args:
-            filters: column → value: `tool_id`, `server_id`, `principal`, `outcome`, `request_id`.
+            filters: column → value: `tool_id`, `server_id`, `principal`, `outcome`, `request_id`, `parent`.
 
         Raises:
             StoreError.

@@ -111,6 +111,8 @@ class CallRecord(msgspec.Struct, frozen=True, array_like=True):
     arguments_bytes: int = 0
     result_bytes: int = -1
     """-1: there was none. Of a body over the bound only the size is sent."""
+    parent: str | None = None
+    """The call whose code made it."""
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -192,6 +194,7 @@ class _Rows:
                     "result": result,
                     "result_body": result_body,
                     "redacted": int(hidden) + 2 * int(hidden_too),
+                    "parent": record.parent,
                 }
             )
         return rows, list(large.values())

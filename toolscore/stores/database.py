@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Table, delete, event, func, insert, select, update
+from sqlalchemy import Connection, Table, delete, event, func, insert, inspect, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -445,12 +445,28 @@ async def open_database(url: str) -> AsyncIterator[Database]:
         try:
             async with engine.begin() as connection:
                 await connection.run_sync(metadata.create_all)
+                await connection.run_sync(_add_columns)
         except (SQLAlchemyError, OSError) as exc:
             reason = getattr(exc, "orig", None) or exc
             raise StoreError(f"cannot open the database {parsed.render_as_string()}: {reason}") from exc
         yield Database(engine)
     finally:
         await engine.dispose()
+
+
+def _add_columns(connection: Connection) -> None:
+    """Add the columns that tables of an older version do not have yet; each may be empty."""
+    known = inspect(connection)
+    only_new = "IF NOT EXISTS " if connection.dialect.name == "postgresql" else ""  # another gateway may be at it, too
+    for table in metadata.sorted_tables:
+        there = {column["name"] for column in known.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {only_new}{column.name} {kind}")
+                for index in table.indexes:
+                    if column.name in index.columns:
+                        index.create(connection, checkfirst=True)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

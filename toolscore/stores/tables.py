@@ -13,6 +13,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 __all__ = [
@@ -127,7 +128,14 @@ calls = Table(
     Column("result", Text),
     Column("result_body", String(64)),
     Column("redacted", Integer, nullable=False),
+    Column("parent", String(32)),
     Index("calls_by_tool", "tool_id", "call_id"),
+    Index(
+        "calls_by_parent",
+        "parent",
+        sqlite_where=text("parent IS NOT NULL"),
+        postgresql_where=text("parent IS NOT NULL"),
+    ),
 )
 
 bodies = Table(

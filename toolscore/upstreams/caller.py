@@ -12,21 +12,27 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from hmac import compare_digest
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import Raw
 
 from toolscore.core.errors import InvalidRequest
-from toolscore.core.jsonrpc import METHOD_NOT_FOUND, RemoteError, decode
+from toolscore.core.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, RemoteError, decode
 from toolscore.core.models import NOBODY, Principal
 
 __all__ = [
+    "CALL_ID",
     "CLIENT_FEATURES",
+    "CODE_CALL",
+    "CODE_OUTPUT",
     "EVERYBODY",
     "LOG_LEVELS",
     "NO_HEADERS",
     "Caller",
     "ClientSide",
+    "Code",
+    "CodeReply",
     "InFlight",
     "OnAsked",
     "declared",
@@ -68,6 +74,46 @@ EVERYBODY = ClientSide(CLIENT_FEATURES)
 
 OnAsked = Callable[[bool], None]
 
+CALL_ID = "toolscore/call_id"
+"""The member of `_meta` that tells our own servers which call a request belongs to."""
+CODE_CALL, CODE_OUTPUT = "toolscore/code/call", "toolscore/code/output"
+"""What an executor sends on the connection on which it runs code: the code calls a tool, the code wrote something."""
+
+
+class CodeReply(NamedTuple):
+    """The answer to a call of code.
+
+    Attributes:
+        body: JSON, for the code.
+        asked_seconds: for how long somebody was asked during the run so far; the code's clock stood still meanwhile.
+        over: the code may call nothing more.
+    """
+
+    body: bytes
+    asked_seconds: float
+    over: bool
+
+
+class Code(Protocol):
+    """Code that is run for a caller, and may call tools meanwhile.
+
+    Attributes:
+        token: what the executor shows with each call. at_once: calls that the code may have under way.
+    """
+
+    token: str
+    at_once: int
+
+    @property
+    def on_output(self) -> Callable[[str], None] | None:
+        """Takes what the code writes while it runs; `None`: nobody wants it."""
+        ...
+
+    async def ask(self, call: bytes, seconds: float) -> CodeReply:
+        """Answer a call of the code, which has so many seconds left."""
+        ...
+
+
 ABANDONED_SECONDS = 60.0
 """How long a server may still ask on behalf of a request that was cancelled, before we take it that it has stopped."""
 
@@ -94,8 +140,12 @@ class Caller:
         pause: makes the request's own clock stand still while its client is asked.
         headers: of its HTTP request, those that some server is given (`forward_headers`), in lower case.
         refused: told of the `ClientCapabilities` that a server needed and the client did not declare.
+        code: that the request has run; `None`: it is any other.
+        tell_output: takes what code that is run for it writes; `None`: it hears of that at the end.
     """
 
+    code: Code | None = None
+    tell_output: Callable[[str], None] | None = None
     live = False
     stateless = False
     suspended = False
@@ -269,6 +319,8 @@ class InFlight:
         """
         if method == "ping":
             return {}
+        if method == CODE_CALL:
+            return await self._code_calls(params)
         required = required_capability(method, params)
         if not self._features.issuperset(required):
             raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"the gateway was told not to pass on {method}"})
@@ -287,8 +339,40 @@ class InFlight:
         with caller.pause():
             return await caller.ask(method, params)
 
+    def _code(self, shown: Any) -> Code:
+        """The code that is run by a request under way on this connection, and whose token is shown.
+
+        Raises:
+            RemoteError: there is none.
+        """
+        token = shown.get("token") if isinstance(shown, dict) else None
+        for caller in self._requests.values():
+            run = caller.code if caller is not None else None
+            if run is not None and isinstance(token, str) and compare_digest(run.token.encode(), token.encode()):
+                return run
+        raise RemoteError({"code": INVALID_PARAMS, "message": "no code with this token runs here"})
+
+    async def _code_calls(self, params: Raw | None) -> dict[str, Any]:
+        shown = decode(params) if params is not None else {}
+        run = self._code(shown)
+        call, seconds = shown.get("call"), shown.get("seconds_left")
+        if not isinstance(call, str) or isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise RemoteError({"code": INVALID_PARAMS, "message": "expected `call`, a string, and `seconds_left`"})
+        reply = await run.ask(call.encode("utf-8", "surrogatepass"), float(seconds))
+        return {"reply": reply.body.decode(), "asked_seconds": reply.asked_seconds, "over": reply.over}
+
+    def _code_wrote(self, params: Raw | None) -> None:
+        with suppress(InvalidRequest, RemoteError):
+            shown = decode(params) if params is not None else {}
+            tell = self._code(shown).on_output
+            if tell is not None and isinstance(shown.get("text"), str):
+                tell(shown["text"])
+
     def tell(self, method: str, params: Raw | None) -> bool:
         """Hand a notification to the client that it belongs to. False where it belongs to no request."""
+        if method == CODE_OUTPUT:
+            self._code_wrote(params)
+            return True
         self._tidy()
         if not self._requests:
             return False

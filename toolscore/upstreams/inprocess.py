@@ -55,8 +55,11 @@ class InProcessServer(Protocol):
         *,
         meta: dict[str, Any] | None = None,
         progress: Callable[[float, float | None, str], None] | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | Raw:
         """An MCP `CallToolResult`. Cancelling it ends the work.
+
+        One that runs code (`runs_code = True`) also takes `asker`, a `Code`; one that is a part of the gateway
+        (`takes_callers = True`) also takes `caller`.
 
         Args:
             meta: the request's `_meta`.
@@ -94,8 +97,13 @@ class InProcessConnection:
                 arguments = decode(arguments) or {}
             meta = meta_of(params)
             progress = _teller(caller) if caller is not None and caller.wants_progress else None
+            more: dict[str, Any] = {}
+            if caller is not None and caller.code is not None and getattr(self._server, "runs_code", False):
+                more["asker"] = caller.code
+            if getattr(self._server, "takes_callers", False):
+                more["caller"] = caller
             try:
-                result = await self._server.call_tool(params["name"], arguments, meta=meta, progress=progress)
+                result = await self._server.call_tool(params["name"], arguments, meta=meta, progress=progress, **more)
             except KeyError as exc:
                 raise RemoteError({"code": INVALID_PARAMS, "message": f"unknown tool: {exc.args[0]}"}) from exc
             except Exception as exc:
@@ -103,7 +111,7 @@ class InProcessConnection:
                 if isinstance(error, dict):
                     raise RemoteError(error) from exc
                 raise InternalError(f"{self._server.name} failed: {type(exc).__name__}: {exc}") from exc
-            return Raw(encode(result))
+            return result if isinstance(result, Raw) else Raw(encode(result))
         if method == "tools/list":
             return Raw(encode({"tools": self._server.list_tools()}))
         if method == "ping":

@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+import structlog
 from dotenv import dotenv_values
 
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["REFERENCE", "hidden", "resolved", "resolved_text"]
+__all__ = ["REFERENCE", "hidden", "resolved", "resolved_text", "secret_of"]
+
+log = structlog.get_logger(__name__)
 
 REFERENCE = re.compile(
     r"\$\{(?:file:([^}\0]+)|(input:[^}\0]*|command:[^}\0]*|config:[^}\0]*)|(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?)\}"
@@ -112,6 +115,15 @@ def resolved_text(given: str, environment: Mapping[str, str] = os.environ) -> st
         return found
 
     return REFERENCE.sub(value, given)
+
+
+def secret_of(reference: str | None) -> str | None:
+    """What a reference stands for; `None` with a line in the log where it stands for nothing."""
+    try:
+        return resolved_text(reference) if reference is not None else None
+    except CommandNotFound as exc:
+        log.error("a key is not to be had", error=str(exc))
+        return None
 
 
 def _file_of_variables(path: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ from sys import modules
 from types import ModuleType
 from typing import Any
 
+from mcp_servers.python_executor.sandbox import tools as calling
 from mcp_servers.python_executor.sandbox.wire import (
     CHANNEL,
     CPU_GRACE_SECONDS,
@@ -40,7 +41,9 @@ from mcp_servers.python_executor.sandbox.wire import (
     MAX_RESULT_CHARS,
     MAX_TRACEBACK_CHARS,
     MAX_TYPE_CHARS,
+    REPLY,
     REQUEST,
+    WITH_TOOLS,
     Answer,
     Mode,
     Request,
@@ -70,6 +73,7 @@ MAX_ENTRIES_LOOKED_AT = 2000
 COLLECT_EVERY = 100
 ONCE, RESTRICTED = Mode.ONCE, Mode.RESTRICTED
 MODE_AT = 4
+REPLY_KIND = bytes([REPLY])
 """Where a request's mode stands."""
 CO_COROUTINE = 0x80
 PYPLOT = "matplotlib.pyplot"
@@ -114,10 +118,16 @@ def arm_random() -> None:
 
 linecache_cache = linecache.cache
 _running = False
+channel = calling.Channel()
+OURS = (calling.__file__, __file__)
+LATER_SECONDS = 0.1
 
 
 def _on_alarm(_number: int, _frame: object) -> None:
     if _running:
+        if channel.waiting:  # whoever answers knows how much time is left: a person may be asked
+            setitimer(ITIMER_REAL, LATER_SECONDS)
+            return
         raise TimeLimit
 
 
@@ -152,9 +162,10 @@ def split_last(code: str) -> tuple[str, str | None] | None:
     return stripped[:start], line
 
 
-def compile_code(code: str, filename: str) -> "tuple[Any, Any]":
+def compile_code(code: str, filename: str, with_tools: int = 0) -> "tuple[Any, Any]":
     """(statements, last expression), either of which may be `None`."""
-    parts = split_last(code)
+    awaits = with_tools and "await" in code
+    parts = split_last(code) if not awaits else None
     if parts is not None:
         body, last = parts
         try:
@@ -173,6 +184,8 @@ def compile_code(code: str, filename: str) -> "tuple[Any, Any]":
             raise
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # as in a notebook
         tree = compile(code, filename, "exec", ast.PyCF_ONLY_AST | flags, True)
+    if awaits:
+        calling.let_await(tree)
     expression = None
     if tree.body and isinstance(tree.body[-1], ast.Expr):
         expression = compile(ast.Expression(tree.body.pop().value), filename, "eval", flags, True)
@@ -287,12 +300,26 @@ def failed(exc: BaseException, filename: str, answer: Answer) -> None:
     while stack is not None and stack.tb_frame.f_code.co_filename != filename:
         stack = stack.tb_next
     if isinstance(exc, TimeLimit):
-        lines = ["Traceback (most recent call last):\n", *traceback.format_tb(stack)[:-1]]  # the last is our own
+        lines = ["Traceback (most recent call last):\n", *traceback.format_list(own_frames(stack))]
     else:
-        lines = traceback.format_exception(type(exc), exc, stack)
+        lines = format_error(exc, stack)
         answer.error_message += hint(exc) or hint(exc.__context__)
     text = "".join(lines)
     answer.traceback = text if len(text) <= MAX_TRACEBACK_CHARS else "…" + text[1 - MAX_TRACEBACK_CHARS :]
+
+
+def own_frames(stack: Any) -> "traceback.StackSummary":
+    """The frames of the code, without those of ours that it called."""
+    frames = traceback.extract_tb(stack)
+    return traceback.StackSummary.from_list([one for one in frames if one.filename not in OURS])
+
+
+def format_error(exc: BaseException, stack: Any) -> list[str]:
+    if not isinstance(exc, calling.ToolError):
+        return traceback.format_exception(type(exc), exc, stack)
+    told = traceback.TracebackException(type(exc), exc, stack)
+    told.stack = own_frames(stack)
+    return list(told.format())
 
 
 def hint(exc: BaseException | None) -> str:
@@ -412,6 +439,8 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
     """
     global _running  # noqa: PLW0603 - a page less than an object
     _, mode, seconds, length, given, count = REQUEST.unpack_from(data)
+    with_tools = mode & WITH_TOOLS
+    mode ^= with_tools
     code = data[REQUEST.size : REQUEST.size + length]
     before = None
     if given or count or mode != ONCE:
@@ -419,6 +448,8 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
         sys.stdin = io.TextIOWrapper(io.BytesIO(request.input), "utf-8", "replace")
         write_files(request.files, folder)
         before = look(folder)
+    if with_tools:
+        give_tools(namespace, decode_request(data).tools_at_once, code)
     value = None
     try:
         if mode == ONCE or mode == RESTRICTED:  # noqa: PLR1714, SIM109 - no tuple to touch
@@ -428,7 +459,10 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
         text = code.decode("utf-8", "surrogatepass")
         linecache_cache[filename] = (length, None, text.splitlines(True), filename)
         _running = True
-        body, last = compile_restricted_code(text, filename) if mode == RESTRICTED else compile_code(text, filename)
+        if mode == RESTRICTED:
+            body, last = compile_restricted_code(text, filename)
+        else:
+            body, last = compile_code(text, filename, with_tools)
         if body is not None:
             value = eval(body, namespace)  # noqa: S307
             if value is not None:  # a coroutine: the code awaits at its top level
@@ -441,6 +475,8 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
             value = None
         result = None if value is None else shown(value)
         _running = False
+        if with_tools:
+            channel.close()
         try:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -455,6 +491,8 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
             answer.result, answer.limits = cut(result, MAX_RESULT_CHARS), "result"
     except BaseException as exc:  # whatever the code raises is its result
         _running = False
+        if with_tools:
+            channel.close()
         answer = Answer()
         failed(exc, filename, answer)
     collect_images(value, answer)
@@ -466,6 +504,20 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
     collect_files(folder, before or {}, answer)
     setitimer(ITIMER_REAL, 0)
     return encode_answer(answer)
+
+
+def give_tools(namespace: dict[str, Any], at_once: int, code: bytes) -> None:
+    """Let the code call tools, until the channel is closed."""
+    channel.open(at_once)
+    if not isinstance(namespace.get("tools"), calling.Tools):
+        tools = namespace["tools"] = calling.Tools(channel)
+        namespace["ToolError"] = calling.ToolError
+        namespace["help"] = calling.Help(tools, namespace["__builtins__"].help)
+        namespace[calling.AWAITED] = calling.awaited
+    if b"asyncio" in code:
+        import asyncio
+
+        calling.lift_asyncio(asyncio)
 
 
 def finish_coroutine(value: Any) -> Any:
@@ -482,8 +534,19 @@ def write_files(files: list[tuple[str, bytes]], folder: str) -> None:
             file.write(content)
 
 
+def read_more() -> bytes:
+    data = os.read(CHANNEL, READ_BYTES)
+    if not data:
+        os._exit(0)  # nobody is there any more
+    return data
+
+
 def read_request() -> bytes:
-    data = os.read(CHANNEL, FIRST_READ_BYTES)
+    data = channel.rest or os.read(CHANNEL, FIRST_READ_BYTES)
+    if channel.rest or data[MODE_AT : MODE_AT + 1] == REPLY_KIND:  # of calls that the code did not wait for
+        channel.rest = data
+        data = channel.after_replies(read_more)
+        channel.rest = b""
     if len(data) >= REQUEST.size and request_length(data) == len(data):
         return data
     parts, got, length = [data], len(data), None
@@ -571,6 +634,9 @@ def prepare(empty_folder: str) -> Prepared:
     for _ in range(WARM_ROUNDS):
         for code in SAMPLES:
             answer_request(encode_request(Request(code, ONCE, 3600.0)), new_namespace(), "<code>", empty_folder)
+    for _ in range(WARM_ROUNDS):
+        request = Request(SAMPLES[0], ONCE, 3600.0, tools_at_once=1)
+        answer_request(encode_request(request), new_namespace(), "<code>", empty_folder)
     setrlimit = real
     linecache.cache.clear()
     prepared.namespace = new_namespace()
@@ -600,7 +666,7 @@ def serve_again(data: bytes, folder: str, prepared: Prepared) -> None:
     namespace = prepared.namespace
     count = 0
     while True:
-        mode = data[MODE_AT]
+        mode = data[MODE_AT] & ~WITH_TOOLS
         count += 1
         if mode == Mode.RESET:
             if reset is None:
@@ -612,11 +678,11 @@ def serve_again(data: bytes, folder: str, prepared: Prepared) -> None:
         elif mode == RESTRICTED:
             namespace = restricted_namespace()
         try:
-            answer = answer_request(data, namespace, f"<code {count}>", folder)
+            answer = answer_request(data, namespace, "<code>" if mode == ONCE else f"<code {count}>", folder)
         except BaseException as exc:
             answer = broken(exc)
         write_answer(answer)
-        if mode == RESTRICTED:
+        if mode in (RESTRICTED, ONCE):
             os._exit(0)
         data = read_request()
 

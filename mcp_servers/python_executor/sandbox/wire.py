@@ -10,12 +10,15 @@ import struct
 from dataclasses import dataclass, field
 
 __all__ = [
+    "CALL",
+    "CALL_HEAD",
     "CHANNEL",
     "COMMAND",
     "CONFINING_TIERS",
     "CPU_GRACE_SECONDS",
     "LIMITS",
     "MAX_ANSWER_BYTES",
+    "MAX_CALL_BYTES",
     "MAX_FILES",
     "MAX_FILES_BYTES",
     "MAX_IMAGES",
@@ -26,19 +29,24 @@ __all__ = [
     "MAX_RESULT_CHARS",
     "MAX_TRACEBACK_CHARS",
     "MAX_TYPE_CHARS",
+    "REPLY",
+    "REPLY_HEAD",
     "REPORT",
     "REQUEST",
+    "WITH_TOOLS",
     "Answer",
     "BadAnswer",
     "Mode",
     "Op",
     "Request",
     "answer_length",
+    "call_length",
     "decode_answer",
     "decode_request",
     "encode_answer",
     "encode_request",
     "encode_result",
+    "reply_frame",
     "request_length",
 ]
 
@@ -69,6 +77,17 @@ REQUEST = struct.Struct("<IBdIIH")
 FILE = struct.Struct("<HI")
 ANSWER = struct.Struct("<IBBHH")
 """length of the rest, exit, whether there is a result, number of images, number of files"""
+CALL, REPLY = ord("C"), ord("R")
+"""What the fifth byte of a frame says: code asks for a tool, and is answered. An answer has its exit there, a request
+its mode."""
+WITH_TOOLS = 0x40
+"""Added to a request's mode: the code may call tools, so many at a time as the request's last two bytes say."""
+CALL_HEAD = struct.Struct("<IBI")
+"""length of the rest, CALL, number; JSON follows. The numbers are the child's own."""
+REPLY_HEAD = struct.Struct("<IBId")
+"""length of the rest, REPLY, number of the call, seconds that the code has left; JSON follows."""
+MAX_CALL_BYTES = 4 * 1024 * 1024
+AT_ONCE = struct.Struct("<H")
 COMMAND = struct.Struct("=IIII")
 """op, id, slot, argument: from the server to a zygote, see `Op`."""
 REPORT = struct.Struct("=IIIiiIQQQ")
@@ -107,13 +126,18 @@ class Mode:
 
 @dataclass(slots=True)
 class Request:
-    """One piece of code to run. Paths in `files` are relative to the working folder."""
+    """One piece of code to run. Paths in `files` are relative to the working folder.
+
+    Attributes:
+        tools_at_once: how many calls of tools it may have under way; 0: it has no tools.
+    """
 
     code: bytes
     mode: int = Mode.ONCE
     seconds: float = 30.0
     input: bytes = b""
     files: list[tuple[str, bytes]] = field(default_factory=list)
+    tools_at_once: int = 0
 
 
 @dataclass(slots=True)
@@ -149,10 +173,12 @@ def encode_request(request: Request) -> bytes:
     for path, content in request.files:
         name = path.encode()
         parts += [FILE.pack(len(name), len(content)), name, content]
+    if request.tools_at_once:
+        parts.append(AT_ONCE.pack(request.tools_at_once))
     body = b"".join(parts)
     head = REQUEST.pack(
         REQUEST.size - LENGTH.size + len(body),
-        request.mode,
+        request.mode | (WITH_TOOLS if request.tools_at_once else 0),
         request.seconds,
         len(request.code),
         len(request.input),
@@ -170,14 +196,38 @@ def request_length(start: bytes) -> int:
 def decode_request(data: bytes) -> Request:
     _, mode, seconds, code, given, count = REQUEST.unpack_from(data)
     at = REQUEST.size
-    request = Request(data[at : at + code], mode, seconds, data[at + code : at + code + given])
+    request = Request(data[at : at + code], mode & ~WITH_TOOLS, seconds, data[at + code : at + code + given])
     at += code + given
     for _ in range(count):
         name, size = FILE.unpack_from(data, at)
         at += FILE.size
         request.files.append((data[at : at + name].decode(), data[at + name : at + name + size]))
         at += name + size
+    if mode & WITH_TOOLS:
+        (request.tools_at_once,) = AT_ONCE.unpack_from(data, at)
     return request
+
+
+def call_length(start: bytes | bytearray) -> int:
+    """Return the length in bytes of a call, from its first four bytes.
+
+    Raises:
+        BadAnswer: it is longer than a call may be.
+    """
+    length: int = LENGTH.unpack_from(start)[0]
+    if not CALL_HEAD.size <= LENGTH.size + length <= CALL_HEAD.size + MAX_CALL_BYTES:
+        raise BadAnswer(f"it says that it has {length} bytes")
+    return LENGTH.size + length
+
+
+def reply_frame(number: int, seconds: float, body: bytes) -> bytes:
+    """The answer to a call.
+
+    Args:
+        seconds: that the code has left from now on.
+        body: JSON.
+    """
+    return REPLY_HEAD.pack(REPLY_HEAD.size - LENGTH.size + len(body), REPLY, number, seconds) + body
 
 
 def _blob(data: bytes) -> bytes:

@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from toolscore.app.compose import Gateway
 from toolscore.endpoints.rest.answers import add_failures
 from toolscore.endpoints.rest.cache import cache_router
+from toolscore.endpoints.rest.code import code_router
 from toolscore.endpoints.rest.discovery import discovery_router
 from toolscore.endpoints.rest.errors import errors_router
 from toolscore.endpoints.rest.journal import journal_router
@@ -18,8 +19,8 @@ from toolscore.endpoints.rest.tools import tools_router
 __all__ = ["ROUTERS", "add_rest"]
 
 ROUTERS = (
-    tools_router, servers_router, policy_router, monitoring_router, journal_router, pins_router, errors_router,
-    cache_router, discovery_router,
+    tools_router, code_router, servers_router, policy_router, monitoring_router, journal_router, pins_router,
+    errors_router, cache_router, discovery_router,
 )  # fmt: skip
 """Each makes the routes of one tag."""
 

@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
+from toolscore.calls.code import RUN_CODE
 from toolscore.core.errors import InvalidArguments, Overloaded, PayloadTooLarge, ToolNotFound
 from toolscore.core.models import Principal, timestamp
 from toolscore.endpoints.asgi import principal_of, read_as
@@ -23,6 +24,8 @@ __all__ = ["journal_router"]
 
 
 MAX_PAGE = 1000
+MAX_INNER = 10_000
+"""Calls of one run that are shown; `parent` pages through them."""
 MAX_REPLAYED = 1000
 MAX_EXPORTED = 10_000
 EXPORT_PAGE = 200
@@ -34,6 +37,8 @@ class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     against: str | None = None
     confirm: bool = False
+    offline: bool = False
+    """Of a run of code: give it the results that its calls had, and call no tool."""
     tool_id: str | None = None
     server_id: str | None = None
     principal: str | None = None
@@ -56,12 +61,13 @@ def journal_router(gateway: Gateway) -> APIRouter:
         principal: Annotated[str | None, Query(description="others' calls take the scope `admin`")] = None,
         outcome: Annotated[str | None, Query(description="`ok`, `tool_error` or an error code")] = None,
         request_id: str | None = None,
+        parent: Annotated[str | None, Query(description="the run whose code made them")] = None,
         since: Annotated[str | None, Query(description="RFC 3339", examples=["2026-11-21T10:00:00Z"])] = None,
         until: Annotated[str | None, Query(description="RFC 3339")] = None,
         cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     ) -> Response:
-        filters = _filters(principal_of(request.scope), tool_id, server_id, principal, outcome, request_id)
+        filters = _filters(principal_of(request.scope), tool_id, server_id, principal, outcome, request_id, parent)
         with _reading():
             calls, after = await journal.find(
                 filters=filters, since_ms=_moment("since", since), until_ms=_moment("until", until), cursor=cursor,
@@ -113,7 +119,16 @@ def journal_router(gateway: Gateway) -> APIRouter:
     async def get_call(request: Request, call_id: str) -> Response:
         who = principal_of(request.scope)
         with _reading():
-            return answer(request, await journal.get(call_id, None if ADMIN in who.scopes else who.name))
+            call = await journal.get(call_id, None if ADMIN in who.scopes else who.name)
+            if call["tool_id"] == RUN_CODE:
+                call["calls"] = await _inner(call)
+            return answer(request, call)
+
+    async def _inner(run: dict[str, Any]) -> list[dict[str, Any]]:
+        """The calls that a run made, the oldest first, without their bodies."""
+        filters = {"parent": run["call_id"], "principal": run["principal"]}
+        found, _ = await journal.find(filters=filters, limit=MAX_INNER)
+        return found[::-1]
 
     @router.post("/api/v1/calls/replay", summary="Make past calls again")
     async def replay_window(request: Request, body: Annotated[dict[str, Any], Body()]) -> Response:
@@ -134,7 +149,12 @@ def journal_router(gateway: Gateway) -> APIRouter:
         who, wanted = principal_of(request.scope), read_as(body or {}, ReplayRequest)
         with _reading():
             call = await journal.get(call_id, None if ADMIN in who.scopes else who.name)
-        data = await gateway.replay.one(call, who, server_id=wanted.against, confirm=wanted.confirm)
+            inner = None
+            if wanted.offline:
+                if call["tool_id"] != RUN_CODE:
+                    raise InvalidArguments(f"call {call_id} ran no code: only a run can be made again offline")
+                inner = (await journal.with_bodies(await _inner(call)))[::-1]
+        data = await gateway.replay.one(call, who, server_id=wanted.against, confirm=wanted.confirm, inner=inner)
         return answer(request, data, "the same result" if data["same"] else "the result differs")
 
     return router
@@ -156,6 +176,7 @@ def _filters(
     principal: str | None,
     outcome: str | None,
     request_id: str | None,
+    parent: str | None = None,
 ) -> dict[str, Any]:
     """What to look for. Whoever is no admin sees what is his own."""
     if ADMIN not in who.scopes:
@@ -163,7 +184,7 @@ def _filters(
             need_scope(who, ADMIN)
         principal = who.name
     given = {"tool_id": tool_id, "server_id": server_id, "principal": principal, "outcome": outcome,
-             "request_id": request_id}  # fmt: skip
+             "request_id": request_id, "parent": parent}  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}
 
 

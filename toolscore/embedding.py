@@ -121,6 +121,13 @@ class LightEmbedder:
         rows /= numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
         return rows
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has for a model of the Llama family."""
+        with self._loading:
+            if self._words is None:
+                self._load()
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def _load(self) -> None:
         """The two files of the package; its own loader would ask a network for them."""
         from importlib.resources import files

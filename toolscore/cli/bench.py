@@ -80,6 +80,22 @@ def bench_gaps(
         print_json(result)
 
 
+@bench.command("code")
+def bench_code(picture: Picture = None, as_json: AsJson = False) -> None:
+    """Count what a model reads and writes for 20 tasks, with direct calls and with code. Fetches five servers."""
+    from toolscore.bench.code import run_code_bench
+
+    try:
+        result = run_code_bench(picture=_drawable(picture), quiet=as_json)
+    except RuntimeError as exc:
+        say(str(exc))
+        raise typer.Exit(1) from None
+    if as_json:
+        print_json(result)
+    if not all(task["right"] for task in result["tasks"]):
+        raise typer.Exit(1)
+
+
 @bench.command("fixes")
 def bench_fixes(
     file: Annotated[
@@ -109,6 +125,18 @@ def bench_fixes(
         print(f"suggested {found['shown']} times, right {found['right']} times: {found['precision']:.0%}")
 
 
+def _drawable(picture: Path | None) -> Path | None:
+    """The picture's file, if it is one.
+
+    Raises:
+        typer.Exit: it cannot be written, or is no picture.
+    """
+    if picture is not None and (picture.suffix not in (".png", ".svg", ".pdf") or not picture.parent.is_dir()):
+        say(f"--picture takes a .png, .svg or .pdf file in a folder that exists, found {picture}")
+        raise typer.Exit(2)
+    return picture
+
+
 def _measured(folder: Path, half: str, mode: str, picture: Path | None, run: Callable[[Any], Any]) -> Any:
     from toolscore.embedding import EmbeddingError, LightEmbedder, SemanticEmbedder
 
@@ -118,9 +146,7 @@ def _measured(folder: Path, half: str, mode: str, picture: Path | None, run: Cal
     if mode not in ("light", "semantic"):
         say(f"--mode takes `light` or `semantic`, found {mode!r}")
         raise typer.Exit(2)
-    if picture is not None and (picture.suffix not in (".png", ".svg", ".pdf") or not picture.parent.is_dir()):
-        say(f"--picture takes a .png, .svg or .pdf file in a folder that exists, found {picture}")
-        raise typer.Exit(2)
+    _drawable(picture)
     try:
         return run(SemanticEmbedder() if mode == "semantic" else LightEmbedder())
     except (FileNotFoundError, ValueError, KeyError) as exc:

@@ -23,7 +23,7 @@ from toolscore.discovery.views import acquired_fields, analysis_fields, found_fi
 from toolscore.upstreams import Caller
 from toolscore.upstreams.caller import CALL_ID
 
-__all__ = ["CALL_TOOL", "OWN_SERVER", "OwnTools"]
+__all__ = ["CALL_TOOL", "DESCRIBE_TOOLS", "OWN_SERVER", "OwnTools"]
 
 OWN_SERVER = "toolscore"
 SEARCH_TOOLS = "search_tools"
@@ -125,47 +125,30 @@ TOOLS: list[dict[str, Any]] = [
     {
         "name": RUN_CODE,
         "title": "Run code that calls tools",
-        "description": "Run Python in a sandbox where `tools` calls the tools of this gateway, so that many calls, "
-        "loops and large results cost one call and only what is printed: "
-        "`r = tools.time.get_current_time(timezone='UTC')`; "
+        "description": "Run Python in a sandbox where `tools` calls this gateway's tools: many calls cost one, and "
+        "only what is printed comes back. `r = tools.time.get_current_time(timezone='UTC')`; "
         "`rs = tools.parallel(*(tools.db.query.later(sql=q) for q in qs))`; `tools.search('what for')`; "
-        "`help(tools.db.query)`. Values are Python dicts, lists and texts. A call that fails raises ToolError "
-        "(code, message, suggestion, retryable). The last expression is the result. Tools that may change something "
-        "must be named in `tools`.",
+        "`help(tools.db.query)`. Values are dicts, lists, texts. A call that fails raises ToolError (code, message, "
+        "suggestion, retryable).",
         "inputSchema": {
             "type": "object",
             "properties": {
                 "code": {"type": "string", "maxLength": MAX_CODE_CHARS, "description": "the program"},
                 "tools": {
                     **NAMES,
-                    "description": "all that the code may call: names or patterns, such as memory__*, time. Without "
-                    "it: every tool that says it only reads",
+                    "description": "all that it may call: memory__*, time. Else what is marked read-only",
                 },
-                "timeout_seconds": {"type": "number", "exclusiveMinimum": 0, "description": "ends the code after this"},
+                "timeout_seconds": {"type": "number", "exclusiveMinimum": 0, "description": "then it is ended"},
                 "session_id": {
                     "type": "string", "minLength": 1, "maxLength": 200,
-                    "description": "keep variables, imports and files for later calls with the same id",
+                    "description": "keep variables and files for later calls",
                 },
-                "packages": {
-                    "type": "array", "items": {"type": "string"},
-                    "description": "packages that the code needs, as python_execute offers them",
-                },
+                "packages": {"type": "array", "items": {"type": "string"}, "description": "as in python_execute"},
                 "files": {
                     "type": "array",
-                    "description": "put into the working folder before the code runs: path, content, encoding "
-                    "(utf-8 or base64)",
-                    "items": {
-                        "type": "object",
-                        "properties": {
-                            "path": {"type": "string"},
-                            "content": {"type": "string"},
-                            "encoding": {"enum": ["utf-8", "base64"]},
-                        },
-                        "required": ["path", "content"],
-                        "additionalProperties": False,
-                    },
+                    "description": "put into the working folder first: path, content, encoding (utf-8, base64)",
+                    "items": {"type": "object"},
                 },
-                "input": {"type": "string", "description": "what input() reads"},
             },
             "required": ["code"],
             "additionalProperties": False,

@@ -27,7 +27,6 @@ RUN_OPENAPI = {
                         "session_id": {"type": "string"},
                         "packages": {"type": "array", "items": {"type": "string"}},
                         "files": {"type": "array", "items": {"type": "object"}},
-                        "input": {"type": "string"},
                     },
                 },
                 "examples": {"time": {"value": {"code": "tools.time.get_current_time(timezone='Asia/Tokyo')"}}},

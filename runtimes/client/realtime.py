@@ -14,11 +14,12 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from runtimes.client.rest import ToolScoreClientError, authorization
+from runtimes.client.rest import authorization, gateway_address
+from runtimes.client.results import ToolScoreClientError
 
 __all__ = ["RealTimeToolClient"]
 
-DEFAULT_URL = "ws://127.0.0.1:8082/api/v1/events/tools"
+EVENTS_PATH = "/api/v1/events/tools"
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 15.0
 QUEUE_EVENTS = 10_000
@@ -32,7 +33,8 @@ class RealTimeToolClient:
     back-off and jitter, and asks for what it missed since the last `seq` it saw.
 
     Args:
-        url: of the events socket.
+        url: of the gateway (`http://…`), or of its events socket (`ws://…`); `None`: as `TOOLSCORE_URL` says, else on
+            this machine.
         events: only these types; `None`: all but those that must be asked for.
         api_key: from `toolscore keys create`; `None`: that of `TOOLSCORE_API_KEY`, if there is one.
         heartbeat_seconds: a ping this often; without an answer for as long again the connection is given up.
@@ -40,15 +42,13 @@ class RealTimeToolClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | None = None,
         *,
         events: Collection[str] | None = None,
         api_key: str | None = None,
         heartbeat_seconds: float = 20,
     ) -> None:
-        if not url.startswith(("ws://", "wss://")):
-            raise ValueError(f"the events are at a ws:// address such as {DEFAULT_URL}, found {url!r}")
-        self._url = url
+        self._url = _events_address(gateway_address(url))
         self._headers = authorization(api_key)
         self._types = list(events) if events is not None else None
         self._heartbeat = heartbeat_seconds
@@ -223,3 +223,17 @@ class RealTimeToolClient:
             raise ToolScoreClientError("the connection is being made again", code="unreachable", retryable=True)
         with contextlib.suppress(ConnectionClosed):
             await self._socket.send(json.dumps(message))
+
+
+def _events_address(url: str) -> str:
+    """The address of the events socket of a gateway.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme in ("ws", "wss"):
+        return url
+    if separator and scheme in ("http", "https"):
+        return f"{scheme.replace('http', 'ws')}://{rest}{EVENTS_PATH}"
+    raise ValueError(f"a gateway is at an address such as http://127.0.0.1:8082, found {url!r}")

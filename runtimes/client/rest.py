@@ -2,94 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, fields
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import fields
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-__all__ = ["ToolFailed", "ToolResult", "ToolScoreClient", "ToolScoreClientError", "authorization"]
+from runtimes.client.results import CodeResult, ToolResult, ToolScoreClientError
+
+__all__ = ["ToolScoreClient", "authorization", "gateway_address"]
 
 DEFAULT_URL = "http://127.0.0.1:8082"
+NDJSON = "application/x-ndjson"
 
 
-class ToolScoreClientError(Exception):
-    """The gateway refused, or could not be reached.
-
-    Attributes:
-        code: the gateway's error code (`tool_not_found`, `outcome_unknown`, …), or `unreachable`.
-        status: HTTP status, 0 where there was no answer.
-        retryable: whether the same call may be made again.
-        retry_after_seconds: how long to wait before, where the gateway said so.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str,
-        status: int = 0,
-        retryable: bool = False,
-        retry_after_seconds: float | None = None,
-        suggestion: str | None = None,
-    ) -> None:
-        super().__init__(f"{code}: {message}" + (f" ({suggestion})" if suggestion else ""))
-        self.code = code
-        self.message = message
-        self.status = status
-        self.retryable = retryable
-        self.retry_after_seconds = retry_after_seconds
-        self.suggestion = suggestion
-
-
-@dataclass(frozen=True)
-class ToolResult:
-    """What a tool answered.
-
-    Attributes:
-        content: MCP content blocks.
-        is_error: the tool ran and failed.
-        suggestion: what helped others whose call failed like this.
-        age_seconds: of a result that was kept by the gateway; `None`: the tool has just made it.
-    """
-
-    call_id: str
-    tool_id: str
-    content: list[dict[str, Any]]
-    structured_content: Any
-    is_error: bool
-    duration_ms: float
-    suggestion: str | None = None
-    age_seconds: float | None = None
-
-    def raise_for_tool_error(self) -> ToolResult:
-        """This result, if the tool did its work.
-
-        Raises:
-            ToolFailed: it ran and failed.
-        """
-        if self.is_error:
-            raise ToolFailed(self)
-        return self
-
-    @property
-    def text(self) -> str:
-        """The text blocks, a line break between them."""
-        return "\n".join(str(block.get("text", "")) for block in self.content if block.get("type") == "text")
-
-
-class ToolFailed(Exception):
-    """A tool ran and reported an error.
-
-    Attributes:
-        result: what it said.
-    """
-
-    def __init__(self, result: ToolResult) -> None:
-        super().__init__(f"{result.tool_id}: {result.text or 'it reported an error'}")
-        self.result = result
+def gateway_address(url: str | None) -> str:
+    """The address that is given; else that of `TOOLSCORE_URL`, else the default one of this machine."""
+    return (url or os.environ.get("TOOLSCORE_URL") or DEFAULT_URL).rstrip("/")
 
 
 def authorization(api_key: str | None) -> dict[str, str]:
@@ -102,7 +34,7 @@ class ToolScoreClient:
     """Calls tools of a gateway. Use as `async with ToolScoreClient() as client`.
 
     Args:
-        url: where the gateway answers.
+        url: where the gateway answers; `None`: as `TOOLSCORE_URL` says, else on this machine.
         timeout_seconds: for everything but tool calls, whose time limit is the gateway's.
         api_key: from `toolscore keys create`; `None`: that of `TOOLSCORE_API_KEY`, if there is one.
         headers: sent with each request.
@@ -110,13 +42,13 @@ class ToolScoreClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | None = None,
         *,
         timeout_seconds: float = 30,
         api_key: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        self._url = url
+        self._url = gateway_address(url)
         self._timeout = timeout_seconds
         self._headers = {**authorization(api_key), **(headers or {})}
         self._opened: httpx.AsyncClient | None = None
@@ -187,6 +119,132 @@ class ToolScoreClient:
         """One tool, with its schema."""
         return await self._data("GET", f"/api/v1/tools/{tool_id}")
 
+    async def search(self, query: str, *, limit: int = 10) -> list[dict[str, Any]]:
+        """The tools for a task, best first, each with its schema, `relevance` and `score`."""
+        body = {"query": query, "limit": limit}
+        found: list[dict[str, Any]] = (await self._data("POST", "/api/v1/tools/search", json=body))["tools"]
+        return found
+
+    async def analyze_gap(self, task: str, *, context: str = "") -> dict[str, Any]:
+        """Whether the tools here can do a task: `verdict`, `confidence`, `steps`, `missing`."""
+        body = {"task_description": task, **({"context": context} if context else {})}
+        return await self._data("POST", "/api/v1/tools/analyze-gap", json=body)
+
+    async def request_capability(self, task: str, *, context: str = "") -> dict[str, Any]:
+        """Get what is missing for a task, as far as the operator's policy allows: `status`, `next`, `tools`, …
+
+        May take a minute: a server is fetched and tried.
+        """
+        body = {"task_description": task, **({"context": context} if context else {})}
+        return await self._data(
+            "POST", "/api/v1/tools/request-capability", json=body, timeout=httpx.Timeout(self._timeout, read=None)
+        )
+
+    async def catalog(self, query: str, *, limit: int = 10) -> list[dict[str, Any]]:
+        """Servers in the catalogs that fit a query."""
+        params: dict[str, Any] = {"q": query, "limit": limit}
+        found: list[dict[str, Any]] = (await self._data("GET", "/api/v1/catalog/search", params=params))["servers"]
+        return found
+
+    async def install(self, name: str, **options: Any) -> dict[str, Any]:
+        """Install a server of a catalog, with the other members of `POST /api/v1/catalog/install`."""
+        return await self._data(
+            "POST",
+            "/api/v1/catalog/install",
+            json={"name": name, **options},
+            timeout=httpx.Timeout(self._timeout, read=None),
+        )
+
+    async def calls(self, *, limit: int = 100, **filters: str) -> list[dict[str, Any]]:
+        """Past calls, the newest first.
+
+        Args:
+            filters: `tool_id`, `server_id`, `principal`, `outcome`, `request_id`, `parent`, `since`, `until`.
+        """
+        params: dict[str, Any] = {"limit": limit, **filters}
+        found: list[dict[str, Any]] = (await self._data("GET", "/api/v1/calls", params=params))["calls"]
+        return found
+
+    async def call(self, call_id: str) -> dict[str, Any]:
+        """One past call, with `arguments` and `result`; of a run of code also `calls`, those that it made."""
+        return await self._data("GET", f"/api/v1/calls/{call_id}")
+
+    async def describe_tools(
+        self, *, names: Sequence[str] = (), query: str | None = None, max_tokens: int = 2000
+    ) -> tuple[str, list[str]]:
+        """Tools as a Python stub file, as code in `run_code` calls them; and the names that did not fit.
+
+        Raises:
+            ToolFailed: a name is none.
+        """
+        wanted: dict[str, Any] = {"max_tokens": max_tokens}
+        if names:
+            wanted["names"] = list(names)
+        if query:
+            wanted["query"] = query
+        found = (await self.execute("toolscore__describe_tools", wanted)).raise_for_tool_error().structured_content
+        return found["stubs"], found["left_out"]
+
+    async def run_code(
+        self,
+        code: str,
+        *,
+        tools: Sequence[str] | None = None,
+        timeout_seconds: float | None = None,
+        session_id: str | None = None,
+        packages: Sequence[str] = (),
+        files: Sequence[dict[str, Any]] = (),
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> CodeResult:
+        """Run Python that calls tools, in the gateway's sandbox. Cancelling this ends it, and the calls that it made.
+
+        Args:
+            tools: all that it may call, names or patterns; `None`: what only reads.
+            session_id: keep variables for later runs.
+            on_event: is told of `stdout` and `progress` events as they come.
+
+        Raises:
+            ToolScoreClientError: it could not be run. Code that fails is a result with `error`.
+        """
+        body: dict[str, Any] = {"code": code}
+        optional = {
+            "tools": list(tools) if tools is not None else None, "timeout_seconds": timeout_seconds,
+            "session_id": session_id, "packages": list(packages) or None, "files": list(files) or None,
+        }  # fmt: skip
+        body |= {name: value for name, value in optional.items() if value is not None}
+        end: dict[str, Any] | None = None
+        try:
+            async with self._http.stream(
+                "POST", "/api/v1/code/run", json=body, headers={"accept": NDJSON},
+                timeout=httpx.Timeout(self._timeout, read=None),
+            ) as response:  # fmt: skip
+                if response.headers.get("content-type") != NDJSON:
+                    await response.aread()
+                    self._answer(response)
+                async for line in response.aiter_lines():
+                    event = json.loads(line)
+                    if event["event"] == "end":
+                        end = event
+                    elif on_event is not None:
+                        on_event(event)
+        except httpx.TransportError as exc:
+            raise ToolScoreClientError(
+                f"{self._url} went away: {exc}", code="outcome_unknown" if end is None else "unreachable"
+            ) from exc
+        if end is None:
+            raise ToolScoreClientError(f"{self._url} went away before the code had ended", code="outcome_unknown")
+        data = _succeeded(end, response.status_code)["data"]
+        text = "\n".join(str(block.get("text", "")) for block in data["content"] if block.get("type") == "text")
+        run, structured = data["run"] or {}, data["structured_content"]
+        if structured is None:
+            return CodeResult(data["call_id"], text, exit="refused")
+        return CodeResult(
+            data["call_id"], text, structured["stdout"], structured["stderr"], structured["result"],
+            structured["error"], structured["exit"], tuple(structured["files"]),
+            tuple(block for block in data["content"] if block.get("type") == "image"),
+            run.get("calls", 0), run.get("failed", 0), structured["duration_ms"],
+        )  # fmt: skip
+
     async def servers(self) -> list[dict[str, Any]]:
         """The servers behind the gateway."""
         servers: list[dict[str, Any]] = (await self._data("GET", "/api/v1/servers"))["servers"]
@@ -214,24 +272,36 @@ class ToolScoreClient:
 
     async def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
-            response = await self._http.request(method, path, **options)
-            answer: dict[str, Any] = response.json()
+            return self._answer(await self._http.request(method, path, **options))
         except httpx.TransportError as exc:
             raise ToolScoreClientError(
                 f"no gateway answers at {self._url}: {exc}", code="unreachable", retryable=True
             ) from exc
+
+    def _answer(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = response.json()
         except ValueError as exc:
             raise ToolScoreClientError(
                 f"{self._url} answered no JSON (HTTP {response.status_code})", code="unreachable"
             ) from exc
-        if not answer.get("success"):
-            error = answer.get("error") or {}
-            raise ToolScoreClientError(
-                error.get("message", f"HTTP {response.status_code}"),
-                code=error.get("code", "internal_error"),
-                status=response.status_code,
-                retryable=bool(error.get("retryable")),
-                retry_after_seconds=error.get("retry_after_seconds"),
-                suggestion=error.get("suggestion"),
-            )
+        return _succeeded(answer, response.status_code)
+
+
+def _succeeded(answer: dict[str, Any], status: int) -> dict[str, Any]:
+    """An answer's envelope, if it tells of success.
+
+    Raises:
+        ToolScoreClientError
+    """
+    if answer.get("success"):
         return answer
+    error = answer.get("error") or {}
+    raise ToolScoreClientError(
+        error.get("message", f"HTTP {status}"),
+        code=error.get("code", "internal_error"),
+        status=status,
+        retryable=bool(error.get("retryable")),
+        retry_after_seconds=error.get("retry_after_seconds"),
+        suggestion=error.get("suggestion"),
+    )

@@ -164,7 +164,7 @@ def test_they_ask_for_the_caller_and_say_what_goes_wrong(open_rooms: Any) -> Non
         nothing: Any = None
         async with open_rooms(LightEmbedder()) as rooms:
             rooms.list_tools("safe", secret="Opens the safe.", visit="Visits the safe.")
-            own = OwnTools(rooms.search, nothing, nothing, sees=sees, call=call, code=nothing)
+            own = OwnTools(rooms.search, nothing, nothing, sees=sees, call=call, code=nothing, run=nothing)
             assert [one["name"] for one in own.list_tools()][:2] == ["search_tools", "call_tool"]
 
             async def asked(name: str, arguments: dict[str, Any], who: str | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from toolscore.calls.admit import Circuits, Places
 from toolscore.calls.cache import ResultCache
 from toolscore.calls.call import CallPipeline
 from toolscore.calls.code import CodeMode
+from toolscore.calls.code_tools import CodeTools
 from toolscore.calls.lookup import KeptResults
 from toolscore.calls.model import Call
 from toolscore.calls.note import Notes
@@ -298,7 +299,7 @@ async def open_gateway(
             library, upstreams, permissions=permissions, kept=kept, rates=rates, reach=reach, notes=notes,
             limits=settings.limits, judge=await enter(Judge()), tracing=tracing,
         )  # fmt: skip
-        code = CodeMode(calls, relay, library, upstreams, permissions, settings.code)
+        code = CodeMode(calls, relay, CodeTools(library, upstreams, permissions), settings.code)
 
         # Servers that come and go
         def forget(server_id: str, for_good: bool) -> None:
@@ -348,7 +349,9 @@ async def open_gateway(
             result: dict[str, Any] = decode((await calls.call(call)).raw)
             return result
 
-        own_tools = OwnTools(search, gaps, broker, sees=permissions.sees, call=call_as_agent, code=code)
+        own_tools = OwnTools(
+            search, gaps, broker, sees=permissions.sees, call=call_as_agent, code=code.tools, run=code.run
+        )
         upstreams.provide(OWN_TOOLS, own_tools)
 
         # Other settings while it runs

@@ -20,7 +20,7 @@ from toolscore.access.policy import PolicyRules
 from toolscore.app.executor import PythonExecutorRules
 from toolscore.calls.breaker import BreakerRules
 from toolscore.calls.cache import CacheRules
-from toolscore.calls.code import CodeRules
+from toolscore.calls.code_run import CodeRules
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.rules import LimitRules, NameRules, Rules, ServerRules
 from toolscore.discovery.rules import DiscoveryRules

@@ -23,7 +23,7 @@ from toolscore.app.settings import Settings
 from toolscore.bench.code_tasks import TASKS, Data, Task, make_data, text_of
 from toolscore.bench.search import print_table
 from toolscore.calls import Call
-from toolscore.calls.code import RUN_CODE
+from toolscore.calls.code_run import RUN_CODE
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import LOCAL, UpstreamSpec
 from toolscore.discovery.own_tools import DESCRIBE_TOOLS as DESCRIBE
@@ -145,7 +145,7 @@ async def _run(gateway: Gateway, task: Task, data: Data, words: LightEmbedder) -
         turns.append((_call(words, one["tool_id"], one["arguments"]), words.count(came)))
     describer = gateway.library.find(DESCRIBE_TOOLS)
     assert describer is not None
-    stubs, _ = gateway.code.described(tools, Caller(LOCAL), STUB_TOKENS)
+    stubs, _ = gateway.code.tools.described(tools, Caller(LOCAL), STUB_TOKENS)
     names = [tool.tool_id for tool in tools]
     own = sum(words.count(json.dumps(tool.definition)) for tool in (runner, describer))
     asked = (_call(words, DESCRIBE_TOOLS, {"names": names}), words.count(stubs))

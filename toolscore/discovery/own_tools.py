@@ -167,12 +167,13 @@ Call = Callable[[str, dict[str, Any], Principal], Awaitable[dict[str, Any]]]
 """Calls a tool by its id, with arguments, for a caller; gives an MCP `CallToolResult`; may raise `ToolScoreError`."""
 
 
-class RunsCode(Protocol):
-    """Runs code that calls tools, and knows tools as code sees them."""
+RunCode = Callable[[dict[str, Any], Caller, str], Awaitable[Raw]]
+"""Runs code that calls tools, for a caller, as part of the call of this id; gives an MCP `CallToolResult`; may raise
+`ToolScoreError`."""
 
-    async def run(self, given: dict[str, Any], caller: Caller, call_id: str) -> Raw:
-        """MCP `CallToolResult` of the code; may raise `ToolScoreError`."""
-        ...
+
+class CodeSight(Protocol):
+    """Knows tools as code sees them."""
 
     def find(self, names: list[str], caller: Caller) -> list[Tool]:
         """The tools of these names or patterns; may raise `ToolNotFound`."""
@@ -189,7 +190,8 @@ class OwnTools:
     Args:
         sees: which tools exist for a caller.
         call: calls a tool for a caller.
-        code: runs code that calls tools.
+        code: knows tools as code sees them.
+        run: runs code that calls tools.
     """
 
     name = "toolscore"
@@ -204,7 +206,8 @@ class OwnTools:
         *,
         sees: SeesOf,
         call: Call,
-        code: RunsCode,
+        code: CodeSight,
+        run: RunCode,
     ) -> None:
         self._search = search
         self._gaps = gaps
@@ -212,6 +215,7 @@ class OwnTools:
         self._sees = sees
         self._call = call
         self._code = code
+        self._run = run
         self._work: dict[str, Callable[[dict[str, Any], Principal, Tell], Awaitable[dict[str, Any]]]] = {
             SEARCH_TOOLS: self._search_tools,
             CALL_TOOL: self._call_tool,
@@ -251,7 +255,7 @@ class OwnTools:
             caller = caller or Caller(_principal(meta))
             try:
                 if name == RUN_CODE:
-                    return await self._code.run(arguments, caller, str(meta.get(CALL_ID, "")))
+                    return await self._run(arguments, caller, str(meta.get(CALL_ID, "")))
                 return await self._describe_tools(arguments, caller)
             except ToolScoreError as exc:
                 return _failed(exc)

@@ -16,7 +16,8 @@ from msgspec import Raw
 
 from toolscore.app.compose import Gateway
 from toolscore.calls import Call
-from toolscore.calls.code import RUN_CODE, RUN_META
+from toolscore.calls.code import RUN_META
+from toolscore.calls.code_run import RUN_CODE
 from toolscore.core.errors import InternalError, InvalidArguments, InvalidRequest, ToolNotFound, ToolScoreError
 from toolscore.core.jsonrpc import decode, decode_object, encode, meta_of
 from toolscore.core.models import Principal

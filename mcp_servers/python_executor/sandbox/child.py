@@ -27,6 +27,7 @@ from sys import modules
 from types import ModuleType
 from typing import Any
 
+from mcp_servers.python_executor.sandbox import channel as channels
 from mcp_servers.python_executor.sandbox import tools as calling
 from mcp_servers.python_executor.sandbox.wire import (
     CHANNEL,
@@ -118,8 +119,8 @@ def arm_random() -> None:
 
 linecache_cache = linecache.cache
 _running = False
-channel = calling.Channel()
-OURS = (calling.__file__, __file__)
+channel = channels.Channel()
+OURS = (calling.__file__, channels.__file__, __file__)
 LATER_SECONDS = 0.1
 
 
@@ -315,7 +316,7 @@ def own_frames(stack: Any) -> "traceback.StackSummary":
 
 
 def format_error(exc: BaseException, stack: Any) -> list[str]:
-    if not isinstance(exc, calling.ToolError):
+    if not isinstance(exc, channels.ToolError):
         return traceback.format_exception(type(exc), exc, stack)
     told = traceback.TracebackException(type(exc), exc, stack)
     told.stack = own_frames(stack)
@@ -511,7 +512,7 @@ def give_tools(namespace: dict[str, Any], at_once: int, code: bytes) -> None:
     channel.open(at_once)
     if not isinstance(namespace.get("tools"), calling.Tools):
         tools = namespace["tools"] = calling.Tools(channel)
-        namespace["ToolError"] = calling.ToolError
+        namespace["ToolError"] = channels.ToolError
         namespace["help"] = calling.Help(tools, namespace["__builtins__"].help)
         namespace[calling.AWAITED] = calling.awaited
     if b"asyncio" in code:

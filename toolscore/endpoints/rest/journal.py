@@ -13,7 +13,7 @@ from fastapi.responses import Response
 
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
-from toolscore.calls.code import RUN_CODE
+from toolscore.calls.code_run import RUN_CODE
 from toolscore.core.errors import InvalidArguments, Overloaded, PayloadTooLarge, ToolNotFound
 from toolscore.core.models import Principal, timestamp
 from toolscore.endpoints.asgi import principal_of, read_as

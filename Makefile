@@ -70,7 +70,7 @@ $(VENV)/.tested: $(VENV)/.installed tests/requirements.lock
 # Exact versions of what pyproject.toml asks for.
 lock: $(VENV)/.installed
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
-	  --extra postgres --extra bench --extra tracing --group build pyproject.toml -o requirements.lock
+	  --extra postgres --extra bench --extra tracing --extra reasoning --group build pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	  --group dev -c requirements.lock -o tests/requirements.lock
 

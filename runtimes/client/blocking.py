@@ -85,6 +85,14 @@ class BlockingToolScoreClient:
         """Install a server of a catalog."""
         return self._run(self._client.install, name, **options)
 
+    def installed(self) -> list[dict[str, Any]]:
+        """The servers that were installed from a catalog."""
+        return self._run(self._client.installed)
+
+    def uninstall(self, name: str) -> None:
+        """Remove a server that was installed."""
+        self._run(self._client.uninstall, name)
+
     def calls(self, *, limit: int = 100, **filters: str) -> list[dict[str, Any]]:
         """Past calls, the newest first."""
         return self._run(self._client.calls, limit=limit, **filters)

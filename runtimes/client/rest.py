@@ -155,6 +155,15 @@ class ToolScoreClient:
             timeout=httpx.Timeout(self._timeout, read=None),
         )
 
+    async def installed(self) -> list[dict[str, Any]]:
+        """The servers that were installed from a catalog."""
+        found: list[dict[str, Any]] = (await self._data("GET", "/api/v1/catalog/installed"))["servers"]
+        return found
+
+    async def uninstall(self, name: str) -> None:
+        """Remove a server that was installed."""
+        await self._data("DELETE", f"/api/v1/catalog/installed/{name}")
+
     async def calls(self, *, limit: int = 100, **filters: str) -> list[dict[str, Any]]:
         """Past calls, the newest first.
 
@@ -195,6 +204,7 @@ class ToolScoreClient:
         packages: Sequence[str] = (),
         files: Sequence[dict[str, Any]] = (),
         on_event: Callable[[dict[str, Any]], None] | None = None,
+        request_id: str | None = None,
     ) -> CodeResult:
         """Run Python that calls tools, in the gateway's sandbox. Cancelling this ends it, and the calls that it made.
 
@@ -202,6 +212,7 @@ class ToolScoreClient:
             tools: all that it may call, names or patterns; `None`: what only reads.
             session_id: keep variables for later runs.
             on_event: is told of `stdout` and `progress` events as they come.
+            request_id: by which the run is found in the journal, also where its answer never came.
 
         Raises:
             ToolScoreClientError: it could not be run. Code that fails is a result with `error`.
@@ -213,9 +224,10 @@ class ToolScoreClient:
         }  # fmt: skip
         body |= {name: value for name, value in optional.items() if value is not None}
         end: dict[str, Any] | None = None
+        headers = {"accept": NDJSON, **({"x-request-id": request_id} if request_id is not None else {})}
         try:
             async with self._http.stream(
-                "POST", "/api/v1/code/run", json=body, headers={"accept": NDJSON},
+                "POST", "/api/v1/code/run", json=body, headers=headers,
                 timeout=httpx.Timeout(self._timeout, read=None),
             ) as response:  # fmt: skip
                 if response.headers.get("content-type") != NDJSON:
@@ -227,10 +239,12 @@ class ToolScoreClient:
                         end = event
                     elif on_event is not None:
                         on_event(event)
-        except httpx.TransportError as exc:
+        except httpx.ConnectError as exc:
             raise ToolScoreClientError(
-                f"{self._url} went away: {exc}", code="outcome_unknown" if end is None else "unreachable"
+                f"no gateway answers at {self._url}: {exc}", code="unreachable", retryable=True
             ) from exc
+        except httpx.TransportError as exc:
+            raise ToolScoreClientError(f"{self._url} went away: {exc}", code="outcome_unknown") from exc
         if end is None:
             raise ToolScoreClientError(f"{self._url} went away before the code had ended", code="outcome_unknown")
         data = _succeeded(end, response.status_code)["data"]

@@ -93,7 +93,7 @@ def main() -> int:
         print(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join([*PYTHON, *NODE])}")
         return 2
     failed = 0
-    with running_gateway({"alpha": odd("echo")}) as gateway:
+    with running_gateway({"alpha": odd("echo")}, python=True) as gateway:
         gateway.wait_for_state("alpha", "up")
         for name in chosen:
             began = time.monotonic()

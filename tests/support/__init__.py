@@ -4,6 +4,7 @@ from support.commands import bearer, toolscore, with_config
 from support.doubles import Double, text
 from support.executors import ExecutorProcess, executor_process
 from support.memory import MemoryGateway, eventually, in_memory_gateway
+from support.model_double import ModelDouble, Turn, model_double
 from support.nursery import VARIABLE, fixture, forked, nursery
 from support.processes import (
     EXECUTOR,
@@ -29,12 +30,14 @@ __all__ = [
     "ROOT",
     "SCRIPTS",
     "SERVERS",
+    "Turn",
     "VARIABLE",
     "Double",
     "ExecutorProcess",
     "Fickle",
     "GatewayProcess",
     "MemoryGateway",
+    "ModelDouble",
     "bearer",
     "debian_package",
     "eventually",
@@ -43,6 +46,7 @@ __all__ = [
     "forked",
     "free_port",
     "in_memory_gateway",
+    "model_double",
     "nursery",
     "odd",
     "process_gone",

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Raw
 
 from toolscore.calls.call import CallPipeline
-from toolscore.calls.code_run import RUN_CODE, CodeRules, CodeRun
+from toolscore.calls.code_run import CodeRules, CodeRun
 from toolscore.calls.code_tools import CodeTools, pattern_of
 from toolscore.calls.relay import Relay
 from toolscore.calls.resolve import EXECUTOR
@@ -26,7 +26,7 @@ from toolscore.core.errors import (
 from toolscore.core.jsonrpc import decode_object, encode, meta_of
 from toolscore.upstreams import Caller
 
-__all__ = ["RUN_CODE", "RUN_META", "CodeMode"]
+__all__ = ["RUN_META", "CodeMode"]
 
 EXECUTE = "python_execute"
 RUN_META = "toolscore/run"

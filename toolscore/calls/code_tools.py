@@ -65,6 +65,11 @@ class CodeTools:
             return True
         return False
 
+    def names(self, tools: list[Tool], caller: Caller) -> list[str]:
+        """What code calls these tools: `server.tool`."""
+        space = self.space(caller)
+        return [space.name_of(tool) for tool in tools]
+
     def described(self, tools: list[Tool], caller: Caller, max_tokens: int) -> tuple[str, list[str]]:
         """A stub file of these tools within a budget, and the names of those that did not fit."""
         return stubs(self.space(caller), tools, max_tokens)

@@ -11,7 +11,8 @@ from msgspec import Raw
 
 from toolscore.access.permissions import Permissions
 from toolscore.calls.call import CallPipeline
-from toolscore.calls.code_run import RUN_CODE, Recorded, ReplayCaller
+from toolscore.calls.code_callers import Recorded, ReplayCaller
+from toolscore.calls.code_run import RUN_CODE
 from toolscore.calls.model import Call
 from toolscore.core.errors import Conflict, InvalidRequest, ToolScoreError
 from toolscore.core.jsonrpc import decode, encode

@@ -179,6 +179,10 @@ class CodeSight(Protocol):
         """The tools of these names or patterns; may raise `ToolNotFound`."""
         ...
 
+    def names(self, tools: list[Tool], caller: Caller) -> list[str]:
+        """What code calls these tools."""
+        ...
+
     def described(self, tools: list[Tool], caller: Caller, max_tokens: int) -> tuple[str, list[str]]:
         """A stub file of tools, and the names of those that did not fit."""
         ...
@@ -295,12 +299,18 @@ class OwnTools:
             known = {tool.tool_id for tool in tools}
             tools += [one.tool for one in found if one.tool.tool_id not in known]
         if given.get("format") == "json":
-            shown = [{"tool_id": one.tool_id, "definition": one.definition} for one in tools]
-            return _result({"tools": shown})
+            return _result({"tools": [{"tool_id": one.tool_id, "definition": one.definition} for one in tools]})
         text, left = self._code.described(tools, caller, given.get("max_tokens", DEFAULT_TOKENS))
         if left:
             text += f"\n\n# not described, for want of room: {', '.join(left)}"
-        return {"content": [{"type": "text", "text": text}], "structuredContent": {"stubs": text, "left_out": left}}
+        names = self._code.names(tools, caller)
+        shown = [
+            {"tool_id": tool.tool_id, "name": name, "read_only": tool.reads_only}
+            for tool, name in zip(tools, names, strict=True)
+            if name not in left
+        ]
+        structured: dict[str, Any] = {"stubs": text, "left_out": left, "tools": shown}
+        return {"content": [{"type": "text", "text": text}], "structuredContent": structured}
 
     async def _analyze_gap(self, given: dict[str, Any], who: Principal, _: Tell) -> dict[str, Any]:
         analysis = await self._gaps.analyze(

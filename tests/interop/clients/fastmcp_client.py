@@ -15,6 +15,9 @@ async def main():
             assert "alpha__echo" in {tool.name for tool in await client.list_tools()}
             result = await client.call_tool("alpha__echo", {"text": "hi"})
             assert result.content[0].text == "hi", result
+            code = {"code": "print(tools.alpha.echo(text='from code'))", "tools": ["alpha"]}
+            result = await client.call_tool("toolscore__run_code", code)
+            assert result.content[0].text == "from code", result
 
 
 asyncio.run(main())

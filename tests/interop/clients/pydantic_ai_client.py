@@ -1,4 +1,4 @@
-"""pydantic-ai: an agent whose model is a double that calls the tool."""
+"""pydantic-ai: an agent whose model is a double that calls a tool, and writes code that does."""
 
 import asyncio
 import sys
@@ -19,6 +19,9 @@ def model(messages, info):
     if len(messages) == 1:
         assert "alpha__echo" in {tool.name for tool in info.function_tools}
         return ModelResponse(parts=[ToolCallPart("alpha__echo", {"text": "hi"})])
+    if len(messages) == 3:
+        code = f"print({messages[-1].parts[0].content!r:.10}, tools.alpha.echo(text='from code'))"
+        return ModelResponse(parts=[ToolCallPart("toolscore__run_code", {"code": code, "tools": ["alpha"]})])
     return ModelResponse(parts=[TextPart(str(messages[-1].parts[0].content))])
 
 
@@ -26,7 +29,7 @@ async def main():
     agent = Agent(FunctionModel(model), toolsets=[MCPToolset(f"{URL}/mcp")])
     async with agent:
         result = await agent.run("say hi")
-    assert "hi" in result.output, result.output
+    assert "from code" in result.output, result.output
 
 
 asyncio.run(main())

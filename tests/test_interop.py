@@ -99,12 +99,15 @@ async def main():
     async with Client(sys.argv[1], elicitation_handler=answer, mode=sys.argv[2]) as client:
         product = await client.call_tool("fast__multiply", {"a": 6, "b": 7})
         ordered = await client.call_tool("fast__order", {}, raise_on_error=False)
+        code = "print(tools.fast.multiply(a=6, b=7))\\ntry: print(tools.fast.order())\\nexcept ToolError as e: print(e)"
+        ran = await client.call_tool("toolscore__run_code", {"code": code, "tools": ["fast"]})
         greeting = await client.read_resource("fast://greeting")
         prompt = await client.get_prompt("fast__review", {"code": "x = 1"})
         print(json.dumps({
             "tools": sorted(tool.name for tool in await client.list_tools()),
             "product": product.data,
             "ordered": ordered.content[0].text,
+            "ran": ran.content[0].text,
             "greeting": greeting[0].text,
             "prompt": prompt.messages[0].content.text,
         }))
@@ -134,7 +137,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
         "sdk1": {"url": f"ws://127.0.0.1:{ws_port}/ws"},
     }
     try:
-        with running_gateway(servers) as process:
+        with running_gateway(servers, python=True) as process:
             for server_id in servers:
                 process.wait_for_state(server_id, "up", seconds=60)
             wait_for(lambda: "everything__get-roots-list" in tool_ids(process))
@@ -183,6 +186,8 @@ def test_fastmcp_as_client(gateway: GatewayProcess, mode: str) -> None:
     assert seen["product"] == 42
     # fastmcp's server speaks both eras and asks in sessions only: it is spoken to in the era of its client.
     assert ("accept: 7" if mode == "legacy" else "unavailable on 2026-07-28") in seen["ordered"]
+    assert seen["ran"].startswith("42\n"), "code that calls tools, through the same client"
+    assert "accept: 7" in seen["ran"], "which is asked in its name"
     assert seen["greeting"] == "hello from fastmcp"
     assert "x = 1" in seen["prompt"]
     assert {"fast__multiply", "everything__echo", "sdk1__shout"} <= set(seen["tools"])
@@ -304,7 +309,7 @@ def test_the_clients_of_the_sdks_through_each_door(program: object, script: str,
     if file.suffix == ".mjs":  # Node looks for packages beside the script
         (tmp_path / "node_modules").symlink_to(NPM)
         file = Path(shutil.copy(file, tmp_path))
-    with running_gateway({"alpha": odd("echo")}) as process:
+    with running_gateway({"alpha": odd("echo")}, python=True) as process:
         process.wait_for_state("alpha", "up")
         done = subprocess.run(
             [str(program), str(file), process.url, str(Path(sys.executable).with_name("toolscore"))],

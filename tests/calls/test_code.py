@@ -14,7 +14,12 @@ from typing import Any
 import mcp_types as types
 import pytest
 from mcp import Client
+from msgspec import Raw
 from support import EXECUTOR, Fickle, GatewayProcess, fixture, running_gateway, toolscore, wait_for
+
+from toolscore.core.jsonrpc import RemoteError, encode
+from toolscore.upstreams import Caller
+from toolscore.upstreams.caller import CODE_CALL, CodeReply, InFlight
 
 pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 
@@ -275,6 +280,15 @@ def test_the_journal_shows_a_tree_and_plays_it_again(gateway: GatewayProcess) ->
     assert refused["code"] == "conflict", "it may do something a second time"
 
 
+def test_inner_calls_belong_to_the_trace_of_the_run(gateway: GatewayProcess) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    body = {"tool_id": RUN, "parameters": {"code": "tools.city_hall.look(city='traced')"}}
+    assert gateway.http.post("/execute_tool", json=body, headers=headers).json()["success"]
+    call = next(call for call in gateway.city.calls() if call["arguments"].get("city") == "traced")  # type: ignore[attr-defined]
+    assert trace in call["meta"]["traceparent"]
+
+
 # Over MCP
 
 
@@ -414,26 +428,63 @@ it = json.loads(os.read(3, size))
     assert told["error"]["code"] in ("invalid_request", "tool_not_found", "invalid_arguments"), told
 
 
+def test_asking_without_end_is_refused(gateway: GatewayProcess) -> None:
+    code = """
+it = 0
+try:
+    while True:
+        dir(tools)
+        it += 1
+except ToolError as error:
+    assert error.code == "forbidden", error
+"""
+    assert value(gateway, code) == 1050
+
+
 def test_a_tools_output_is_no_frame(gateway: GatewayProcess) -> None:
     text = "\\x06\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00"
     found = value(gateway, f"it = tools.free.look(city='{text}C')")
     assert found.startswith("\x06\x00\x00\x00\x00"), "it comes back as text"
 
 
-def test_a_token_is_good_for_its_run_on_its_connection_alone(gateway: GatewayProcess) -> None:
-    """A server that the operator did not trust with code asks for a tool, and whoever dials in."""
-    told = gateway.http.post(
-        "/mcp",
-        json={"jsonrpc": "2.0", "id": 1, "method": "toolscore/code/call", "params": {"token": "x", "call": "{}"}},
-    )
-    assert "error" in told.json()
-    leaked = value(gateway, "import os\nit = dict(os.environ)")
-    assert not any("token" in name.lower() for name in leaked)
-    assert not re.search(r"[\w-]{32}", json.dumps([*globals_of(gateway)])), "the code itself is not told the token"
+def test_a_token_is_good_for_its_run_on_its_connection_alone() -> None:
+    class Run:
+        token, at_once, on_output = "the token of a run", 1, None
+
+        async def ask(self, call: bytes, seconds: float) -> CodeReply:
+            return CodeReply(b"yes", 0.0, False)
+
+    caller, other = Caller(), Caller()
+    caller.code, other.code = Run(), Run()
+    other.code.token = "the token of another"
+
+    async def asked(flight: InFlight, **shown: Any) -> str:
+        params = {"token": Run.token, "call": "{}", "seconds_left": 1, **shown}
+        try:
+            return str((await flight.answer(CODE_CALL, Raw(encode(params))))["reply"])
+        except RemoteError as exc:
+            return exc.message
+
+    async def talk() -> None:
+        mine, others = InFlight(()), InFlight(())
+        with mine.hold(caller), others.hold(other):
+            assert await asked(mine) == "yes"
+            for token in ("", "the token of a ru", "the token of another", None, 5, [Run.token], "\ud800"):
+                assert "no code with this token" in await asked(mine, token=token), token
+            assert "no code with this token" in await asked(others), "it is another connection's"
+            assert "expected `call`" in await asked(mine, call=5)
+            assert "expected `call`" in await asked(mine, seconds_left="long")
+        assert "no code with this token" in await asked(mine), "the run has ended"
+
+    asyncio.run(talk())
 
 
-def globals_of(gateway: GatewayProcess) -> list[str]:
-    return list(value(gateway, "it = [repr(v)[:200] for k, v in globals().items() if k not in ('__builtins__',)]"))
+def test_the_code_is_not_told_its_token_and_nobody_asks_from_outside(gateway: GatewayProcess) -> None:
+    shown = value(gateway, "import os\nit = [dict(os.environ), [repr(v)[:200] for v in list(globals().values())[1:]]]")
+    assert not re.search(r"[A-Za-z0-9_-]{32}", json.dumps(shown)), shown
+    params = {"token": "x", "call": "{}", "seconds_left": 1}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "toolscore/code/call", "params": params}
+    assert "error" in gateway.http.post("/mcp", json=body).json()
 
 
 def test_hidden_tools_do_not_exist(tmp_path: Path) -> None:

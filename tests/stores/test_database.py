@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import inspect
+from sqlalchemy.ext.asyncio import create_async_engine
 from support import EXECUTOR, debian_package, free_port, odd, running_gateway, wait_for
 
 from toolscore.stores import Database, open_database
@@ -83,6 +85,25 @@ def test_what_is_saved_is_there_again(url: str) -> None:
             await database.save_tools([], [row["tool_id"] for row in tools])
             assert await database.load_tools() == []
             await database.ping()
+
+    asyncio.run(run())
+
+
+def test_a_database_of_an_older_version_gets_the_columns_that_it_lacks(url: str) -> None:
+    async def run() -> None:
+        async with open_database(url):
+            pass
+        engine = create_async_engine(url)
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("DROP INDEX calls_by_parent")
+            await connection.exec_driver_sql("ALTER TABLE calls DROP COLUMN parent")
+        for _ in range(2):  # and once it has them, nothing is done
+            async with open_database(url) as database:
+                assert await database.read_calls({"parent": "x"}, limit=1) == []
+        async with engine.begin() as connection:
+            indexes = await connection.run_sync(lambda sync: inspect(sync).get_indexes("calls"))
+        await engine.dispose()
+        assert "calls_by_parent" in [index["name"] for index in indexes]
 
     asyncio.run(run())
 

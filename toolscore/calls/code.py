@@ -58,13 +58,14 @@ class CodeMode:
         """Run by other rules from now on."""
         self._rules = rules
 
-    async def run(self, given: Mapping[str, Any], caller: Caller, call_id: str) -> Raw:
+    async def run(self, given: Mapping[str, Any], caller: Caller, call_id: str, trace: Mapping[str, str]) -> Raw:
         """Run code in the sandbox. Cancelling this ends it, and the calls that it made.
 
         Args:
             given: `code`, and what else `python_execute` takes; `tools`: all that it may call.
             caller: the client that it is for.
             call_id: of the call that asked for it.
+            trace: in which the calls of the code belong (members of `_meta`).
 
         Returns:
             MCP `CallToolResult` of the executor; its `_meta` says how many tools were called.
@@ -83,7 +84,7 @@ class CodeMode:
         if not decision.allowed:
             raise Forbidden(f"code runs as {execute.tool_id}, and {decision.reason}")
         patterns = tuple(pattern_of(name) for name in allowed) if allowed is not None else None
-        run = CodeRun(self.tools, self._calls, self._rules, caller, call_id, patterns)
+        run = CodeRun(self.tools, self._calls, self._rules, caller, call_id, patterns, trace)
         told = {"token": run.token, "at_once": run.at_once, "output": run.on_output is not None}
         params = {"name": EXECUTE, "arguments": arguments, "_meta": {RUN_META: told}}
         try:

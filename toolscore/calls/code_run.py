@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,6 +43,8 @@ SEARCH = "toolscore__search_tools"
 RUN_CODE = "toolscore__run_code"
 MAX_TEXT = 2000
 EXPLAIN_TOKENS = 2000
+MAX_OTHERS = 1000
+"""What a run may ask for beside calls: names, descriptions, calls that are refused."""
 MEMBERS = frozenset({"do", "tool", "server", "args", "kwargs", "query", "limit"})
 
 
@@ -78,6 +80,7 @@ class CodeRun:
         outer: Caller,
         call_id: str,
         allowed: tuple[str, ...] | None,
+        trace: Mapping[str, str],
     ) -> None:
         self.token = secrets.token_urlsafe(24)
         self.outer = outer
@@ -89,10 +92,12 @@ class CodeRun:
         self._pipeline = calls
         self._rules = rules
         self._allowed = allowed
+        self._extra = {"_meta": dict(trace)} if trace else None
         self._replay = isinstance(outer, ReplayCaller)
         self._recorded = outer.recorded if isinstance(outer, ReplayCaller) else None
         self._under_way = 0
         self._steps = 0
+        self._asked = 0
         self._asking = 0
         self._asked_since = 0.0
         self._asked_seconds = 0.0
@@ -114,7 +119,10 @@ class CodeRun:
                 of `list`, `describe` and `search`. Nothing about it is to be trusted.
             seconds: that the code has left.
         """
+        self._asked += 1
         try:
+            if self._asked > self._rules.max_calls + MAX_OTHERS:
+                raise Forbidden(f"this run has asked for something {self._asked:,} times")
             body = await self._do(call, seconds)
         except ToolScoreError as exc:
             if exc.code != "tool_error":
@@ -127,7 +135,8 @@ class CodeRun:
                     "retryable": exc.retryable,
                 }
             }
-        return CodeReply(encode(body), self.asked_seconds, self.calls > self._rules.max_calls)
+        over = max(self.calls, self._asked - MAX_OTHERS) > self._rules.max_calls
+        return CodeReply(encode(body), self.asked_seconds, over)
 
     async def _do(self, call: bytes, seconds: float) -> dict[str, Any]:
         if self.over:
@@ -257,7 +266,7 @@ class CodeRun:
             )
         call = Call(
             tool.name, arguments, caller=InnerCaller(self), request_id=f"{self.call_id}.{self.calls}",
-            server_id=tool.server_id, parent=self.call_id, replay=self._replay,
+            server_id=tool.server_id, parent=self.call_id, extra=self._extra, replay=self._replay,
         )  # fmt: skip
         self._under_way += 1
         clock = Deadline(seconds)

@@ -160,6 +160,7 @@ class Notes:
                 call_id=call.call_id,
                 request_id=call.request_id,
                 principal=call.principal.name,
+                **({"parent": call.parent} if call.parent is not None else {}),
             )
 
     def _advice(self, call: Call, error: str) -> str | None:

@@ -20,6 +20,7 @@ from toolscore.discovery.gaps.detector import ToolGapDetector
 from toolscore.discovery.install.prove import Tell
 from toolscore.discovery.search.search import ToolSearch
 from toolscore.discovery.views import acquired_fields, analysis_fields, found_fields
+from toolscore.telemetry.tracing import CARRIED
 from toolscore.upstreams import Caller
 from toolscore.upstreams.caller import CALL_ID
 
@@ -167,9 +168,9 @@ Call = Callable[[str, dict[str, Any], Principal], Awaitable[dict[str, Any]]]
 """Calls a tool by its id, with arguments, for a caller; gives an MCP `CallToolResult`; may raise `ToolScoreError`."""
 
 
-RunCode = Callable[[dict[str, Any], Caller, str], Awaitable[Raw]]
-"""Runs code that calls tools, for a caller, as part of the call of this id; gives an MCP `CallToolResult`; may raise
-`ToolScoreError`."""
+RunCode = Callable[[dict[str, Any], Caller, str, dict[str, str]], Awaitable[Raw]]
+"""Runs code that calls tools, for a caller, as part of the call of this id, in this trace; gives an MCP `CallToolResult`;
+may raise `ToolScoreError`."""
 
 
 class CodeSight(Protocol):
@@ -259,7 +260,8 @@ class OwnTools:
             caller = caller or Caller(_principal(meta))
             try:
                 if name == RUN_CODE:
-                    return await self._run(arguments, caller, str(meta.get(CALL_ID, "")))
+                    trace = {key: str(meta[key]) for key in CARRIED if key in meta}
+                    return await self._run(arguments, caller, str(meta.get(CALL_ID, "")), trace)
                 return await self._describe_tools(arguments, caller)
             except ToolScoreError as exc:
                 return _failed(exc)

@@ -27,6 +27,8 @@ MAX_CHOICES = 12
 MAX_DESCRIPTION = 600
 MAX_NOTE = 120
 CHARACTERS_PER_TOKEN = 4
+LEAST_CHARACTERS = 40
+"""Of a tool; where there is less room none is tried."""
 HASH_DIGITS = 6
 RESERVED = frozenset({"search", "parallel", "later", "text", "raw", "explain"})
 """What code finds beside servers and tools under these names."""
@@ -338,6 +340,9 @@ def stubs(space: NameSpace, tools: Iterable[Tool], max_tokens: int) -> tuple[str
     left: list[str] = []
     for tool in tools:
         server, name = space.name_of(tool).split(".", 1)
+        if room < LEAST_CHARACTERS:
+            left.append(f"{server}.{name}")
+            continue
         for full in (True, False):
             text = stub_of(tool, name, full=full)
             cost = len(text) + 1 + (0 if server in chosen else len(server) + 10)

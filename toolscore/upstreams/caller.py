@@ -348,7 +348,11 @@ class InFlight:
         token = shown.get("token") if isinstance(shown, dict) else None
         for caller in self._requests.values():
             run = caller.code if caller is not None else None
-            if run is not None and isinstance(token, str) and compare_digest(run.token.encode(), token.encode()):
+            if (
+                run is not None
+                and isinstance(token, str)
+                and compare_digest(run.token.encode(), token.encode("utf-8", "replace"))
+            ):
                 return run
         raise RemoteError({"code": INVALID_PARAMS, "message": "no code with this token runs here"})
 

@@ -289,6 +289,21 @@ def test_inner_calls_belong_to_the_trace_of_the_run(gateway: GatewayProcess) -> 
     assert trace in call["meta"]["traceparent"]
 
 
+def test_the_engine_fresh_gives_tools_too_and_the_others_say_that_they_do_not(tmp_path: Path) -> None:
+    fickle = Fickle(tmp_path / "city")
+    inside = "use_inprocess_python_executor: true"
+    for engine in ("fresh", "reset"):
+        settings = f"python_executor: {{engine: {engine}}}\n"
+        with running_gateway({"city": fickle.entry}, settings=settings, ports=inside, python=True) as gateway:
+            gateway.wait_for_state("city", "up")
+            data = run(gateway, "help(tools.city.look)\nawait tools.city.measure()")
+            if engine == "fresh":
+                assert data["structured_content"]["result"] == "{'size': 3}", data
+                assert "def look(" in data["structured_content"]["stdout"]
+            else:
+                assert "needs the engine `fork` or `fresh`" in data["content"][0]["text"]
+
+
 # Over MCP
 
 

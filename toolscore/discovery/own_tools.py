@@ -169,8 +169,8 @@ Call = Callable[[str, dict[str, Any], Principal], Awaitable[dict[str, Any]]]
 
 
 RunCode = Callable[[dict[str, Any], Caller, str, dict[str, str]], Awaitable[Raw]]
-"""Runs code that calls tools, for a caller, as part of the call of this id, in this trace; gives an MCP `CallToolResult`;
-may raise `ToolScoreError`."""
+"""Runs code that calls tools, for a caller, as part of the call of this id, in this trace; gives an MCP
+`CallToolResult`; may raise `ToolScoreError`."""
 
 
 class CodeSight(Protocol):

@@ -513,7 +513,7 @@ def give_tools(namespace: dict[str, Any], at_once: int, code: bytes) -> None:
     if not isinstance(namespace.get("tools"), calling.Tools):
         tools = namespace["tools"] = calling.Tools(channel)
         namespace["ToolError"] = channels.ToolError
-        namespace["help"] = calling.Help(tools, namespace["__builtins__"].help)
+        namespace["help"] = calling.Help(tools, getattr(namespace["__builtins__"], "help", print))
         namespace[calling.AWAITED] = calling.awaited
     if b"asyncio" in code:
         import asyncio

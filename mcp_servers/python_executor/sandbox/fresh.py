@@ -18,6 +18,7 @@ def main() -> None:
 
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D")
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D")
+    builtins.help = _sitebuiltins._Helper()
     sys.path[:] = ["", *path]
     sys.argv = [""]
     child.install_alarm()

@@ -7,6 +7,7 @@ from pathlib import Path
 from support import SERVERS
 
 from toolscore.bench.code import run_code_bench
+from toolscore.bench.code_channel import run_channel_bench
 from toolscore.core.models import UpstreamSpec
 
 NPM = SERVERS / "npm" / "node_modules" / ".bin"
@@ -37,3 +38,11 @@ def test_code_gives_the_right_answers_for_fewer_tokens(tmp_path: Path) -> None:
     assert report["once"]["ratio"] < 0.5
     assert report["turns"]["ratio"] < 0.2
     assert (tmp_path / "code.svg").stat().st_size > 1000
+
+
+def test_the_channel_is_measured_in_both_places() -> None:
+    report = run_channel_bench(rounds=1, quiet=True)
+    for figures in report.values():
+        assert 0 < figures["pipeline_p50_ms"] < figures["inner_p50_ms"], report
+        assert figures["one_by_one_s"] > 0
+        assert figures["ratio"] > 0

@@ -15,7 +15,7 @@ import mcp_types as types
 import pytest
 from mcp import Client
 from msgspec import Raw
-from support import EXECUTOR, Fickle, GatewayProcess, fixture, running_gateway, toolscore, wait_for
+from support import EXECUTOR, ROOT, Fickle, GatewayProcess, fixture, running_gateway, toolscore, wait_for
 
 from toolscore.core.jsonrpc import RemoteError, encode
 from toolscore.upstreams import Caller
@@ -287,6 +287,20 @@ def test_inner_calls_belong_to_the_trace_of_the_run(gateway: GatewayProcess) -> 
     assert gateway.http.post("/execute_tool", json=body, headers=headers).json()["success"]
     call = next(call for call in gateway.city.calls() if call["arguments"].get("city") == "traced")  # type: ignore[attr-defined]
     assert trace in call["meta"]["traceparent"]
+
+
+def test_an_executor_that_is_started_over_stdio_asks_on_its_pipe(tmp_path: Path) -> None:
+    fickle = Fickle(tmp_path / "city")
+    executor = {
+        "command": sys.executable, "args": ["-m", "mcp_servers.python_executor", "--stdio"], "identify_callers": True,
+        "env": {"PYTHONPATH": str(ROOT)},
+    }  # fmt: skip
+    with running_gateway({"city": fickle.entry, EXECUTOR: executor}) as gateway:
+        for server_id in ("city", EXECUTOR):
+            gateway.wait_for_state(server_id, "up")
+        code = "it = tools.parallel(tools.city.look.later(city=str(n)) for n in range(50))"
+        assert [text.split(" #")[0] for text in value(gateway, code)] == [str(number) for number in range(50)]
+        assert failure(gateway, "tools.city.write(city='x')")["code"] == "forbidden"
 
 
 def test_the_engine_fresh_gives_tools_too_and_the_others_say_that_they_do_not(tmp_path: Path) -> None:

@@ -81,10 +81,20 @@ def bench_gaps(
 
 
 @bench.command("code")
-def bench_code(picture: Picture = None, as_json: AsJson = False) -> None:
+def bench_code(
+    channel: Annotated[bool, typer.Option("--channel", help="Instead, what an inner call costs.")] = False,
+    picture: Picture = None,
+    as_json: AsJson = False,
+) -> None:
     """Count what a model reads and writes for 20 tasks, with direct calls and with code. Fetches five servers."""
     from toolscore.bench.code import run_code_bench
+    from toolscore.bench.code_channel import run_channel_bench
 
+    if channel:
+        figures = run_channel_bench(quiet=as_json)
+        if as_json:
+            print_json(figures)
+        return
     try:
         result = run_code_bench(picture=_drawable(picture), quiet=as_json)
     except RuntimeError as exc:

@@ -36,9 +36,14 @@ def with_hint(outcome: Outcome, job: Job, package_set: str | None, packages: Pac
     elif kind == "NameError" and "'display'" in message:
         error["message"] += ". It is a notebook's: print the value, or let it be the last expression"
     elif kind == "EOFError" and "reading a line" in message:
-        error["message"] += (
-            ". It read more lines than `input` has" if job.input else ". Nobody types: pass what it reads as `input`"
-        )
+        if job.asker is not None:
+            error["message"] += ". Nobody types: put what it reads into the code, or into a file"
+        elif job.input:
+            error["message"] += ". It read more lines than `input` has"
+        else:
+            error["message"] += ". Nobody types: pass what it reads as `input`"
+    elif kind == "FileNotFoundError" and "'" in message:
+        error["message"] += ". Code sees the files that it wrote, and those that came with it as `files`"
     return outcome
 
 

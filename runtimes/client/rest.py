@@ -21,7 +21,10 @@ NDJSON = "application/x-ndjson"
 
 def gateway_address(url: str | None) -> str:
     """The address that is given; else that of `TOOLSCORE_URL`, else the default one of this machine."""
-    return (url or os.environ.get("TOOLSCORE_URL") or DEFAULT_URL).rstrip("/")
+    found = (url or os.environ.get("TOOLSCORE_URL") or DEFAULT_URL).rstrip("/")
+    if not found.startswith(("http://", "https://", "ws://", "wss://")):
+        raise ValueError(f"a gateway is at an address such as {DEFAULT_URL}, found {found!r}")
+    return found
 
 
 def authorization(api_key: str | None) -> dict[str, str]:
@@ -188,7 +191,7 @@ class ToolScoreClient:
         """
         wanted: dict[str, Any] = {"max_tokens": max_tokens}
         if names:
-            wanted["names"] = list(names)
+            wanted["names"] = _names(names)
         if query:
             wanted["query"] = query
         found = (await self.execute("toolscore__describe_tools", wanted)).raise_for_tool_error().structured_content
@@ -219,8 +222,8 @@ class ToolScoreClient:
         """
         body: dict[str, Any] = {"code": code}
         optional = {
-            "tools": list(tools) if tools is not None else None, "timeout_seconds": timeout_seconds,
-            "session_id": session_id, "packages": list(packages) or None, "files": list(files) or None,
+            "tools": _names(tools), "timeout_seconds": timeout_seconds,
+            "session_id": session_id, "packages": _names(packages) or None, "files": list(files) or None,
         }  # fmt: skip
         body |= {name: value for name, value in optional.items() if value is not None}
         end: dict[str, Any] | None = None
@@ -300,6 +303,11 @@ class ToolScoreClient:
                 f"{self._url} answered no JSON (HTTP {response.status_code})", code="unreachable"
             ) from exc
         return _succeeded(answer, response.status_code)
+
+
+def _names(given: Sequence[str] | None) -> list[str] | None:
+    """Names as a list; one alone is one name."""
+    return [given] if isinstance(given, str) else list(given) if given is not None else None
 
 
 def _succeeded(answer: dict[str, Any], status: int) -> dict[str, Any]:

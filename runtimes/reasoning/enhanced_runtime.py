@@ -206,6 +206,7 @@ class _Run:
         self._talk.tell(
             Started(
                 run_id=self._id, task=self._task, model=self._model.rules.name,
+                endpoint=self._model.rules.url, key=self._model.rules.key,
                 resumed=len(past.steps) if past is not None else None,
             )
         )  # fmt: skip
@@ -238,7 +239,7 @@ class _Run:
         for step in steps:
             if step["verdict"] == "gap":
                 came, why = await self._acquire(step["step"])
-                names += came
+                names += came or step["tools"]
                 if not came:
                     missing.append(f"{step['step']}: {why}")
                     self._talk.tell(Missing(step=step["step"], reason=why))

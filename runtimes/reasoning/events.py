@@ -35,12 +35,14 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """A run begins, or goes on where an earlier one stopped (`resumed`: after so many steps)."""
+    """A run begins, or goes on where an earlier one stopped (`resumed`: after so many steps). `key` is a reference."""
 
     type: ClassVar[str] = "started"
     run_id: str
     task: str
     model: str
+    endpoint: str
+    key: str
     resumed: int | None = None
 
 

@@ -63,6 +63,7 @@ class Face:
         self._line(f"[bold]{escape(plain(event.task))}[/]\n[dim]{escape(event.model)}, {event.run_id}{again}[/]\n")
 
     def _planned(self, event: Planned) -> None:
+        self._line("[dim]the steps, and whether a tool fits: ✓ yes, ? perhaps, ✗ none for sure[/]")
         for step in event.steps:
             tools = ", ".join(step["tools"]) or "no tool"
             self._line(f" {MARKS.get(step['verdict'], '?')} {escape(plain(step['step']))}  [dim]{escape(tools)}[/]")

@@ -14,6 +14,7 @@ __all__ = ["ChatModel", "Completion", "ModelError", "estimate"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 MAX_ANSWER_CHARS = 400_000
+RIGHT = "is the address right? It usually ends in /v1"
 CHARACTERS_PER_TOKEN = 3.6
 TOO_LONG = (
     "context_length",
@@ -122,6 +123,10 @@ class ChatModel:
         stream = await self._client.chat.completions.create(
             model=rules.name, messages=messages, stream=True, stream_options={"include_usage": True}, **options
         )  # type: ignore[call-overload]
+        kind = stream.response.headers.get("content-type", "")
+        if not kind.startswith("text/event-stream"):
+            await stream.close()
+            raise ModelError("refused", f"{rules.url} answers {kind or 'something'} and no chat: {RIGHT}")
         parts: list[str] = []
         size, finish, usage = 0, "", None
         try:
@@ -154,7 +159,7 @@ class ChatModel:
         if isinstance(exc, openai.APITimeoutError):
             return ModelError("failed", f"no answer within {self.rules.timeout_seconds:g} s"), None
         if isinstance(exc, openai.APIConnectionError):
-            return ModelError("unreachable", f"{self.rules.url} cannot be reached: {exc.__cause__ or exc}"), None
+            return ModelError("unreachable", f"{self.rules.url} cannot be reached: {exc.__cause__!r}"), None
         status = getattr(exc, "status_code", None)
         said = str(getattr(exc, "message", exc))[:500]
         if any(words in said.lower() for words in TOO_LONG):
@@ -163,5 +168,6 @@ class ChatModel:
             wait = str(exc.response.headers.get("retry-after", "")) if isinstance(exc, openai.APIStatusError) else ""
             return ModelError("rate_limited", said), float(wait) if wait.replace(".", "", 1).isdigit() else None
         if isinstance(status, int) and 400 <= status < 500 and status not in (408, 409):
-            return ModelError("refused", f"{self.rules.url} refuses (HTTP {status}): {said}"), None
+            helps = f" ({RIGHT})" if status in (404, 405) else ""
+            return ModelError("refused", f"{self.rules.url} refuses (HTTP {status}): {said}{helps}"), None
         return ModelError("failed", f"HTTP {status}: {said}" if status else said), None

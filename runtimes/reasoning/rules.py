@@ -6,10 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 
-__all__ = ["DEFAULT_URL", "Bounds", "ModelRules", "NoKey"]
+__all__ = ["DEFAULT_KEY", "DEFAULT_URL", "Bounds", "ModelRules", "NoKey"]
 
 REFERENCE = re.compile(r"\$\{(?:env:(\w+)|file:([^}]+))\}")
 DEFAULT_URL = "https://api.openai.com/v1"
+DEFAULT_KEY = "${env:OPENAI_API_KEY}"
 
 
 class NoKey(ValueError):
@@ -23,7 +24,8 @@ class ModelRules:
     Attributes:
         url: of the endpoint: OpenAI's, or that of vLLM, Ollama, LM Studio, a gateway; Anthropic's compatible one too.
         name: of the model, as the endpoint calls it.
-        key: a reference, `${env:OPENAI_API_KEY}` or `${file:/path}`; an endpoint on this machine needs none.
+        key: a reference, `${env:OPENAI_API_KEY}` or `${file:/path}`. Where nobody names one and that variable is not
+            set, none is shown; OpenAI's own endpoint wants it.
         temperature, seed: sent if they are given.
         max_answer_tokens: of one answer.
         context_tokens: that the model reads at most; older steps are summed up before.
@@ -34,7 +36,7 @@ class ModelRules:
 
     name: str
     url: str = DEFAULT_URL
-    key: str = "${env:OPENAI_API_KEY}"
+    key: str = DEFAULT_KEY
     temperature: float | None = None
     seed: int | None = None
     max_answer_tokens: int = 4096
@@ -43,6 +45,10 @@ class ModelRules:
     output_price: float = 0.0
     timeout_seconds: float = 120.0
     tries: int = 4
+
+    def __post_init__(self) -> None:
+        if not re.match(r"https?://[^/\s]", self.url):
+            raise ValueError(f"an endpoint is at an address such as {DEFAULT_URL}, found {self.url!r}")
 
     def secret(self) -> str:
         """The key itself.
@@ -56,19 +62,14 @@ class ModelRules:
         name, path = found.groups()
         if name is not None:
             value = os.environ.get(name, "")
-            if not value and not self.is_local:
-                raise NoKey(f"set {name}: {self.url} asks for a key")
+            if not value and (self.key != DEFAULT_KEY or self.url == DEFAULT_URL):
+                raise NoKey(f"set {name}: the key for {self.url} stands there")
             return value or "none"
         try:
             with open(path, encoding="utf-8") as file:
                 return file.read(10_000).strip()
         except OSError as exc:
             raise NoKey(f"{path} cannot be read: {exc.strerror}") from exc
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the endpoint is on this machine."""
-        return bool(re.match(r"https?://(localhost|127\.|\[::1\])", self.url))
 
     def price(self, read: int, written: int) -> float:
         """What so many tokens cost."""

@@ -42,6 +42,8 @@ class Trajectory:
     run_id: str = ""
     task: str = ""
     model: str = ""
+    endpoint: str = ""
+    key: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     codes: list[str] = field(default_factory=list)
@@ -112,6 +114,7 @@ def _take(found: Trajectory, line: dict[str, Any]) -> None:
     kind = line["type"]
     if kind == "started":
         found.run_id, found.task, found.model = line["run_id"], line["task"], line["model"]
+        found.endpoint, found.key = line["endpoint"], line["key"]
         found.end = None
     elif kind == "messages":  # what the model is told from now on
         found.messages = list(line["messages"])

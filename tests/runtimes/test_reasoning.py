@@ -371,6 +371,10 @@ def test_the_command_shows_what_happens(gateway: GatewayProcess, tmp_path: Path)
     gone = reason(TASK, "--model", "double", "--endpoint", "http://127.0.0.1:9", "--gateway", "http://127.0.0.1:9")
     assert gone.returncode == 3
     assert reason(TASK).returncode == 2, "no model is named"
+    for wrong in ("notaurl", "ftp://x/v1"):
+        assert "an endpoint is at an address" in reason(TASK, "--model", "x", "--endpoint", wrong).stderr
+    assert reason(TASK, *options, "--save", str(one)).returncode == 2, "a run is not written over"
+    assert "--endpoint" in reason("--help").stdout
     beside = reason("compare", str(one), str(other))
     assert "(the same)" in beside.stdout
     exported = json.loads(reason("export", str(one)).stdout)["messages"]

@@ -22,6 +22,7 @@ from toolscore.calls.relay import Relay
 from toolscore.calls.resolve import EXECUTOR
 from toolscore.core.errors import (
     Forbidden,
+    InvalidArguments,
 )
 from toolscore.core.jsonrpc import decode_object, encode, meta_of
 from toolscore.upstreams import Caller
@@ -83,7 +84,14 @@ class CodeMode:
         decision = self.tools.permissions.policy.decide(caller.principal, execute, arguments)
         if not decision.allowed:
             raise Forbidden(f"code runs as {execute.tool_id}, and {decision.reason}")
+        most = execute.input_schema["properties"]["timeout_seconds"].get("maximum")
+        if most is not None and arguments.get("timeout_seconds", 0) > most:
+            raise InvalidArguments(
+                f"`timeout_seconds` is at most {most:g} here (`python_executor.max_timeout_seconds`)"
+            )
         patterns = tuple(pattern_of(name) for name in allowed) if allowed is not None else None
+        for name, pattern in zip(allowed or (), patterns or (), strict=True):
+            self.tools.check(name, pattern, caller)
         run = CodeRun(self.tools, self._calls, self._rules, caller, call_id, patterns, trace)
         told = {"token": run.token, "at_once": run.at_once, "output": run.on_output is not None}
         params = {"name": EXECUTE, "arguments": arguments, "_meta": {RUN_META: told}}

@@ -98,6 +98,7 @@ class CodeRun:
         self._under_way = 0
         self._steps = 0
         self._asked = 0
+        self._refused = False
         self._asking = 0
         self._asked_since = 0.0
         self._asked_seconds = 0.0
@@ -125,8 +126,6 @@ class CodeRun:
                 raise Forbidden(f"this run has asked for something {self._asked:,} times")
             body = await self._do(call, seconds)
         except ToolScoreError as exc:
-            if exc.code != "tool_error":
-                self.failed += 1
             body = {
                 "error": {
                     "code": exc.code,
@@ -135,7 +134,7 @@ class CodeRun:
                     "retryable": exc.retryable,
                 }
             }
-        over = max(self.calls, self._asked - MAX_OTHERS) > self._rules.max_calls
+        over = self._refused or self._asked > self._rules.max_calls + MAX_OTHERS
         return CodeReply(encode(body), self.asked_seconds, over)
 
     async def _do(self, call: bytes, seconds: float) -> dict[str, Any]:
@@ -156,7 +155,7 @@ class CodeRun:
                 raise InvalidRequest("`args` must be a list and `kwargs` an object")
             return await self._call(await self._found(path, seconds), args, kwargs, seconds)
         if do == "list":
-            return {"names": sorted(self._space.servers if server is None else self._server(server))}
+            return {"names": self._names(server)}
         if do == "describe":
             return {"text": await self._described(path, server, seconds)}
         if do == "search" and isinstance(wanted.get("query"), str):
@@ -179,6 +178,17 @@ class CodeRun:
             wanted = ".".join(path)
             raise _missing("tool", wanted, self._space.known(), self._space.servers)
         return tool
+
+    def _names(self, server: Any) -> list[str]:
+        """The servers, or one's tools: those that the run may call, where it names them."""
+
+        def named(tools: dict[str, Tool]) -> list[str]:
+            allowed = self._allowed
+            return [name for name, tool in tools.items() if allowed is None or is_named(tool, allowed)]
+
+        if server is not None:
+            return sorted(named(self._server(server)))
+        return sorted(name for name, tools in self._space.servers.items() if named(tools))
 
     def _server(self, name: Any) -> dict[str, Tool]:
         own = self._space.server(name) if isinstance(name, str) else None
@@ -214,6 +224,7 @@ class CodeRun:
         self._may(tool)
         arguments = Raw(encode(arranged(tool, args, kwargs)))
         if self._recorded is not None:
+            self._count(tool)
             return self._again(self._recorded.take(tool, arguments), tool)
         result = await self._through(tool, arguments, seconds)
         if result.is_error:
@@ -222,7 +233,6 @@ class CodeRun:
         return {"result": result.raw, "unwrap": unwraps(tool)}
 
     def _again(self, recorded: dict[str, Any], tool: Tool) -> dict[str, Any]:
-        self._count(tool)
         if recorded["outcome"] == "ok" and isinstance(recorded["result"], dict):
             return {"result": recorded["result"], "unwrap": unwraps(tool)}
         self.failed += 1
@@ -246,11 +256,12 @@ class CodeRun:
             )
 
     def _count(self, tool: Tool) -> None:
-        self.calls += 1
-        if self.calls > self._rules.max_calls:
+        if self.calls >= self._rules.max_calls:
+            self._refused = True
             raise Forbidden(
                 f"a run may call {self._rules.max_calls:,} tools (`code.max_calls`), and {tool.tool_id} is one more"
             )
+        self.calls += 1
         self._steps += 1
         if self.outer.wants_progress:
             self._tell(f"{self._space.name_of(tool)}: call {self.calls}")
@@ -275,6 +286,9 @@ class CodeRun:
                 result = await self._pipeline.call(call)
         except TimeoutError as exc:
             raise UpstreamTimeout(f"the time of the run was over during the call of {tool.tool_id}") from exc
+        except ToolScoreError:
+            self.failed += 1
+            raise
         finally:
             self._under_way -= 1
         self.bytes += memoryview(result.raw).nbytes

@@ -65,6 +65,27 @@ class CodeTools:
             return True
         return False
 
+    def check(self, name: str, pattern: str, caller: Caller) -> None:
+        """See that a pattern may mean something: a tool, or a server that has not listed any yet.
+
+        Raises:
+            ToolNotFound: with the nearest names.
+        """
+        space = self.space(caller)
+        if space.matching(pattern):
+            return
+        server = pattern.partition("__")[0]
+        for upstream in self._upstreams:
+            if server in (upstream.server_id, identifier(upstream.server_id)) and self.permissions.sees_server(
+                caller.principal, upstream.server_id
+            ):
+                return
+        near = nearest(name, [*space.known(), *space.servers]) or sorted(space.servers)[:5]
+        raise ToolNotFound(
+            f"`tools` names {name!r:.160}, and there is no such tool or server",
+            suggestion=f"nearest: {', '.join(near)}" if near else None,
+        )
+
     def names(self, tools: list[Tool], caller: Caller) -> list[str]:
         """What code calls these tools: `server.tool`."""
         space = self.space(caller)

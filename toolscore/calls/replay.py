@@ -75,9 +75,13 @@ class Replay:
             raise Conflict(
                 f"{tool.tool_id} does not say that it may be called twice: pass `confirm` if it may do its work again"
             )
+        arguments, note = recorded["arguments"], None
+        if offline and "session_id" in arguments:
+            arguments = {name: value for name, value in arguments.items() if name != "session_id"}
+            note = "it ran in a session, and is made again outside of it: it finds no variables"
         again = Call(
             tool.name,
-            Raw(encode(recorded["arguments"])),
+            Raw(encode(arguments)),
             caller=ReplayCaller(principal, Recorded(inner) if offline and inner is not None else None),
             request_id=f"{REPLAY_OF}{call_id}",
             server_id=tool.server_id,
@@ -102,6 +106,7 @@ class Replay:
             "tool_id": tool.tool_id,
             "same": then["outcome"] == now["outcome"] and not differs,
             "difference": differs,
+            "note": note,
             "definition_changed": tool.definition_hash != recorded["definition_hash"]
             and tool.tool_id == recorded["tool_id"],
             "result_was_redacted": "result" in recorded["redacted"],
@@ -162,4 +167,9 @@ def difference(then: Any, now: Any) -> str:
 def _lines(value: Any) -> list[str]:
     if isinstance(value, dict):
         value = {key: member for key, member in value.items() if key != "_meta"}
+        structured = value.get("structuredContent")
+        if (
+            isinstance(structured, dict) and {"exit", "limits_hit"} <= structured.keys()
+        ):  # the executor's: it took a time
+            value["structuredContent"] = {key: one for key, one in structured.items() if key != "duration_ms"}
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True).splitlines() if value is not None else []

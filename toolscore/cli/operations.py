@@ -334,6 +334,8 @@ def _print_replayed(one: dict[str, Any]) -> None:
         print("  the tool's definition has changed since")
     if one["result_was_redacted"]:
         print("  the recorded result was redacted: what differs may be that alone")
+    if one.get("note"):
+        print_text(f"  {one['note']}")
     _print_diff(one["difference"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from toolscore.cli.saving import save_result, shown_block
+from toolscore.cli.saving import make_folder, save_result, shown_block
 from toolscore.cli.terminal import NO_GATEWAY, AsJson, Url, answer_of, connected, print_json, print_text, say
 from toolscore.core.plain import plain
 
@@ -22,11 +23,14 @@ def run(
     file: Annotated[str, typer.Argument(metavar="FILE.py|-", help="The program; - reads it from stdin.")],
     tools: Annotated[
         list[str] | None,
-        typer.Option("--tools", metavar="PATTERN", help="All that it may call: time, memory__*. Else what only reads."),
+        typer.Option("--tools", metavar="PATTERN", help="All that it may call: time,memory__*. Else what only reads."),
     ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="End it after this long.")] = None,
     session: Annotated[str | None, typer.Option(metavar="ID", help=SESSION_HELP)] = None,
     packages: Annotated[list[str] | None, typer.Option("--packages", metavar="NAME", help="It needs these.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("--file", metavar="PATH", help="Put this file into its folder. Several times.")
+    ] = None,
     save: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Put its files and figures there. Nothing is overwritten."),
@@ -39,8 +43,13 @@ def run(
     In the code, `tools.SERVER.TOOL(argument=…)` calls a tool; `tools.search("what for")` finds one.
     """
     body: dict[str, Any] = {"code": _read(file)}
-    given = {"tools": tools, "timeout_seconds": timeout, "session_id": session, "packages": packages}
-    body |= {name: value for name, value in given.items() if value}
+    given = {
+        "tools": _split(tools), "timeout_seconds": timeout, "session_id": session, "packages": _split(packages),
+        "files": [_packed(path) for path in files or ()] or None,
+    }  # fmt: skip
+    body |= {name: value for name, value in given.items() if value is not None}
+    if save is not None:
+        make_folder(save)
     try:
         with connected(url, timeout=None) as client:
             end = _run(client, body, quiet=as_json)
@@ -64,6 +73,20 @@ def _read(file: str) -> str:
     except (OSError, UnicodeDecodeError) as exc:
         say(f"{file} cannot be read: {getattr(exc, 'strerror', None) or 'it is not text in UTF-8'}")
         raise typer.Exit(2) from None
+
+
+def _split(names: list[str] | None) -> list[str] | None:
+    """Names, of which several may stand in one option with commas between them."""
+    return [part.strip() for name in names for part in name.split(",") if part.strip()] if names else None
+
+
+def _packed(path: Path) -> dict[str, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        say(f"{path} cannot be read: {exc.strerror}")
+        raise typer.Exit(2) from None
+    return {"path": path.name, "content": base64.b64encode(data).decode(), "encoding": "base64"}
 
 
 def _run(client: Any, body: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
@@ -103,17 +126,19 @@ def _show(data: dict[str, Any], save: Path | None) -> None:
     for block in data["content"]:
         if block["type"] != "text":
             print_text(shown_block(block, saved=save is not None))
-    if save is not None:
-        save_result(data, save)
-    elif structured["files"]:
+    whole = save_result(data, save) if save is not None else True
+    if save is None and structured["files"]:
         names = ", ".join(f"{one['path']} ({one['size']:,} bytes)" for one in structured["files"])
         say(f"files: {names}; --save DIR keeps them")
     error, run = structured["error"], data["run"] or {}
-    if run.get("calls"):
-        failed = f", {run['failed']} of them failed" if run["failed"] else ""
-        say(f"{run['calls']} calls of tools{failed}: toolscore calls show {run['call_id']}")
+    if run.get("calls") or error is not None:
+        failed = f", {run['failed']} failed" if run.get("failed") else ""
+        count = f"{run.get('calls', 0)} call{'s' * (run.get('calls', 0) != 1)} of tools{failed}"
+        say(f"{count}: toolscore calls show {data['call_id']}")
     if error is not None:
-        say((error["traceback"] or f"{error['type']}: {error['message']}").rstrip("\n"))
-        if error["message"] not in error["traceback"]:
-            say(f"{error['type']}: {error['message']}")
+        before, _, last = error["traceback"].rstrip("\n").rpartition("\n")
+        text = error["traceback"] if error["message"] in error["traceback"] else ""
+        say((text or f"{before if last.startswith(error['type']) else error['traceback']}\n"
+             f"{error['type']}: {error['message']}").strip("\n"))  # fmt: skip
+    if error is not None or not whole:
         raise typer.Exit(1)

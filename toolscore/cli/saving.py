@@ -16,7 +16,7 @@ import typer
 
 from toolscore.cli.terminal import first_line, say
 
-__all__ = ["save_result", "shown_block"]
+__all__ = ["make_folder", "save_result", "shown_block"]
 
 MAX_ITEMS = 1000
 
@@ -33,10 +33,24 @@ def shown_block(block: Any, *, saved: bool) -> str:
     return f"[{kind}: {first_line(json.dumps(block))}]"
 
 
-def save_result(data: dict[str, Any], folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make the folder for a result.
+
+    Raises:
+        typer.Exit: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        say(f"{folder} cannot be made: {exc.strerror}")
+        raise typer.Exit(2) from None
+
+
+def save_result(data: dict[str, Any], folder: Path) -> bool:
     """Put the pictures, sounds, embedded resources and files of a result into a folder.
 
     The names come from the server: nothing is written outside of the folder, and nothing that is there is replaced.
+    Returns whether all of it was written.
 
     Args:
         data: of the answer: `content` and `structured_content`.
@@ -44,27 +58,26 @@ def save_result(data: dict[str, Any], folder: Path) -> None:
     Raises:
         typer.Exit: the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        say(f"{folder} cannot be made: {exc.strerror}")
-        raise typer.Exit(2) from None
-    count = 0
+    make_folder(folder)
+    count, whole = 0, True
     for name, content in _parts(data):
         count += 1
         if count > MAX_ITEMS:
             say(f"more than {MAX_ITEMS:,} files: the others are not saved")
-            return
+            return False
         if content is None:
             say(f"{name}: did not come along")
+            whole = False
             continue
         try:
             _write(folder, name, content)
             say(f"saved {folder / name} ({len(content):,} bytes)")
         except (OSError, ValueError) as exc:
             say(f"{name!r} was not saved: {getattr(exc, 'strerror', None) or exc}")
+            whole = False
     if not count:
         say("the result has no files or pictures")
+    return whole
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:

@@ -144,6 +144,9 @@ def connected(url: str | None, timeout: float | None = 30) -> Iterator[Any]:
 
     if url is None:
         url, source = gateway_url()
+        if not url.startswith(("http://", "https://")):
+            say(f"{source} must begin with http:// or https://, found {url}")
+            raise typer.Exit(2)
         say(f"gateway {url} ({source})")
     try:
         key = os.environ.get("TOOLSCORE_API_KEY")

@@ -127,8 +127,7 @@ def call(
         for key, value in pairs:
             parameters[key] = value if types.get(key) == "string" else _json_or_text(value)
         response = client.post("/execute_tool", json=request)
-    if save is not None and response.is_success:
-        save_result(response.json()["data"], save)
+    whole = save_result(response.json()["data"], save) if save is not None and response.is_success else True
     if raw:
         print_json(response.json())
         raise typer.Exit(0 if response.is_success and not response.json()["data"]["is_error"] else 1)
@@ -139,7 +138,7 @@ def call(
         say(f"kept result, {performance['age_seconds']:g} s old{past} (--fresh asks the server)")
     for block in data["content"]:
         print_text(shown_block(block, saved=save is not None))
-    if data["is_error"]:
+    if data["is_error"] or not whole:
         raise typer.Exit(1)
 
 

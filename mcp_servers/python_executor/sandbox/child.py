@@ -458,7 +458,8 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
             setrlimit(RLIMIT_CPU, (bound, bound))
         setitimer(ITIMER_REAL, seconds)
         text = code.decode("utf-8", "surrogatepass")
-        linecache_cache[filename] = (length, None, text.splitlines(True), filename)
+        lines = (text if text[-1:] == "\n" else text + "\n").splitlines(True)  # as a traceback's marks expect them
+        linecache_cache[filename] = (length, None, lines, filename)
         _running = True
         if mode == RESTRICTED:
             body, last = compile_restricted_code(text, filename)
@@ -515,6 +516,8 @@ def give_tools(namespace: dict[str, Any], at_once: int, code: bytes) -> None:
         namespace["ToolError"] = channels.ToolError
         namespace["help"] = calling.Help(tools, getattr(namespace["__builtins__"], "help", print))
         namespace[calling.AWAITED] = calling.awaited
+        if not os.path.exists("tools.py"):
+            modules["tools"] = tools  # type: ignore[assignment] # for code that imports it
     if b"asyncio" in code:
         import asyncio
 

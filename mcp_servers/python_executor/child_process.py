@@ -20,6 +20,7 @@ from typing import Protocol
 from mcp_servers.python_executor.sandbox.wire import (
     CALL,
     CALL_HEAD,
+    CANCEL,
     Answer,
     BadAnswer,
     Op,
@@ -124,6 +125,7 @@ class ChildProcess:
     _extended: float = 0.0
     _unsent: bytearray = field(default_factory=bytearray)
     _told_bytes: int = 0
+    _requesting: bool = False
     _received: bytearray = field(default_factory=bytearray)
     _length: int | None = None
 
@@ -156,20 +158,24 @@ class ChildProcess:
         if self.ended:
             self._settle(Ending(None, "exit", self._status, self._cpu_seconds))
         try:
+            self._requesting = True  # a reply to what an earlier run left would come between
             rest = self._write(request)
             while rest and not future.done():
                 await asyncio.sleep(WRITE_PAUSE_SECONDS)
                 rest = self._write(rest)
+            self._requesting = False
+            self._write_rest()
             ending: Ending = await future
             return ending
         except BaseException:
             self.kill()
             raise
         finally:
+            self._requesting = False
             self._future = self._calls = None
             if calls is not None:
                 await calls.stop()
-                self._tell_output()
+                self._tell_output(last=True)
 
     def _write(self, data: bytes | memoryview) -> memoryview | None:
         """Write what the socket takes. Returns the rest."""
@@ -194,7 +200,7 @@ class ChildProcess:
     def reply(self, number: int, body: bytes) -> None:
         """Answer a call of the code. Never waits."""
         frame = reply_frame(number, max(0.0, min(self.seconds_left(), 1e9)), body)
-        if self._unsent:
+        if self._unsent or self._requesting:
             self._unsent += frame
             if len(self._unsent) > MAX_UNREAD_BYTES:
                 self.end("protocol")
@@ -212,14 +218,14 @@ class ChildProcess:
         if self._unsent:
             asyncio.get_running_loop().call_later(WRITE_PAUSE_SECONDS if rest else 0, self._write_rest)
 
-    def _tell_output(self) -> None:
-        """Pass on what the code wrote to stdout meanwhile."""
+    def _tell_output(self, *, last: bool = False) -> None:
+        """Pass on what the code wrote to stdout meanwhile; at last also a character that did not come whole."""
         tell = self._asker.on_output if self._asker is not None else None
         if tell is None or self.stdout < 0:
             return
         while self._told_bytes < self._max_output_bytes:
             data = os.pread(self.stdout, min(OUTPUT_BYTES, self._max_output_bytes - self._told_bytes), self._told_bytes)
-            whole = len(data) if len(data) < 4 else _whole(data)
+            whole = len(data) if last else _whole(data)
             if not whole:
                 break
             self._told_bytes += whole
@@ -309,12 +315,15 @@ class ChildProcess:
         received = self._received
         received += data
         try:
-            while self._calls is not None and len(received) > KIND_AT and received[KIND_AT] == CALL:
+            while self._calls is not None and len(received) > KIND_AT and received[KIND_AT] in (CALL, CANCEL):
                 length = call_length(received)
                 if len(received) < length:
                     return
-                _, _, number = CALL_HEAD.unpack_from(received)
-                self._calls.came(number, bytes(received[CALL_HEAD.size : length]))
+                _, kind, number = CALL_HEAD.unpack_from(received)
+                if kind == CANCEL:
+                    self._calls.cancel(number)
+                else:
+                    self._calls.came(number, bytes(received[CALL_HEAD.size : length]))
                 del received[:length]
                 if self._future.done():
                     return
@@ -367,7 +376,7 @@ class ChildProcess:
 
 def _whole(data: bytes) -> int:
     """How many bytes of UTF-8 are whole characters: the last may have come in part."""
-    for back in range(1, 4):
+    for back in range(1, min(4, len(data) + 1)):
         byte = data[-back]
         if byte & 0xC0 == 0xC0:  # it begins a character of several bytes
             length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -83,9 +84,13 @@ class Gateway:
         """Have a call answered. Cancelling this cancels it there.
 
         Raises:
-            NoAnswer: it was refused, or the connection ended.
+            NoAnswer: it was refused, or the connection ended. TimeoutError: there was no place for it in time.
         """
-        async with self._places:
+        began = time.monotonic()
+        async with asyncio.timeout(seconds):
+            await self._places.acquire()
+        try:
+            seconds -= time.monotonic() - began
             self._number += 1
             request_id = f"{self._prefix}{self._number}"
             answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -99,6 +104,8 @@ class Gateway:
                 raise
             finally:
                 self._waiting.pop(request_id, None)
+        finally:
+            self._places.release()
         result = frame.get("result")
         if not isinstance(result, dict) or not isinstance(result.get("reply"), str):
             error = frame.get("error")

@@ -15,6 +15,7 @@ __all__ = ["Asker", "CallsOfRun", "Reply"]
 
 MAX_UNDER_WAY = 64
 """Of one run, whatever it was told: more are refused."""
+MAX_UNDER_WAY_BYTES = 8 * 1024 * 1024
 MAX_REFUSED = 1000
 """A run that goes on asking after so many refusals is ended."""
 
@@ -82,7 +83,9 @@ class CallsOfRun:
     def __init__(self, asker: Asker, code: Code) -> None:
         self._asker = asker
         self._code = code
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._bytes = 0
+        self._stopped = False
         self._refused = 0
 
     @property
@@ -91,20 +94,40 @@ class CallsOfRun:
 
     def came(self, number: int, body: bytes) -> None:
         """Take a call of the code."""
-        if len(self._tasks) >= MAX_UNDER_WAY:
+        if len(self._tasks) >= MAX_UNDER_WAY or number in self._tasks:
             self._refuse(number, "overloaded", f"{MAX_UNDER_WAY} calls are under way")
             return
+        if self._bytes + len(body) > MAX_UNDER_WAY_BYTES:
+            self._refuse(number, "overloaded", f"calls of {self._bytes:,} bytes are under way")
+            return
         seconds = self._code.seconds_left()
-        if seconds <= 0:
+        if seconds <= 0 and not self._tasks:  # else somebody may be being asked, which who answers knows
             self._refuse(number, "upstream_timeout", "the time of the run is over")
             return
-        task = asyncio.ensure_future(self._answer(number, body, seconds))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._bytes += len(body)
+        task = self._tasks[number] = asyncio.ensure_future(self._answer(number, body, seconds))
+        task.add_done_callback(lambda _: self._ended(number, len(body)))
+
+    def _ended(self, number: int, size: int) -> None:
+        self._bytes -= size
+        self._tasks.pop(number, None)
+
+    def cancel(self, number: int) -> None:
+        """The code does not wait for a call any more."""
+        task = self._tasks.get(number)
+        if task is not None:
+            task.cancel()
 
     async def _answer(self, number: int, body: bytes, seconds: float) -> None:
         try:
             reply = await self._asker.ask(body, seconds)
+        except asyncio.CancelledError:
+            if not self._stopped:
+                self._code.reply(number, _refusal("cancelled", "the code does not wait for it"))
+            raise
+        except TimeoutError:
+            self._refuse(number, "overloaded", "other runs' calls took the time of this one")
+            return
         except Exception as exc:  # who answers is gone
             self._refuse(number, "upstream_unavailable", f"nobody answers: {exc}")
             return
@@ -124,8 +147,9 @@ class CallsOfRun:
 
     async def stop(self) -> None:
         """Cancel what is under way, and wait for that."""
+        self._stopped = True
         if self._tasks:
-            tasks = [*self._tasks]
+            tasks = [*self._tasks.values()]
             for task in tasks:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

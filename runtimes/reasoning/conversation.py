@@ -32,7 +32,7 @@ class Conversation:
     ) -> None:
         past = past or Trajectory()
         self.messages = list(past.messages)
-        self.steps = len(past.steps)
+        self.steps = max((int(step["step"]) for step in past.steps), default=0)
         self.calls = sum(step["calls"] for step in past.steps)
         self.read, self.written, self.money = past.read, past.written, past.money
         self._model = model

@@ -200,6 +200,9 @@ class _Run:
         except asyncio.CancelledError:
             self._talk.end("stopped", "it was stopped")
             raise
+        except Exception as exc:  # our own fault: whoever listens hears of the end all the same
+            self._talk.end("failed", f"the runtime failed: {exc!r}")
+            raise
 
     async def _work(self) -> None:
         past = self._past

@@ -144,8 +144,8 @@ class Ended(Event):
     """The run is over.
 
     Attributes:
-        reason: `answered`, `cannot`, `steps`, `tokens`, `seconds`, `money`, `model_form`, `model`, `gateway`, `refused`
-            or `stopped`.
+        reason: `answered`, `cannot`, `steps`, `tokens`, `seconds`, `money`, `model_form`, `model`, `gateway`,
+            `refused`, `failed` or `stopped`.
         message: the reason in words.
     """
 

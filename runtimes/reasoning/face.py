@@ -30,7 +30,7 @@ from runtimes.reasoning.events import (
 
 __all__ = ["Face"]
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 MARKS = {"sufficient": "[green]✓[/]", "unsure": "[yellow]?[/]", "gap": "[red]✗[/]"}
 MAX_SHOWN_TOOLS = 12
 

@@ -166,8 +166,16 @@ class ChatModel:
             return ModelError("too_long", said), None
         if status == 429:
             wait = str(exc.response.headers.get("retry-after", "")) if isinstance(exc, openai.APIStatusError) else ""
-            return ModelError("rate_limited", said), float(wait) if wait.replace(".", "", 1).isdigit() else None
+            return ModelError("rate_limited", said), _seconds(wait)
         if isinstance(status, int) and 400 <= status < 500 and status not in (408, 409):
             helps = f" ({RIGHT})" if status in (404, 405) else ""
             return ModelError("refused", f"{self.rules.url} refuses (HTTP {status}): {said}{helps}"), None
         return ModelError("failed", f"HTTP {status}: {said}" if status else said), None
+
+
+def _seconds(text: str) -> float | None:
+    """The seconds of a `Retry-After`; `None` where it is a date, or nonsense."""
+    try:
+        return min(max(0.0, float(text)), LONGEST_PAUSE)
+    except ValueError:
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class CodeSteps:
             return
         named = await self._named(code)
         changing = tuple(sorted(tool for tool, reads in named.items() if not reads))
-        request_id = f"{self._id}-{self._talk.steps}"
+        request_id = f"{self._id}-{self._talk.steps}-{secrets.token_hex(4)}"
         event = CodeWritten(step=self._talk.steps, code=code, changing=changing)
         self._talk.tell(event, keep=False)
         asked = [tool for tool in changing if tool not in self._approved and not self._is_allowed(tool)]
@@ -128,6 +129,12 @@ class CodeSteps:
                 await self._back(exc)
                 await self._what_happened(code, request_id, tools)
                 return
+            if exc.code == "conflict":  # it goes on there, though we were cut off
+                self._talk.tell(Waiting(what="the code, which still runs", seconds=self._bounds.code_seconds))
+                found = await self._recorded(request_id, self._bounds.code_seconds + LATE_SECONDS)
+                if found:
+                    await self._take_over(code, found)
+                    return
             self._done(code, ok=False, text=str(exc), call_id=None, calls=0, duration_ms=0.0)
             return
         self._done(
@@ -192,15 +199,23 @@ class CodeSteps:
 
     async def _what_happened(self, code: str, request_id: str, tools: list[str] | None) -> None:
         """Find out from the journal whether code ran whose answer never came; run it only if it did not."""
-        until = time.monotonic() + LATE_SECONDS
-        found: list[dict[str, Any]] = []
-        while not found and time.monotonic() < until:
-            found = await self.patient(lambda: self._gateway.calls(request_id=request_id, limit=1))
-            if not found:
-                await asyncio.sleep(POLL_SECONDS)
+        found = await self._recorded(request_id, LATE_SECONDS)
         if not found:
-            await self._run_it(code, request_id, tools)
+            await self._run_it(code, request_id, tools)  # which the gateway refuses where it still runs
             return
+        await self._take_over(code, found)
+
+    async def _recorded(self, request_id: str, seconds: float) -> list[dict[str, Any]]:
+        """The journal's record of a run, if it has one within this time."""
+        until = time.monotonic() + seconds
+        while True:
+            found = await self.patient(lambda: self._gateway.calls(request_id=request_id, limit=1))
+            if found or time.monotonic() > until:
+                return found
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _take_over(self, code: str, found: list[dict[str, Any]]) -> None:
+        """Take a run's result from the journal."""
         call = await self.patient(lambda: self._gateway.call(found[0]["call_id"]))
         inner = call.get("calls") or []
         structured = (

@@ -224,7 +224,7 @@ try:
 except ToolError as error:
     it = [n, error.code]
 """
-    assert value(gateway, big) == [4, "payload_too_large"]
+    assert value(gateway, big) == [3, "payload_too_large"]
     assert failure(gateway, "tools.free.look(city='x' * 5_000_000)")["code"] == "payload_too_large"
     assert failure(gateway, "tools.toolscore.run_code('1')", tools=["toolscore", "free"])["code"] == "forbidden"
 

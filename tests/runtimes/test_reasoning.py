@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +43,7 @@ def gateway(city: Fickle) -> Iterator[GatewayProcess]:
 
 def ran(
     gateway: GatewayProcess, turns: Any, *, bounds: Bounds | None = None, rules: dict[str, Any] | None = None,
-    path: Path | None = None, **options: Any,
+    path: Path | None = None, url: str | None = None, **options: Any,
 ) -> tuple[list[Event], list[dict[str, Any]]]:  # fmt: skip
     """The events of a run, and what the model was asked."""
     with model_double({TASK: turns} if isinstance(turns, list) else turns) as double:
@@ -50,7 +53,7 @@ def ran(
             async with (
                 ChatModel(ModelRules(**given)) as model,
                 EnhancedReasoningRuntime(
-                    model, url=gateway.url, bounds=bounds, install=False, **options
+                    model, url=url or gateway.url, bounds=bounds, install=False, **options
                 ) as runtime,
             ):  # fmt: skip
                 return [event async for event in runtime.run(TASK, trajectory=path)]
@@ -254,6 +257,91 @@ def test_a_gateway_that_is_restarted_in_the_middle_is_waited_for(tmp_path: Path)
         assert [call["arguments"] for call in fickle.calls()] == [{"city": "Oslo"}, {"city": "Rome"}]
 
 
+class Proxy:
+    """A proxy that can leave its clients, and keep what it has open to the gateway."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._clients: list[socket.socket] = []
+        self._behind: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                behind = socket.create_connection(("127.0.0.1", self._port))
+                self._clients.append(client)
+                self._behind.append(behind)
+                for one, other in ((client, behind), (behind, client)):
+                    threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pump(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+
+    def cut(self) -> None:
+        for client in self._clients:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        self._clients.clear()
+
+    def close(self) -> None:
+        self._listener.close()
+        for one in (*self._clients, *self._behind):
+            one.close()
+
+
+def test_code_that_still_runs_is_not_run_again(gateway: GatewayProcess, city: Fickle) -> None:
+    late = "```python\nimport time\ntools.city.look(city='begun')\ntime.sleep(8)\ntools.city.write(city='LATE')\n```"
+
+    def calls(name: str) -> int:
+        return sum(call["arguments"].get("city") == name for call in city.calls())
+
+    proxy = Proxy(gateway.http_port)
+
+    def cut() -> None:
+        wait_for(lambda: calls("begun"), 20)
+        proxy.cut()
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    try:
+        events, _ = ran(gateway, [late, DONE], url=proxy.url, allow=["*"])
+    finally:
+        proxy.close()
+    cutting.join()
+    assert (calls("begun"), calls("LATE")) == (1, 1), events
+    assert ending(events) == ("answered", "done")
+    assert told(events, "code_run")[0].ok, "its result is what came of it"
+
+
+def test_a_step_that_was_not_run_takes_no_others_result(gateway: GatewayProcess, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    refused = "```python\ntools.city.write(city='no')\n```"
+    turns = [LOOK, refused, LOOK.replace("Oslo", "BBB"), Turn(status=401, error="gone")]
+    events, _ = ran(gateway, turns, path=path)
+    assert ending(events)[0] == "model"
+    past = read_trajectory(path)
+    with model_double({TASK: [LOOK.replace("Oslo", "CCC"), DONE]}) as double:
+
+        async def resumed() -> list[Event]:
+            async with (
+                ChatModel(ModelRules(name="double", url=double.url)) as model,
+                EnhancedReasoningRuntime(model, url=gateway.url, install=False) as runtime,
+            ):
+                return [event async for event in runtime.run("", trajectory=path, resume=past)]
+
+        events = asyncio.run(resumed())
+    assert told(events, "code_run")[0].text.startswith("CCC #")
+    ids = [json.loads(line)["request_id"] for line in path.read_text().splitlines() if '"code_written"' in line]
+    assert len(ids) == len(set(ids)) == 3
+
+
 # Hostile
 
 
@@ -400,6 +488,16 @@ def test_references_are_read_off_the_code() -> None:
     code = "x = tools.a.b(1)\nfor one in range(3): tools.parallel(tools.c.d.later())\ntools['e__f']()\nnot_tools.g.h()"
     assert references(code) == {("a", "b"), ("c", "d"), ("e__f",)}
     assert references("this is no code (") == set()
+
+
+def test_a_long_answer_takes_no_time() -> None:
+    started = time.process_time()
+    for text in ("```python\n" * 40_000, "-----BEGIN PRIVATE KEY-----" * 20_000):
+        with pytest.raises(FormError):
+            read_answer(text, "stop")
+        redacted(text)
+    references("-" * 60_000 + "1")
+    assert time.process_time() - started < 5
 
 
 def test_answers_are_read_as_they_are_written() -> None:

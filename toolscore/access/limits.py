@@ -96,6 +96,22 @@ class RateLimits:
         Raises:
             RateLimited: one is used up; with the time to wait.
         """
+        await self.take_of_tool(principal, tool)
+        if self._all is not None and principal is not LOCAL:
+            result = await self._all.take(principal.name, self._shared)
+            self._last[principal.name] = (result.state.remaining, result.state.reset_after)
+            self._last.move_to_end(principal.name)
+            if len(self._last) > MAX_SHOWN:
+                self._last.popitem(last=False)
+            if result.limited:
+                raise _refused(f"{principal.name!r} has called too often", result.state.retry_after)
+
+    async def take_of_tool(self, principal: Principal, tool: Tool) -> None:
+        """Take one call out of the budgets for this tool, and not out of that over all.
+
+        Raises:
+            RateLimited: one is used up; with the time to wait.
+        """
         if principal is LOCAL or self.is_open:
             return
         patterns = self._matching.get(tool.tool_id)
@@ -106,14 +122,6 @@ class RateLimits:
             result = await self._tools[pattern].take(f"{pattern}\0{principal.name}", self._shared)
             if result.limited:
                 raise _refused(f"{principal.name!r} has called {pattern} too often", result.state.retry_after)
-        if self._all is not None:
-            result = await self._all.take(principal.name, self._shared)
-            self._last[principal.name] = (result.state.remaining, result.state.reset_after)
-            self._last.move_to_end(principal.name)
-            if len(self._last) > MAX_SHOWN:
-                self._last.popitem(last=False)
-            if result.limited:
-                raise _refused(f"{principal.name!r} has called too often", result.state.retry_after)
 
     def headers(self, principal: Principal) -> list[tuple[bytes, bytes]]:
         """`RateLimit` and `RateLimit-Policy` as of the last call (IETF httpapi: RateLimit header fields)."""

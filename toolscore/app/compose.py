@@ -299,7 +299,7 @@ async def open_gateway(
             library, upstreams, permissions=permissions, kept=kept, rates=rates, reach=reach, notes=notes,
             limits=settings.limits, judge=await enter(Judge()), tracing=tracing,
         )  # fmt: skip
-        code = CodeMode(calls, relay, CodeTools(library, upstreams, permissions), settings.code)
+        code = CodeMode(calls, relay, CodeTools(library, upstreams, permissions), rates, settings.code)
 
         # Servers that come and go
         def forget(server_id: str, for_good: bool) -> None:

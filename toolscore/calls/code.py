@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from toolscore.access.limits import RateLimits
 from toolscore.calls.call import CallPipeline
 from toolscore.calls.code_run import CodeRules, CodeRun
 from toolscore.calls.code_tools import CodeTools, pattern_of
@@ -48,11 +49,13 @@ class CodeMode:
         calls: CallPipeline,
         relay: Relay,
         tools: CodeTools,
+        rates: RateLimits,
         rules: CodeRules,
     ) -> None:
         self.tools = tools
         self._calls = calls
         self._relay = relay
+        self._rates = rates
         self.use(rules)
 
     def use(self, rules: CodeRules) -> None:
@@ -84,6 +87,7 @@ class CodeMode:
         decision = self.tools.permissions.policy.decide(caller.principal, execute, arguments)
         if not decision.allowed:
             raise Forbidden(f"code runs as {execute.tool_id}, and {decision.reason}")
+        await self._rates.take_of_tool(caller.principal, execute)
         most = execute.input_schema["properties"]["timeout_seconds"].get("maximum")
         if most is not None and arguments.get("timeout_seconds", 0) > most:
             raise InvalidArguments(

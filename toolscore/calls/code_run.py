@@ -17,7 +17,7 @@ from pydantic import Field
 
 from toolscore.calls.call import CallPipeline
 from toolscore.calls.code_callers import InnerCaller, ReplayCaller, RunCaller
-from toolscore.calls.code_tools import CodeTools, is_named
+from toolscore.calls.code_tools import CodeTools
 from toolscore.calls.deadline import Deadline
 from toolscore.calls.model import Call
 from toolscore.core.errors import (
@@ -40,7 +40,7 @@ from toolscore.upstreams.caller import CodeReply
 __all__ = ["RUN_CODE", "CodeRules", "CodeRun"]
 
 SEARCH = "toolscore__search_tools"
-RUN_CODE = "toolscore__run_code"
+RUN_CODE, CALL_TOOL = "toolscore__run_code", "toolscore__call_tool"
 MAX_TEXT = 2000
 EXPLAIN_TOKENS = 2000
 MAX_OTHERS = 1000
@@ -100,9 +100,11 @@ class CodeRun:
         self._asked = 0
         self._refused = False
         self._asking = 0
+        self._reported = 0.0
         self._asked_since = 0.0
         self._asked_seconds = 0.0
-        self._clocks: dict[Deadline, Caller] = {}
+        self._clocks: set[Deadline] = set()
+        self._pauses = ExitStack()
         self.caller = RunCaller(self)
 
     # What the executor asks for
@@ -121,7 +123,10 @@ class CodeRun:
             seconds: that the code has left.
         """
         self._asked += 1
+        seconds += self.asked_seconds - self._reported  # whoever asks does not know yet that somebody is being asked
         try:
+            if seconds <= 0:
+                raise UpstreamTimeout("the time of the run is over")
             if self._asked > self._rules.max_calls + MAX_OTHERS:
                 raise Forbidden(f"this run has asked for something {self._asked:,} times")
             body = await self._do(call, seconds)
@@ -134,7 +139,8 @@ class CodeRun:
                     "retryable": exc.retryable,
                 }
             }
-        over = self._refused or self._asked > self._rules.max_calls + MAX_OTHERS
+        over = self._refused or seconds <= 0 or self._asked > self._rules.max_calls + MAX_OTHERS
+        self._reported = max(self._reported, self.asked_seconds)
         return CodeReply(encode(body), self.asked_seconds, over)
 
     async def _do(self, call: bytes, seconds: float) -> dict[str, Any]:
@@ -164,6 +170,9 @@ class CodeRun:
 
     # Names
 
+    def _is_named(self, tool: Tool, patterns: tuple[str, ...]) -> bool:
+        return any(self._space.matches(tool, pattern) for pattern in patterns)
+
     @property
     def _space(self) -> NameSpace:
         return self._tools.space(self.outer)
@@ -184,7 +193,7 @@ class CodeRun:
 
         def named(tools: dict[str, Tool]) -> list[str]:
             allowed = self._allowed
-            return [name for name, tool in tools.items() if allowed is None or is_named(tool, allowed)]
+            return [name for name, tool in tools.items() if allowed is None or self._is_named(tool, allowed)]
 
         if server is not None:
             return sorted(named(self._server(server)))
@@ -207,10 +216,16 @@ class CodeRun:
         tool = self._tools.library.find(SEARCH, self._tools.permissions.sees(self.outer.principal))
         if tool is None:
             raise ToolNotFound("tools cannot be searched here", suggestion="dir(tools) lists the servers")
-        result = await self._through(tool, Raw(encode({"query": query, "limit": limit})), seconds)
-        found = decode(result.structured_content or Raw(b"{}")).get("tools", [])
-        if result.is_error:
-            raise InvalidArguments(_text(result))
+        arguments = Raw(encode({"query": query, "limit": limit}))
+        if self._recorded is not None:
+            self._count(tool)
+            kept = self._recorded.take(tool, arguments)
+            found = ((kept["result"] or {}).get("structuredContent") or {}).get("tools", [])
+        else:
+            result = await self._through(tool, arguments, seconds)
+            found = decode(result.structured_content or Raw(b"{}")).get("tools", [])
+            if result.is_error:
+                raise InvalidArguments(_text(result))
         tools = (self._space.find([one["tool_id"]]) for one in found)
         return [
             {"name": self._space.name_of(tool), "signature": signature(tool), "description": tool.description[:300]}
@@ -240,16 +255,16 @@ class CodeRun:
 
     def _may(self, tool: Tool) -> None:
         """Raise `Forbidden` unless this run may call a tool. What the policy says comes later, as for any call."""
-        if tool.tool_id == RUN_CODE:
+        if tool.tool_id in (RUN_CODE, CALL_TOOL):
             raise Forbidden("code that calls tools cannot run more of its kind: call the tools here")
         if self._allowed is not None:
-            if is_named(tool, self._allowed):
+            if self._is_named(tool, self._allowed):
                 return
             raise Forbidden(
                 f"this run may call {', '.join(self._allowed)[:200]} alone, and not {tool.tool_id}",
                 suggestion="name it in the run's `tools`",
             )
-        if not tool.reads_only and not is_named(tool, self._rules.changing_tools):
+        if not tool.reads_only and not self._is_named(tool, self._rules.changing_tools):
             raise Forbidden(
                 f"{tool.tool_id} may change something, and code may call such tools only where the run names them",
                 suggestion=f'run it with tools=["{tool.tool_id}", …], which are then all that it may call',
@@ -282,7 +297,7 @@ class CodeRun:
         self._under_way += 1
         clock = Deadline(seconds)
         try:
-            with clock, self._clocked(clock, call.caller):
+            with clock, self._clocked(clock):
                 result = await self._pipeline.call(call)
         except TimeoutError as exc:
             raise UpstreamTimeout(f"the time of the run was over during the call of {tool.tool_id}") from exc
@@ -292,17 +307,24 @@ class CodeRun:
         finally:
             self._under_way -= 1
         self.bytes += memoryview(result.raw).nbytes
+        if self.bytes > self._rules.max_result_bytes:
+            raise PayloadTooLarge(
+                f"{tool.tool_id} was called, and its result is over what this run may have: "
+                f"{self._rules.max_result_bytes:,} bytes in all (`code.max_result_bytes`)"
+            )
         return result
 
     # Clocks and progress
 
     @contextmanager
-    def _clocked(self, clock: Deadline, caller: Caller) -> Iterator[None]:
-        self._clocks[clock] = caller
+    def _clocked(self, clock: Deadline) -> Iterator[None]:
+        self._clocks.add(clock)
+        if self._asking:
+            self._pauses.enter_context(clock.paused())
         try:
             yield
         finally:
-            del self._clocks[clock]
+            self._clocks.discard(clock)
 
     @property
     def asked_seconds(self) -> float:
@@ -313,20 +335,18 @@ class CodeRun:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """The client is asked while the body runs: no clock of the run goes on."""
-        with ExitStack() as stack:
-            stack.enter_context(self.outer.pause())
-            stack.enter_context(self.caller.pause())
-            for clock in [*self._clocks]:
-                stack.enter_context(clock.paused())
+        if not self._asking:
+            self._asked_since = time.monotonic()
+            for pause in (self.outer.pause, self.caller.pause, *(clock.paused for clock in self._clocks)):
+                self._pauses.enter_context(pause())
+        self._asking += 1
+        try:
+            yield
+        finally:
+            self._asking -= 1
             if not self._asking:
-                self._asked_since = time.monotonic()
-            self._asking += 1
-            try:
-                yield
-            finally:
-                self._asking -= 1
-                if not self._asking:
-                    self._asked_seconds += time.monotonic() - self._asked_since
+                self._asked_seconds += time.monotonic() - self._asked_since
+                self._pauses.close()
 
     def progressed(self, params: Raw | None) -> None:
         """An inner server tells how far it is: the client of the run hears it as progress of the run."""

@@ -11,10 +11,10 @@ from toolscore.core.memo import Memo
 from toolscore.core.models import Sees, Tool
 from toolscore.core.names import nearest
 from toolscore.tools.library import UnifiedToolLibrary
-from toolscore.tools.stubs import NameSpace, identifier, matches, stubs
+from toolscore.tools.stubs import NameSpace, identifier, stubs
 from toolscore.upstreams import Caller, UpstreamPool
 
-__all__ = ["CodeTools", "is_named", "pattern_of"]
+__all__ = ["CodeTools", "pattern_of"]
 
 MAX_SPACES = 100
 
@@ -115,12 +115,7 @@ class CodeTools:
 
 def pattern_of(name: str) -> str:
     """A pattern of full names, of what somebody wrote: `time`, `time.*`, `time.get_current_time`, `time__*`."""
-    if "__" in name:
-        return name
     server, separator, tool = name.partition(".")
-    return f"{server}__{tool}" if separator else f"{server}__*" if "*" not in name else name
-
-
-def is_named(tool: Tool, patterns: tuple[str, ...]) -> bool:
-    """Whether one of these patterns of full names means a tool."""
-    return any(matches(tool, pattern) for pattern in patterns)
+    if separator:
+        return f"{server}__{tool}"
+    return name if "__" in name or "*" in name else f"{name}__*"

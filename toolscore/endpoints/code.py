@@ -7,8 +7,9 @@ Who accepts `application/x-ndjson` gets what happens as it happens, a line each:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -18,7 +19,14 @@ from toolscore.app.compose import Gateway
 from toolscore.calls import Call
 from toolscore.calls.code import RUN_META
 from toolscore.calls.code_run import RUN_CODE
-from toolscore.core.errors import InternalError, InvalidArguments, InvalidRequest, ToolNotFound, ToolScoreError
+from toolscore.core.errors import (
+    Conflict,
+    InternalError,
+    InvalidArguments,
+    InvalidRequest,
+    ToolNotFound,
+    ToolScoreError,
+)
 from toolscore.core.jsonrpc import decode, decode_object, encode, meta_of
 from toolscore.core.models import Principal
 from toolscore.endpoints.asgi import (
@@ -70,6 +78,27 @@ class CodeEndpoint:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._live: set[tuple[str, str]] = set()
+        """Runs under way whose callers gave them an id: principal and id."""
+
+    @contextlib.contextmanager
+    def _once(self, scope: Scope, request_id: str) -> Iterator[None]:
+        """Keep a run from being started twice: a caller whose connection broke may ask again while it goes on.
+
+        Raises:
+            Conflict: it is under way.
+        """
+        run = (principal_of(scope).name, request_id)
+        if header(scope, b"x-request-id") is None:
+            yield
+            return
+        if run in self._live:
+            raise Conflict(f"the run {request_id!r:.140} is under way: its result will stand in the journal")
+        self._live.add(run)
+        try:
+            yield
+        finally:
+            self._live.discard(run)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -79,7 +108,7 @@ class CodeEndpoint:
         status = 200
         try:
             body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
-            with ClientWatch(receive) as watch:
+            with self._once(scope, request_id), ClientWatch(receive) as watch:
                 who = forwarded_headers(self._gateway.upstreams.forwarded, scope)
                 listener = _Listener(principal_of(scope), who) if streams else None
                 call = Call(

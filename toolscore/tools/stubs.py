@@ -16,7 +16,7 @@ from typing import Any
 from toolscore.core.errors import InvalidArguments
 from toolscore.core.models import Tool
 
-__all__ = ["NameSpace", "arranged", "identifier", "matches", "signature", "stub_of", "stubs", "unwraps"]
+__all__ = ["NameSpace", "arranged", "identifier", "signature", "stub_of", "stubs", "unwraps"]
 
 MAX_DEPTH = 4
 """Of nested types; deeper ones are `Any`."""
@@ -32,6 +32,7 @@ LEAST_CHARACTERS = 40
 HASH_DIGITS = 6
 RESERVED = frozenset({"search", "parallel", "later", "text", "raw", "explain"})
 """What code finds beside servers and tools under these names."""
+NO_OBJECTS = frozenset({"string", "integer", "number", "boolean", "array"})
 PLAIN = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
 _OTHER = re.compile(r"\W+", re.ASCII)
 _SPACE = re.compile(r"\s+")
@@ -113,20 +114,20 @@ class NameSpace:
             tool = next((one for one in own.values() if parts[1] in (one.name, distinct(one.name))), None)
         return tool
 
+    def matches(self, tool: Tool, pattern: str) -> bool:
+        """Whether a pattern of `server__tool` means a tool: by the gateway's name or by the code's, which are nobody
+        else's; or all of its server.
+        """
+        names = [tool.tool_id, "__".join(self._names.get(tool.tool_id, ()))]
+        return any(fnmatchcase(one, pattern) for one in names) or pattern == f"{tool.server_id}__*"
+
     def matching(self, pattern: str) -> list[Tool]:
-        """The tools that a pattern of full names matches."""
-        return [tool for tool in self._by_id.values() if matches(tool, pattern)]
+        """The tools that a pattern means."""
+        return [tool for tool in self._by_id.values() if self.matches(tool, pattern)]
 
     def known(self) -> list[str]:
         """All names, as `server.tool`."""
         return [".".join(names) for names in self._names.values()]
-
-
-def matches(tool: Tool, pattern: str) -> bool:
-    """Whether a pattern of `server__tool` matches a tool, by its names here, of its own, or as code has them."""
-    server, name = identifier(tool.server_id), identifier(tool.name)
-    names = (tool.tool_id, f"{tool.server_id}__{tool.name}", f"{server}__{tool.name}", f"{server}__{name}")
-    return any(fnmatchcase(one, pattern) for one in names)
 
 
 def _properties(schema: Any) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def arranged(tool: Tool, args: list[Any], kwargs: Mapping[str, Any]) -> dict[str
     """The arguments of a call, as the schema names them.
 
     Args:
-        args: by position, in the order of the signature; or one dict of them all.
+        args: by position, in the order of the signature; or one dict of them all, where the first takes no object.
         kwargs: by identifier, or by the schema's own name.
 
     Raises:
@@ -160,9 +161,9 @@ def arranged(tool: Tool, args: list[Any], kwargs: Mapping[str, Any]) -> dict[str
     """
     known = _arguments(tool)
     properties = {name for name, _, _ in known.values()}
-    if len(args) == 1 and not kwargs and isinstance(args[0], dict) and args[0].keys() <= properties:
-        first: Any = next(iter(known.values()), ("", {}, False))[1]
-        if not (isinstance(first, dict) and first.get("type") == "object"):
+    if len(args) == 1 and not kwargs and isinstance(args[0], dict) and args[0] and args[0].keys() <= properties:
+        first: Any = next(iter(known.values()))[1]
+        if isinstance(first, dict) and first.get("type") in NO_OBJECTS:  # it cannot be meant for that one
             return dict(args[0])
     if len(args) > len(known):
         takes = f"{len(known)} argument{'s' * (len(known) != 1)}" if known else "no arguments"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from signal import ITIMER_REAL, setitimer
 from typing import Any
 
-from mcp_servers.python_executor.sandbox.wire import CALL, CALL_HEAD, CHANNEL, MAX_CALL_BYTES, REPLY, REPLY_HEAD
+from mcp_servers.python_executor.sandbox.wire import CALL, CALL_HEAD, CANCEL, CHANNEL, MAX_CALL_BYTES, REPLY, REPLY_HEAD
 
 __all__ = ["Channel", "ToolError"]
 
@@ -140,6 +140,12 @@ class Channel:
                 view = view[os.write(CHANNEL, view[:READ_BYTES]) :]
         return number
 
+    def cancel(self, number: int) -> None:
+        """Say that nobody waits for a call any more; its answer then comes at once."""
+        with self._writing:
+            if self._open:
+                os.write(CHANNEL, CALL_HEAD.pack(CALL_HEAD.size - LENGTH_BYTES, CANCEL, number))
+
     def answer(self, number: int, what: str) -> "Any":
         """Wait for the answer to a call."""
         run = self._run
@@ -165,7 +171,10 @@ class Channel:
                     replies[came] = frame
             frame = replies.pop(number)
             self.waiting -= 1
-        told = json.loads(frame[REPLY_HEAD.size :])
+        try:
+            told = json.loads(frame[REPLY_HEAD.size :])
+        except RecursionError:
+            raise ToolError("its result is nested too deeply for Python's JSON", "upstream_protocol_error") from None
         error = told.get("error")
         if error is not None:
             raise ToolError(

@@ -17,7 +17,7 @@ from mcp_servers.python_executor.sandbox.channel import Channel, ToolError
 
 __all__ = ["AWAITED", "Help", "Tools", "awaited", "let_await", "lift_asyncio"]
 
-AWAITED = "__toolscore_awaited"
+AWAITED = "__toolscore_awaited__"
 """The name under which code finds what makes a value awaitable."""
 
 
@@ -42,9 +42,16 @@ def _of_block(block: "dict[str, Any]", parse: bool) -> "Any":
         return block
     text = block.get("text", "")
     try:
-        return json.loads(text) if parse else text
-    except ValueError:
+        value = json.loads(text, parse_constant=_no_json) if parse else text
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and json.dumps(value) != text.strip():
+            return text  # a number that Python would write otherwise, such as 1.10, is more than a number
+    except (ValueError, RecursionError):
         return text
+    return value
+
+
+def _no_json(name: str) -> "Any":
+    raise ValueError(f"{name} is no JSON")
 
 
 class Tool:
@@ -91,9 +98,24 @@ class Later:
         return value_of(self._channel.ask(self.request, self.what))
 
     def __await__(self) -> "Generator[Any, None, Any]":
+        return self._wait().__await__()
+
+    async def _wait(self) -> "Any":
         import asyncio
 
-        return asyncio.to_thread(self.result).__await__()
+        channel, numbers = self._channel, []
+
+        def call() -> "Any":
+            with channel.slots():
+                numbers.append(channel.send(self.request, self.what))
+                return value_of(channel.answer(numbers[0], self.what))
+
+        try:
+            return await asyncio.to_thread(call)
+        except asyncio.CancelledError:
+            for number in numbers:
+                channel.cancel(number)
+            raise
 
     def __repr__(self) -> str:
         return f"<a call of {self.what} that was not made yet: await it, or give it to tools.parallel>"
@@ -173,6 +195,18 @@ class Tools:
             finally:
                 slots.release()
 
+        try:
+            return self._parallel(calls, values, running, finish, return_exceptions)
+        except BaseException:
+            for _, number in running:
+                channel.cancel(number)
+            raise
+
+    def _parallel(
+        self, calls: "Any", values: "list[Any]", running: "list[tuple[int, int]]", finish: "Any", keep_errors: bool
+    ) -> "list[Any]":
+        channel, slots = self._channel, self._channel.slots()
+
         for position, call in enumerate(calls):
             if not isinstance(call, Later):  # a value already
                 values[position] = call
@@ -184,9 +218,9 @@ class Tools:
             except ToolError as exc:
                 slots.release()
                 values[position] = exc
-        for one in running:
-            finish(*one)
-        if not return_exceptions:
+        while running:
+            finish(*running.pop(0))
+        if not keep_errors:
             for value in values:
                 if isinstance(value, ToolError):
                     raise value

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 __all__ = [
     "CALL",
     "CALL_HEAD",
+    "CANCEL",
     "CHANNEL",
     "COMMAND",
     "CONFINING_TIERS",
@@ -77,13 +78,13 @@ REQUEST = struct.Struct("<IBdIIH")
 FILE = struct.Struct("<HI")
 ANSWER = struct.Struct("<IBBHH")
 """length of the rest, exit, whether there is a result, number of images, number of files"""
-CALL, REPLY = ord("C"), ord("R")
-"""What the fifth byte of a frame says: code asks for a tool, and is answered. An answer has its exit there, a request
-its mode."""
+CALL, CANCEL, REPLY = ord("C"), ord("X"), ord("R")
+"""What the fifth byte of a frame says: code asks for a tool, does not want it any more, is answered. An answer has its
+exit there, a request its mode."""
 WITH_TOOLS = 0x40
 """Added to a request's mode: the code may call tools, so many at a time as the request's last two bytes say."""
 CALL_HEAD = struct.Struct("<IBI")
-"""length of the rest, CALL, number; JSON follows. The numbers are the child's own."""
+"""length of the rest, CALL or CANCEL, number; JSON follows a CALL. The numbers are the child's own."""
 REPLY_HEAD = struct.Struct("<IBId")
 """length of the rest, REPLY, number of the call, seconds that the code has left; JSON follows."""
 MAX_CALL_BYTES = 4 * 1024 * 1024

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.calls.code_run import RUN_CODE
-from toolscore.core.errors import InvalidArguments, Overloaded, PayloadTooLarge, ToolNotFound
+from toolscore.core.errors import Conflict, InvalidArguments, Overloaded, PayloadTooLarge, ToolNotFound
 from toolscore.core.models import Principal, timestamp
 from toolscore.endpoints.asgi import principal_of, read_as
 from toolscore.endpoints.rest.answers import answer
@@ -154,6 +154,8 @@ def journal_router(gateway: Gateway) -> APIRouter:
                 if call["tool_id"] != RUN_CODE:
                     raise InvalidArguments(f"call {call_id} ran no code: only a run can be made again offline")
                 inner = (await journal.with_bodies(await _inner(call)))[::-1]
+                if any(one["redacted"] for one in inner):
+                    raise Conflict(f"what call {call_id} was given is not kept as it was: secrets were taken out of it")
         data = await gateway.replay.one(call, who, server_id=wanted.against, confirm=wanted.confirm, inner=inner)
         return answer(request, data, "the same result" if data["same"] else "the result differs")
 

@@ -265,7 +265,8 @@ def test_health_stats_and_metrics(gateway: GatewayProcess) -> None:
 def test_openapi_describes_the_hot_route_with_examples(gateway: GatewayProcess) -> None:
     document = gateway.http.get("/openapi.json").json()
     body = document["paths"]["/execute_tool"]["post"]["requestBody"]["content"]["application/json"]
-    assert body["schema"]["required"] == ["tool_id"]
+    shape = document["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[2]]
+    assert shape["required"] == ["tool_id"]
     example = body["examples"]["python"]["value"]
     assert gateway.http.post("/execute_tool", json=example).json()["data"]["content"][0]["text"] == "45"
     assert "/api/v1/servers/{server_id}/restart" in document["paths"]

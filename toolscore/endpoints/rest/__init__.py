@@ -10,7 +10,7 @@ from toolscore.endpoints.rest.discovery import discovery_router
 from toolscore.endpoints.rest.errors import errors_router
 from toolscore.endpoints.rest.journal import journal_router
 from toolscore.endpoints.rest.monitoring import monitoring_router
-from toolscore.endpoints.rest.openapi import FAILURE_OPENAPI
+from toolscore.endpoints.rest.openapi import FAILURE_OPENAPI, describe
 from toolscore.endpoints.rest.pins import pins_router
 from toolscore.endpoints.rest.policy import policy_router
 from toolscore.endpoints.rest.servers import servers_router
@@ -30,3 +30,4 @@ def add_rest(app: FastAPI, gateway: Gateway) -> None:
     for router in ROUTERS:
         app.include_router(router(gateway), responses=FAILURE_OPENAPI)
     add_failures(app)
+    describe(app)

@@ -16,19 +16,6 @@ RUN_OPENAPI = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["code"],
-                    "description": "the arguments of toolscore__run_code",
-                    "properties": {
-                        "code": {"type": "string"},
-                        "tools": {"type": "array", "items": {"type": "string"}},
-                        "timeout_seconds": {"type": "number"},
-                        "session_id": {"type": "string"},
-                        "packages": {"type": "array", "items": {"type": "string"}},
-                        "files": {"type": "array", "items": {"type": "object"}},
-                    },
-                },
                 "examples": {"time": {"value": {"code": "tools.time.get_current_time(timezone='Asia/Tokyo')"}}},
             }
         },

@@ -22,7 +22,7 @@ from toolscore.discovery.views import (
 from toolscore.endpoints.asgi import principal_of, read_as
 from toolscore.endpoints.rest.answers import answer
 
-__all__ = ["discovery_router"]
+__all__ = ["InstallRequest", "Task", "discovery_router"]
 
 
 class Task(msgspec.Struct, forbid_unknown_fields=True):

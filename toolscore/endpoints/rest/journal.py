@@ -20,7 +20,7 @@ from toolscore.endpoints.asgi import principal_of, read_as
 from toolscore.endpoints.rest.answers import answer
 from toolscore.stores.database import StoreError
 
-__all__ = ["journal_router"]
+__all__ = ["ReplayRequest", "journal_router"]
 
 
 MAX_PAGE = 1000

@@ -1,12 +1,89 @@
-"""What `/docs` says of requests and answers that FastAPI does not see."""
+"""What `/docs` says of requests and answers that FastAPI does not see: bodies, answers, who may call."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from toolscore.app.executor import EXECUTOR_ID
+import msgspec
+from fastapi import FastAPI
 
-__all__ = ["EXECUTE_OPENAPI", "FAILURE_OPENAPI"]
+from toolscore.app.executor import EXECUTOR_ID
+from toolscore.endpoints.rest.shapes import ANSWERS, BODIES
+
+__all__ = ["EXECUTE_OPENAPI", "FAILURE_OPENAPI", "describe"]
+
+SCHEMES = {
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "a key of `toolscore keys create`"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "such a key, or a token of an authorization server"},
+}
+OPEN_TO_ALL = frozenset({"/livez", "/readyz"})
+ENVELOPE: dict[str, Any] = {
+    "type": "object",
+    "required": ["success", "data", "message", "timestamp", "request_id", "performance"],
+    "properties": {
+        "success": {"const": True},
+        "message": {"type": "string"},
+        "timestamp": {"type": "string", "format": "date-time"},
+        "request_id": {"type": "string"},
+        "performance": {
+            "type": "object",
+            "required": ["duration_ms", "cache_hit"],
+            "properties": {
+                "duration_ms": {"type": "number"},
+                "cache_hit": {"type": "boolean"},
+                "cache_level": {"enum": ["l1", "l2", "l3"]},
+                "age_seconds": {"type": "number"},
+                "stale": {"type": "boolean"},
+            },
+        },
+    },
+}
+
+
+def describe(app: FastAPI) -> None:
+    """Have the application's OpenAPI document say, field by field, what each address takes and answers."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            kinds = [kind if isinstance(kind, tuple) else (kind,) for kind in ANSWERS.values()]
+            described, parts = msgspec.json.schema_components(
+                [one for kind in kinds for one in kind], ref_template=REFERENCE
+            )
+            schemas = iter(described)
+            answers = [next(schemas) if len(kind) == 1 else {"anyOf": [next(schemas) for _ in kind]} for kind in kinds]
+            bodies, more = msgspec.json.schema_components(list(BODIES.values()), ref_template=REFERENCE)
+            document["components"] = {"schemas": {**parts, **more}, "securitySchemes": SCHEMES}
+            for (method, path), schema in zip(ANSWERS, answers, strict=True):
+                operation = _operation(document, path, method)
+                status = next((code for code in operation["responses"] if code.startswith("2")), "200")
+                content = (
+                    operation["responses"].setdefault(status, {"description": "the answer"}).setdefault("content", {})
+                )
+                content.setdefault("application/json", {})["schema"] = {
+                    **ENVELOPE, "properties": {**ENVELOPE["properties"], "data": schema}
+                }  # fmt: skip
+            for (method, path), schema in zip(BODIES, bodies, strict=True):
+                content = _operation(document, path, method)["requestBody"]["content"]["application/json"]
+                examples = content.get("schema", {}).get("examples")
+                content["schema"] = {**schema, **({"examples": examples} if examples else {})}
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)  # FastAPI's own; ours is among 4XX
+                    operation["security"] = [] if path in OPEN_TO_ALL else [{"key": []}, {"bearer": []}, {}]
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _operation(document: dict[str, Any], path: str, method: str) -> dict[str, Any]:
+    found: dict[str, Any] = document["paths"][path][method]
+    return found
+
+
+REFERENCE = "#/components/schemas/{name}"
 
 
 FAILURE_OPENAPI: dict[int | str, dict[str, Any]] = {
@@ -39,19 +116,6 @@ EXECUTE_OPENAPI = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["tool_id"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "tool_id": {"type": "string", "description": "a full name, or a server id with `action`"},
-                        "action": {"type": "string", "description": "the tool's own name on that server"},
-                        "parameters": {"type": "object", "description": "the tool's arguments"},
-                        "timeout_seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": 3600},
-                        "cache": {"type": "boolean", "default": True, "description": "false: ask the server itself"},
-                        "session_id": {"type": "string", "description": "passed to the tool as its `session_id`"},
-                    },
-                },
                 "examples": {
                     "python": {
                         "value": {

@@ -14,6 +14,8 @@ __all__ = ["ChatModel", "Completion", "ModelError", "estimate"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
 MAX_ANSWER_CHARS = 400_000
+OPTIONAL = ("stream_options", "seed")
+"""What may be left out: it changes what we know, and not what was asked for."""
 RIGHT = "is the address right? It usually ends in /v1"
 CHARACTERS_PER_TOKEN = 3.6
 TOO_LONG = (
@@ -78,6 +80,9 @@ class ChatModel:
         self._openai = openai
         self.rules = rules
         self.on_wait = on_wait
+        given = {"temperature": rules.temperature, "seed": rules.seed, "max_tokens": rules.max_answer_tokens}
+        self._options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self._options["stream_options"] = {"include_usage": True}
         self._client = openai.AsyncOpenAI(
             api_key=rules.secret(), base_url=rules.url, timeout=rules.timeout_seconds, max_retries=0
         )
@@ -115,14 +120,7 @@ class ChatModel:
 
     async def _once(self, messages: list[dict[str, str]], on_text: Callable[[str], None]) -> Completion:
         rules = self.rules
-        options: dict[str, Any] = {"max_tokens": rules.max_answer_tokens}
-        if rules.temperature is not None:
-            options["temperature"] = rules.temperature
-        if rules.seed is not None:
-            options["seed"] = rules.seed
-        stream = await self._client.chat.completions.create(
-            model=rules.name, messages=messages, stream=True, stream_options={"include_usage": True}, **options
-        )  # type: ignore[call-overload]
+        stream = await self._opened(messages)
         kind = stream.response.headers.get("content-type", "")
         if not kind.startswith("text/event-stream"):
             await stream.close()
@@ -152,6 +150,22 @@ class ChatModel:
         read = usage.prompt_tokens if usage is not None else estimate(messages)
         written = usage.completion_tokens if usage is not None else round(len(text) / CHARACTERS_PER_TOKEN)
         return Completion(text, finish or "length", read, written)
+
+    async def _opened(self, messages: list[dict[str, str]]) -> Any:
+        """Open the stream of an answer. An option that the endpoint does not know is left out from then on."""
+        while True:
+            try:
+                create: Any = self._client.chat.completions.create
+                return await create(model=self.rules.name, messages=messages, stream=True, **self._options)
+            except self._openai.BadRequestError as exc:
+                said = str(exc)
+                unknown = next((name for name in OPTIONAL if name in said and name in self._options), None)
+                if "max_completion_tokens" in said and "max_tokens" in self._options:  # models that reason first
+                    self._options["max_completion_tokens"] = self._options.pop("max_tokens")
+                elif unknown is not None:
+                    del self._options[unknown]
+                else:
+                    raise
 
     def _read(self, exc: Exception) -> tuple[ModelError, float | None]:
         """What an error of the client means, and how long the endpoint asks to wait."""

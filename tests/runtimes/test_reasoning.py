@@ -199,6 +199,24 @@ def test_where_another_try_may_help_there_is_one(gateway: GatewayProcess, troubl
     assert waited or trouble.dies, "and it says that it waits"
 
 
+def test_options_that_an_endpoint_does_not_know_are_left_out(gateway: GatewayProcess) -> None:
+    picky = [
+        Turn(status=400, error="Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
+        Turn(status=400, error="Unknown field: stream_options"),
+        Turn(LOOK, usage=False),
+        DONE,
+    ]
+    events, requests = ran(gateway, picky, rules={"seed": 7, "temperature": 0.5})
+    assert ending(events) == ("answered", "done")
+    assert requests[0]["max_tokens"] == requests[-1]["max_completion_tokens"] == 4096
+    assert "stream_options" not in requests[-1]
+    assert (requests[-1]["seed"], requests[-1]["temperature"]) == (7, 0.5)
+    last: Any = events[-1]
+    assert last.tokens_read > 100, "estimated where nobody counts"
+    refused, _ = ran(gateway, [Turn(status=400, error="temperature is not supported")], rules={"temperature": 0.5})
+    assert ending(refused)[0] == "model", "what was asked for is not left out"
+
+
 def test_what_cannot_be_mended_ends_the_run_and_says_why(gateway: GatewayProcess) -> None:
     started = time.monotonic()
     events, requests = ran(gateway, [Turn(status=401, error="the key is wrong")])

@@ -460,3 +460,30 @@ def test_known_keys_answer_while_the_list_of_keys_is_slow() -> None:
                 assert (await who("one")).endswith("#carol")
 
     asyncio.run(run())
+
+
+def test_keys_are_made_listed_and_revoked_over_rest() -> None:
+    with running_gateway(settings="access: {local_without_key: false}\n") as process:
+        made = toolscore("keys", "create", "root", "--scope", "admin", "--config", str(process.config))
+        with httpx.Client(base_url=process.url, headers=bearer(made.stdout.strip())) as root:
+            wait_for(lambda: root.get("/api/v1/keys").status_code == 200)
+            answer = root.post("/api/v1/keys", json={"name": "ada", "scopes": ["reports"], "days": 1})
+            assert answer.status_code == 201, answer.text
+            key = answer.json()["data"]
+            listed = root.get("/api/v1/keys").json()["data"]["keys"]
+            assert [one["name"] for one in listed] == ["root", "ada"]
+            assert listed[1]["scopes"] == ["reports"]
+            assert key["key"] not in root.get("/api/v1/keys").text, "it is shown once"
+            assert "hash" not in listed[1]
+            with httpx.Client(base_url=process.url, headers=bearer(key["key"])) as ada:
+                wait_for(lambda: ada.get("/api/v1/tools").status_code == 200)
+                for method, path in (("GET", "/api/v1/keys"), ("DELETE", f"/api/v1/keys/{key['key_id']}")):
+                    assert ada.request(method, path).status_code == 403
+                assert ada.post("/api/v1/keys", json={"name": "eve", "scopes": ["admin"]}).status_code == 403
+                assert root.delete(f"/api/v1/keys/{key['key_id']}").status_code == 200
+                wait_for(lambda: ada.get("/api/v1/tools").status_code == 401)
+            assert root.delete(f"/api/v1/keys/{key['key_id']}").status_code == 404
+            for wrong in ({"name": "local"}, {"name": "a b"}, {"name": "x", "scopes": ["a b"]}):
+                assert root.post("/api/v1/keys", json=wrong).status_code == 409, wrong
+            for wrong in ({}, {"name": "x", "days": 0}, {"name": "x", "more": 1}, {"name": 5}):
+                assert root.post("/api/v1/keys", json=wrong).status_code == 422, wrong

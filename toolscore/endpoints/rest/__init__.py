@@ -9,6 +9,7 @@ from toolscore.endpoints.rest.code import code_router
 from toolscore.endpoints.rest.discovery import discovery_router
 from toolscore.endpoints.rest.errors import errors_router
 from toolscore.endpoints.rest.journal import journal_router
+from toolscore.endpoints.rest.keys import keys_router
 from toolscore.endpoints.rest.monitoring import monitoring_router
 from toolscore.endpoints.rest.openapi import FAILURE_OPENAPI, describe
 from toolscore.endpoints.rest.pins import pins_router
@@ -20,7 +21,7 @@ __all__ = ["ROUTERS", "add_rest"]
 
 ROUTERS = (
     tools_router, code_router, servers_router, policy_router, monitoring_router, journal_router, pins_router,
-    errors_router, cache_router, discovery_router,
+    errors_router, cache_router, keys_router, discovery_router,
 )  # fmt: skip
 """Each makes the routes of one tag."""
 

@@ -14,6 +14,7 @@ from toolscore.discovery.install.installer import Installed
 from toolscore.discovery.install.plan import Plan
 from toolscore.endpoints.rest.discovery import InstallRequest, Task
 from toolscore.endpoints.rest.journal import ReplayRequest
+from toolscore.endpoints.rest.keys import KeyRequest
 from toolscore.history.firewall import Match
 from toolscore.history.scores import Score
 
@@ -560,6 +561,40 @@ class Explained(Shape, kw_only=True):
     reason: str
 
 
+class Key(Shape, kw_only=True):
+    """An API key, without the key itself."""
+
+    key_id: str
+    name: Annotated[str, Meta(description="of the principal whose it is")]
+    scopes: list[str]
+    created_at: Text
+    expires_at: Text | None
+    revoked_at: Text | None
+
+
+class Keys(Shape, kw_only=True):
+    """All API keys, the oldest first."""
+
+    keys: list[Key]
+    total_count: int
+
+
+class NewKey(Shape, kw_only=True):
+    """A key that was made; it is not shown again."""
+
+    key_id: str
+    key: str
+    name: str
+    scopes: list[str]
+    expires_at: Text | None
+
+
+class KeyId(Shape, kw_only=True):
+    """The one that is revoked."""
+
+    key_id: str
+
+
 class TopTool(Shape, kw_only=True):
     """A tool that is called much."""
 
@@ -661,6 +696,9 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("delete", f"{V1}/errors/fixes/{{fix_id}}"): FixId,
     ("delete", f"{V1}/cache"): Forgotten,
     ("get", f"{V1}/policy/explain"): Explained,
+    ("get", f"{V1}/keys"): Keys,
+    ("post", f"{V1}/keys"): NewKey,
+    ("delete", f"{V1}/keys/{{key_id}}"): KeyId,
     ("get", f"{V1}/stats"): Stats,
     ("get", "/health"): Health,
     ("get", "/livez"): Ready,
@@ -682,5 +720,6 @@ BODIES: dict[tuple[str, str], Any] = {
     ("post", f"{V1}/pins/{{tool_id}}/approve"): ApproveBody,
     ("post", f"{V1}/errors/match"): MatchBody,
     ("post", f"{V1}/errors/fixes"): FixBody,
+    ("post", f"{V1}/keys"): KeyRequest,
 }
 """What a request's body is."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from support import bearer, running_gateway, toolscore, wait_for
 
 from toolscore.app.files import Loaded, load_settings
+from toolscore.app.in_force import in_force
 from toolscore.app.settings import Settings, SettingsHub
 
 
@@ -181,3 +185,38 @@ def test_callbacks_get_the_old_and_the_new_value() -> None:
     changed = hub.swap(Settings(limits={"call_timeout_seconds": 5, "max_sessions": 20}))  # type: ignore[arg-type]
     assert changed == ["limits.call_timeout_seconds", "limits.max_sessions"]
     assert seen == [(60, 5), (10_000, 20)]
+
+
+def test_what_is_in_force_says_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "toolscore.yaml").write_text(
+        "limits:\n  call_timeout_seconds: 33\nstorage:\n  redis_url: redis://ada:hunter2@cache:6379/0\n"
+    )
+    environment = {"TOOLSCORE_CACHE__MAX_ENTRIES": "7"}
+    settings = load_settings(tmp_path, environment).settings
+    found = {one["key"]: one for one in in_force(settings, tmp_path, environment)}
+    limit = found["limits.call_timeout_seconds"]
+    assert (limit["value"], limit["default"], limit["source"]) == (33.0, 60, "file")
+    assert limit["where"] == f"{tmp_path / 'toolscore.yaml'}:2"
+    assert found["cache.max_entries"]["where"] == "TOOLSCORE_CACHE__MAX_ENTRIES"
+    assert found["cache.max_entries"]["source"] == "variable"
+    assert found["journal.enabled"]["source"] == "default"
+    assert found["core_services.toolscore_http.port"]["needs_restart"]
+    assert not limit["needs_restart"]
+    assert "hunter2" not in json.dumps(found)
+    assert not any(key.startswith("upstreams") for key in found)
+    assert all(one["description"] is not None for one in found.values())
+
+
+def test_the_settings_are_there_over_rest_for_admins_and_for_nobody_else() -> None:
+    with running_gateway(settings="limits: {input_seconds: 7}\naccess: {local_without_key: false}\n") as process:
+        made = [toolscore("keys", "create", *who, "--config", str(process.config)).stdout.strip()
+                for who in (("root", "--scope", "admin"), ("ada",))]  # fmt: skip
+        with httpx.Client(base_url=process.url, headers=bearer(made[0])) as root:
+            wait_for(lambda: root.get("/api/v1/settings").status_code == 200)
+            data = root.get("/api/v1/settings").json()["data"]
+        found = {one["key"]: one for one in data["settings"]}
+        assert found["limits.input_seconds"]["value"] == 7
+        assert found["limits.input_seconds"]["where"].endswith("toolscore.yaml:2")
+        assert (data["folder"], data["problems"]) == (str(process.config), [])
+        with httpx.Client(base_url=process.url, headers=bearer(made[1])) as ada:
+            assert ada.get("/api/v1/settings").status_code == 403

@@ -105,6 +105,7 @@ def test_real_answers_are_as_it_says(gateway: GatewayProcess, document: dict[str
     check("delete", f"/api/v1/errors/fixes/{fix['fix_id']}", "/api/v1/errors/fixes/{fix_id}")
     check("delete", "/api/v1/cache")
     check("get", "/api/v1/policy/explain?principal=ada&tool_id=city__look")
+    check("get", "/api/v1/settings")
     key = check("post", "/api/v1/keys", json={"name": "ada", "days": 1})
     check("get", "/api/v1/keys")
     check("delete", f"/api/v1/keys/{key['key_id']}", "/api/v1/keys/{key_id}")

@@ -31,6 +31,7 @@ class Reload:
         problems: of the settings as they were read at the start.
 
     Attributes:
+        config_dir: where they are read; `None`: the embedded defaults hold.
         problems: of the settings as they were read last; they are not in force then.
     """
 
@@ -50,12 +51,12 @@ class Reload:
         self._upstreams = upstreams
         self._events = events
         self._use = use
-        self._config_dir = config_dir
+        self.config_dir = config_dir
         self.problems = problems
 
     async def reload(self) -> bool:
         """Read the settings again and put them in force; at any problem the old stay. Returns whether they changed."""
-        loaded = await asyncio.to_thread(load_settings, self._config_dir)
+        loaded = await asyncio.to_thread(load_settings, self.config_dir)
         try:
             if loaded.problems:
                 more = len(loaded.problems) - MAX_TOLD

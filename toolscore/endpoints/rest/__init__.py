@@ -15,13 +15,14 @@ from toolscore.endpoints.rest.openapi import FAILURE_OPENAPI, describe
 from toolscore.endpoints.rest.pins import pins_router
 from toolscore.endpoints.rest.policy import policy_router
 from toolscore.endpoints.rest.servers import servers_router
+from toolscore.endpoints.rest.settings import settings_router
 from toolscore.endpoints.rest.tools import tools_router
 
 __all__ = ["ROUTERS", "add_rest"]
 
 ROUTERS = (
     tools_router, code_router, servers_router, policy_router, monitoring_router, journal_router, pins_router,
-    errors_router, cache_router, keys_router, discovery_router,
+    errors_router, cache_router, keys_router, settings_router, discovery_router,
 )  # fmt: skip
 """Each makes the routes of one tag."""
 

@@ -1,6 +1,8 @@
 """What each address takes and answers, field by field, for OpenAPI. A test holds real answers against it.
 
 A shape says what `data` of the envelope is. Bodies that a route reads as a struct of its own are that struct.
+
+One module: it is a list, whose entries are made of one another.
 """
 
 from __future__ import annotations
@@ -595,6 +597,26 @@ class KeyId(Shape, kw_only=True):
     key_id: str
 
 
+class Setting(Shape, kw_only=True):
+    """A setting in force."""
+
+    key: Annotated[str, Meta(description="`limits.call_timeout_seconds`")]
+    value: Annotated[Any, Meta(description="passwords in addresses are left out")]
+    default: Any
+    source: Literal["default", "file", "variable"]
+    where: Annotated[str | None, Meta(description="`FILE:LINE`, or the variable's name")]
+    needs_restart: Annotated[bool, Meta(description="a change counts at the next start only")]
+    description: str
+
+
+class SettingsShape(Shape, kw_only=True):
+    """The settings in force."""
+
+    settings: list[Setting]
+    folder: str | None
+    problems: Annotated[list[str], Meta(description="of the files as they are now: they are not in force then")]
+
+
 class TopTool(Shape, kw_only=True):
     """A tool that is called much."""
 
@@ -697,6 +719,7 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("delete", f"{V1}/cache"): Forgotten,
     ("get", f"{V1}/policy/explain"): Explained,
     ("get", f"{V1}/keys"): Keys,
+    ("get", f"{V1}/settings"): SettingsShape,
     ("post", f"{V1}/keys"): NewKey,
     ("delete", f"{V1}/keys/{{key_id}}"): KeyId,
     ("get", f"{V1}/stats"): Stats,

@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# The page is built anew when it is made of something else.
+PAGE := $(shell find toolscore/dashboard/src toolscore/dashboard/public -type f 2>/dev/null) \
+  toolscore/dashboard/package-lock.json toolscore/dashboard/vite.config.ts toolscore/dashboard/index.html
+
 # The tests start hundreds of programs: none of them should compile its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast storm soak interop known-servers check pages lock format clean
+.PHONY: run test test-fast storm soak interop known-servers check pages types lock format clean
 
 run: $(VENV)/.installed
 	@$(BIN)/toolscore serve
@@ -43,6 +47,7 @@ check: $(VENV)/.tested
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@cd toolscore/dashboard && ../../.cache/servers/node node_modules/typescript/bin/tsc --noEmit
 
 format: $(VENV)/.tested
 	@$(BIN)/ruff check --fix .
@@ -52,8 +57,13 @@ format: $(VENV)/.tested
 pages: $(VENV)/.installed
 	@$(BIN)/python -m toolscore.app.pages
 
+# The page's types, of the gateway's own OpenAPI.
+types: $(VENV)/.tested
+	@PYTHONPATH=tests $(BIN)/python tests/dashboard/types_of_api.py
+
 # What is needed to run it: exact versions, checked by their hashes.
-$(VENV)/.installed: requirements.lock pyproject.toml toolscore/__init__.py mcp_servers/python_executor/sandbox/_forkserver.c
+$(VENV)/.installed: requirements.lock pyproject.toml build_hook.py toolscore/__init__.py \
+  mcp_servers/python_executor/sandbox/_forkserver.c $(PAGE)
 	@echo "Setting up $(VENV) (once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -61,7 +71,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml toolscore/__init__.py mcp_s
 	@touch $@
 
 # What the tests need beside it.
-$(VENV)/.tested: $(VENV)/.installed tests/requirements.lock
+$(VENV)/.tested: $(VENV)/.installed tests/requirements.lock tests/install_servers.py toolscore/dashboard/package-lock.json
 	@echo "Setting up what the tests need (once) ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.lock
 	@$(PYTHON) tests/install_servers.py $(BIN)/python
@@ -75,4 +85,4 @@ lock: $(VENV)/.installed
 	  --group dev -c requirements.lock -o tests/requirements.lock
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf toolscore/dashboard/node_modules toolscore/dashboard/dist $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,4 +1,5 @@
-"""Installs the real MCP servers, clients and judges that the tests meet, once, below `.cache/servers`.
+"""Installs the real MCP servers, clients and judges that the tests meet, once, below `.cache/servers`; and in the
+dashboard's folder what its tests need.
 
     python tests/install_servers.py PYTHON
 
@@ -35,7 +36,8 @@ def main() -> None:
     python = Path(sys.argv[1]).absolute()
     uv = python.with_name("uv")
     stamp = TARGET / "installed"
-    wanted = repr((PYPI, NPM))
+    lock = ROOT / "toolscore" / "dashboard" / "package-lock.json"
+    wanted = repr((PYPI, NPM, lock.read_text()))
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     shutil.rmtree(TARGET, ignore_errors=True)
@@ -51,6 +53,7 @@ def main() -> None:
     npm = node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     run(node / "bin" / "node", npm, "install", "--silent", "--ignore-scripts", "--no-package-lock",
         "--prefix", TARGET / "npm", *NPM)  # fmt: skip
+    run(node / "bin" / "node", npm, "ci", "--silent", "--ignore-scripts", "--prefix", lock.parent)
     (TARGET / "node").symlink_to(node / "bin" / "node")
     stamp.write_text(wanted)
 

@@ -25,8 +25,9 @@ from toolscore.app import pages
 from toolscore.app.settings import Settings
 
 TOP = {
-    "pyproject.toml", "requirements.lock", "Makefile", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md",
-    "CHANGELOG.md", "LICENSE", ".ci", "toolscore", "runtimes", "mcp_servers", "config", "deploy", "docs", "tests",
+    "pyproject.toml", "build_hook.py", "requirements.lock", "Makefile", "README.md", "ARCHITECTURE.md",
+    "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", ".ci",
+    "toolscore", "runtimes", "mcp_servers", "config", "deploy", "docs", "tests",
 }  # fmt: skip
 MAX_LINES = 400
 

@@ -168,16 +168,14 @@ def test_an_offline_replay_invents_nothing(gateway: GatewayProcess) -> None:
 
 def test_a_run_with_an_id_goes_on_once(gateway: GatewayProcess) -> None:
     headers = {"x-request-id": "the same"}
-    body = {"code": "import time; time.sleep(2)"}
-    first = threading.Thread(target=lambda: gateway.http.post("/api/v1/code/run", json=body, headers=headers))
-    first.start()
-    again = wait_for(
-        lambda: (
-            not (answer := gateway.http.post("/api/v1/code/run", json={"code": "1"}, headers=headers).json())["success"]
-            and answer
-        )
-    )
-    first.join()
+    body = {"code": "print('on', flush=True); import time; time.sleep(1)"}
+    with gateway.http.stream(
+        "POST", "/api/v1/code/run", json=body, headers={**headers, "accept": "application/x-ndjson"}
+    ) as first:
+        lines = first.iter_lines()
+        assert "on" in next(line for line in lines if "stdout" in line)
+        again = gateway.http.post("/api/v1/code/run", json={"code": "1"}, headers=headers).json()
+        assert '"end"' in [*lines][-1]
     assert again["error"]["code"] == "conflict"
     assert gateway.http.post("/api/v1/code/run", json={"code": "1"}, headers=headers).json()["success"]
 

@@ -325,7 +325,7 @@ def test_old_calls_and_too_many_of_them_go(tmp_path: Path) -> None:
         )
         return {**texts, "call_id": call_id, "at_ms": 0, "duration_ms": 1.0, "cache": None, "error": None,
                 "arguments": None, "arguments_body": body, "result": "y" * 1000, "result_body": None,
-                "redacted": 0, "parent": None}  # fmt: skip
+                "redacted": 0, "parent": None, "queued_ms": None, "server_ms": None}  # fmt: skip
 
     async def run() -> None:
         async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as database:

@@ -23,6 +23,7 @@ from toolscore.app.files import Loaded, watch_files
 from toolscore.app.reload import Reload
 from toolscore.app.servers import OWN_TOOLS, Servers, self_references
 from toolscore.app.settings import Settings, SettingsHub
+from toolscore.app.switches import ToolSwitches
 from toolscore.calls.admit import Circuits, Places
 from toolscore.calls.cache import ResultCache
 from toolscore.calls.call import CallPipeline
@@ -91,6 +92,7 @@ class Gateway:
     events: EventLog
     auth: Authenticator
     permissions: Permissions
+    switches: ToolSwitches
     rates: RateLimits
     upstreams: UpstreamPool
     figures: ServerFigures
@@ -117,8 +119,10 @@ class Gateway:
 
     def shows_server(self, principal: Principal, server_id: str) -> bool:
         """Whether a server exists for a principal: some tool of it does, or what it has beside tools."""
+        if self.permissions.policy.is_open:
+            return True
         sees = self.permissions.sees(principal)
-        tools = self.library.of_server(server_id)
+        tools = [tool for tool in self.library.of_server(server_id) if tool.tool_id not in self.permissions.off]
         if sees is None or any(sees(tool) for tool in tools):
             return True
         if not self.permissions.sees_server(principal, server_id):
@@ -170,10 +174,12 @@ class Gateway:
         Raises:
             ServerNotFound; Conflict: it belongs to the configuration.
         """
+        own = [tool.tool_id for tool in self.library.of_server(server_id)]
         if self.installer.holds(server_id):
             await self.installer.uninstall(server_id)
         else:
             await self.servers.detach(server_id)
+        await self.switches.forget(own)
 
     async def close_calls(self, seconds: float) -> None:
         """Take on nothing more: give up what waits for clients, undo installs, let calls finish for so long."""
@@ -254,7 +260,6 @@ async def open_gateway(
             if features.update(server_id, kind, entries):
                 changes.tell(server_id, LIST_CHANGED[CAPABILITY_OF[kind]])
 
-        services = settings.core_services
         upstreams = await enter(
             UpstreamPool(
                 on_tools=library.update,
@@ -267,7 +272,7 @@ async def open_gateway(
                 has_tools=lambda server_id: bool(library.of_server(server_id)),
                 rules=settings.servers,
                 limits=settings.limits,
-                own_ports=(services.toolscore_http.port, services.toolscore_mcp.port),
+                own_ports=settings.core_services.own_ports,
                 hold=hold,
             )
         )
@@ -276,6 +281,7 @@ async def open_gateway(
         # Who may call
         auth = Authenticator(database, settings.access, fetch=upstreams.fetch_json)
         permissions = Permissions(settings.policy)
+        switches = await ToolSwitches(database, permissions, events, changes).load()
         rates = RateLimits(settings.rates, shared, settings.storage.redis_url)
 
         # Finding tools
@@ -342,7 +348,7 @@ async def open_gateway(
                 rules=settings.discovery.install,
             )
         )  # fmt: skip
-        broker = CapabilityBroker(gaps, search, catalog, installer)
+        broker = CapabilityBroker(gaps, search, catalog, installer, publish=events.publish)
 
         async def call_as_agent(tool_id: str, arguments: dict[str, Any], who: Principal) -> dict[str, Any]:
             call = Call(tool_id, Raw(encode(arguments)), caller=Caller(who), request_id=uuid.uuid4().hex)
@@ -372,15 +378,13 @@ async def open_gateway(
             installer.use(new.discovery.install)
             code.use(new.code)
             rates.use(new.rates)
-            if permissions.use(new.policy):
-                for server_id in features.servers():
-                    changes.lists_changed(server_id)  # what a client sees may be other things
+            for server_id in features.servers() if permissions.use(new.policy) else ():
+                changes.lists_changed(server_id)  # what a client sees may be other things
 
         reload = Reload(hub, servers, upstreams, events, use=use, config_dir=config_dir, problems=loaded.problems)
 
         # A file with a mistake says nothing of what it does not name.
-        remembered = () if loaded.problems else {*library.servers(), *features.servers()}
-        await servers.start(remembered)
+        await servers.start(() if loaded.problems else {*library.servers(), *features.servers()})
         for problem in loaded.problems:
             log.error("a setting was refused", problem=problem)
             events.publish("settings_rejected", reason=problem)
@@ -388,9 +392,9 @@ async def open_gateway(
             await enter(watch_files(config_dir, reload.reload))
         yield Gateway(
             settings=hub, reload=reload, servers=servers, database=database, shared=shared, metrics=metrics,
-            events=events, auth=auth, permissions=permissions, rates=rates, upstreams=upstreams, figures=figures,
-            library=library, features=features, changes=changes, pins=pins, scores=scores, journal=journal,
-            firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls, code=code,
-            replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
+            events=events, auth=auth, permissions=permissions, switches=switches, rates=rates, upstreams=upstreams,
+            figures=figures, library=library, features=features, changes=changes, pins=pins, scores=scores,
+            journal=journal, firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls,
+            code=code, replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
             installer=installer, broker=broker, watchdog=watchdog, started=time.monotonic(),
         )  # fmt: skip

@@ -83,6 +83,11 @@ class CoreServices(Rules):
     toolscore_http: HttpService = HttpService()
     toolscore_mcp: RouterService = RouterService()
 
+    @property
+    def own_ports(self) -> tuple[int, int]:
+        """The ports of both."""
+        return self.toolscore_http.port, self.toolscore_mcp.port
+
 
 class PythonExecutorService(Rules):
     """The executor as a process of its own."""

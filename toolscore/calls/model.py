@@ -52,12 +52,14 @@ class Call:
         error: what went wrong, in words.
         attempt: whether the last try was handed to the server.
         start: what the journal noted before it was sent; `None`: nothing.
+        queued: seconds that it waited for a place at the server; `None`: it went to no server.
+        served: seconds at the server, all tries together; `None`: it went to none.
     """
 
     __slots__ = (
         "_values", "action", "answer", "arguments", "attempt", "call_id", "caller", "error", "extra", "is_stale",
-        "kept", "outcome", "parent", "patience", "replay", "request_id", "server_id", "slot", "start", "started",
-        "timeout_seconds", "tool", "tool_id", "use_cache",
+        "kept", "outcome", "parent", "patience", "queued", "replay", "request_id", "served", "server_id", "slot",
+        "start", "started", "timeout_seconds", "tool", "tool_id", "use_cache",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +101,8 @@ class Call:
         self.error: str | None = None
         self.attempt = Attempt()
         self.start: Start | None = None
+        self.queued: float | None = None
+        self.served: float | None = None
         self._values: Any = _UNREAD
 
     @property

@@ -123,7 +123,7 @@ class Notes:
         # Names that do not exist are the caller's to choose: they must not become labels.
         server_id, name = (tool.server_id, tool.tool_id) if tool is not None else ("-", "-")
         level = call.kept.level if result is not None and call.kept is not None else None
-        self.stats.add(name, call.outcome, seconds * 1000)
+        self.stats.add(name, call.outcome, seconds * 1000, kept=level is not None)
         self._metrics.call_finished(server_id, name, call.outcome, seconds, level)
         if tool is not None and level is None:
             self._scores.add(tool, call.outcome, seconds, self._fits(tool, result))
@@ -145,6 +145,8 @@ class Notes:
                 arguments_bytes=memoryview(call.arguments).nbytes,
                 result_bytes=memoryview(answer).nbytes if answer is not None else -1,
                 parent=call.parent,
+                queued_ms=round(call.queued * 1000, 3) if call.queued is not None else None,
+                server_ms=round(call.served * 1000, 3) if call.served is not None else None,
             ),
             call.arguments,
             answer,

@@ -63,8 +63,10 @@ class Reach:
         if upstream is None:
             raise UpstreamUnavailable(f"server {call.target.server_id!r} is not connected")
         turnstile = self._places.at(upstream)
+        came = time.perf_counter()
         await turnstile.enter(call.caller, call.patience)
         began = time.perf_counter()
+        call.queued = began - came
         try:
             try:
                 return await self._try(call)
@@ -75,7 +77,8 @@ class Reach:
                     return await self._try_later(call, exc)
                 return await self._try_again(call)
         finally:
-            turnstile.leave(time.perf_counter() - began)
+            call.served = time.perf_counter() - began
+            turnstile.leave(call.served)
 
     async def _try(self, call: Call) -> Raw:
         tool = call.target

@@ -9,7 +9,8 @@ from typing import Any
 
 __all__ = ["CallStats", "Windows"]
 
-WINDOWS = {"1m": 60.0, "5m": 300.0, "1h": 3600.0}
+WINDOWS = {"10s": 10.0, "1m": 60.0, "5m": 300.0, "1h": 3600.0}
+STEP_SECONDS = 5.0
 MAX_TOOLS = 300
 FINENESS = 1.1
 """Latencies are counted in steps of a tenth: a percentile is off by no more."""
@@ -19,7 +20,7 @@ _log = math.log(FINENESS)
 class _Bucket:
     """The calls of a few seconds."""
 
-    __slots__ = ("counts", "errors", "high", "low", "sum")
+    __slots__ = ("counts", "errors", "high", "kept", "low", "outcomes", "sum")
 
     def __init__(self) -> None:
         self.counts: dict[int, int] = {}
@@ -27,6 +28,12 @@ class _Bucket:
         self.low = math.inf
         self.high = 0.0
         self.errors = 0
+        self.kept = 0
+        self.outcomes: dict[str, int] = {}
+
+    def quantile(self, share: float) -> float | None:
+        """A latency in ms that this share of the calls did not exceed; `None` without calls."""
+        return _quantile(sorted(self.counts.items()), share, self.low, self.high)
 
 
 class Windows:
@@ -40,8 +47,8 @@ class Windows:
         self._seconds = bucket_seconds
         self._buckets: OrderedDict[int, _Bucket] = OrderedDict()
 
-    def add(self, milliseconds: float, failed: bool, now: float) -> None:
-        """Take one call."""
+    def add(self, milliseconds: float, failed: bool, now: float) -> _Bucket:
+        """Take one call. Returns the figures of its moment."""
         key = int(now / self._seconds)
         bucket = self._buckets.get(key)
         if bucket is None:
@@ -55,6 +62,7 @@ class Windows:
         bucket.low = min(bucket.low, milliseconds)
         bucket.high = max(bucket.high, milliseconds)
         bucket.errors += failed
+        return bucket
 
     def over(self, seconds: float, now: float) -> dict[str, Any]:
         """Count, errors, and avg, min, p50, p95, p99, max in ms (`None` without calls) of the last seconds."""
@@ -72,23 +80,44 @@ class Windows:
             return {**figures, **dict.fromkeys(("avg_ms", "min_ms", "p50_ms", "p95_ms", "p99_ms", "max_ms"))}
         steps = sorted(counts.items())
 
-        def quantile(share: float) -> float:
-            seen, wanted = 0, share * number
-            for step, count in steps:
-                seen += count
-                if seen >= wanted:
-                    return round(min(max(FINENESS**step, low), high), 3)
-            return round(high, 3)
-
         return {
             **figures,
             "avg_ms": round(total / number, 3),
             "min_ms": round(low, 3),
-            "p50_ms": quantile(0.5),
-            "p95_ms": quantile(0.95),
-            "p99_ms": quantile(0.99),
+            "p50_ms": _quantile(steps, 0.5, low, high),
+            "p95_ms": _quantile(steps, 0.95, low, high),
+            "p99_ms": _quantile(steps, 0.99, low, high),
             "max_ms": round(high, 3),
         }
+
+    def points(self, seconds: float, now: float) -> list[dict[str, Any]]:
+        """The last seconds cut into steps, the oldest first: `age_seconds` of each one's end, and its calls. Steps
+        without calls are left out.
+        """
+        first = int((now - seconds) / self._seconds) + 1
+        return [
+            {
+                "age_seconds": round(max(0.0, now - (key + 1) * self._seconds), 3),
+                "count": sum(bucket.counts.values()),
+                "outcomes": dict(bucket.outcomes),
+                "cached": bucket.kept,
+                "p50_ms": bucket.quantile(0.5),
+                "p95_ms": bucket.quantile(0.95),
+                "p99_ms": bucket.quantile(0.99),
+            }
+            for key, bucket in self._buckets.items()
+            if key >= first
+        ]
+
+
+def _quantile(steps: list[tuple[int, int]], share: float, low: float, high: float) -> float | None:
+    """A latency in ms, out of counts by step, the smallest first."""
+    seen, wanted = 0, share * sum(count for _, count in steps)
+    for step, count in steps:
+        seen += count
+        if seen >= wanted:
+            return round(min(max(FINENESS**step, low), high), 3)
+    return None
 
 
 class CallStats:
@@ -99,15 +128,21 @@ class CallStats:
         self.tools: Counter[str] = Counter()
         self.in_flight = 0
         self.started = time.monotonic()
-        self._all = Windows(5.0)
+        self._all = Windows(STEP_SECONDS)
         self._of_tool: OrderedDict[str, Windows] = OrderedDict()
 
-    def add(self, tool: str, outcome: str, milliseconds: float) -> None:
-        """Take one call's end."""
+    def add(self, tool: str, outcome: str, milliseconds: float, *, kept: bool = False) -> None:
+        """Take one call's end.
+
+        Args:
+            kept: its result came out of the cache.
+        """
         now, failed = time.monotonic(), outcome != "ok"
         self.outcomes[outcome] += 1
         self.tools[tool] += 1
-        self._all.add(milliseconds, failed, now)
+        moment = self._all.add(milliseconds, failed, now)
+        moment.outcomes[outcome] = moment.outcomes.get(outcome, 0) + 1
+        moment.kept += kept
         of_tool = self._of_tool.get(tool)
         if of_tool is None:
             if len(self._of_tool) >= MAX_TOOLS:
@@ -119,6 +154,10 @@ class CallStats:
         """One tool's calls in the last five minutes and hour."""
         windows, now = self._of_tool.get(tool) or Windows(60.0), time.monotonic()
         return {name: windows.over(WINDOWS[name], now) for name in ("5m", "1h")}
+
+    def recent(self, seconds: float) -> dict[str, Any]:
+        """The last seconds in steps, for `/api/v1/stats/recent`."""
+        return {"step_seconds": STEP_SECONDS, "points": self._all.points(seconds, time.monotonic())}
 
     def snapshot(self) -> dict[str, Any]:
         """The figures for `/api/v1/stats`."""

@@ -103,6 +103,7 @@ def _banner(gateway: Any, config: Path | None) -> None:
     print(
         f"""ToolScore {__version__} is ready.
 
+  Dashboard    {base}/   (in a browser: tools, servers, calls, what needs you)
   REST         {base}/api/v1/tools   (more: {base}/docs)
   MCP          {base}/mcp   (one server alone: {base}/servers/ID/mcp)
   MCP router   ws://{_shown_host(router.host)}:{router.port}{router.endpoint}{unix}

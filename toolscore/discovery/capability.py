@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
-from toolscore.core.errors import ToolScoreError
-from toolscore.core.models import Sees
+from toolscore.core.errors import ToolNotFound, ToolScoreError
+from toolscore.core.models import Sees, timestamp
 from toolscore.discovery.catalog.catalog import Candidate, MCPSearchTool, doc_of_entry
 from toolscore.discovery.gaps.detector import Analysis, Step, ToolGapDetector
 from toolscore.discovery.install.installer import Installed, Installer
@@ -15,11 +17,13 @@ from toolscore.discovery.install.plan import Plan, Wish
 from toolscore.discovery.install.prove import Tell
 from toolscore.discovery.search.search import Found, ToolSearch
 
-__all__ = ["LIKELY", "Acquired", "CapabilityBroker", "Offer"]
+__all__ = ["LIKELY", "Acquired", "CapabilityBroker", "Offer", "Waiting"]
 
 CANDIDATES = 5
 """Servers considered for each missing capability."""
 SHOWN_TOOLS = 5
+MAX_WAITING = 100
+MAX_TASK = 500
 
 Status = Literal["sufficient", "unsure", "installed", "needs_approval", "failed", "not_found"]
 
@@ -63,12 +67,40 @@ class Acquired(msgspec.Struct, frozen=True):
     failures: list[str]
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """A task that somebody wanted done and that waits for an install to be approved.
+
+    Attributes:
+        servers: names in the catalog of those that may do it, the likeliest first.
+    """
+
+    approval_id: str
+    task: str
+    principal: str
+    at: str
+    servers: list[str]
+
+
 class CapabilityBroker:
-    """Gets what a task lacks, as far as the operator's rules allow it."""
+    """Gets what a task lacks, as far as the operator's rules allow it.
+
+    Args:
+        publish: tells an event of a type, with its data.
+
+    Attributes:
+        waiting: what waits for somebody's approval, the oldest first, by its id.
+    """
 
     def __init__(
-        self, detector: ToolGapDetector, search: ToolSearch, catalog: MCPSearchTool, installer: Installer
+        self,
+        detector: ToolGapDetector,
+        search: ToolSearch,
+        catalog: MCPSearchTool,
+        installer: Installer,
+        publish: Callable[..., object] = lambda kind, **data: None,
     ) -> None:
+        self.waiting: dict[str, Waiting] = {}
+        self._publish = publish
         self._detector = detector
         self._search = search
         self._catalog = catalog
@@ -134,7 +166,35 @@ class CapabilityBroker:
         if analysis.verdict == "sufficient":
             lacking = []
         status = _status(lacking, installed, offers, failures)
+        if status == "needs_approval":
+            self._await_approval(task, principal, offers)
         return Acquired(status, analysis, installed, tools, offers, failures)
+
+    def waits(self) -> list[Waiting]:
+        """What waits for somebody's approval, the oldest first; not what was installed since."""
+        there = {one.name for one in self._installer}
+        self.waiting = {key: one for key, one in self.waiting.items() if there.isdisjoint(one.servers)}
+        return list(self.waiting.values())
+
+    def dismiss(self, approval_id: str) -> None:
+        """Approve nothing for a task.
+
+        Raises:
+            ToolNotFound: nothing with this id waits.
+        """
+        if self.waiting.pop(approval_id, None) is None:
+            raise ToolNotFound(f"nothing waits for approval under {approval_id!r:.40}")
+        self._publish("approval_ended", approval_id=approval_id)
+
+    def _await_approval(self, task: str, principal: str, offers: list[Offer]) -> None:
+        servers = [one.candidate.entry.name for one in offers if one.plan is not None and one.confidence >= LIKELY]
+        key = hashlib.sha256("\n".join([principal, task, *servers]).encode()).hexdigest()[:12]
+        if key in self.waiting:
+            return
+        while len(self.waiting) >= MAX_WAITING:
+            del self.waiting[next(iter(self.waiting))]
+        self.waiting[key] = Waiting(key, task[:MAX_TASK], principal, timestamp(), servers[:CANDIDATES])
+        self._publish("approval_needed", approval_id=key, principal=principal, task=task[:MAX_TASK], servers=servers)
 
 
 def _status(lacking: list[Step], installed: list[Installed], offers: list[Offer], failures: list[str]) -> Status:

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import Request
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 
 from toolscore import __version__
@@ -28,6 +28,7 @@ from toolscore.app.files import Loaded
 from toolscore.app.settings import Settings
 from toolscore.core.errors import MethodNotFound
 from toolscore.core.hosts import is_loopback
+from toolscore.dashboard import Page
 from toolscore.endpoints.front import Front, resource_url
 from toolscore.endpoints.guard import ConnectionGuard
 from toolscore.endpoints.leases import Leases
@@ -69,9 +70,16 @@ def create_app(gateway: Gateway, leases: Leases | None = None, uses: Uses | None
         description="One address for every tool an agent can use.",
     )
 
+    page = Page()
+
     @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    @app.get("/ui", include_in_schema=False)
+    @app.get("/ui/{path:path}", include_in_schema=False)
+    async def dashboard(request: Request, path: str = "") -> Response:
+        part = await asyncio.to_thread(page.part, path, request.headers.get("accept-encoding", ""))
+        if part is None:
+            raise MethodNotFound(f"there is nothing at {request.url.path}: load the page again, it is a newer one now")
+        return Response(part.content, part.status, part.headers)
 
     @app.get("/.well-known/oauth-protected-resource", include_in_schema=False)
     @app.get("/.well-known/oauth-protected-resource/{path:path}", include_in_schema=False)

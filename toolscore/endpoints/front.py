@@ -53,9 +53,10 @@ ALLOWED = (
     (b"access-control-max-age", b"600"),
 )
 MAX_HEADER_NAMES = 2000
-PUBLIC = frozenset({"/", "/livez", "/readyz", "/openapi.json"})
-PUBLIC_BELOW = ("/docs", "/.well-known/")
-"""What says nothing of anybody's: signs of life, the description of the API, and how to get a token."""
+BEARER_PROTOCOL = "toolscore.bearer."
+PUBLIC = frozenset({"/", "/ui", "/livez", "/readyz", "/openapi.json"})
+PUBLIC_BELOW = ("/docs", "/ui/", "/.well-known/")
+"""What says nothing of anybody's: signs of life, the page, the description of the API, and how to get a token."""
 
 
 CLOSED = "the handler is closed"
@@ -132,7 +133,7 @@ class Front:
 
     async def _held(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
         """Serve what may stay open for longer than its key is good."""
-        credential = self._gateway.auth.credential(header(scope, b"authorization"), header(scope, b"x-api-key"))
+        credential = self._gateway.auth.credential(*_shown(scope))
         if credential is None:
             await self._take(scope, receive, send, started)
             return
@@ -163,7 +164,7 @@ class Front:
             if foreign or path in PUBLIC or path.startswith(PUBLIC_BELOW):
                 scope["toolscore.principal"] = NOBODY
             else:
-                authorization, api_key = header(scope, b"authorization"), header(scope, b"x-api-key")
+                authorization, api_key = _shown(scope)
                 scope["toolscore.principal"] = await self._gateway.auth.authenticate(
                     authorization, api_key, local=self._local
                 )
@@ -279,6 +280,18 @@ class Front:
             if not answering:
                 error = InternalError(f"the gateway failed; its log has the details under request {request_id}")
                 await _refuse(error, scope, receive, send, started, request_id)
+
+
+def _shown(scope: Scope) -> tuple[str | None, str | None]:
+    """The headers `Authorization` and `X-API-Key`. A page cannot set them on a WebSocket: it offers its key as a
+    subprotocol, which is never chosen.
+    """
+    authorization, api_key = header(scope, b"authorization"), header(scope, b"x-api-key")
+    if scope["type"] == "websocket" and authorization is None and api_key is None:
+        for offered in scope["subprotocols"]:
+            if offered.startswith(BEARER_PROTOCOL):
+                return f"Bearer {offered[len(BEARER_PROTOCOL) :]}", None
+    return authorization, api_key
 
 
 async def _refuse(

@@ -25,13 +25,15 @@ from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, new_request_id, princi
 from toolscore.endpoints.views import found_tools, kept_fields, result_fields, stats_fields, tool_fields
 from toolscore.upstreams import Caller
 
-__all__ = ["COMMANDS", "add_live", "command"]
+__all__ = ["COMMANDS", "MAX_SEQ", "add_live", "command", "concerns", "event_types"]
 
 log = structlog.get_logger(__name__)
 
 TOOL_EVENTS = frozenset({"tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released"})
-PRIVATE_EVENTS = frozenset({"call_finished", "gap_detected"})
+PRIVATE_EVENTS = frozenset({"call_finished", "gap_detected", "approval_needed", "approval_ended"})
 STATS_SECONDS = 1.0
+EVENTS_PROTOCOL = "toolscore.events"
+"""What a client that offers subprotocols may offer: one of them has to be chosen."""
 MAX_SEQ = 2**62
 SEQ = re.compile(r"[0-9]{1,18}")
 MAX_COMMANDS = 64
@@ -120,7 +122,7 @@ def add_live(app: FastAPI, gateway: Gateway) -> None:
 
     @app.websocket("/api/v1/events/tools")
     async def events_socket(socket: WebSocket) -> None:
-        await socket.accept()
+        await socket.accept(EVENTS_PROTOCOL if EVENTS_PROTOCOL in socket.scope["subprotocols"] else None)
         await _EventsSocket(gateway, socket, stats_teller).run()
 
     @app.get("/api/v1/events/stream", summary="Events as server-sent events", tags=["events"])
@@ -128,12 +130,9 @@ def add_live(app: FastAPI, gateway: Gateway) -> None:
         request: Request, events: str | None = None, since: Annotated[int, Query(ge=0, le=MAX_SEQ)] | None = None
     ) -> StreamingResponse:
         """`Last-Event-ID` (or `since`) resumes; `events` is a comma-separated choice of types."""
-        last = request.headers.get("last-event-id")
-        if last is not None:
-            if not SEQ.fullmatch(last):
-                raise InvalidRequest(f"Last-Event-ID must be the `seq` of an event, found {last!r:.80}")
-            since = int(last)
-        types = _types(events.split(",")) if events else None
+        last = _seq(request.headers.get("last-event-id"), "Last-Event-ID")
+        since = last if last is not None else since
+        types = event_types(events.split(",")) if events else None
         return StreamingResponse(
             _sse(gateway, types, since, stats_teller, principal_of(request.scope)),
             media_type="text/event-stream",
@@ -141,10 +140,28 @@ def add_live(app: FastAPI, gateway: Gateway) -> None:
         )
 
 
-def _types(names: list[Any]) -> set[str]:
+def event_types(names: list[Any]) -> set[str]:
+    """The types that somebody asks for.
+
+    Raises:
+        InvalidRequest: they are something else.
+    """
     if not all(isinstance(name, str) and name for name in names):
         raise InvalidRequest("`events` must be a list of event types")
     return {name.strip() for name in names}
+
+
+def _seq(text: str | None, name: str) -> int | None:
+    """The number of an event, out of a header or an address.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    if text is None:
+        return None
+    if not SEQ.fullmatch(text):
+        raise InvalidRequest(f"{name} must be the `seq` of an event, found {text!r:.80}")
+    return int(text)
 
 
 def concerns(gateway: Gateway, event: Event, principal: Principal) -> bool:
@@ -232,11 +249,7 @@ class _EventsSocket:
 
     async def run(self) -> None:
         try:
-            subscribed, welcomed = asyncio.Event(), asyncio.Event()
-            self._pump = asyncio.create_task(self._send_events(None, None, subscribed, welcomed))
-            await subscribed.wait()
-            await self._send({"type": "welcome", "seq": self._gateway.events.last_seq, **self._tools()})
-            welcomed.set()
+            await self._welcome()
             while True:
                 try:
                     await self._take(await self._receive())
@@ -249,6 +262,24 @@ class _EventsSocket:
                 self._pump.cancel()
                 await asyncio.gather(self._pump, return_exceptions=True)
             await self._commands.close()
+
+    async def _welcome(self) -> None:
+        """Greet, and begin to tell what the address asks for."""
+        query = self._socket.query_params
+        refused, types, since = None, None, None
+        try:
+            types = event_types(query["events"].split(",")) if query.get("events") else None
+            since = _seq(query.get("since"), "since")
+        except InvalidRequest as exc:
+            refused = exc
+        subscribed, welcomed = asyncio.Event(), asyncio.Event()
+        self._pump = asyncio.create_task(self._send_events(types, since, subscribed, welcomed))
+        await subscribed.wait()
+        tools = self._tools() if query.get("tools") != "false" else {"timestamp": timestamp()}
+        await self._send({"type": "welcome", "seq": self._gateway.events.last_seq, **tools})
+        if refused is not None:
+            await self._send({"type": "error", "error": refused.body()})
+        welcomed.set()
 
     async def _receive(self) -> bytes:
         """One message, text or bytes.
@@ -302,7 +333,7 @@ class _EventsSocket:
                     raise InvalidRequest("`events` must be a list of event types")
                 if since is not None and (type(since) is not int or not 0 <= since <= MAX_SEQ):
                     raise InvalidRequest("`since` must be the `seq` of an event")
-                types = _types(wanted) if wanted is not None else None
+                types = event_types(wanted) if wanted is not None else None
                 if self._pump is not None:
                     self._pump.cancel()
                     await asyncio.gather(self._pump, return_exceptions=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "failure_text",
     "found_tools",
     "kept_fields",
+    "memory_by_family",
     "pin_fields",
     "result_fields",
     "server_fields",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 
+MAX_DEPTH = 100
 MAX_SAID = 300
 """Characters of a failure that stand in a message."""
 
@@ -76,6 +79,7 @@ def tool_fields(gateway: Gateway, tool: Tool, *, full: bool = False) -> dict[str
         "server_state": gateway.library.state(tool.server_id),
         "circuit": gateway.circuits.state(tool.server_id),
         "quarantined": tool.held is not None,
+        "disabled": tool.tool_id in gateway.permissions.off,
         "tokens_estimate": gateway.library.schemas.tokens(tool),
         "score": gateway.scores.of(tool).value,
     }
@@ -136,6 +140,7 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
         "last_error": upstream.last_error,
         "next_try_at": _moment(upstream.next_try_at),
         "pid": upstream.pid,
+        "up_since": upstream.up_since,
         "runs_with": "mcp<2" if upstream.runs is not upstream.spec else None,
         "mended": _mended(gateway, upstream.server_id, sees),
     }
@@ -150,7 +155,6 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
             "credentials_of": list(spec.credentials),
             "forward_headers": list(spec.forward_headers),
             "endpoint": spec.endpoint,
-            "up_since": upstream.up_since,
             "stderr": list(upstream.stderr),
             "memory_bytes": _memory_bytes(upstream.pid),
             "protocol_version": connection.info.protocol_version if connection else None,
@@ -176,6 +180,23 @@ def _mended(gateway: Gateway, server_id: str, sees: Sees | None) -> dict[str, li
         for tool in library.of_server(server_id)
         if (sees is None or sees(tool)) and (told := library.schemas.mended(tool)[1])
     }
+
+
+def memory_by_family(pids: Collection[int]) -> dict[int, int]:
+    """Resident memory of these processes and all below them, by one look at all processes of the machine. Blocks."""
+    parents, sizes = {}, {}
+    for process in psutil.process_iter(["ppid", "memory_info"]):
+        memory = process.info["memory_info"]
+        if memory is not None:
+            parents[process.pid], sizes[process.pid] = process.info["ppid"], memory.rss
+    found = dict.fromkeys(pids, 0)
+    for pid, size in sizes.items():
+        above, steps = pid, 0
+        while above in parents and above not in found and steps < MAX_DEPTH:
+            above, steps = parents[above], steps + 1
+        if above in found:
+            found[above] += size
+    return found
 
 
 def _memory_bytes(pid: int | None) -> int | None:

@@ -181,6 +181,17 @@ class EventLog:
         """Tell those who asked for this type, without keeping it."""
         self.notifier.notify(Event(type=event_type, data=data, timestamp=timestamp()))
 
+    async def past(self, since: int, limit: int) -> list[Event]:
+        """What was kept after `since`, the oldest first.
+
+        Raises:
+            StoreError.
+        """
+        return [
+            Event(type=row["type"], data=decode(row["data"].encode()), timestamp=row["timestamp"], seq=int(row["seq"]))
+            for row in await self._database.read_events(since, limit)
+        ]
+
     @asynccontextmanager
     async def subscribe(
         self, types: Collection[str] | None = None, *, since: int | None = None, queue_events: int | None = None
@@ -203,18 +214,17 @@ class EventLog:
             since = min(since, until)  # a number from another database must not hide what comes
             while since < until:
                 try:
-                    rows = await self._database.read_events(since, PAGE_EVENTS)
+                    found = await self.past(since, PAGE_EVENTS)
                 except StoreError as exc:
                     log.error("cannot read the event log", error=str(exc))
                     break
-                for row in rows:
-                    since = int(row["seq"])
+                for event in found:
+                    assert event.seq is not None
+                    since = event.seq
                     subscription.skip_to(since)
-                    if subscription.wants(row["type"]):
-                        yield Event(
-                            type=row["type"], data=decode(row["data"].encode()), timestamp=row["timestamp"], seq=since
-                        )
-                if not rows:
+                    if subscription.wants(event.type):
+                        yield event
+                if not found:
                     break
         async for event in subscription:
             if since is None or event.seq is None or event.seq > since:

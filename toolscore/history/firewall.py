@@ -247,10 +247,23 @@ class ErrorFirewall:
         Raises:
             ToolNotFound: there is none.
         """
+        self._remove([self._fix(fix_id)])
+
+    def switch_fix(self, fix_id: str, *, off: bool) -> None:
+        """Tell nobody of a fix, or tell of it again.
+
+        Raises:
+            ToolNotFound: there is none.
+        """
+        fix = self._fix(fix_id)
+        fix.off = off
+        self._put(fix)
+
+    def _fix(self, fix_id: str) -> Fix:
         found = self.find_fix(fix_id)
         if found is None:
             raise ToolNotFound(f"no fix {fix_id!r}: GET /api/v1/errors lists them")
-        self._remove([found])
+        return found
 
     def shown(self, limit: int = 100) -> list[dict[str, Any]]:
         """The patterns with their fixes, the most frequent first."""
@@ -272,6 +285,7 @@ class ErrorFirewall:
                         "without": msgspec.structs.asdict(fix.baseline),
                         "confidence": round(max(0.0, fix.gain), 3),
                         "is_shown": self._is_shown(fix),
+                        "off": fix.off,
                     }
                     for fix in self._fixes.get(pattern.pattern_id, {}).values()
                 ],
@@ -394,7 +408,7 @@ class ErrorFirewall:
         return max(found, key=lambda fix: (fix.gain, fix.worked, fix.fix_id), default=None)
 
     def _is_shown(self, fix: Fix) -> bool:
-        return fix.is_sure and fix.gain >= self.rules.min_confidence
+        return not fix.off and fix.is_sure and fix.gain >= self.rules.min_confidence
 
     @staticmethod
     def _may_see(fix: Fix, principal: str, tool_id: str | None) -> bool:

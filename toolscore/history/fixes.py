@@ -50,6 +50,8 @@ class Fix(msgspec.Struct, kw_only=True):
     """Who made these steps: which tools others have is nobody's to know."""
     text: str | None = None
     """Written by hand."""
+    off: bool = False
+    """An operator has switched it off: nobody is told of it."""
     worked: int = 0
     failed: int = 0
     shown: int = 0

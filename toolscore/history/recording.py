@@ -52,8 +52,7 @@ log = structlog.get_logger("call")
 
 GROUP_SECONDS = 0.03
 """So long records are gathered. The pipe has them already; but what kills a container kills us, too."""
-READ_BYTES = 256 * 1024
-GROUP_RECORDS = 500
+READ_BYTES, GROUP_RECORDS = 256 * 1024, 500
 MAX_WAITING = 2000
 """Records that were read and not written yet; then the pipe has to wait."""
 INLINE_BYTES = 2048
@@ -113,6 +112,8 @@ class CallRecord(msgspec.Struct, frozen=True, array_like=True):
     """-1: there was none. Of a body over the bound only the size is sent."""
     parent: str | None = None
     """The call whose code made it."""
+    queued_ms: float | None = None  # of its duration: waiting for a place
+    server_ms: float | None = None  # and at the server
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -195,6 +196,8 @@ class _Rows:
                     "result_body": result_body,
                     "redacted": int(hidden) + 2 * int(hidden_too),
                     "parent": record.parent,
+                    "queued_ms": record.queued_ms,
+                    "server_ms": record.server_ms,
                 }
             )
         return rows, list(large.values())
@@ -330,7 +333,7 @@ class _Recorder:
     async def _record(self, group: list[tuple[CallRecord, bytes, bytes]]) -> None:
         rows, large = await asyncio.to_thread(self._rows.of, group)  # the pipe is read on meanwhile
         append = partial(self._database.append_calls, rows, large)
-        if await with_patience(append, "calls", self._ended, self._failed):
+        if await with_patience(append, "calls", self._ended, self._say):
             self._rows.written(large)
         else:
             self._lost += len(group)
@@ -340,9 +343,6 @@ class _Recorder:
         self._say(None)
         if self._rows.order.log_calls:
             self._log("".join(map(self._line, rows)))
-
-    def _failed(self, error: str) -> None:
-        self._say(error)
 
     def _say(self, error: str | None) -> None:
         with contextlib.suppress(OSError, ValueError):

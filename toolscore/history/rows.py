@@ -16,7 +16,7 @@ __all__ = ["bodies", "shown"]
 def shown(row: dict[str, Any]) -> dict[str, Any]:
     """A call as REST shows it, without its bodies."""
     kept = ("call_id", "request_id", "principal", "tool_id", "server_id", "name", "definition_hash", "outcome",
-            "duration_ms", "cache", "error", "parent")  # fmt: skip
+            "duration_ms", "queued_ms", "server_ms", "cache", "error", "parent")  # fmt: skip
     return {
         **{name: row[name] for name in kept},
         "at": timestamp(datetime.fromtimestamp(row["at_ms"] / 1000, UTC)),

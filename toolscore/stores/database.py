@@ -37,6 +37,7 @@ from toolscore.stores.tables import (
     servers,
     switched_off,
     tools,
+    tools_off,
     uses,
     vectors,
 )
@@ -147,6 +148,17 @@ class Database:
             await connection.execute(delete(switched_off).where(switched_off.c.server_id == server_id))
             if off:
                 await connection.execute(insert(switched_off).values(server_id=server_id))
+
+    async def load_tools_off(self) -> set[str]:
+        """The ids of the tools that were disabled."""
+        return {row["tool_id"] for row in await self._read(select(tools_off))}
+
+    async def save_tool_off(self, tool_id: str, off: bool) -> None:
+        """Keep that a tool is disabled, or is not any more."""
+        async with self._transaction() as connection:
+            await connection.execute(delete(tools_off).where(tools_off.c.tool_id == tool_id))
+            if off:
+                await connection.execute(insert(tools_off).values(tool_id=tool_id))
 
     async def append_events(self, rows: Sequence[dict[str, Any]]) -> list[int]:
         """Add events and return their numbers, in order."""

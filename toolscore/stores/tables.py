@@ -33,6 +33,7 @@ __all__ = [
     "servers",
     "switched_off",
     "tools",
+    "tools_off",
     "uses",
     "vectors",
 ]
@@ -63,6 +64,12 @@ switched_off = Table(
     "switched_off",
     metadata,
     Column("server_id", String(128), primary_key=True),
+)
+
+tools_off = Table(
+    "tools_off",
+    metadata,
+    Column("tool_id", String(64), primary_key=True),
 )
 
 keys = Table(
@@ -129,6 +136,8 @@ calls = Table(
     Column("result_body", String(64)),
     Column("redacted", Integer, nullable=False),
     Column("parent", String(32)),
+    Column("queued_ms", Float),
+    Column("server_ms", Float),
     Index("calls_by_tool", "tool_id", "call_id"),
     Index(
         "calls_by_parent",

@@ -8,6 +8,7 @@ from toolscore.endpoints.rest.cache import cache_router
 from toolscore.endpoints.rest.code import code_router
 from toolscore.endpoints.rest.discovery import discovery_router
 from toolscore.endpoints.rest.errors import errors_router
+from toolscore.endpoints.rest.events import events_router
 from toolscore.endpoints.rest.journal import journal_router
 from toolscore.endpoints.rest.keys import keys_router
 from toolscore.endpoints.rest.monitoring import monitoring_router
@@ -22,7 +23,7 @@ __all__ = ["ROUTERS", "add_rest"]
 
 ROUTERS = (
     tools_router, code_router, servers_router, policy_router, monitoring_router, journal_router, pins_router,
-    errors_router, cache_router, keys_router, settings_router, discovery_router,
+    errors_router, cache_router, events_router, keys_router, settings_router, discovery_router,
 )  # fmt: skip
 """Each makes the routes of one tag."""
 

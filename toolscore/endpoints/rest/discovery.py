@@ -103,6 +103,19 @@ def discovery_router(gateway: Gateway) -> APIRouter:
         sources = [source_fields(state) for state in await catalog.states()]
         return answer(request, {"servers": found, "total_count": len(found), "sources": sources})
 
+    @router.get("/api/v1/catalog/approvals", summary="Tasks that wait for an install to be approved")
+    async def list_approvals(request: Request) -> Response:
+        """Each ends when one of its servers is installed, or when somebody dismisses it."""
+        need_scope(principal_of(request.scope), ADMIN)
+        waiting = [msgspec.to_builtins(one) for one in gateway.broker.waits()]
+        return answer(request, {"approvals": waiting, "total_count": len(waiting)})
+
+    @router.delete("/api/v1/catalog/approvals/{approval_id}", summary="Approve nothing for a task")
+    async def dismiss_approval(request: Request, approval_id: str) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        gateway.broker.dismiss(approval_id)
+        return answer(request, {"approval_id": approval_id})
+
     @router.post("/api/v1/catalog/refresh", summary="Copy the registries now")
     async def refresh_catalog(request: Request) -> Response:
         need_scope(principal_of(request.scope), ADMIN)

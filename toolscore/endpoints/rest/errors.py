@@ -63,4 +63,17 @@ def errors_router(gateway: Gateway) -> APIRouter:
         firewall.remove_fix(fix_id)
         return answer(request, {"fix_id": fix_id}, "forgotten")
 
+    @router.post("/api/v1/errors/fixes/{fix_id}/disable", summary="Tell nobody of a fix")
+    async def disable_fix(request: Request, fix_id: str) -> Response:
+        """It is not learned anew, as one that is forgotten may be."""
+        need_scope(principal_of(request.scope), ADMIN)
+        firewall.switch_fix(fix_id, off=True)
+        return answer(request, {"fix_id": fix_id}, "nobody is told of it any more")
+
+    @router.post("/api/v1/errors/fixes/{fix_id}/enable", summary="Tell of a fix again")
+    async def enable_fix(request: Request, fix_id: str) -> Response:
+        need_scope(principal_of(request.scope), ADMIN)
+        firewall.switch_fix(fix_id, off=False)
+        return answer(request, {"fix_id": fix_id})
+
     return router

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from toolscore import __version__
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.endpoints.asgi import principal_of
@@ -24,6 +27,16 @@ def monitoring_router(gateway: Gateway) -> APIRouter:
     async def stats(request: Request) -> Response:
         await gateway.figures.refresh()
         return answer(request, stats_fields(gateway, principal_of(request.scope)))
+
+    @router.get("/api/v1/stats/recent", summary="Figures of the last minutes, step by step")
+    async def recent(request: Request, seconds: Annotated[int, Query(ge=5, le=3600)] = 900) -> Response:
+        """Steps without calls are left out."""
+        return answer(request, gateway.notes.stats.recent(seconds))
+
+    @router.get("/api/v1/whoami", summary="Who you are to this gateway")
+    async def whoami(request: Request) -> Response:
+        who = principal_of(request.scope)
+        return answer(request, {"principal": who.name, "scopes": sorted(who.scopes), "version": __version__})
 
     @router.get("/health", summary="A check for each part")
     async def get_health(request: Request) -> Response:

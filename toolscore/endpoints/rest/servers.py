@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import Response
 
 from toolscore.access.auth import ADMIN, need_scope
@@ -13,7 +14,7 @@ from toolscore.core.errors import InvalidArguments
 from toolscore.core.models import UpstreamSpec
 from toolscore.endpoints.asgi import principal_of, whole
 from toolscore.endpoints.rest.answers import answer
-from toolscore.endpoints.views import server_fields
+from toolscore.endpoints.views import memory_by_family, server_fields
 
 __all__ = ["servers_router"]
 
@@ -23,7 +24,10 @@ def servers_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["servers"])
 
     @router.get("/api/v1/servers", summary="List the servers")
-    async def list_servers(request: Request) -> Response:
+    async def list_servers(
+        request: Request,
+        memory: Annotated[bool, Query(description="say how much memory their processes hold, too")] = False,
+    ) -> Response:
         who = principal_of(request.scope)
         servers = [
             server_fields(gateway, upstream, who)
@@ -35,6 +39,10 @@ def servers_router(gateway: Gateway) -> APIRouter:
             for fields in _absent(gateway).values()
             if gateway.shows_server(who, str(fields["server_id"]))
         ]
+        if memory:
+            pids = [server["pid"] for server in servers if server["pid"] is not None]
+            sizes = await asyncio.to_thread(memory_by_family, pids)
+            servers = [{**server, "memory_bytes": sizes.get(server["pid"])} for server in servers]
         servers.sort(key=lambda server: str(server["server_id"]))
         return answer(request, {"servers": servers, "total_count": len(servers)})
 

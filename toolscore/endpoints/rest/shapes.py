@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from toolscore.discovery.capability import Waiting
 from toolscore.discovery.install.installer import Installed
 from toolscore.discovery.install.plan import Plan
 from toolscore.endpoints.rest.discovery import InstallRequest, Task
 from toolscore.endpoints.rest.journal import ReplayRequest
 from toolscore.endpoints.rest.keys import KeyRequest
 from toolscore.history.firewall import Match
+from toolscore.history.fixes import Baseline
 from toolscore.history.scores import Score
 
 __all__ = ["ANSWERS", "BODIES"]
@@ -72,6 +74,7 @@ class Tool(Shape, kw_only=True):
     server_state: State
     circuit: Circuit
     quarantined: bool
+    disabled: Annotated[bool, Meta(description="nobody sees it, but for admins who ask")]
     tokens_estimate: Annotated[int, Meta(description="about what a model reads to know it")]
     score: float
 
@@ -164,6 +167,8 @@ class Server(Shape, kw_only=True):
     runs_with: Annotated[str | UnsetType | None, Meta(description="an older SDK, beside it")] = UNSET
     mended: Annotated[dict[str, list[str]] | UnsetType, Meta(description="tool: what was mended")] = UNSET
     disabled: bool | UnsetType = UNSET
+    up_since: Text | UnsetType | None = UNSET
+    memory_bytes: Annotated[int | UnsetType | None, Meta(description="resident, of its processes")] = UNSET
 
 
 class ServerInfo(Shape, kw_only=True):
@@ -185,9 +190,7 @@ class FullServer(Server, kw_only=True):
     credentials_of: list[str] | UnsetType | None = UNSET
     forward_headers: list[str] | UnsetType = UNSET
     endpoint: str | UnsetType | None = UNSET
-    up_since: Text | UnsetType | None = UNSET
     stderr: Annotated[list[str] | None, Meta(description="its last lines")]
-    memory_bytes: int | UnsetType | None = UNSET
     protocol_version: str | UnsetType | None = UNSET
     server_info: ServerInfo | UnsetType | None = UNSET
     tool_ids: list[str] | UnsetType = UNSET
@@ -405,6 +408,8 @@ class CallShape(Shape, kw_only=True):
     definition_hash: str
     outcome: Annotated[str, Meta(description="`ok`, `tool_error`, `cancelled`, or an error code")]
     duration_ms: float
+    queued_ms: Annotated[float | None, Meta(description="waited for a place at the server; `null`: it went to none")]
+    server_ms: Annotated[float | None, Meta(description="at the server, all tries together")]
     cache: Literal["l1", "l2", "l3", "stale"] | None
     error: str | None
     parent: Annotated[str | None, Meta(description="the run of code that made it")]
@@ -511,10 +516,39 @@ class ApproveBody(Shape, kw_only=True):
     definition_hash: str
 
 
-class PatternsShape(msgspec.Struct):
+class KnownFix(Shape, kw_only=True):
+    """What helped against an error, and how often."""
+
+    fix_id: str
+    tool_id: Annotated[str | None, Meta(description="`null`: for all tools")]
+    text: str
+    by_hand: bool
+    worked: int
+    failed: int
+    shown: int
+    right: Annotated[int, Meta(description="of those whom it was shown, who did so and succeeded")]
+    without: Annotated[Baseline, Meta(description="how such failures go on where nothing is shown")]
+    confidence: float
+    is_shown: Annotated[bool, Meta(description="whether callers are told of it")]
+    off: Annotated[bool, Meta(description="an operator has switched it off")]
+
+
+class PatternShape(Shape, kw_only=True):
+    """A kind of error."""
+
+    pattern_id: str
+    template: str
+    category: str
+    count: int
+    first_seen: Text
+    last_seen: Text
+    fixes: list[KnownFix]
+
+
+class PatternsShape(Shape, kw_only=True):
     """Patterns of errors, the most frequent first."""
 
-    patterns: list[dict[str, Any]]
+    patterns: list[PatternShape]
 
 
 class MatchBody(Shape, kw_only=True):
@@ -631,7 +665,7 @@ class Stats(Shape, kw_only=True):
     calls_in_flight: int
     outcomes: dict[str, int]
     uptime_seconds: float
-    windows: Annotated[dict[str, Window], Meta(description="`1m`, `5m` and `1h`")]
+    windows: Annotated[dict[str, Window], Meta(description="`10s`, `1m`, `5m` and `1h`")]
     top_tools: list[TopTool] | UnsetType = UNSET
     cache: dict[str, int]
     journal: dict[str, int]
@@ -651,6 +685,60 @@ class Health(Shape, kw_only=True):
     checks: dict[str, Any]
     version: str
     uptime_seconds: float
+
+
+class PastEvents(Shape, kw_only=True):
+    """Events, the oldest first: each with `type`, `seq`, `timestamp` and members of its type."""
+
+    events: list[dict[str, Any]]
+    next_since: Annotated[int | None, Meta(description="goes on behind the last; `null`: there is no more")]
+
+
+class Recent(Shape, kw_only=True):
+    """The calls of a few seconds."""
+
+    age_seconds: Annotated[float, Meta(description="how long ago they ended")]
+    count: int
+    outcomes: dict[str, int]
+    cached: Annotated[int, Meta(description="results that were kept")]
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class RecentStats(Shape, kw_only=True):
+    """Figures step by step, the oldest first; steps without calls are left out."""
+
+    step_seconds: float
+    points: list[Recent]
+
+
+class Caller(Shape, kw_only=True):
+    """Who asks."""
+
+    principal: Annotated[str, Meta(description="`local`: whoever calls from this machine without a key")]
+    scopes: list[str]
+    version: Annotated[str, Meta(description="of the gateway")]
+
+
+class Switched(Shape, kw_only=True):
+    """A tool, and whether it is disabled now."""
+
+    tool_id: str
+    disabled: bool
+
+
+class Approvals(Shape, kw_only=True):
+    """Tasks that wait for an install to be approved, the oldest first."""
+
+    approvals: list[Waiting]
+    total_count: int
+
+
+class ApprovalId(Shape, kw_only=True):
+    """The one that is over."""
+
+    approval_id: str
 
 
 class Ready(Shape, kw_only=True):
@@ -716,6 +804,8 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("post", f"{V1}/errors/match"): Match,
     ("post", f"{V1}/errors/fixes"): FixShape,
     ("delete", f"{V1}/errors/fixes/{{fix_id}}"): FixId,
+    ("post", f"{V1}/errors/fixes/{{fix_id}}/disable"): FixId,
+    ("post", f"{V1}/errors/fixes/{{fix_id}}/enable"): FixId,
     ("delete", f"{V1}/cache"): Forgotten,
     ("get", f"{V1}/policy/explain"): Explained,
     ("get", f"{V1}/keys"): Keys,
@@ -723,6 +813,13 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("post", f"{V1}/keys"): NewKey,
     ("delete", f"{V1}/keys/{{key_id}}"): KeyId,
     ("get", f"{V1}/stats"): Stats,
+    ("get", f"{V1}/stats/recent"): RecentStats,
+    ("get", f"{V1}/whoami"): Caller,
+    ("get", f"{V1}/events"): PastEvents,
+    ("post", f"{V1}/tools/{{tool_id}}/disable"): Switched,
+    ("post", f"{V1}/tools/{{tool_id}}/enable"): Switched,
+    ("get", f"{V1}/catalog/approvals"): Approvals,
+    ("delete", f"{V1}/catalog/approvals/{{approval_id}}"): ApprovalId,
     ("get", "/health"): Health,
     ("get", "/livez"): Ready,
     ("get", "/readyz"): Ready,

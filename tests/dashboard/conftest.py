@@ -1,0 +1,62 @@
+"""Fixtures: a real browser, and what it may not do while a page is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from support import GatewayProcess, debian_package
+
+from toolscore.dashboard.build import build
+
+expect.set_options(timeout=20_000)  # machines are slow at times
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, for the page as its sources are now."""
+    build()
+    program = debian_package("chromium", "/usr/bin/chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(program), args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+Opened = Callable[..., Page]
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Opened]:
+    """Opens a gateway's page. At the end: it asked no other host, its policy refused nothing, no script failed."""
+    contexts: list[Any] = []
+    problems: list[str] = []
+
+    def opening(process: GatewayProcess, path: str = "/", *, expected: str = "", **options: Any) -> Page:
+        """`expected`: what a message that is none of the page's faults has in it."""
+        context = browser.new_context(base_url=process.url, permissions=["clipboard-write"], **options)
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        page = context.new_page()
+
+        def asked(request: Any) -> None:
+            if not request.url.startswith((process.url, process.url.replace("http", "ws"), "data:", "blob:")):
+                problems.append(f"asked {request.url}")
+
+        def said(message: Any) -> None:
+            about_network = message.text.startswith(("Failed to load resource", "WebSocket connection"))
+            if message.type == "error" and not about_network and not (expected and expected in message.text):
+                problems.append(message.text)
+
+        page.on("request", asked)
+        page.on("console", said)
+        page.on("pageerror", lambda error: problems.append(f"a script failed: {error}"))
+        page.goto(path)
+        return page
+
+    yield opening
+    for context in contexts:
+        context.close()
+    assert not problems

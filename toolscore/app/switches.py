@@ -1,0 +1,69 @@
+"""Single tools that an operator disabled: they exist for nobody, also after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from toolscore.access.permissions import Permissions
+from toolscore.core.errors import Overloaded
+from toolscore.core.models import Tool
+from toolscore.history.events import EventLog
+from toolscore.stores import Database
+from toolscore.stores.database import StoreError
+from toolscore.tools.features import LIST_CHANGED, ChangeFeed
+
+__all__ = ["ToolSwitches"]
+
+
+class ToolSwitches:
+    """Disables tools and enables them again; `permissions.off` has those that are."""
+
+    def __init__(self, database: Database, permissions: Permissions, events: EventLog, changes: ChangeFeed) -> None:
+        self._database = database
+        self._permissions = permissions
+        self._events = events
+        self._changes = changes
+
+    async def load(self) -> ToolSwitches:
+        """Know of those that were disabled before. Returns itself.
+
+        Raises:
+            StoreError.
+        """
+        self._permissions.switch_off(await self._database.load_tools_off())
+        return self
+
+    async def switch(self, tool: Tool, *, off: bool) -> None:
+        """Disable a tool, or enable it again.
+
+        Raises:
+            Overloaded: the database refuses the change.
+        """
+        now = self._permissions.off
+        if off == (tool.tool_id in now):
+            return
+        await self._keep(tool.tool_id, off=off)
+        self._permissions.switch_off(now | {tool.tool_id} if off else now - {tool.tool_id})
+        kind = "tool_disabled" if off else "tool_enabled"
+        self._events.publish(kind, tool_id=tool.tool_id, name=tool.name, server_id=tool.server_id)
+        self._changes.tell(tool.server_id, LIST_CHANGED["tools"])
+
+    async def forget(self, tool_ids: Collection[str]) -> None:
+        """Tools are gone: whoever comes under their names is another.
+
+        Raises:
+            Overloaded: the database refuses the change.
+        """
+        gone = self._permissions.off.intersection(tool_ids)
+        for tool_id in gone:
+            await self._keep(tool_id, off=False)
+        self._permissions.switch_off(self._permissions.off - gone)
+
+    async def _keep(self, tool_id: str, *, off: bool) -> None:
+        try:
+            await self._database.save_tool_off(tool_id, off)
+        except StoreError as exc:
+            raise Overloaded(
+                f"tool {tool_id!r} was left as it is, since the database refuses the change: {exc}",
+                retry_after_seconds=1,
+            ) from exc

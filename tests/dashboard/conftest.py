@@ -14,9 +14,13 @@ from toolscore.dashboard.build import build
 expect.set_options(timeout=20_000)  # machines are slow at times
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, for the page as its sources are now."""
+    """Debian's Chromium, for the page as its sources are now.
+
+    Of a module, not of the session: as long as Playwright is there, asyncio takes its loop for one that runs, and
+    no other test of this worker could run one.
+    """
     build()
     program = debian_package("chromium", "/usr/bin/chromium")
     with sync_playwright() as playwright:

@@ -192,17 +192,15 @@ def test_what_it_leaves_behind_ends_with_it(box: ExecutorProcess) -> None:
     began = time.monotonic()
     assert box.run(code)["result"] == "'answered'"
     assert time.monotonic() - began < 2
-    wait_for(lambda: all(one.num_threads() < 5 for one in family(box)), 5, "for the threads' end")
+    wait_for(lambda: all(threads < 5 for threads in family(box).values()), 5, "for the threads' end")
 
 
-def family(box: ExecutorProcess) -> list[psutil.Process]:
-    members = []
+def family(box: ExecutorProcess) -> dict[int, int]:
+    """The processes below an executor's, and how many threads each has."""
+    members = {}
     for one in psutil.Process(box.process.pid).children(recursive=True):
-        try:
-            one.num_threads()
-            members.append(one)
-        except psutil.NoSuchProcess:
-            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            members[one.pid] = one.num_threads()
     return members
 
 

@@ -6,8 +6,10 @@ hashes of `package-lock.json`. Nothing is fetched or built where `dist/` is made
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -37,9 +39,20 @@ class NotBuilt(Exception):
 def build(folder: Path = HERE) -> bool:
     """Have `dist/` in a folder made of the sources there. Returns whether there was anything to do.
 
+    Whoever builds there at the same moment is waited for.
+
     Raises:
         NotBuilt.
     """
+    place = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        return _build(folder)
+    finally:
+        os.close(place)
+
+
+def _build(folder: Path) -> bool:
     dist, made_of = folder / "dist", _fingerprint(folder)
     stamp = dist / STAMP
     if stamp.is_file() and stamp.read_text() == made_of:

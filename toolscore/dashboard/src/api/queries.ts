@@ -1,5 +1,5 @@
 import { QueryClient, keepPreviousData, queryOptions, infiniteQueryOptions } from "@tanstack/react-query";
-import { ApiError, api, data } from "./client";
+import { ApiError, api, data, type Tool } from "./client";
 
 const TRIES = 2;
 
@@ -66,6 +66,29 @@ export const tools = (filter: ToolFilter) =>
     initialPageParam: null as string | null,
     getNextPageParam: (page) => page.next_cursor,
     placeholderData: keepPreviousData,
+  });
+
+/** All tools of a server, by id. `off`: those that are disabled, too; it takes an admin. */
+export const toolsOf = (server: string, off: boolean) =>
+  queryOptions({
+    queryKey: ["tools", "of", server, off],
+    queryFn: async ({ signal }) => {
+      const all = new Map<string, Tool>();
+      for (const disabled of off ? [false, true] : [false]) {
+        let cursor: string | null = null;
+        do {
+          const page: { tools: Tool[]; next_cursor: string | null } = await data(
+            api.GET("/api/v1/tools", {
+              params: { query: { server_id: server, limit: PAGE, disabled, ...(cursor === null ? {} : { cursor }) } },
+              signal,
+            }),
+          );
+          for (const tool of page.tools) all.set(tool.tool_id, tool);
+          cursor = page.next_cursor;
+        } while (cursor !== null);
+      }
+      return [...all.values()].sort((one, two) => (one.tool_id < two.tool_id ? -1 : 1));
+    },
   });
 
 export const foundTools = (query: string) =>

@@ -46,11 +46,11 @@ export function useSeries(): Series["points"] {
 }
 
 const SEEN_EVENTS = 10_000;
-let seen: LiveEvent[] = [];
+let seen: { newest: LiveEvent[]; total: number } = { newest: [], total: 0 };
 const eventListeners = new Set<() => void>();
 
-/** The newest events that this page heard, the oldest first. */
-export function useSeenEvents(): LiveEvent[] {
+/** The newest events that this page heard, the oldest first, and how many it heard ever. */
+export function useSeenEvents(): typeof seen {
   return useSyncExternalStore(
     (told) => {
       eventListeners.add(told);
@@ -82,7 +82,7 @@ function take(events: LiveEvent[]): void {
     if (say !== undefined) toast(...say(event));
   }
   if (kept.length === 0) return;
-  seen = [...seen, ...kept].slice(-SEEN_EVENTS);
+  seen = { newest: [...seen.newest, ...kept].slice(-SEEN_EVENTS), total: seen.total + kept.length };
   for (const told of eventListeners) told();
   applyEvents(kept);
 }

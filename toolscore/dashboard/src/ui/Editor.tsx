@@ -4,7 +4,7 @@ import { python } from "@codemirror/legacy-modes/mode/python";
 import { EditorState } from "@codemirror/state";
 import { EditorView, keymap, lineNumbers } from "@codemirror/view";
 import { tags } from "@lezer/highlight";
-import { useEffect, useRef } from "react";
+import { useLayoutEffect, useRef, type RefObject } from "react";
 import { json } from "./json";
 
 const LANGUAGES = {
@@ -27,27 +27,33 @@ const LOOK = EditorView.theme({
   ".cm-gutters": { backgroundColor: "var(--raised)", color: "var(--dim)", border: "0" },
 });
 
-/** Code to be written. `onRun`: by Ctrl-Enter. Tab leaves the field after Escape, as in CodeMirror. */
+/**
+ * Code to be written. `onRun`: by Ctrl-Enter. Tab leaves the field after Escape, as in CodeMirror.
+ *
+ * `cursor`: the selection of a field that had the focus before this one came; `null`: it had not.
+ */
 export default function Editor({
   value,
   language,
   label,
   onChange,
   onRun,
+  cursor,
 }: {
   value: string;
   language: "python" | "json";
   label: string;
   onChange: (text: string) => void;
   onRun?: (() => void) | undefined;
+  cursor: RefObject<[number, number] | null>;
 }) {
   const place = useRef<HTMLDivElement>(null);
   const view = useRef<EditorView | null>(null);
   const told = useRef({ onChange, onRun });
-  useEffect(() => {
+  useLayoutEffect(() => {
     told.current = { onChange, onRun };
   });
-  useEffect(() => {
+  useLayoutEffect(() => {
     const host = place.current;
     if (host === null) return;
     // Its styles are made as it runs: in a root of its own they need no leave of the page's policy.
@@ -85,10 +91,17 @@ export default function Editor({
       }),
     });
     view.current = made;
+    if (cursor.current !== null) {
+      const [anchor, head] = cursor.current.map((place) => Math.min(place, made.state.doc.length)) as [number, number];
+      cursor.current = null;
+      made.dispatch({ selection: { anchor, head } });
+      made.focus();
+    }
     return () => made.destroy();
     // eslint-disable-next-line react-hooks/exhaustive-deps
   }, [language, label]);
-  useEffect(() => {
+  // Before anybody can write more: a later effect would put an older text in the place of what was written meanwhile.
+  useLayoutEffect(() => {
     const made = view.current;
     if (made !== null && made.state.doc.toString() !== value)
       made.dispatch({ changes: { from: 0, to: made.state.doc.length, insert: value } });

@@ -46,19 +46,19 @@ export function EventsPage() {
   const { type, since } = route.useSearch();
   const navigate = useNavigate({ from: "/ui/events" });
   const live = useSeenEvents();
-  const [paused, setPaused] = useState<LiveEvent[] | null>(null);
+  const [paused, setPaused] = useState<typeof live | null>(null);
   const [from, setFrom] = useState(since ?? "");
 
   const asked = useQuery({ ...pastEvents(since === undefined ? undefined : Number(since)), refetchOnMount: "always" });
   const past = asked.data?.events;
   const rows = useMemo(() => {
-    const shown = paused ?? live;
+    const shown = (paused ?? live).newest;
     const known = (past ?? []) as LiveEvent[];
     const newest = known.at(-1)?.seq ?? 0;
     const all = [...known, ...shown.filter((one) => one.seq === undefined || one.seq === null || one.seq > newest)];
     return all.filter((one) => type === undefined || one.type === type).reverse();
   }, [past, live, paused, type]);
-  const missed = paused === null ? 0 : live.length - paused.length;
+  const missed = paused === null ? 0 : live.total - paused.total;
 
   return (
     <Page

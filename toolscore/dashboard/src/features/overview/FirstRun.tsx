@@ -63,7 +63,7 @@ export function FirstRun({ onHide }: { onHide: () => void }) {
         </li>
         <li>
           <h3>Connect your client</h3>
-          <Tabs label="Your client" tabs={clients(window.location.origin).map((one) => ({ id: one.name, title: one.name, content: () => <Snippet text={one.text} label={one.name} /> }))} />
+          <Tabs label="Your client" tabs={clients(window.location.origin).map((one) => ({ id: one.name.replace(" ", "-"), title: one.name, content: () => <Snippet text={one.text} label={one.name} /> }))} />
         </li>
       </ol>
     </Card>

@@ -1,8 +1,7 @@
-import { useInfiniteQuery, useMutation, useQuery } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { Link, getRouteApi } from "@tanstack/react-router";
-import { useEffect, useMemo } from "react";
 import { api, whole, type Tool } from "../../api/client";
-import { queryClient, server as serverQuery, tools as toolsQuery } from "../../api/queries";
+import { queryClient, server as serverQuery, toolsOf } from "../../api/queries";
 import { useMe } from "../../app/session";
 import { Ago, Asked, Badge, Button, Card, Empty, Facts, Page, State, StrangersText, toast } from "../../ui/basics";
 import { DataTable, type ColumnDef } from "../../ui/DataTable";
@@ -104,19 +103,7 @@ const MANY = 40;
 
 function ServerTools({ serverId }: { serverId: string }) {
   const me = useMe();
-  const shown = useInfiniteQuery(toolsQuery({ server: serverId }));
-  const off = useInfiniteQuery({ ...toolsQuery({ server: serverId, disabled: true }), enabled: me.admin });
-  const { hasNextPage, isFetchingNextPage, fetchNextPage } = shown;
-  useEffect(() => {
-    if (hasNextPage && !isFetchingNextPage) void fetchNextPage();
-  }, [hasNextPage, isFetchingNextPage, fetchNextPage]);
-  const rows = useMemo(
-    () =>
-      [...(shown.data?.pages.flatMap((page) => page.tools) ?? []), ...(me.admin ? (off.data?.pages.flatMap((page) => page.tools) ?? []) : [])].sort((one, two) =>
-        one.tool_id < two.tool_id ? -1 : 1,
-      ),
-    [shown.data, off.data, me.admin],
-  );
+  const shown = useQuery(toolsOf(serverId, me.admin));
   const flip = useMutation({
     mutationFn: (tool: Tool) => {
       const params = { params: { path: { tool_id: tool.tool_id } } };
@@ -161,9 +148,9 @@ function ServerTools({ serverId }: { serverId: string }) {
       : []),
   ];
   return (
-    <Card title={`Tools (${number(rows.length)})`}>
+    <Card title={shown.data === undefined ? "Tools" : `Tools (${number(shown.data.length)})`}>
       <Asked query={shown}>
-        {() => (
+        {(rows) => (
           <DataTable<Tool>
             label="Tools of this server"
             rows={rows}

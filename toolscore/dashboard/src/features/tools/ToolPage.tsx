@@ -128,7 +128,7 @@ function Run({ tool }: { tool: FullTool }) {
         {answer === undefined && !run.isPending && run.error === null && <Empty title="Nothing yet">Fill in the arguments and run it.</Empty>}
       </Card>
       <Card title="The same from elsewhere" className="span">
-        <Tabs label="The same call" tabs={sameCall(tool, given).map((one) => ({ id: one.name, title: one.name, content: () => <Snippet text={one.text} label={one.name} /> }))} />
+        <Tabs label="The same call" tabs={sameCall(tool, given).map((one) => ({ id: one.name.replace(" ", "-"), title: one.name, content: () => <Snippet text={one.text} label={one.name} /> }))} />
       </Card>
     </div>
   );

@@ -343,8 +343,8 @@ def test_sockets_and_streams_end_with_the_key_that_opened_them(gateway: GatewayP
 
     opened = 0
 
-    async def socket_ends(url: str, subprotocol: str | None) -> int:
-        protocols = [Subprotocol(subprotocol)] if subprotocol else None
+    async def socket_ends(url: str, *subprotocols: str, headers: Any = headers) -> int:
+        protocols = [Subprotocol(one) for one in subprotocols] or None
         async with connect(url, subprotocols=protocols, additional_headers=headers, max_size=None) as socket:
             nonlocal opened
             opened += 1
@@ -376,9 +376,10 @@ def test_sockets_and_streams_end_with_the_key_that_opened_them(gateway: GatewayP
             doors = [
                 asyncio.create_task(work)
                 for work in (
-                    socket_ends(gateway.events_url, None),
+                    socket_ends(gateway.events_url),
+                    socket_ends(gateway.events_url, "toolscore.events", f"toolscore.bearer.{shown}", headers={}),
                     socket_ends(gateway.router_url, "mcp"),
-                    socket_ends(gateway.router_url, None),
+                    socket_ends(gateway.router_url),
                     stream_ends("/api/v1/events/stream"),
                     stream_ends("/mcp"),
                 )
@@ -390,7 +391,7 @@ def test_sockets_and_streams_end_with_the_key_that_opened_them(gateway: GatewayP
                 assert not any(door.done() for door in doors)
                 await asyncio.to_thread(revoked, gateway, shown)
             async with asyncio.timeout(10):
-                assert await asyncio.gather(*doors) == [1008] * 5
+                assert await asyncio.gather(*doors) == [1008] * 6
             await other.send('{"type": "ping"}')
             while '"pong"' not in str(await other.recv()):
                 pass

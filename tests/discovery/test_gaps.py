@@ -305,6 +305,27 @@ def test_over_rest_mcp_and_the_command_line(process: GatewayProcess) -> None:
     assert not acquired["candidates"][0]["allowed"], "agents are denied by default"
 
 
+def test_what_waits_for_approval_is_told_and_can_be_dismissed(
+    process: GatewayProcess, new_key: Callable[[GatewayProcess, str], str]
+) -> None:
+    task = "post the weather in Bergen to our Slack channel"
+    ada = new_key(process, "ada")
+    for _ in range(2):  # once is enough
+        process.http.post("/api/v1/tools/request-capability", json={"task_description": task}, headers=bearer(ada))
+    waiting = [one for one in process.get("/api/v1/catalog/approvals")["approvals"] if one["task"] == task]
+    assert [(one["principal"], bool(one["servers"])) for one in waiting] == [("ada", True)]
+    assert process.http.get("/api/v1/catalog/approvals", headers=bearer(ada)).status_code == 403
+    path = f"/api/v1/catalog/approvals/{waiting[0]['approval_id']}"
+    assert process.http.delete(path, headers=bearer(ada)).status_code == 403
+    assert process.http.delete(path).json()["data"] == {"approval_id": waiting[0]["approval_id"]}
+    assert process.http.delete(path).status_code == 404
+    wait_for(lambda: process.event_seen("approval_ended", approval_id=waiting[0]["approval_id"]))
+    bob = new_key(process, "bob")
+    for key, count in ((ada, 1), (bob, 0)):
+        events = process.http.get("/api/v1/events?events=approval_needed&limit=1000", headers=bearer(key)).json()
+        assert len([one for one in events["data"]["events"] if one["task"] == task]) == count, "it is another's"
+
+
 @pytest.mark.parametrize(
     "body", [{}, {"task_description": ""}, {"task_description": " "}, {"task_description": "x" * 4001}, {"task": "x"},
              {"task_description": 1}, {"task_description": "x", "context": 1}],

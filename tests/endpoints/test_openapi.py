@@ -82,7 +82,17 @@ def test_real_answers_are_as_it_says(gateway: GatewayProcess, document: dict[str
         "post", "/api/v1/tools/analyze-gap", json={"task_description": "what time is it in Tokyo? and post it to Slack"}
     )
     check("post", "/api/v1/tools/request-capability", json={"task_description": "turn the lamp on"})
+    waiting = check("get", "/api/v1/catalog/approvals")["approvals"]
+    for one in waiting:
+        check("delete", f"/api/v1/catalog/approvals/{one['approval_id']}", "/api/v1/catalog/approvals/{approval_id}")
+    check("get", "/api/v1/whoami")
+    check("get", "/api/v1/stats/recent")
+    assert check("get", "/api/v1/events?limit=5")["events"]
+    for action in ("disable", "enable"):
+        check("post", f"/api/v1/tools/city__look/{action}", f"/api/v1/tools/{{tool_id}}/{action}")
+    check("get", "/api/v1/tools?disabled=true")
     check("get", "/api/v1/servers")
+    check("get", "/api/v1/servers?memory=true")
     for server_id in ("city", "off", EXECUTOR):
         check("get", f"/api/v1/servers/{server_id}", "/api/v1/servers/{server_id}")
     check("post", "/api/v1/servers", json={"server_id": "late", **gateway.fickle.entry})  # type: ignore[attr-defined]
@@ -102,6 +112,8 @@ def test_real_answers_are_as_it_says(gateway: GatewayProcess, document: dict[str
     check("post", "/api/v1/errors/match", json={"message": "no such table: users"})
     fix = check("post", "/api/v1/errors/fixes", json={"message": "no such city: 'X'", "text": "ask for another"})
     check("get", "/api/v1/errors")
+    for action in ("disable", "enable"):
+        check("post", f"/api/v1/errors/fixes/{fix['fix_id']}/{action}", f"/api/v1/errors/fixes/{{fix_id}}/{action}")
     check("delete", f"/api/v1/errors/fixes/{fix['fix_id']}", "/api/v1/errors/fixes/{fix_id}")
     check("delete", "/api/v1/cache")
     check("get", "/api/v1/policy/explain?principal=ada&tool_id=city__look")

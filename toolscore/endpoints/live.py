@@ -29,7 +29,10 @@ __all__ = ["COMMANDS", "MAX_SEQ", "add_live", "command", "concerns", "event_type
 
 log = structlog.get_logger(__name__)
 
-TOOL_EVENTS = frozenset({"tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released"})
+TOOL_EVENTS = frozenset({
+    "tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released", "tool_disabled",
+    "tool_enabled",
+})  # fmt: skip
 PRIVATE_EVENTS = frozenset({"call_finished", "gap_detected", "approval_needed", "approval_ended"})
 STATS_SECONDS = 1.0
 EVENTS_PROTOCOL = "toolscore.events"
@@ -168,15 +171,17 @@ def concerns(gateway: Gateway, event: Event, principal: Principal) -> bool:
     """Whether an event is for this principal's eyes: the calls of others and tools that it may not call are not."""
     if event.type in PRIVATE_EVENTS:
         return event.data.get("principal") == principal.name or ADMIN in principal.scopes
-    sees = gateway.permissions.sees(principal)
-    if sees is None:
+    policy, tool_id = gateway.permissions.policy, str(event.data.get("tool_id"))
+    if event.type in TOOL_EVENTS and event.type != "tool_disabled" and tool_id in gateway.permissions.off:
+        return ADMIN in principal.scopes
+    if policy.is_open:
         return True
     if event.type not in TOOL_EVENTS:
         server_id = event.data.get("server_id")
         return not isinstance(server_id, str) or gateway.shows_server(principal, server_id)
     # One that is gone cannot be judged any more: its name may be known only to who saw it.
-    tool = gateway.library.find(str(event.data.get("tool_id")))
-    return tool is not None and sees(tool)
+    tool = gateway.library.find(tool_id)
+    return tool is not None and policy.sees(principal, tool).allowed
 
 
 async def _sse(

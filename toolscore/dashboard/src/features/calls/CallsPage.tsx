@@ -5,6 +5,7 @@ import { useEffect, useMemo, useRef, useState } from "react";
 import { api, data } from "../../api/client";
 import { calls as callsQuery, queryClient, servers, stats as statsQuery, type CallFilter } from "../../api/queries";
 import { Asked, Button, Card, Page, toast } from "../../ui/basics";
+import { useDraft } from "../../ui/draft";
 import { oneLine } from "../../ui/text";
 import { CallTable } from "./CallTable";
 
@@ -80,14 +81,7 @@ export function CallsPage() {
 }
 
 function TextFilter({ label, value, placeholder, onChange }: { label: string; value: string | undefined; placeholder: string; onChange: (value: string | undefined) => void }) {
-  const [typed, setTyped] = useState(value ?? "");
-  const known = useRef(value);
-  useEffect(() => {
-    if (known.current !== value) {
-      known.current = value;
-      setTyped(value ?? "");
-    }
-  }, [value]);
+  const { typed, setTyped, settle } = useDraft(value, onChange);
   return (
     <label>
       {label}{" "}
@@ -96,10 +90,7 @@ function TextFilter({ label, value, placeholder, onChange }: { label: string; va
         placeholder={placeholder}
         spellCheck={false}
         onChange={(event) => setTyped(event.target.value)}
-        onBlur={() => {
-          known.current = typed.trim() || undefined;
-          onChange(known.current);
-        }}
+        onBlur={settle}
         onKeyDown={(event) => {
           if (event.key === "Enter") event.currentTarget.blur();
         }}

@@ -1,12 +1,13 @@
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { Link, getRouteApi, useNavigate } from "@tanstack/react-router";
 import { Search } from "lucide-react";
-import { useDeferredValue, useEffect, useMemo, useState } from "react";
+import { useDeferredValue, useEffect, useMemo, useRef } from "react";
 import type { FoundTool, Tool } from "../../api/client";
 import { foundTools, servers, tools as toolsQuery } from "../../api/queries";
 import { useMe } from "../../app/session";
 import { Asked, Badge, Card, Empty, Meter, Page, State } from "../../ui/basics";
 import { DataTable, type ColumnDef } from "../../ui/DataTable";
+import { useDraft } from "../../ui/draft";
 import { counted, number, oneLine } from "../../ui/text";
 
 const route = getRouteApi("/ui/tools");
@@ -18,13 +19,15 @@ export function ToolsPage() {
   const search = route.useSearch();
   const navigate = useNavigate({ from: "/ui/tools" });
   const me = useMe();
-  const [typed, setTyped] = useState(search.q ?? "");
+  const { typed, setTyped, settle } = useDraft(search.q, (q) => void navigate({ search: (now) => ({ ...now, q }), replace: true }));
+  const pause = useRef(settle);
   useEffect(() => {
-    const timer = setTimeout(() => {
-      if ((search.q ?? "") !== typed.trim()) void navigate({ search: (now) => ({ ...now, q: typed.trim() || undefined }), replace: true });
-    }, WAIT_MS);
+    pause.current = settle;
+  });
+  useEffect(() => {
+    const timer = setTimeout(() => pause.current(), WAIT_MS);
     return () => clearTimeout(timer);
-  }, [typed, search.q, navigate]);
+  }, [typed]);
   const query = useDeferredValue(search.q ?? "");
   const all = useQuery(servers());
   return (

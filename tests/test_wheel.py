@@ -1,10 +1,16 @@
-"""The wheel, as `pipx install toolscore` or `uvx toolscore` use it: in an empty folder, with nothing else there."""
+"""The wheel, as `pipx install toolscore` or `uvx toolscore` use it: in an empty folder, with nothing else there.
+
+It is built of nothing but what `deploy/Dockerfile` copies.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import httpx
@@ -19,8 +25,19 @@ def test_the_built_wheel_runs_in_an_empty_folder(tmp_path: Path) -> None:
             [str(word) for word in words], capture_output=True, text=True, check=True, timeout=300, **more  # type: ignore[call-overload]
         )  # fmt: skip
 
-    done(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT)
+    source = tmp_path / "source"
+    source.mkdir()
+    stage = (ROOT / "deploy" / "Dockerfile").read_text().split("\nFROM")[1]
+    for name in " ".join(re.findall(r"^COPY (.+) \./\S*$", stage, re.MULTILINE)).split():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("node_modules", "dist", "*.so"))
+        else:
+            shutil.copy(ROOT / name, source)
+    done(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, source)
     (wheel,) = tmp_path.glob("toolscore-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "toolscore/dashboard/dist/index.html" in names
+    assert not [name for name in names if name.endswith((".ts", ".tsx")) or "node_modules" in name]
     venv, home, empty = tmp_path / "venv", tmp_path / "home", tmp_path / "empty"
     home.mkdir()
     empty.mkdir()
@@ -52,6 +69,8 @@ def test_the_built_wheel_runs_in_an_empty_folder(tmp_path: Path) -> None:
         wait_for(ready, 60)
         command = done(toolscore, "call", PYTHON, "code=6 * 7", cwd=empty, env={**environment, "COLUMNS": "80"})
         assert "42" in command.stdout
+        page = httpx.get(url)
+        assert (page.status_code, '<div id="root">' in page.text) == (200, True)
     finally:
         gateway.terminate()
         assert gateway.wait(30) == 0

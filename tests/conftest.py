@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,11 @@ settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have the gateways' lines counted, too, if lines are counted at all."""
+    """Have the gateways' lines counted, too, if lines are counted at all; and Ctrl-C be what it is in a terminal.
+
+    A shell's background job ignores it, and so would all that the tests start.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--cov", None):
         os.environ["TEST_COVERAGE"] = str(ROOT / ".cache/coverage/lines")
 

@@ -1,7 +1,7 @@
 import { QueryClientProvider } from "@tanstack/react-query";
 import { RouterProvider } from "@tanstack/react-router";
 import { createRoot } from "react-dom/client";
-import { queryClient } from "./api/queries";
+import { queryClient, whoami } from "./api/queries";
 import { router } from "./app/router";
 import { Session } from "./app/session";
 import { setTheme, storedTheme } from "./app/theme";
@@ -9,7 +9,9 @@ import "./styles.css";
 
 setTheme(storedTheme());
 const place = document.getElementById("root");
-if (place !== null)
+// Who one is and the code of the page are asked for at once; what stands in index.html is seen until both are there.
+void Promise.allSettled([queryClient.prefetchQuery(whoami()), router.load()]).then(() => {
+  if (place === null) return;
   createRoot(place).render(
     <QueryClientProvider client={queryClient}>
       <Session>
@@ -17,3 +19,4 @@ if (place !== null)
       </Session>
     </QueryClientProvider>,
   );
+});

@@ -11,6 +11,7 @@ import { CallTable } from "./CallTable";
 
 const route = getRouteApi("/ui/calls");
 const SETTLE_MS = 150;
+const PAGE = 50; // little, since it is asked for each second while calls come
 const OUTCOMES = ["ok", "tool_error", "cancelled", "invalid_arguments", "forbidden", "tool_not_found", "rate_limited", "overloaded", "circuit_open", "upstream_unavailable", "upstream_timeout", "upstream_protocol_error", "outcome_unknown"]; // prettier-ignore
 
 /** The journal, as it grows. */
@@ -18,7 +19,7 @@ export function CallsPage() {
   const filter = route.useSearch();
   const navigate = useNavigate({ from: "/ui/calls" });
   const [live, setLive] = useState(true);
-  const asked = useInfiniteQuery(callsQuery(filter));
+  const asked = useInfiniteQuery(callsQuery(filter, PAGE));
   const all = useQuery(servers());
   useGrowth(filter, live && asked.data !== undefined && asked.data.pages.length === 1);
   const rows = useMemo(() => {

@@ -37,7 +37,7 @@ def modules() -> list[str]:
     for package in (toolscore, runtimes, mcp_servers):
         names.append(package.__name__)
         names += [found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-    not_importable = ("reaper", "sandbox.fresh", "build_hook", "_forkserver", "__main__")  # programs, not modules
+    not_importable = ("reaper", "sandbox.fresh", "_forkserver", "__main__", "migrations.env")  # programs, not modules
     return [name for name in names if not name.endswith(not_importable)]
 
 

@@ -7,18 +7,29 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import inspect
-from sqlalchemy.ext.asyncio import create_async_engine
-from support import EXECUTOR, debian_package, free_port, odd, running_gateway, wait_for
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from support import EXECUTOR, debian_package, free_port, odd, running_gateway, toolscore, wait_for
 
 from toolscore.stores import Database, open_database
 from toolscore.stores.database import StoreError
+from toolscore.stores.schema import HEAD
+from toolscore.stores.tables import metadata
+
+OLD = Path(__file__).parent / "old"
+"""How earlier releases made their tables."""
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +61,19 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'folder' / 'toolscore.db'}"
-    return str(request.getfixturevalue("postgres_url"))
+        return f"sqlite+aiosqlite:///{tmp_path / 'toolscore.db'}"
+    server, name = request.getfixturevalue("postgres_url"), f"test_{uuid.uuid4().hex}"
+
+    async def create() -> None:
+        engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        await engine.dispose()
+
+    asyncio.run(create())
+    return str(server).replace("/postgres", f"/{name}")
 
 
 def tool(number: int, **more: Any) -> dict[str, Any]:
@@ -89,23 +110,113 @@ def test_what_is_saved_is_there_again(url: str) -> None:
     asyncio.run(run())
 
 
-def test_a_database_of_an_older_version_gets_the_columns_that_it_lacks(url: str) -> None:
-    async def run() -> None:
-        async with open_database(url):
-            pass
-        engine = create_async_engine(url)
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[AsyncConnection]:
+    engine = create_async_engine(url)
+    try:
         async with engine.begin() as connection:
-            await connection.exec_driver_sql("DROP INDEX calls_by_parent")
-            await connection.exec_driver_sql("ALTER TABLE calls DROP COLUMN parent")
-        for _ in range(2):  # and once it has them, nothing is done
-            async with open_database(url) as database:
-                assert await database.read_calls({"parent": "x"}, limit=1) == []
-        async with engine.begin() as connection:
-            indexes = await connection.run_sync(lambda sync: inspect(sync).get_indexes("calls"))
+            yield connection
+    finally:
         await engine.dispose()
-        assert "calls_by_parent" in [index["name"] for index in indexes]
+
+
+async def as_of_0_1_0(url: str) -> None:
+    """Have the tables of release 0.1.0, and a tool and a key in them."""
+    kind = make_url(url).get_backend_name()
+    async with connected(url) as connection:
+        for statement in (OLD / f"0_1_0_{kind}.sql").read_text().split(";\n"):
+            if statement.strip():
+                await connection.exec_driver_sql(statement)
+        await connection.exec_driver_sql("INSERT INTO tools VALUES ('s__t', 's', 't', '{}', '0', 'then')")
+        await connection.exec_driver_sql("INSERT INTO keys VALUES ('k', 'ada', 'h', '[]', 'then', NULL, NULL)")
+
+
+def test_a_database_of_the_first_release_is_migrated_whole(url: str) -> None:
+    """It ends with the very schema that an empty one gets."""
+
+    def difference(sync: Connection) -> list[Any]:
+        return list(compare_metadata(MigrationContext.configure(sync, opts={"compare_type": True}), metadata))
+
+    async def run() -> None:
+        await as_of_0_1_0(url)
+        for had in ("0001", HEAD):  # and once it has it, nothing is done
+            async with open_database(url) as database:
+                assert database.had == had
+                assert [row["tool_id"] for row in await database.load_tools()] == ["s__t"]
+                assert [row["name"] for row in await database.load_keys()] == ["ada"]
+                assert await database.read_calls({"parent": "x"}, limit=1) == []
+        async with connected(url) as connection:
+            assert await connection.run_sync(difference) == []
 
     asyncio.run(run())
+
+
+def test_what_a_checkout_on_the_way_to_the_next_release_made_is_migrated(url: str) -> None:
+    async def run() -> None:
+        await as_of_0_1_0(url)
+        async with connected(url) as connection:
+            await connection.exec_driver_sql("ALTER TABLE calls ADD COLUMN parent VARCHAR(32)")
+            await connection.exec_driver_sql("CREATE TABLE tools_off (tool_id VARCHAR(64) PRIMARY KEY)")
+            await connection.exec_driver_sql("INSERT INTO tools_off VALUES ('s__t')")
+        async with open_database(url) as database:
+            assert await database.load_tools_off() == {"s__t"}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["empty", "old"])
+def test_many_that_open_a_database_at_once_migrate_it_once(url: str, old: bool) -> None:
+    """Processes, as replicas are."""
+    if old:
+        asyncio.run(as_of_0_1_0(url))
+    script = (
+        "import asyncio, sys; from toolscore.stores import open_database\n"
+        "async def run():\n"
+        "    async with open_database(sys.argv[1]) as database: print(database.had, await database.load_tools_off())\n"
+        "asyncio.run(run())"
+    )
+    command = [sys.executable, "-c", script, url]
+    replicas = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(5)
+    ]
+    said = [one.communicate(timeout=60)[0].strip() for one in replicas]
+    first = "0001 set()" if old else "None set()"
+    assert sorted(said) == sorted([first] + [f"{HEAD} set()"] * 4)
+
+
+def test_a_replica_says_what_to_do_about_a_schema_that_is_not_its_own(url: str) -> None:
+    async def run() -> None:
+        with pytest.raises(
+            StoreError, match=f"no tables, this release needs the schema {HEAD}: run `toolscore migrate`"
+        ):
+            async with open_database(url, migrate=False):
+                pass
+        async with open_database(url):
+            pass
+        async with connected(url) as connection:
+            await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
+        async with open_database(url, migrate=False) as database:
+            assert database.had == "0999", "a newer release only adds"
+        async with connected(url) as connection:
+            await connection.exec_driver_sql("UPDATE compatible SET since = '0998'")
+        with pytest.raises(
+            StoreError, match=r"a newer release has given the database the schema 0999.*update ToolScore"
+        ):
+            async with open_database(url):
+                pass
+
+    asyncio.run(run())
+
+
+def test_it_is_migrated_from_the_command_line(tmp_path: Path) -> None:
+    def migrate() -> str:
+        done = toolscore("migrate", env={**os.environ, "TOOLSCORE_STORAGE__DATA_DIR": str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    asyncio.run(as_of_0_1_0(f"sqlite+aiosqlite:///{tmp_path / 'toolscore.db'}"))
+    assert f"had the schema 0001, and has {HEAD} now" in migrate()
+    assert f"has the schema {HEAD} already" in migrate()
 
 
 def test_events_are_numbered_in_order_and_never_twice(url: str) -> None:

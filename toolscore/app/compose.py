@@ -214,7 +214,7 @@ async def open_gateway(
         metrics.busiest.set_function(lambda: watchdog.busiest_seconds)
 
         # What survives, and what replicas share
-        database = await enter(open_database(settings.storage.url))
+        database = await enter(open_database(settings.storage.url, migrate=settings.storage.migrate))
         shared = await enter(open_shared(settings.storage.redis_url))
 
         # What happened

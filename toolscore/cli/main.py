@@ -19,7 +19,7 @@ from toolscore.cli.operations import cache, calls, errors, pins
 from toolscore.cli.python import python
 from toolscore.cli.run import run
 from toolscore.cli.servers import servers
-from toolscore.cli.serving import doctor, serve
+from toolscore.cli.serving import doctor, migrate, serve
 from toolscore.cli.stdio import stdio
 from toolscore.cli.using import call, events, search, tools
 
@@ -54,7 +54,9 @@ def version(
         raise typer.Exit(2)
 
 
-for command in (serve, tools, search, gap, install, uninstall, call, run, events, doctor, stdio, connect, disconnect):
+for command in (
+    serve, tools, search, gap, install, uninstall, call, run, events, doctor, migrate, stdio, connect, disconnect,
+):  # fmt: skip
     app.command()(command)
 for group, name in (
     (servers, "servers"), (catalog, "catalog"), (calls, "calls"), (pins, "pins"), (errors, "errors"),

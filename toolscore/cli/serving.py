@@ -20,7 +20,7 @@ from toolscore.cli.terminal import (
     say,
 )
 
-__all__ = ["doctor", "serve"]
+__all__ = ["doctor", "migrate", "serve"]
 
 
 def serve(
@@ -128,6 +128,38 @@ def _shown_host(host: str) -> str:
     if host in ("0.0.0.0", "::", ""):  # noqa: S104
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
+
+
+def migrate(config: ConfigDir = None) -> None:
+    """Bring the database's schema up to this release. A start does it, too, unless `storage.migrate` is false."""
+    import asyncio
+
+    from toolscore.app.files import load_settings
+    from toolscore.stores import open_database
+    from toolscore.stores.database import StoreError
+    from toolscore.stores.schema import HEAD
+    from toolscore.telemetry.logs import configure_logging
+
+    configure_logging("error", "console")
+    storage = load_settings(config_folder(config)).settings.storage
+
+    async def run() -> str | None:
+        async with open_database(storage.url) as database:
+            return database.had
+
+    try:
+        had = asyncio.run(run())
+    except StoreError as exc:
+        say(f"toolscore: {exc}. Check `storage` in toolscore.yaml")
+        raise typer.Exit(NO_DATABASE) from None
+    if had is None:
+        print(f"The database was empty: it has the schema {HEAD} now.")
+    elif had == HEAD:
+        print(f"The database has the schema {HEAD} already.")
+    elif had > HEAD:
+        print(f"The database has the schema {had} of a newer release, with which this one (schema {HEAD}) works, too.")
+    else:
+        print(f"The database had the schema {had}, and has {HEAD} now.")
 
 
 def doctor(config: ConfigDir = None, as_json: AsJson = False) -> None:

@@ -210,7 +210,7 @@ async def _check_guarded(settings: Settings) -> None:
     if settings.access.allow_unauthenticated and open_to:
         log.warning("whoever reaches this address may run any tool", hosts=[host for _, host in open_to])
     elif open_to:
-        async with open_database(settings.storage.url) as database:
+        async with open_database(settings.storage.url, migrate=settings.storage.migrate) as database:
             if not await Authenticator(database, settings.access).any_keys():
                 name, host = open_to[0]
                 where = name if "." in name else f"core_services.{name}"

@@ -15,11 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, event, func, insert, inspect, select, update
+from sqlalchemy import Table, delete, event, func, insert, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from toolscore.stores.schema import SchemaMismatch, bring_up_to_date
 from toolscore.stores.tables import (
     bodies,
     cached,
@@ -30,7 +31,6 @@ from toolscore.stores.tables import (
     fixes,
     installs,
     keys,
-    metadata,
     patterns,
     pins,
     scores,
@@ -61,11 +61,15 @@ class StoreError(Exception):
 class Database:
     """The tables above. Every method is one transaction.
 
+    Args:
+        had: the revision of its schema when it was opened; `None`: it was empty.
+
     Raises:
         StoreError: from every method.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, had: str | None = None) -> None:
+        self.had = had
         self._engine = engine
         self._upserts: dict[str, tuple[str, tuple[str, ...]]] = {}
 
@@ -430,11 +434,12 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(url: str) -> AsyncIterator[Database]:
-    """Open the database, making file and tables where they are missing.
+async def open_database(url: str, *, migrate: bool = True) -> AsyncIterator[Database]:
+    """Open the database, making file and tables where they are missing, and migrating those of an older release.
 
     Args:
         url: SQLAlchemy's form: `sqlite+aiosqlite:///path`, `postgresql+asyncpg://…`.
+        migrate: make and migrate tables; else they must be there.
 
     Raises:
         StoreError: it cannot be opened.
@@ -456,29 +461,15 @@ async def open_database(url: str) -> AsyncIterator[Database]:
     try:
         try:
             async with engine.begin() as connection:
-                await connection.run_sync(metadata.create_all)
-                await connection.run_sync(_add_columns)
+                had = await connection.run_sync(lambda sync: bring_up_to_date(sync, migrate=migrate))
+        except SchemaMismatch as exc:
+            raise StoreError(str(exc)) from exc
         except (SQLAlchemyError, OSError) as exc:
             reason = getattr(exc, "orig", None) or exc
             raise StoreError(f"cannot open the database {parsed.render_as_string()}: {reason}") from exc
-        yield Database(engine)
+        yield Database(engine, had)
     finally:
         await engine.dispose()
-
-
-def _add_columns(connection: Connection) -> None:
-    """Add the columns that tables of an older version do not have yet; each may be empty."""
-    known = inspect(connection)
-    only_new = "IF NOT EXISTS " if connection.dialect.name == "postgresql" else ""  # another gateway may be at it, too
-    for table in metadata.sorted_tables:
-        there = {column["name"] for column in known.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in there:
-                kind = column.type.compile(connection.dialect)
-                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {only_new}{column.name} {kind}")
-                for index in table.indexes:
-                    if column.name in index.columns:
-                        index.create(connection, checkfirst=True)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -28,6 +28,10 @@ class StoreRules(Rules):
         None,
         description="postgresql+asyncpg://user:password@host/name instead (pip install toolscore[postgres])",
     )
+    migrate: bool = Field(
+        True,
+        description="at start, bring the database's schema up to this release; false: `toolscore migrate` does it",
+    )
     redis_url: str | None = Field(
         None, pattern=r"^(rediss?|unix)://", description="redis://host:6379/0: replicas share budgets and results"
     )

@@ -21,6 +21,7 @@ __all__ = [
     "cached",
     "calls",
     "catalogs",
+    "compatible",
     "events",
     "features",
     "fixes",
@@ -39,6 +40,12 @@ __all__ = [
 ]
 
 metadata = MetaData()
+
+compatible = Table(  # of one row: the oldest revision whose release can use this schema
+    "compatible",
+    metadata,
+    Column("since", String(8), primary_key=True),
+)
 
 tools = Table(
     "tools",

@@ -62,6 +62,10 @@ def test_numbers_go_on_after_a_restart_and_after_pruning(tmp_path: Path) -> None
                 events.publish("server_up", server_id="next")
             async with events.subscribe(since=2500) as following:
                 assert (await take(following, 1))[0].seq == 2501
+            async with events.subscribe(since=1) as following:
+                lost, first = await take(following, 2)
+                said = {"missed": oldest - 2, "resume_from": oldest - 1, "lost": True}
+                assert (lost.type, lost.data, first.seq) == ("lagged", said, oldest), "what is gone is said"
 
     asyncio.run(run())
 
@@ -96,6 +100,8 @@ def test_a_number_from_another_database_hides_nothing(tmp_path: Path) -> None:
 
 def test_a_database_that_fails_costs_the_number_not_the_news(tmp_path: Path) -> None:
     class Failing:
+        shared = False
+
         async def last_seq(self) -> int:
             return 7
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pwd
-import shutil
 import subprocess
 import sys
-import tempfile
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +17,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
-from support import EXECUTOR, debian_package, free_port, odd, running_gateway, toolscore, wait_for
+from support import EXECUTOR, odd, running_gateway, toolscore, wait_for
 
 from toolscore.stores import Database, open_database
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import StoreError, TakenError
 from toolscore.stores.schema import HEAD
 from toolscore.stores.tables import metadata
 
@@ -32,48 +28,13 @@ OLD = Path(__file__).parent / "old"
 """How earlier releases made their tables."""
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A Postgres server of our own on loopback."""
-    programs = debian_package("postgresql", "/usr/lib/postgresql/*/bin/initdb").parent
-    user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
-    folder = Path(tempfile.mkdtemp(prefix="toolscore-postgres-"))
-    if user:
-        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-    port = free_port()
-    try:
-        initdb = [programs / "initdb", "-D", folder / "data", "-U", "toolscore", "--auth=trust", "--no-sync"]
-        subprocess.run(initdb, user=user, check=True, capture_output=True, cwd=folder)
-        server = subprocess.Popen(
-            [programs / "postgres", "-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1"],
-            user=user, stderr=subprocess.DEVNULL, cwd=folder,
-        )  # fmt: skip
-        ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
-        wait_for(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, 30, "for Postgres")
-        try:
-            yield f"postgresql+asyncpg://toolscore@127.0.0.1:{port}/postgres"
-        finally:
-            server.terminate()
-            server.wait(20)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database."""
     if request.param == "sqlite":
         return f"sqlite+aiosqlite:///{tmp_path / 'toolscore.db'}"
-    server, name = request.getfixturevalue("postgres_url"), f"test_{uuid.uuid4().hex}"
-
-    async def create() -> None:
-        engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
-        async with engine.connect() as connection:
-            await connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        await engine.dispose()
-
-    asyncio.run(create())
-    return str(server).replace("/postgres", f"/{name}")
+    new_database: Callable[[], str] = request.getfixturevalue("new_database")
+    return new_database()
 
 
 def tool(number: int, **more: Any) -> dict[str, Any]:
@@ -94,6 +55,10 @@ def test_what_is_saved_is_there_again(url: str) -> None:
             await database.save_tools([tool(number) for number in range(1500)], [])
             await database.save_tools([tool(3, definition="{}")], [tool(4)["tool_id"]])
             await database.save_server("a", '{"command": "x"}', "2026-11-21T00:00:00.000Z")
+            if database.shared:  # another gateway may have attached it
+                with pytest.raises(TakenError):
+                    await database.save_server("a", '{"command": "y"}', "2026-11-21T00:00:00.000Z")
+                await database.delete_server("a")
             await database.save_server("a", '{"command": "y"}', "2026-11-21T00:00:00.000Z")
         async with open_database(url) as database:
             tools = await database.load_tools()
@@ -251,10 +216,10 @@ def test_a_database_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_gateway_on_postgres_keeps_tools_and_events(postgres_url: str) -> None:
+def test_a_gateway_on_postgres_keeps_tools_and_events(new_database: Callable[[], str]) -> None:
     with running_gateway({"alpha": odd("echo")}, start=False, python=True) as process:
         settings = process.config / "toolscore.yaml"
-        settings.write_text(f"storage: {{database_url: '{postgres_url}'}}\n")
+        settings.write_text(f"storage: {{database_url: '{new_database()}'}}\n")
         process.start()
         process.wait_for_state("alpha", "up")
         assert process.text("alpha__echo", {"text": "hi"}) == "hi"

@@ -42,6 +42,11 @@ class Redis:
             self._process.wait(10)
             self._process = None
 
+    def results(self) -> int:
+        """How many results it keeps."""
+        asked = ["redis-cli", "-p", str(self.port), "--scan", "--pattern", "toolscore:result:*"]
+        return len(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split())
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         assert self._process is not None
@@ -96,15 +101,17 @@ def is_degraded(process: GatewayProcess) -> bool:
     return bool(health["checks"]["redis"]["status"] == "degraded" and health["status"] == "degraded")
 
 
-def test_a_result_is_there_for_the_other(replicas: list[GatewayProcess], fickle: Fickle) -> None:
+def test_a_result_is_there_for_the_other(replicas: list[GatewayProcess], fickle: Fickle, redis: Redis) -> None:
     one, other = replicas
+    before = redis.results()
     text = one.text("city__look", {"city": "Rome"})
 
     def looked() -> str | None:
         level: str | None = other.execute("city__look", {"city": "Rome"})["performance"].get("cache_level")
         return level
 
-    time.sleep(1.5)  # results are shared once a second
+    wait_for(lambda: redis.results() > before)  # results are shared once a second
+    wait_for(lambda: is_well(other))
     assert looked() == "l2"
     assert looked() == "l1"
     assert other.text("city__look", {"city": "Rome"}) == text

@@ -284,6 +284,12 @@ class Authenticator:
         principal: Principal = row["principal"]
         return principal
 
+    async def read_again(self) -> None:
+        """Take what keys there are now, at once."""
+        async with self._reading:  # what is being read just now may be older
+            self._read_at = float("-inf")
+        await self._read_keys()
+
     async def _read_keys(self) -> None:
         async with self._reading:
             if time.monotonic() - self._read_at <= READ_REST_SECONDS:

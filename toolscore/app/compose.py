@@ -1,4 +1,7 @@
-"""`open_gateway`: makes the rooms in reading order, hands each what it needs, and closes them in reverse."""
+"""`open_gateway`: makes the rooms in reading order, hands each what it needs, and closes them in reverse.
+
+One module: it is the list of all rooms.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from toolscore.app.files import Loaded, watch_files
 from toolscore.app.reload import Reload
 from toolscore.app.servers import OWN_TOOLS, Servers, self_references
 from toolscore.app.settings import Settings, SettingsHub
+from toolscore.app.sharing import follow_others
 from toolscore.app.switches import ToolSwitches
 from toolscore.calls.admit import Circuits, Places
 from toolscore.calls.cache import ResultCache
@@ -55,6 +59,7 @@ from toolscore.history.journal import Journal
 from toolscore.history.recording import Order
 from toolscore.history.scores import Scores
 from toolscore.stores import Database, SharedStore, open_database, open_shared
+from toolscore.stores.tail import Tail
 from toolscore.telemetry.metrics import Metrics
 from toolscore.telemetry.tracing import open_tracing
 from toolscore.telemetry.watchdog import Watchdog
@@ -216,6 +221,7 @@ async def open_gateway(
         # What survives, and what replicas share
         database = await enter(open_database(settings.storage.url, migrate=settings.storage.migrate))
         shared = await enter(open_shared(settings.storage.redis_url))
+        tail = await enter(Tail(database))
 
         # What happened
         events = await enter(EventLog(database, settings.events, on_event=metrics.event))
@@ -390,7 +396,7 @@ async def open_gateway(
             events.publish("settings_rejected", reason=problem)
         if watch and config_dir is not None and config_dir.is_dir():
             await enter(watch_files(config_dir, reload.reload))
-        yield Gateway(
+        gateway = Gateway(
             settings=hub, reload=reload, servers=servers, database=database, shared=shared, metrics=metrics,
             events=events, auth=auth, permissions=permissions, switches=switches, rates=rates, upstreams=upstreams,
             figures=figures, library=library, features=features, changes=changes, pins=pins, scores=scores,
@@ -398,3 +404,5 @@ async def open_gateway(
             code=code, replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
             installer=installer, broker=broker, watchdog=watchdog, started=time.monotonic(),
         )  # fmt: skip
+        follow_others(gateway, tail)
+        yield gateway

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
@@ -14,7 +16,7 @@ from toolscore.core.hosts import is_loopback
 from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.stores import Database
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import StoreError, TakenError
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, resolve_command
 
@@ -59,6 +61,9 @@ class Servers:
         """Server id → why its entry in mcp_servers.json was refused."""
         self.off: dict[str, UpstreamSpec] = {}
         """Servers that were disabled at run time."""
+        self._attached: dict[str, UpstreamSpec] = {}
+        self._writing = asyncio.Lock()
+        """Held while the database and what we know of it change: what is read meanwhile would be older."""
 
     @property
     def disabled(self) -> dict[str, UpstreamSpec]:
@@ -82,15 +87,38 @@ class Servers:
         Args:
             known: ids of servers that are remembered from before.
         """
-        servers = configured_servers(self._settings.current)
-        for row in await self._database.load_servers():
-            servers.setdefault(row["server_id"], UpstreamSpec.model_validate_json(row["spec"]))
+        self._attached = await self._read_attached()
+        servers = self._attached | configured_servers(self._settings.current)
         off = await self._database.load_switched_off()
         self.off = {server_id: spec for server_id, spec in servers.items() if server_id in off}
         for server_id in set(known) - (servers.keys() - self.off.keys()) - self.broken.keys():
             self._forget(server_id, False)
         for server_id, spec in servers.items():
             self.add(server_id, spec)
+
+    async def _read_attached(self) -> dict[str, UpstreamSpec]:
+        rows = await self._database.load_servers()
+        return {row["server_id"]: UpstreamSpec.model_validate_json(row["spec"]) for row in rows}
+
+    async def read_again(self) -> None:
+        """Take what another gateway on the same database attached, detached, disabled and enabled.
+
+        Raises:
+            StoreError.
+        """
+        async with self._writing:
+            attached, off = await self._read_attached(), await self._database.load_switched_off()
+            configured = configured_servers(self._settings.current)
+            before, self._attached = self._attached, attached
+            there = {key: spec for key, spec in (attached | configured).items() if key not in self.broken}
+            gone = {key for key, spec in before.items() if key not in configured and attached.get(key) != spec}
+            gone |= (off & there.keys()) - self.off.keys()
+            self.off = {server_id: spec for server_id, spec in there.items() if server_id in off}
+        for server_id in gone:
+            await self.drop(server_id, for_good=False)  # what was kept of one that was detached is gone already
+        for server_id, spec in there.items():
+            if server_id not in self.off and self._upstreams.find(server_id) is None:
+                self._upstreams.add(server_id, spec)
 
     def add(self, server_id: str, spec: UpstreamSpec) -> None:
         """Start a server, unless it was disabled.
@@ -112,8 +140,9 @@ class Servers:
         if server_id in self.disabled:
             return
         spec = self._upstreams.get(server_id).spec
-        await self._keep(server_id, off=True)
-        self.off[server_id] = spec
+        async with self._writing:
+            await self._keep(server_id, off=True)
+            self.off[server_id] = spec
         await self.drop(server_id, for_good=False)
 
     async def enable(self, server_id: str) -> None:
@@ -127,8 +156,11 @@ class Servers:
                 raise Conflict(f"server {server_id!r} is disabled in mcp_servers.json: change it there")
             self._upstreams.get(server_id)
             return
-        await self._keep(server_id, off=False)
-        self._upstreams.add(server_id, self.off.pop(server_id))
+        async with self._writing:
+            await self._keep(server_id, off=False)
+            spec = self.off.pop(server_id)
+        if self._upstreams.find(server_id) is None:
+            self._upstreams.add(server_id, spec)
 
     async def _keep(self, server_id: str, *, off: bool) -> None:
         try:
@@ -166,7 +198,16 @@ class Servers:
             )
         self._upstreams.add(server_id, spec)
         try:
-            await self._database.save_server(server_id, spec.model_dump_json(exclude_defaults=True), timestamp())
+            async with self._writing:
+                await self._database.save_server(server_id, spec.model_dump_json(exclude_defaults=True), timestamp())
+                self._attached[server_id] = spec
+        except TakenError:
+            await self.drop(server_id, for_good=False)
+            with contextlib.suppress(StoreError):
+                await self.read_again()  # the other one, which our own was in the way of
+            raise Conflict(
+                f"server id {server_id!r} was just given to another server, by another gateway: choose another"
+            ) from None
         except StoreError as exc:
             await self.drop(server_id, for_good=True)
             raise Overloaded(
@@ -186,9 +227,11 @@ class Servers:
         if server_id in configured_servers(self._settings.current):
             raise Conflict(f"server {server_id!r} belongs to the configuration: remove it from mcp_servers.json")
         try:
-            await self._database.delete_server(server_id)
-            if self.off.pop(server_id, None) is not None:
-                await self._database.save_switched_off(server_id, off=False)
+            async with self._writing:
+                await self._database.delete_server(server_id)
+                self._attached.pop(server_id, None)
+                if self.off.pop(server_id, None) is not None:
+                    await self._database.save_switched_off(server_id, off=False)
         except StoreError as exc:
             raise Overloaded(
                 f"server {server_id!r} was not detached, since the database refuses it, and it would be there again "

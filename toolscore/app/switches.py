@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 
 from toolscore.access.permissions import Permissions
@@ -23,6 +24,7 @@ class ToolSwitches:
         self._permissions = permissions
         self._events = events
         self._changes = changes
+        self._writing = asyncio.Lock()
 
     async def load(self) -> ToolSwitches:
         """Know of those that were disabled before. Returns itself.
@@ -30,8 +32,20 @@ class ToolSwitches:
         Raises:
             StoreError.
         """
-        self._permissions.switch_off(await self._database.load_tools_off())
+        async with self._writing:  # what is written meanwhile may not be in what was read
+            self._permissions.switch_off(await self._database.load_tools_off())
         return self
+
+    async def read_again(self) -> None:
+        """Take what another gateway on the same database disabled and enabled.
+
+        Raises:
+            StoreError.
+        """
+        before = self._permissions.off
+        await self.load()
+        for server_id in {tool_id.partition("__")[0] for tool_id in before ^ self._permissions.off}:
+            self._changes.tell(server_id, LIST_CHANGED["tools"])
 
     async def switch(self, tool: Tool, *, off: bool) -> None:
         """Disable a tool, or enable it again.
@@ -39,11 +53,12 @@ class ToolSwitches:
         Raises:
             Overloaded: the database refuses the change.
         """
-        now = self._permissions.off
-        if off == (tool.tool_id in now):
-            return
-        await self._keep(tool.tool_id, off=off)
-        self._permissions.switch_off(now | {tool.tool_id} if off else now - {tool.tool_id})
+        async with self._writing:
+            now = self._permissions.off
+            if off == (tool.tool_id in now):
+                return
+            await self._keep(tool.tool_id, off=off)
+            self._permissions.switch_off(now | {tool.tool_id} if off else now - {tool.tool_id})
         kind = "tool_disabled" if off else "tool_enabled"
         self._events.publish(kind, tool_id=tool.tool_id, name=tool.name, server_id=tool.server_id)
         self._changes.tell(tool.server_id, LIST_CHANGED["tools"])
@@ -54,10 +69,11 @@ class ToolSwitches:
         Raises:
             Overloaded: the database refuses the change.
         """
-        gone = self._permissions.off.intersection(tool_ids)
-        for tool_id in gone:
-            await self._keep(tool_id, off=False)
-        self._permissions.switch_off(self._permissions.off - gone)
+        async with self._writing:
+            gone = self._permissions.off.intersection(tool_ids)
+            for tool_id in gone:
+                await self._keep(tool_id, off=False)
+            self._permissions.switch_off(self._permissions.off - gone)
 
     async def _keep(self, tool_id: str, *, off: bool) -> None:
         try:

@@ -1,18 +1,21 @@
 """The ordered log of what changed, and those who listen.
 
 One log feeds the events socket, the SSE stream, MCP's `list_changed` and the dashboard. An event is stored before
-anybody hears of it, so its `seq` never repeats and whoever was away can catch up. What is told and not kept
-(`stats_update`, `call_finished`) goes past the store and has no `seq`.
+anybody hears of it, so its `seq` never repeats and whoever was away can catch up. Where several gateways share a
+database each tells what it reads there, never what it wrote itself: all tell the same in the same order. What is told
+and not kept (`stats_update`, `call_finished`) goes past the store and has no `seq`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+import msgspec
 import structlog
 from pydantic import Field
 
@@ -33,6 +36,7 @@ PRUNE_EVERY = 1000
 """Old events go in strides, so that pruning costs nothing at each write."""
 
 PAGE_EVENTS = 500
+MAX_ABOUT = 64
 
 
 class EventRules(Rules):
@@ -156,6 +160,7 @@ class EventLog:
         self._wake = asyncio.Event()
         self._stopping = False
         self._since_prune = 0
+        self._reading_on = asyncio.Lock()
         self.last_seq = 0
         self.unsaved = 0
         """Events that were told but could not be stored."""
@@ -210,6 +215,12 @@ class EventLog:
 
     async def _replay_then_live(self, subscription: Subscription, since: int | None) -> AsyncIterator[Event]:
         if since is not None:
+            with contextlib.suppress(StoreError):
+                if self._database.shared and since > self.last_seq:
+                    await self.read_on()  # another gateway told of it already
+                if 0 < since < (oldest := await self._database.oldest_seq()) - 1:  # 0 asks for all that there is
+                    yield _lost(since, oldest)
+                    since = oldest - 1
             until = self.last_seq  # what is newer is in the subscription's queue already
             since = min(since, until)  # a number from another database must not hide what comes
             while since < until:
@@ -236,13 +247,9 @@ class EventLog:
             self._wake.clear()
             while self._pending:
                 group = [self._pending.popleft() for _ in range(min(len(self._pending), PAGE_EVENTS))]
-                rows = [
-                    {"type": event.type, "data": encode(event.data).decode(), "timestamp": event.timestamp}
-                    for event in group
-                ]
-                seqs: list[int | None]
+                seqs: list[int] | list[None]
                 try:
-                    seqs = list(await self._database.append_events(rows))
+                    seqs = await self._database.append_events([_row(event) for event in group])
                     self.store_error = None
                 except StoreError as exc:
                     # Telling matters more than keeping: the listeners hear of it, without a number.
@@ -250,12 +257,32 @@ class EventLog:
                     self.unsaved += len(group)
                     self.store_error = str(exc)
                     log.error("cannot store events", count=len(group), error=str(exc))
-                for event, seq in zip(group, seqs, strict=True):
-                    self.last_seq = seq or self.last_seq
-                    self.notifier.notify(Event(type=event.type, data=event.data, timestamp=event.timestamp, seq=seq))
-                    if self._on_event is not None:
+                if self._database.shared and self.store_error is None:
+                    with contextlib.suppress(StoreError):  # then they are told when it answers again
+                        await self.read_on()
+                else:
+                    for event, seq in zip(group, seqs, strict=True):
+                        self._tell(msgspec.structs.replace(event, seq=seq))
+                if self._on_event is not None:
+                    for event in group:
                         self._on_event(event.type)
                 await self._prune(len(group))
+
+    async def read_on(self) -> None:
+        """Tell what was stored since, whoever did: with several gateways on a database all tell the same, in the
+        same order.
+
+        Raises:
+            StoreError.
+        """
+        async with self._reading_on:
+            while found := await self.past(self.last_seq, PAGE_EVENTS):
+                for event in found:
+                    self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        self.last_seq = event.seq or self.last_seq
+        self.notifier.notify(event)
 
     async def _prune(self, added: int) -> None:
         self._since_prune += added
@@ -265,3 +292,19 @@ class EventLog:
                 await self._database.prune_events(self._rules.keep)
             except StoreError as exc:
                 log.warning("cannot prune the event log", error=str(exc))
+
+
+def _row(event: Event) -> dict[str, Any]:
+    about = event.data.get("tool_id") if event.type.startswith("tool_") else None
+    return {
+        "type": event.type,
+        "data": encode(event.data).decode(),
+        "timestamp": event.timestamp,
+        "about": str(about)[:MAX_ABOUT] if about is not None else None,
+    }
+
+
+def _lost(since: int, oldest: int) -> Event:
+    """That what was asked for is not kept any more."""
+    data = {"missed": oldest - 1 - since, "resume_from": oldest - 1, "lost": True}
+    return Event(type="lagged", data=data, timestamp=timestamp())

@@ -44,6 +44,11 @@ class WriteBehind:
         """Whether nothing waits to be written, or is tried just now."""
         return self._waiting.empty() and not self._trying
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits; one may be tried just now."""
+        return self._waiting.empty()
+
     async def __aenter__(self) -> WriteBehind:
         self._writer = asyncio.create_task(self._write())
         return self

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Table, delete, event, func, insert, select, update
+from sqlalchemy import Table, delete, event, func, insert, literal_column, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -26,6 +26,7 @@ from toolscore.stores.tables import (
     cached,
     calls,
     catalogs,
+    changes,
     events,
     features,
     fixes,
@@ -42,7 +43,7 @@ from toolscore.stores.tables import (
     vectors,
 )
 
-__all__ = ["Database", "StoreError", "open_database"]
+__all__ = ["CHANNEL", "SHARED_PARTS", "Database", "StoreError", "TakenError", "open_database"]
 
 BUSY_TIMEOUT_SECONDS = 5
 """How long a write waits for another process's lock before it fails."""
@@ -54,8 +55,18 @@ STATEMENT_SECONDS = 20
 """A database that hangs must not hold up what waits for it for ever."""
 
 
+CHANNEL = "toolscore"
+"""On which Postgres tells of writes."""
+SHARED_PARTS = ("events", "servers", "tools_off", "pins", "keys", "installs")
+LISTEN_CHECK_SECONDS = 1.0
+
+
 class StoreError(Exception):
     """The database refused or cannot be reached."""
+
+
+class TakenError(Exception):
+    """Another gateway has given this id to something else."""
 
 
 class Database:
@@ -71,6 +82,8 @@ class Database:
     def __init__(self, engine: AsyncEngine, had: str | None = None) -> None:
         self.had = had
         self._engine = engine
+        self.shared = engine.dialect.name == "postgresql"
+        self._own: dict[str, set[int]] = {part: set() for part in SHARED_PARTS}
         self._upserts: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     async def check_writable(self) -> None:
@@ -104,13 +117,13 @@ class Database:
 
     async def save_key(self, row: Mapping[str, Any]) -> None:
         """Keep a new API key: its hash, never itself."""
-        async with self._transaction() as connection:
+        async with self._transaction("keys") as connection:
             await connection.execute(insert(keys).values(**row))
 
     async def revoke_key(self, key_id: str, moment: str) -> bool:
         """Mark a key as revoked. Whether there was one."""
         statement = update(keys).where((keys.c.key_id == key_id) & keys.c.revoked_at.is_(None))
-        async with self._transaction() as connection:
+        async with self._transaction("keys") as connection:
             return bool((await connection.execute(statement.values(revoked_at=moment))).rowcount)
 
     async def load_features(self) -> list[dict[str, Any]]:
@@ -132,14 +145,22 @@ class Database:
         return await self._read(select(servers).order_by(servers.c.server_id))
 
     async def save_server(self, server_id: str, spec: str, attached_at: str) -> None:
-        """Keep a server that was attached at run time."""
-        async with self._transaction() as connection:
+        """Keep a server that was attached at run time.
+
+        Raises:
+            TakenError: another one was attached under its id.
+        """
+        async with self._transaction("servers") as connection:
+            if self.shared:
+                of_id = select(servers.c.spec).where(servers.c.server_id == server_id)
+                if (await connection.execute(of_id)).scalar() not in (None, spec):
+                    raise TakenError(server_id)
             await connection.execute(delete(servers).where(servers.c.server_id == server_id))
             await connection.execute(insert(servers).values(server_id=server_id, spec=spec, attached_at=attached_at))
 
     async def delete_server(self, server_id: str) -> None:
         """Forget an attached server. Its tools are the library's to remove."""
-        async with self._transaction() as connection:
+        async with self._transaction("servers") as connection:
             await connection.execute(delete(servers).where(servers.c.server_id == server_id))
 
     async def load_switched_off(self) -> set[str]:
@@ -148,7 +169,7 @@ class Database:
 
     async def save_switched_off(self, server_id: str, off: bool) -> None:
         """Keep that a server is disabled, or is not any more."""
-        async with self._transaction() as connection:
+        async with self._transaction("servers") as connection:
             await connection.execute(delete(switched_off).where(switched_off.c.server_id == server_id))
             if off:
                 await connection.execute(insert(switched_off).values(server_id=server_id))
@@ -159,20 +180,48 @@ class Database:
 
     async def save_tool_off(self, tool_id: str, off: bool) -> None:
         """Keep that a tool is disabled, or is not any more."""
-        async with self._transaction() as connection:
+        async with self._transaction("tools_off") as connection:
             await connection.execute(delete(tools_off).where(tools_off.c.tool_id == tool_id))
             if off:
                 await connection.execute(insert(tools_off).values(tool_id=tool_id))
 
     async def append_events(self, rows: Sequence[dict[str, Any]]) -> list[int]:
-        """Add events and return their numbers, in order."""
+        """Add events and return their numbers, in order; with several gateways, also in the order of their commits.
+
+        Args:
+            rows: what several gateways tell `about` a tool is kept once: one that says what the newest event about its
+                tool says is left out, and gets no number.
+        """
         statement = insert(events).returning(events.c.seq, sort_by_parameter_order=True)
-        async with self._transaction() as connection:
-            return list((await connection.execute(statement, list(rows))).scalars())
+        async with self._transaction("events") as connection:
+            fresh = await self._untold(connection, rows) if self.shared else list(rows)
+            return list((await connection.execute(statement, fresh)).scalars()) if fresh else []
+
+    async def _untold(self, connection: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        abouts: set[str] = {row["about"] for row in rows if row.get("about") is not None}
+        newest: dict[str, tuple[str, str]] = {}
+        for about in abouts:
+            last = select(events.c.type, events.c.data).where(events.c.about == about).order_by(events.c.seq.desc())
+            row = (await connection.execute(last.limit(1))).first()
+            if row is not None:
+                newest[about] = (row.type, row.data)
+        fresh = []
+        for one in rows:
+            told_about, said = one.get("about"), (one["type"], one["data"])
+            if told_about is None or newest.get(told_about) != said:
+                fresh.append(one)
+            if told_about is not None:
+                newest[told_about] = said
+        return fresh
 
     async def read_events(self, since: int, limit: int) -> list[dict[str, Any]]:
         """The events behind `since`, oldest first."""
         return await self._read(select(events).where(events.c.seq > since).order_by(events.c.seq).limit(limit))
+
+    async def oldest_seq(self) -> int:
+        """The number of the oldest event that is kept, 0 where there is none."""
+        rows = await self._read(select(func.min(events.c.seq).label("seq")))
+        return int(rows[0]["seq"] or 0)
 
     async def last_seq(self) -> int:
         """The number of the newest event, 0 where there is none."""
@@ -293,11 +342,11 @@ class Database:
         return await self._read(select(pins).order_by(pins.c.server_id, pins.c.name))
 
     async def save_pins(self, rows: Sequence[dict[str, Any]], forgotten_server: str | None = None) -> None:
-        """Write pins; those of `forgotten_server` go first."""
-        async with self._transaction() as connection:
+        """Write pins, each if nobody wrote the version in it before; those of `forgotten_server` go first."""
+        async with self._transaction("pins") as connection:
             if forgotten_server is not None:
                 await connection.execute(delete(pins).where(pins.c.server_id == forgotten_server))
-            await self._upsert(connection, pins, rows)
+            await self._upsert(connection, pins, rows, version=pins.c.version)
 
     async def load_scores(self) -> list[dict[str, Any]]:
         """What the scores are made of, as JSON for each tool."""
@@ -366,12 +415,12 @@ class Database:
 
     async def save_install(self, row: dict[str, Any]) -> None:
         """Note that a server was installed."""
-        async with self._transaction() as connection:
+        async with self._transaction("installs") as connection:
             await self._upsert(connection, installs, [row])
 
     async def delete_install(self, server_id: str) -> None:
         """Note that it is gone."""
-        async with self._transaction() as connection:
+        async with self._transaction("installs") as connection:
             await connection.execute(delete(installs).where(installs.c.server_id == server_id))
 
     async def load_uses(self) -> list[dict[str, Any]]:
@@ -393,8 +442,51 @@ class Database:
         async with self._transaction() as connection:
             await self._delete_in(connection, uses.c.tool_id, tool_ids)
 
-    async def _upsert(self, connection: Any, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write whole rows, in the place of those with the same key."""
+    # What other gateways wrote
+
+    async def change_numbers(self) -> dict[str, int]:
+        """How often each part was written."""
+        return {row["part"]: int(row["number"]) for row in await self._read(select(changes))}
+
+    def take_own(self, part: str, until: int) -> int:
+        """How many numbers of a part, up to this one, are of our own writing; each is counted once."""
+        own = self._own.get(part, set())
+        taken = {number for number in own if number <= until}
+        own -= taken
+        return len(taken)
+
+    async def listen(self, channel: str, heard: Callable[..., None]) -> None:
+        """Hear what Postgres tells on a channel, for as long as the connection lasts.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        try:
+            async with self._engine.connect() as connection:
+                driver = (await connection.get_raw_connection()).driver_connection
+                assert driver is not None
+                await driver.add_listener(channel, heard)
+                while not driver.is_closed():
+                    await asyncio.sleep(LISTEN_CHECK_SECONDS)
+        except (SQLAlchemyError, OSError) as exc:
+            raise StoreError(str(getattr(exc, "orig", None) or exc)) from exc
+
+    async def _count(self, connection: Any, part: str) -> int:
+        """Give a part its next number: whoever writes it, too, waits for our commit."""
+        dialect = import_module(f"sqlalchemy.dialects.{self._engine.dialect.name}")
+        statement = dialect.insert(changes).values(part=part, number=1)
+        one_more = {"number": changes.c.number + 1}
+        statement = statement.on_conflict_do_update(index_elements=["part"], set_=one_more).returning(changes.c.number)
+        return int((await connection.execute(statement)).scalar_one())
+
+    async def _upsert(
+        self, connection: Any, table: Table, rows: Sequence[Mapping[str, Any]], version: Any = None
+    ) -> None:
+        """Write whole rows, in the place of those with the same key.
+
+        Args:
+            version: a column: a row takes the place of one whose version is one less, and of no other.
+        """
         if not rows:
             return
         known = self._upserts.get(table.name)
@@ -405,7 +497,8 @@ class Database:
             others = {
                 column.name: statement.excluded[column.name] for column in table.columns if column.name not in key
             }
-            statement = statement.on_conflict_do_update(index_elements=key, set_=others)
+            where = None if version is None else version == statement.excluded[version.name] - literal_column("1")
+            statement = statement.on_conflict_do_update(index_elements=key, set_=others, where=where)
             compiled = statement.compile(dialect=self._engine.dialect)
             known = self._upserts[table.name] = (str(compiled), tuple(compiled.positiontup or ()))
         sql, order = known
@@ -423,14 +516,28 @@ class Database:
             return [dict(row) for row in (await connection.execute(statement)).mappings()]
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Any]:
+    async def _transaction(self, part: str | None = None) -> AsyncIterator[Any]:
+        """One transaction.
+
+        Args:
+            part: what is written, where gateways share it: they are told.
+        """
+        number = None
         try:
             async with asyncio.timeout(STATEMENT_SECONDS), self._engine.begin() as connection:
+                if part is not None and self.shared:
+                    number = await self._count(connection, part)
+                    self._own[part].add(number)  # at once: the commit may be seen before we hear of it
+                    await connection.execute(select(func.pg_notify(CHANNEL, part)))
                 yield connection
-        except TimeoutError as exc:
-            raise StoreError(f"the database did not answer within {STATEMENT_SECONDS} s") from exc
-        except (SQLAlchemyError, OSError) as exc:
-            raise StoreError(str(getattr(exc, "orig", None) or exc)) from exc
+        except BaseException as exc:
+            if part is not None and number is not None:
+                self._own[part].discard(number)  # another may get it
+            if isinstance(exc, TimeoutError):
+                raise StoreError(f"the database did not answer within {STATEMENT_SECONDS} s") from exc
+            if isinstance(exc, SQLAlchemyError | OSError):
+                raise StoreError(str(getattr(exc, "orig", None) or exc)) from exc
+            raise
 
 
 @asynccontextmanager

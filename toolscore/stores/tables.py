@@ -21,6 +21,7 @@ __all__ = [
     "cached",
     "calls",
     "catalogs",
+    "changes",
     "compatible",
     "events",
     "features",
@@ -45,6 +46,13 @@ compatible = Table(  # of one row: the oldest revision whose release can use thi
     "compatible",
     metadata,
     Column("since", String(8), primary_key=True),
+)
+
+changes = Table(  # how often each part that gateways share was written
+    "changes",
+    metadata,
+    Column("part", String(16), primary_key=True),
+    Column("number", BigInteger, nullable=False),
 )
 
 tools = Table(
@@ -106,6 +114,8 @@ events = Table(
     Column("type", String(64), nullable=False),
     Column("data", Text, nullable=False),
     Column("timestamp", String(32), nullable=False),
+    Column("about", String(64)),  # the tool
+    Index("events_by_about", "about", "seq"),
     sqlite_autoincrement=True,  # a number is never given twice, not even after its row was pruned
 )
 
@@ -174,6 +184,7 @@ pins = Table(
     Column("pinned_at", String(32), nullable=False),
     Column("pinned_by", Text, nullable=False),
     Column("held", Text),
+    Column("version", Integer, nullable=False, server_default="0"),
 )
 
 scores = Table(

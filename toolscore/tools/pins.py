@@ -59,6 +59,8 @@ class Pin(msgspec.Struct, kw_only=True):
     pinned_at: str
     pinned_by: str
     held: Held | None = None
+    version: int = 0
+    """How often it was written: a gateway that knows an older one writes nothing over it."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -80,6 +82,9 @@ class Pins:
         self.rules = rules or PinRules()
         self._pins: dict[str, dict[str, Pin]] = {}
         self.writes = WriteBehind("pins")
+        self._to_read = False
+        self._taking = False
+        """What others pinned is being taken: nothing is written, or two whose servers differ would answer for ever."""
         self._judged: dict[str, dict[tuple[str, str | None, str], Change | None]] = {}
 
     def use(self, rules: PinRules) -> None:
@@ -87,8 +92,16 @@ class Pins:
         self.rules = rules
 
     async def __aenter__(self) -> Pins:
+        self._pins = await self._load()
+        await self.writes.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.writes.__aexit__(*exc)
+
+    async def _load(self) -> dict[str, dict[str, Pin]]:
+        pins: dict[str, dict[str, Pin]] = {}
         for row in await self._database.load_pins():
-            held = msgspec.json.decode(row["held"], type=Held) if row["held"] else None
             pin = Pin(
                 server_id=row["server_id"],
                 name=row["name"],
@@ -96,14 +109,37 @@ class Pins:
                 definition_hash=row["definition_hash"],
                 pinned_at=row["pinned_at"],
                 pinned_by=row["pinned_by"],
-                held=held,
+                held=msgspec.json.decode(row["held"], type=Held) if row["held"] else None,
+                version=row["version"],
             )
-            self._pins.setdefault(pin.server_id, {})[pin.name] = pin
-        await self.writes.__aenter__()
-        return self
+            pins.setdefault(pin.server_id, {})[pin.name] = pin
+        return pins
 
-    async def __aexit__(self, *exc: object) -> None:
-        await self.writes.__aexit__(*exc)
+    def read_again(self, changed: Callable[[str], None]) -> None:
+        """Take what another gateway on the same database pinned, once our own writes are made.
+
+        Args:
+            changed: told each server whose tools are held to something else now.
+        """
+
+        async def read() -> None:
+            self._to_read = False
+            before, now = self._pins, await self._load()
+            if not self.writes.empty:  # pinned while we read: these come first
+                self.read_again(changed)
+                return
+            self._pins = now
+            self._taking = True
+            try:
+                for server_id in before.keys() | now.keys():
+                    if _held_to(before.get(server_id, {})) != _held_to(now.get(server_id, {})):
+                        changed(server_id)
+            finally:
+                self._taking = False
+
+        if not self._to_read:
+            self._to_read = True
+            self.writes.put(read)
 
     def find(self, server_id: str, name: str) -> Pin | None:
         """The pin of a tool."""
@@ -243,10 +279,13 @@ class Pins:
         return Verdict(definition, digest, None, change), _pin(server_id, definition, digest)
 
     def _save(self, pins: list[Pin]) -> None:
-        if not pins:
+        if not pins or self._taking:
             return
+        for pin in pins:
+            pin.version += 1
         rows = [
             {
+                "version": pin.version,
                 "server_id": pin.server_id,
                 "name": pin.name,
                 "definition": encode(pin.definition).decode(),
@@ -258,6 +297,13 @@ class Pins:
             for pin in pins
         ]
         self.writes.put(lambda: self._database.save_pins(rows))
+
+
+def _held_to(pins: dict[str, Pin]) -> dict[str, tuple[str, str | None]]:
+    return {
+        name: (pin.definition_hash, pin.held.definition_hash if pin.held is not None else None)
+        for name, pin in pins.items()
+    }
 
 
 def _log(server_id: str, told: list[tuple[str, Verdict]]) -> None:

@@ -312,6 +312,12 @@ class UpstreamPool:
         if self._is_current(upstream):
             self._on_tools(upstream.server_id, upstream.spec, _offered(upstream, tools))
 
+    def judge_again(self, server_id: str) -> None:
+        """Have what a server lists looked at again: what its tools are held to has changed."""
+        upstream = self.find(server_id)
+        if upstream is not None and upstream.connections:
+            self.tools_changed(upstream, upstream.lists.tools)
+
     def described(self, upstream: Upstream, info: ServerInfo) -> None:
         if self._is_current(upstream):
             self._on_info(upstream.server_id, info)

@@ -124,6 +124,20 @@ class Installer:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
+    async def read_again(self) -> None:
+        """Take what another gateway on the same database installed and uninstalled.
+
+        Raises:
+            StoreError.
+        """
+        rows = {row["server_id"]: row for row in await self._database.load_installs()}
+        for server_id in self._installed.keys() - rows.keys() - self._leaving:
+            del self._installed[server_id]
+            await remove(self._folder / server_id)
+        for server_id, row in rows.items():
+            if server_id not in self._running and server_id not in self._leaving:
+                self._installed[server_id] = msgspec.json.decode(row["record"], type=Installed)
+
     def use(self, rules: InstallRules) -> None:
         """Put other rules in force. An install that runs keeps the rules that its plan was made with."""
         self._rules = rules

@@ -54,9 +54,13 @@ def opened(browser: Browser) -> Iterator[Opened]:
             if message.type == "error" and not about_network and not (expected and expected in message.text):
                 problems.append(message.text)
 
+        def failed(error: Any) -> None:
+            if not (expected and expected in str(error)):
+                problems.append(f"a script failed: {error}")
+
         page.on("request", asked)
         page.on("console", said)
-        page.on("pageerror", lambda error: problems.append(f"a script failed: {error}"))
+        page.on("pageerror", failed)
         page.goto(path)
         return page
 

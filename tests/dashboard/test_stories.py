@@ -148,9 +148,28 @@ def test_a_key_is_made_used_and_revoked(gateway: GatewayProcess, opened: Opened)
     keys.get_by_role("button", name="Revoke").click()
     page.get_by_role("button", name="Revoke it").click()
     expect(keys).to_contain_text("revoked")
-    expect(hers.get_by_text("Connection lost", exact=False)).to_be_visible()
-    hers.get_by_role("link", name="Tools", exact=True).click()
     expect(hers.get_by_role("heading", name="Your key")).to_be_visible()
+    hers.get_by_role("button", name="Go on without a key").click()
+    expect(hers.get_by_role("button", name="local : use another key")).to_be_visible()
+
+
+def test_a_wrong_key_changes_nothing(gateway: GatewayProcess, opened: Opened) -> None:
+    page = opened(gateway, "/ui/servers")
+    page.get_by_role("button", name="local : use another key").click()
+    page.get_by_label("API key").fill("ts_000000000000_" + "x" * 43)
+    page.get_by_role("button", name="Go on").click()
+    expect(page.get_by_role("dialog")).to_contain_text("the key is not valid")
+    page.keyboard.press("Escape")
+    expect(row(page, "city")).to_contain_text("up")
+
+
+def test_a_page_that_cannot_be_had_says_so_in_its_place(gateway: GatewayProcess, opened: Opened) -> None:
+    page = opened(gateway, "/ui/servers", expected="this page is not here yet")
+    page.route("**/PythonPage*.js", lambda route: route.abort())
+    page.reload()
+    page.get_by_role("link", name="Python", exact=True).click()
+    expect(page.get_by_role("heading", name="This page failed")).to_be_visible()
+    expect(page.get_by_role("link", name="Servers", exact=True)).to_be_visible()
 
 
 def test_a_server_that_is_killed_comes_back_before_ones_eyes(gateway: GatewayProcess, opened: Opened) -> None:
@@ -244,10 +263,45 @@ def test_python_has_a_cell_and_sessions(gateway: GatewayProcess, opened: Opened)
     expect(sessions.get_by_role("listitem")).to_contain_text("mine")
     sessions.get_by_role("button", name="End").click()
     expect(sessions).to_contain_text("No session is open")
+    write(page, "Python code", "while True: pass")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("region", name="What it gave")).to_contain_text("cancelled")
+    wait_for(lambda: gateway.get("/api/v1/calls", outcome="cancelled")["calls"])
+
+
+def test_a_disabled_server_can_be_detached(gateway: GatewayProcess, opened: Opened, tmp_path: Path) -> None:
+    entry = Fickle(tmp_path / "village").entry
+    gateway.http.post("/api/v1/servers", json={"server_id": "village", **entry})
+    gateway.wait_for_state("village", "up")
+    page = opened(gateway, "/ui/servers/village")
+    page.get_by_role("button", name="Disable", exact=True).click()
+    expect(page.get_by_role("button", name="Enable", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Detach", exact=True).click()
+    page.get_by_role("button", name="Detach it").click()
+    expect(page.get_by_role("heading", name="Servers", level=1)).to_be_visible()
+    assert gateway.http.get("/api/v1/servers/village").status_code == 404
+
+
+def test_an_optional_argument_is_a_field_like_others(gateway: GatewayProcess, opened: Opened, tmp_path: Path) -> None:
+    optional = {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None, "title": "How Many"}
+    changed = {"type": "object", "properties": {"limit": optional}}
+    wide = Fickle(tmp_path / "wide")
+    wide.order(tools={"measure": {"inputSchema": changed}})
+    gateway.http.post("/api/v1/servers", json={"server_id": "wide", **wide.entry})
+    gateway.wait_for_state("wide", "up")
+    page = opened(gateway, "/ui/tools/wide__measure")
+    page.get_by_label("How Many").fill("3")
+    expect(page.get_by_role("region", name="The same from elsewhere")).to_contain_text('"parameters":{"limit":3}')
+    page.get_by_label("How Many").fill("")
+    expect(page.get_by_role("region", name="The same from elsewhere")).to_contain_text('"parameters":{}')
+    gateway.http.delete("/api/v1/servers/wide")
 
 
 def test_a_fix_is_written_and_switched_off(gateway: GatewayProcess, opened: Opened) -> None:
     gateway.http.post("/api/v1/errors/fixes", json={"message": "no such city: 'X'", "text": "ask for another city"})
+    match = gateway.http.post("/api/v1/errors/match", json={"message": "no such city: 'X'"}).json()["data"]
+    assert match["count"] == 0, "nothing has failed yet"
     page = opened(gateway, "/ui/errors")
     fix = page.get_by_role("listitem").filter(has_text="ask for another city")
     expect(fix).to_contain_text("callers are told")

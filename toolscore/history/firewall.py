@@ -230,7 +230,7 @@ class ErrorFirewall:
         """
         if not text.strip() or len(text) > MAX_MESSAGE or not message.strip():
             raise InvalidArguments(f"a fix needs the error's `message` and a `text` of 1 to {MAX_MESSAGE} characters")
-        pattern = self._learn(redact_text(message[:MAX_MESSAGE]), principal)
+        pattern = self._learn(redact_text(message[:MAX_MESSAGE]), principal, happened=False)
         fix_id = _digest(pattern.pattern_id, tool_id or "", text)
         fix = Fix(fix_id=fix_id, pattern_id=pattern.pattern_id, tool_id=tool_id or "", text=text.strip(),
                   last_used=timestamp())  # fmt: skip
@@ -316,7 +316,7 @@ class ErrorFirewall:
         cluster = self._mine().match(" ".join(message.split()))
         return self._patterns.get(self._of_cluster.get(cluster.cluster_id, "")) if cluster is not None else None
 
-    def _learn(self, message: str, principal: str) -> Pattern:
+    def _learn(self, message: str, principal: str, *, happened: bool = True) -> Pattern:
         message = message.replace("\0", "�")
         mined = self._mine().add_log_message(" ".join(message.split()) or "(no message)")
         template, cluster = mined["template_mined"], mined["cluster_id"]
@@ -335,14 +335,15 @@ class ErrorFirewall:
             )
             self._patterns[pattern.pattern_id] = pattern
             self._of_cluster[cluster] = pattern.pattern_id
-        pattern.count += 1
-        pattern.last_seen = now
+        if happened:
+            pattern.count += 1
+            pattern.last_seen = now
         if pattern.template != template:
             pattern.template = template
             self._vectors.pop(pattern.pattern_id, None)
         if principal not in pattern.seen_by and len(pattern.seen_by) < MAX_CALLERS:
             pattern.seen_by.append(principal)
-        if _worth_writing(pattern.count):
+        if not happened or _worth_writing(pattern.count):
             row = {**msgspec.structs.asdict(pattern), "seen_by": encode(pattern.seen_by).decode()}
             self.writes.put(lambda: self._database.save_patterns([row], []))
         return pattern

@@ -2,10 +2,12 @@ import { QueryClientProvider } from "@tanstack/react-query";
 import { RouterProvider } from "@tanstack/react-router";
 import { createRoot } from "react-dom/client";
 import { queryClient, whoami } from "./api/queries";
-import { router } from "./app/router";
+import { preloadPages, router } from "./app/router";
 import { Session } from "./app/session";
 import { setTheme, storedTheme } from "./app/theme";
 import "./styles.css";
+
+const PRELOAD_MS = 1500;
 
 setTheme(storedTheme());
 const place = document.getElementById("root");
@@ -19,4 +21,5 @@ void Promise.allSettled([queryClient.prefetchQuery(whoami()), router.load()]).th
       </Session>
     </QueryClientProvider>,
   );
+  setTimeout(preloadPages, PRELOAD_MS);
 });

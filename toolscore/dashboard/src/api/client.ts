@@ -81,8 +81,8 @@ export async function data<T>(asked: Promise<Answered<{ data: T }>>): Promise<T>
   return (await whole(asked)).data;
 }
 
-/** An answer's whole envelope. Throws `ApiError`. */
-export async function whole<T>(asked: Promise<Answered<T>>): Promise<T> {
+/** An answer's whole envelope. Throws `ApiError`. `quiet`: nobody is asked for another key if this one is refused. */
+export async function whole<T>(asked: Promise<Answered<T>>, { quiet = false } = {}): Promise<T> {
   let answered: Answered<T>;
   try {
     answered = await asked;
@@ -91,7 +91,7 @@ export async function whole<T>(asked: Promise<Answered<T>>): Promise<T> {
     throw new ApiError(0, { code: "unreachable", message: "the gateway does not answer" });
   }
   if (answered.data !== undefined) return answered.data;
-  if (answered.response.status === 401) for (const told of onRefusal) told();
+  if (answered.response.status === 401 && !quiet) for (const told of onRefusal) told();
   const body = answered.error as { error?: object } | undefined;
   throw new ApiError(answered.response.status, body?.error ?? {});
 }

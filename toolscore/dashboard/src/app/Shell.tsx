@@ -120,7 +120,10 @@ export function Shell() {
 
   const wasLost = useRef(false);
   useEffect(() => {
-    if (state.kind === "waiting") wasLost.current = true;
+    if (state.kind === "waiting") {
+      if (!wasLost.current) void queryClient.invalidateQueries({ queryKey: ["whoami"] }); // the key may be good no more
+      wasLost.current = true;
+    }
     if (state.kind === "live" && wasLost.current) {
       wasLost.current = false;
       refreshAll();

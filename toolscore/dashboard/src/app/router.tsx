@@ -1,4 +1,5 @@
 import { Link, createRootRoute, createRoute, createRouter, lazyRouteComponent, redirect } from "@tanstack/react-router";
+import { ApiError } from "../api/client";
 import type { CallFilter } from "../api/queries";
 import { Empty, Failure, Page } from "../ui/basics";
 import { Shell } from "./Shell";
@@ -12,20 +13,30 @@ const root = createRootRoute({
       </Empty>
     </Page>
   ),
-  errorComponent: ({ error, reset }) => (
-    <Page title="This page failed">
-      <Failure error={error} retry={reset} />
-    </Page>
-  ),
 });
 
+/**
+ * A page, whose code comes when it is looked at first. Where it cannot be had (the gateway is away, or is another release
+ * by now) that is said in its place: the router itself would load everything anew, and find nothing.
+ */
+function page<T extends Record<string, unknown>, K extends keyof T & string>(load: () => Promise<T>, name: K) {
+  return lazyRouteComponent(
+    () =>
+      load().catch(() => {
+        throw new ApiError(0, { code: "unreachable", message: "the gateway does not answer, and this page is not here yet" });
+      }),
+    name,
+  );
+}
+
 const text = (value: unknown): string | undefined => (typeof value === "string" && value !== "" ? value : typeof value === "number" ? String(value) : undefined);
+const whole = (value: unknown): number | undefined => (Number.isSafeInteger(Number(value)) && Number(value) > 0 ? Number(value) : undefined);
 const flag = (value: unknown): true | undefined => (value === true || value === "true" ? true : undefined);
 
 const overview = createRoute({
   getParentRoute: () => root,
   path: "/",
-  component: lazyRouteComponent(() => import("../features/overview/OverviewPage"), "OverviewPage"),
+  component: page(() => import("../features/overview/OverviewPage"), "OverviewPage"),
 });
 const ui = createRoute({
   getParentRoute: () => root,
@@ -43,24 +54,24 @@ const tools = createRoute({
   getParentRoute: () => root,
   path: "/ui/tools",
   validateSearch: (search): ToolSearch => ({ q: text(search["q"]), server: text(search["server"]), disabled: flag(search["disabled"]) }),
-  component: lazyRouteComponent(() => import("../features/tools/ToolsPage"), "ToolsPage"),
+  component: page(() => import("../features/tools/ToolsPage"), "ToolsPage"),
 });
 const tool = createRoute({
   getParentRoute: () => root,
   path: "/ui/tools/$toolId",
   validateSearch: (search): { tab?: string | undefined } => ({ tab: text(search["tab"]) }),
-  component: lazyRouteComponent(() => import("../features/tools/ToolPage"), "ToolPage"),
+  component: page(() => import("../features/tools/ToolPage"), "ToolPage"),
 });
 const servers = createRoute({
   getParentRoute: () => root,
   path: "/ui/servers",
   validateSearch: (search): { add?: true | undefined } => ({ add: flag(search["add"]) }),
-  component: lazyRouteComponent(() => import("../features/servers/ServersPage"), "ServersPage"),
+  component: page(() => import("../features/servers/ServersPage"), "ServersPage"),
 });
 const server = createRoute({
   getParentRoute: () => root,
   path: "/ui/servers/$serverId",
-  component: lazyRouteComponent(() => import("../features/servers/ServerPage"), "ServerPage"),
+  component: page(() => import("../features/servers/ServerPage"), "ServerPage"),
 });
 const calls = createRoute({
   getParentRoute: () => root,
@@ -75,49 +86,49 @@ const calls = createRoute({
     since: text(search["since"]),
     until: text(search["until"]),
   }),
-  component: lazyRouteComponent(() => import("../features/calls/CallsPage"), "CallsPage"),
+  component: page(() => import("../features/calls/CallsPage"), "CallsPage"),
 });
 const call = createRoute({
   getParentRoute: () => root,
   path: "/ui/calls/$callId",
-  component: lazyRouteComponent(() => import("../features/calls/CallPage"), "CallPage"),
+  component: page(() => import("../features/calls/CallPage"), "CallPage"),
 });
 const discover = createRoute({
   getParentRoute: () => root,
   path: "/ui/discover",
   validateSearch: (search): { task?: string | undefined } => ({ task: text(search["task"]) }),
-  component: lazyRouteComponent(() => import("../features/discover/DiscoverPage"), "DiscoverPage"),
+  component: page(() => import("../features/discover/DiscoverPage"), "DiscoverPage"),
 });
 const errors = createRoute({
   getParentRoute: () => root,
   path: "/ui/errors",
-  component: lazyRouteComponent(() => import("../features/errors/ErrorsPage"), "ErrorsPage"),
+  component: page(() => import("../features/errors/ErrorsPage"), "ErrorsPage"),
 });
 const python = createRoute({
   getParentRoute: () => root,
   path: "/ui/python",
-  component: lazyRouteComponent(() => import("../features/python/PythonPage"), "PythonPage"),
+  component: page(() => import("../features/python/PythonPage"), "PythonPage"),
 });
 const events = createRoute({
   getParentRoute: () => root,
   path: "/ui/events",
-  validateSearch: (search): { type?: string | undefined; since?: string | undefined } => ({ type: text(search["type"]), since: text(search["since"]) }),
-  component: lazyRouteComponent(() => import("../features/events/EventsPage"), "EventsPage"),
+  validateSearch: (search): { type?: string | undefined; since?: number | undefined } => ({ type: text(search["type"]), since: whole(search["since"]) }),
+  component: page(() => import("../features/events/EventsPage"), "EventsPage"),
 });
 const access = createRoute({
   getParentRoute: () => root,
   path: "/ui/access",
-  component: lazyRouteComponent(() => import("../features/access/AccessPage"), "AccessPage"),
+  component: page(() => import("../features/access/AccessPage"), "AccessPage"),
 });
 const settings = createRoute({
   getParentRoute: () => root,
   path: "/ui/settings",
-  component: lazyRouteComponent(() => import("../features/settings/SettingsPage"), "SettingsPage"),
+  component: page(() => import("../features/settings/SettingsPage"), "SettingsPage"),
 });
 const health = createRoute({
   getParentRoute: () => root,
   path: "/ui/health",
-  component: lazyRouteComponent(() => import("../features/health/HealthPage"), "HealthPage"),
+  component: page(() => import("../features/health/HealthPage"), "HealthPage"),
 });
 
 /** Where everything is. What a page shows by choice stands in its address. */
@@ -125,9 +136,19 @@ export const router = createRouter({
   routeTree: root.addChildren([
     overview, ui, tools, tool, servers, server, calls, call, discover, errors, python, events, access, settings, health,
   ]), // prettier-ignore
+  defaultErrorComponent: ({ error, reset }) => (
+    <Page title="This page failed">
+      <Failure error={error} retry={reset} />
+    </Page>
+  ),
   defaultPreload: "intent",
   scrollRestoration: false,
 });
+
+/** Has the code of all pages come while nothing else is to be done, so that they are there when the gateway is not. */
+export function preloadPages(): void {
+  for (const route of Object.values(router.routesById)) void (route.options.component as { preload?: () => Promise<void> } | undefined)?.preload?.().catch(() => undefined);
+}
 
 declare module "@tanstack/react-router" {
   interface Register {

@@ -1,7 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 import { KeyRound } from "lucide-react";
 import { createContext, useContext, useEffect, useState, type FormEvent, type ReactNode } from "react";
-import { ApiError, api, currentKey, data, showKey, whenRefused } from "../api/client";
+import { ApiError, api, currentKey, showKey, whenRefused, whole } from "../api/client";
 import { queryClient, whoami } from "../api/queries";
 import { Button, Failure, Field, Loading } from "../ui/basics";
 
@@ -34,6 +34,19 @@ export function Session({ children }: { children: ReactNode }) {
           why={asked.error instanceof Error ? asked.error.message : "the key that was shown is good no more"}
           onDone={() => setRefused(false)}
         />
+        {currentKey() !== null && (
+          <Button
+            look="quiet"
+            onClick={() => {
+              showKey(null, false);
+              setRefused(false);
+              window.dispatchEvent(new Event("toolscore:key"));
+              void queryClient.resetQueries();
+            }}
+          >
+            Go on without a key
+          </Button>
+        )}
       </main>
     );
   if (asked.data !== undefined) {
@@ -62,7 +75,7 @@ export function KeyForm({ why, onDone }: { why?: string; onDone: () => void }) {
     const before = currentKey();
     showKey(key.trim() || null, keep);
     try {
-      const now = await data(api.GET("/api/v1/whoami"));
+      const now = (await whole(api.GET("/api/v1/whoami"), { quiet: true })).data;
       queryClient.setQueryData(whoami().queryKey, now);
       await queryClient.resetQueries({ predicate: (query) => query.queryKey[0] !== "whoami" });
       onDone();

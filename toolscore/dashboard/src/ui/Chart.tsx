@@ -44,7 +44,13 @@ export function Chart({
           legend: { show: true, live: true },
           scales: { y: { range: (_plot, _least, most) => [0, Math.max(most * 1.1, 0.001)] } },
           axes: [
-            { stroke: colour("dim"), grid: { show: false }, ticks: { show: false }, font: "11px system-ui" },
+            {
+              stroke: colour("dim"),
+              grid: { show: false },
+              ticks: { show: false },
+              font: "11px system-ui",
+              values: (_plot, ticks) => ticks.map((at) => clock(at).slice(0, 5)),
+            },
             {
               stroke: colour("dim"),
               grid: { stroke: colour("line"), width: 1 },
@@ -55,7 +61,7 @@ export function Chart({
             },
           ],
           series: [
-            { value: (_plot, at) => (at ? new Date(at * 1000).toLocaleTimeString() : "–") },
+            { value: (_plot, at) => (at ? clock(at) : "–") },
             ...lines.map((line) => ({
               label: line.label,
               stroke: colour(line.colour),
@@ -95,4 +101,9 @@ export function Chart({
   }, [data]);
 
   return <div ref={place} className="chart" role="img" aria-label={label} />;
+}
+
+/** The time of day, as the tables write it. */
+function clock(seconds: number): string {
+  return new Date(seconds * 1000).toLocaleTimeString("en-GB");
 }

@@ -249,7 +249,7 @@ export function StrangersText({ text, className = "" }: { text: string; classNam
   return (
     <>
       <pre className={`text ${className}`} tabIndex={0} dir="ltr">
-        {visible(long && !all ? text.slice(0, SHOWN_CHARACTERS) : text)}
+        {visible(long && !all ? `${text.slice(0, SHOWN_CHARACTERS / 2)}\n\n… …\n\n${text.slice(-SHOWN_CHARACTERS / 2)}` : text)}
       </pre>
       {long && !all && (
         <Button onClick={() => setAll(true)}>Show all of it ({bytes(new Blob([text]).size)})</Button>

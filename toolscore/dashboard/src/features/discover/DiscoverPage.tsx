@@ -6,17 +6,18 @@ import { approvals, candidates as candidatesQuery, installed as installedQuery, 
 import { useMe } from "../../app/session";
 import { Ago, Asked, Badge, Button, Card, Empty, Meter, Page, State, toast } from "../../ui/basics";
 import { Confirmed } from "../../ui/Dialog";
+import { useDraft } from "../../ui/draft";
 import { duration, oneLine, percent, visible } from "../../ui/text";
 import { InstallDialog } from "./InstallDialog";
 
 const route = getRouteApi("/ui/discover");
-const EXAMPLES = ["what time is it in Tokyo, and in Oslo?", "query a Postgres database", "send a message to a Slack channel"];
+const EXAMPLES = ["what time is it in Tokyo?", "query a Postgres database", "send a message to a Slack channel"];
 
 /** From a task to the tools that do it: those that are here, and those that can be had. */
 export function DiscoverPage() {
   const { task } = route.useSearch();
   const navigate = useNavigate({ from: "/ui/discover" });
-  const [typed, setTyped] = useState(task ?? "");
+  const { typed, setTyped, settle } = useDraft(task, (next) => void navigate({ search: { task: next } }));
   const asked = useQuery({
     queryKey: ["discover", task],
     queryFn: ({ signal }) => data(api.POST("/api/v1/tools/analyze-gap", { body: { task_description: task ?? "" }, signal })),
@@ -24,7 +25,7 @@ export function DiscoverPage() {
   });
   function look(event: FormEvent): void {
     event.preventDefault();
-    void navigate({ search: { task: typed.trim() || undefined } });
+    settle();
   }
   return (
     <Page title="Discover" lead="Describe what is to be done. You see which tools here do it, and what is missing.">
@@ -41,10 +42,7 @@ export function DiscoverPage() {
                 <Button
                   key={one}
                   look="quiet"
-                  onClick={() => {
-                    setTyped(one);
-                    void navigate({ search: { task: one } });
-                  }}
+                  onClick={() => void navigate({ search: { task: one } })}
                 >
                   {one}
                 </Button>
@@ -85,7 +83,7 @@ function Analysis({ analysis, task }: { analysis: Schemas["AnalysisShape"]; task
               </h3>
               {step.missing !== null && <p className="problem">Missing: {oneLine(step.missing.capability, 300)}</p>}
               <ul className="rows">
-                {step.tools.map((one) => (
+                {[...step.tools].sort((one, two) => two.relevance - one.relevance).map((one) => (
                   <li key={one.tool_id}>
                     <Link to="/ui/tools/$toolId" params={{ toolId: one.tool_id }} className="grow">
                       {oneLine(one.tool_id, 80)}
@@ -121,7 +119,7 @@ function Candidates({ query }: { query: string }) {
           <>
             {servers.length === 0 && <Empty title="No catalog has one" />}
             <ul className="candidates">
-              {servers.map((one) => (
+              {[...servers].sort((one, two) => two.confidence - one.confidence).map((one) => (
                 <li key={`${one.source} ${one.name}`}>
                   <div className="card-head">
                     <h3>{oneLine(one.title ?? one.name, 80)}</h3>

@@ -47,9 +47,9 @@ export function EventsPage() {
   const navigate = useNavigate({ from: "/ui/events" });
   const live = useSeenEvents();
   const [paused, setPaused] = useState<typeof live | null>(null);
-  const [from, setFrom] = useState(since ?? "");
+  const [from, setFrom] = useState(since === undefined ? "" : String(since));
 
-  const asked = useQuery({ ...pastEvents(since === undefined ? undefined : Number(since)), refetchOnMount: "always" });
+  const asked = useQuery({ ...pastEvents(since), refetchOnMount: "always" });
   const past = asked.data?.events;
   const rows = useMemo(() => {
     const shown = (paused ?? live).newest;
@@ -76,7 +76,7 @@ export function EventsPage() {
           className="filters"
           onSubmit={(event: FormEvent) => {
             event.preventDefault();
-            void navigate({ search: (now) => ({ ...now, since: /^\d{1,15}$/.test(from) ? from : undefined }), replace: true });
+            void navigate({ search: (now) => ({ ...now, since: /^\d{1,15}$/.test(from) ? Number(from) : undefined }), replace: true });
           }}
         >
           <label>
@@ -104,7 +104,7 @@ export function EventsPage() {
           grid="5rem 7.5rem 10rem minmax(12rem, 1fr)"
           rowKey={(row) => `${row.seq ?? row.timestamp} ${row.type}`}
           sortable={false}
-          empty={asked.isPending ? <Loading /> : <Empty title="Nothing has happened yet" />}
+          empty={asked.isPending ? <Loading /> : <Empty title={type === undefined ? "Nothing has happened yet" : `No “${type.replaceAll("_", " ")}” among the events that are shown`} />}
         />
       </Card>
     </Page>

@@ -4,6 +4,7 @@ import { useMemo, useRef, useState } from "react";
 import { servers as serversQuery, stats as statsQuery } from "../../api/queries";
 import { useSeries } from "../../app/Shell";
 import { hits } from "../../live/series";
+import { useMe } from "../../app/session";
 import { Asked, Button, Card, Empty, Page, State } from "../../ui/basics";
 import { Chart } from "../../ui/Chart";
 import { counted, duration, number, oneLine, percent } from "../../ui/text";
@@ -21,9 +22,12 @@ function wasHidden(): boolean {
   }
 }
 
+const HOUR_SECONDS = 3600;
+
 /** What is here, does it work, what just happened, what needs somebody. */
 export function OverviewPage() {
   const stats = useQuery(statsQuery());
+  const me = useMe();
   const [asked, ask] = useState<boolean | null>(() => (wasHidden() ? false : null));
   const firstSeen = useRef<number | null>(null);
   firstSeen.current ??= stats.data?.calls_total ?? null;
@@ -31,7 +35,7 @@ export function OverviewPage() {
   return (
     <Page
       title="Overview"
-      lead="One address for every tool an agent can use: what is here, whether it works, and what needs you."
+      lead={`One address for every tool an agent can use: what is here, whether it works, and what needs you.${me.admin ? "" : " The figures are those of all callers together."}`}
       actions={
         shown ? undefined : (
           <Button look="quiet" onClick={() => ask(true)}>
@@ -63,7 +67,7 @@ export function OverviewPage() {
               <Tile name="Calls, last minute" value={number(minute?.count)} note={`${number(now.calls_total)} since the start, ${now.calls_in_flight} under way`} />
               <Tile name="p95, last minute" value={duration(minute?.p95_ms)} note={`half within ${duration(minute?.p50_ms)}`} />
               <Tile
-                name="Failed, last hour"
+                name={now.uptime_seconds < HOUR_SECONDS ? "Failed, since the start" : "Failed, last hour"}
                 value={hour?.count ? percent(hour.errors / hour.count) : "–"}
                 note={hour?.count ? `${number(hour.errors)} of ${number(hour.count)}` : "no calls"}
                 tone={hour?.errors ? "bad" : ""}

@@ -1,10 +1,10 @@
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { Play } from "lucide-react";
-import { useState } from "react";
+import { useRef, useState } from "react";
 import { api, data, whole } from "../../api/client";
 import { queryClient, stats as statsQuery } from "../../api/queries";
-import { Asked, Badge, Button, Card, Empty, Facts, Failure, Page, State, toast } from "../../ui/basics";
+import { Asked, Badge, Button, Card, Empty, Facts, Failure, Page, State, toast, useNow } from "../../ui/basics";
 import { Code } from "../../ui/Code";
 import { Content } from "../../ui/Content";
 import { counted, duration, number, oneLine, visible } from "../../ui/text";
@@ -72,7 +72,7 @@ export function PythonPage() {
           );
         }}
       </Asked>
-      <Sessions />
+      <Sessions open={Object.values((stats.data?.server_stats ?? {}) as Record<string, Executor>).reduce((sum, one) => sum + one.sessions.open, 0)} />
     </Page>
   );
 }
@@ -80,11 +80,21 @@ export function PythonPage() {
 function Cell() {
   const [code, setCode] = useState(EXAMPLE);
   const [session, setSession] = useState("");
+  const [data, setData] = useState(false);
+  const stop = useRef<AbortController | null>(null);
+  const [began, setBegan] = useState(0);
+  const now = useNow();
   const run = useMutation({
-    mutationFn: () =>
-      whole(api.POST("/execute_tool", { body: { tool_id: `${SERVER}__python_execute`, parameters: { code, ...(session.trim() ? { session_id: session.trim() } : {}) }, cache: true } })),
-    onSettled: () => Promise.all([queryClient.invalidateQueries({ queryKey: ["sessions"] }), queryClient.invalidateQueries({ queryKey: ["calls"] })]),
+    mutationFn: () => {
+      stop.current = new AbortController();
+      setBegan(Date.now());
+      const parameters = { code, ...(session.trim() ? { session_id: session.trim() } : {}), ...(data ? { packages: ["data"] } : {}) };
+      return whole(api.POST("/execute_tool", { body: { tool_id: `${SERVER}__python_execute`, parameters, cache: true }, signal: stop.current.signal }));
+    },
+    onSettled: () =>
+      Promise.all([...(session.trim() ? [queryClient.invalidateQueries({ queryKey: ["sessions"] })] : []), queryClient.invalidateQueries({ queryKey: ["calls"] })]),
   });
+  const stopped = run.error instanceof DOMException && run.error.name === "AbortError";
   return (
     <div className="columns">
       <Card title="A cell to try">
@@ -93,17 +103,27 @@ function Cell() {
           <Button look="primary" busy={run.isPending} onClick={() => run.mutate()}>
             <Play size={15} aria-hidden /> Run
           </Button>
+          {run.isPending && (
+            <Button look="danger" onClick={() => stop.current?.abort()}>
+              Stop
+            </Button>
+          )}
           <label>
             Session{" "}
             <input value={session} placeholder="none: nothing is kept" spellCheck={false} onChange={(event) => setSession(event.target.value)} />
+          </label>
+          <label className="check">
+            <input type="checkbox" checked={data} onChange={(event) => setData(event.target.checked)} /> with numpy, pandas and matplotlib
           </label>
           <span className="dim">Ctrl-Enter runs it, too</span>
         </div>
       </Card>
       <Card title="What it gave">
-        {run.error !== null && <Failure error={run.error} />}
-        {run.data === undefined && run.error === null && <Empty title="Nothing yet" />}
-        {run.data !== undefined && (
+        {run.isPending && <p role="status">Running for {Math.max(0, Math.round((now - began) / 1000))} s …</p>}
+        {stopped && <Empty title="Stopped">The call was cancelled.</Empty>}
+        {run.error !== null && !stopped && <Failure error={run.error} />}
+        {run.data === undefined && run.error === null && !run.isPending && <Empty title="Nothing yet" />}
+        {run.data !== undefined && !run.isPending && (
           <div aria-live="polite">
             <p className="badges">
               <State of={run.data.data.is_error ? "tool_error" : "ok"} />
@@ -201,10 +221,13 @@ interface Session {
   packages: string[];
 }
 
-function Sessions() {
+/** `open`: how many there are, of all callers; asking is a call, so it is done only where there are some. */
+function Sessions({ open }: { open: number }) {
   const asked = useQuery({
-    queryKey: ["sessions"],
+    queryKey: ["sessions", open],
     refetchOnMount: "always",
+    enabled: open > 0,
+    initialData: open > 0 ? undefined : [],
     queryFn: async ({ signal }) => {
       const result = await data(api.POST("/execute_tool", { body: { tool_id: `${SERVER}__python_sessions`, parameters: {}, cache: false }, signal }));
       return (result.structured_content as { sessions?: Session[] } | null)?.sessions ?? [];

@@ -29,12 +29,22 @@ export function ServerActions({ server, short = false }: { server: Server; short
     },
   });
   const busy = (action: Action): boolean => act.isPending && act.variables === action;
+  const detach = (
+    <Confirmed
+      label="Detach"
+      question={`Detach ${server.server_id}? Its tools go, and what is known of them.`}
+      does="Detach it"
+      busy={busy("detach")}
+      onConfirm={() => act.mutate("detach")}
+    />
+  );
   if (server.disabled)
     return (
       <span className="actions">
         <Button busy={busy("enable")} onClick={() => act.mutate("enable")}>
           Enable
         </Button>
+        {!short && detach}
       </span>
     );
   if (!server.kind) return <span className="dim">mend its entry</span>;
@@ -48,13 +58,7 @@ export function ServerActions({ server, short = false }: { server: Server; short
           <Button busy={busy("disable")} onClick={() => act.mutate("disable")}>
             Disable
           </Button>
-          <Confirmed
-            label="Detach"
-            question={`Detach ${server.server_id}? Its tools go, and what is known of them.`}
-            does="Detach it"
-            busy={busy("detach")}
-            onConfirm={() => act.mutate("detach")}
-          />
+          {detach}
         </>
       )}
     </span>

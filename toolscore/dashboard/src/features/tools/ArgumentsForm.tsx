@@ -107,7 +107,19 @@ function formOf(schema: unknown): RJSFSchema | null {
   const properties = Object.keys(rest.properties ?? {});
   if (rest.type !== undefined && rest.type !== "object") return null;
   if (properties.length > MANY_PROPERTIES) return null;
-  return { type: "object", ...rest };
+  return withoutNull({ type: "object", ...rest });
+}
+
+/** An optional argument as what it is when it is given: the choice of `null` is to leave it out. */
+function withoutNull(schema: RJSFSchema): RJSFSchema {
+  const properties = Object.entries(schema.properties ?? {}).map(([name, one]) => {
+    if (typeof one === "boolean") return [name, one] as const;
+    const { anyOf, default: preset, ...rest } = one;
+    const given = (anyOf ?? []).filter((way) => typeof way === "object" && way.type !== "null");
+    if (anyOf === undefined || given.length !== 1 || given.length === anyOf.length) return [name, one] as const;
+    return [name, { ...(given[0] as RJSFSchema), ...rest, ...(preset === null || preset === undefined ? {} : { default: preset }) }] as const;
+  });
+  return { ...schema, ...(schema.properties === undefined ? {} : { properties: Object.fromEntries(properties) }) };
 }
 
 function uiOf(schema: RJSFSchema | null): UiSchema {

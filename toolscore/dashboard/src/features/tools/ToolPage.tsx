@@ -100,6 +100,7 @@ function Run({ tool }: { tool: FullTool }) {
   return (
     <div className="columns wide-left">
       <Card title="Arguments">
+        {tool.disabled && <p className="problem">It is disabled: a call finds no such tool until it is enabled.</p>}
         {!tool.available && <p className="problem">Its server cannot be called just now.</p>}
         {tool.quarantined && <p className="problem">It is quarantined: a call is refused until the change is approved.</p>}
         <ArgumentsForm schema={tool.input_schema} value={given} onChange={setGiven} onRun={() => run.mutate(given)} busy={run.isPending} />

@@ -58,7 +58,9 @@ def test_a_server_that_will_not_go_is_gone_all_the_same(end: str) -> None:
 
 
 def test_calls_under_way_at_the_end_are_answered(tmp_path: Path) -> None:
-    with running_gateway({"slow": odd("slow", tmp_path / "notes")}, journal=True, python=True) as process:
+    settings = "servers: {grace_seconds: 1.5}"
+    servers = {"slow": odd("slow", tmp_path / "notes")}
+    with running_gateway(servers, settings=settings, journal=True, python=True) as process:
         process.wait_for_state("slow", "up")
         with ThreadPoolExecutor(2) as pool:
             long = pool.submit(process.execute, "slow__echo", {"text": "x"})
@@ -70,11 +72,27 @@ def test_calls_under_way_at_the_end_are_answered(tmp_path: Path) -> None:
                 return bool(process.get("/api/v1/stats")["calls_in_flight"] == 2)
 
             wait_for(both_are_under_way)
+            began = time.monotonic()
             assert process.stop() == 0
+            assert time.monotonic() - began > 1.5, "it has its grace"
             assert quick[-1].result()["success"] is True
             assert long.result()["error"]["code"] == "outcome_unknown"
             assert "shut down" in long.result()["error"]["message"]
         assert "Traceback" not in process.output()
+
+
+def test_one_that_leaves_says_so_and_serves_on() -> None:
+    with running_gateway({"good": odd("echo")}, settings="servers: {leave_seconds: 2}") as process:
+        process.wait_for_state("good", "up")
+        assert process.http.get("/readyz").status_code == 200
+        assert process.process is not None
+        process.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: process.http.get("/readyz").status_code == 503)
+        assert process.http.get("/livez").status_code == 200
+        answer = process.http.post("/execute_tool", json={"tool_id": "good__echo", "parameters": {"text": "hi"}})
+        assert answer.json()["success"]
+        assert answer.headers["connection"] == "close", "the next request goes elsewhere"
+        assert process.process.wait(15) == 0
 
 
 def test_asked_twice_it_ends_at_once() -> None:

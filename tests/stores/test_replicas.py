@@ -5,14 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
-from support import Fickle, GatewayProcess, odd, running_gateway, wait_for
+from support import Fickle, GatewayProcess, debian_package, free_port, odd, running_gateway, wait_for
 from websockets.asyncio.client import connect
 
 Replicas = list[GatewayProcess]
+SETTINGS = "pins: {breaking: quarantine}\nservers: {leave_seconds: 1.5, grace_seconds: 10}\n"
+HAPROXY = """
+defaults
+  mode http
+  timeout connect 2s
+  timeout client 30s
+  timeout server 30s
+  option redispatch
+  retries 2
+frontend all
+  bind 127.0.0.1:{port}
+  default_backend gateways
+backend gateways
+  balance roundrobin
+  option httpchk GET /readyz
+  default-server check inter 200ms fall 1 rise 1
+"""
+CALLERS = 4
 KNOWN_SECONDS = 10
 """Bound of a wait; the benchmark says how long it takes."""
 
@@ -30,7 +51,7 @@ def replicas(new_database: Callable[[], str], fickle: Fickle) -> Iterator[Replic
         found = []
         for _ in range(3):
             process = stack.enter_context(
-                running_gateway({"city": fickle.entry}, settings="pins: {breaking: quarantine}", start=False)
+                running_gateway({"city": fickle.entry, "good": odd("echo")}, settings=SETTINGS, start=False)
             )
             process.environment = {"TOOLSCORE_STORAGE__DATABASE_URL": url}
             process.start(ready=False)
@@ -218,3 +239,58 @@ def test_a_tool_that_all_see_is_told_once(replicas: Replicas) -> None:
 
     known(lambda: len(told()) >= 8)
     assert sorted(told()) == sorted(set(told())), "each once"
+
+
+@pytest.fixture(scope="module")
+def balancer(replicas: Replicas, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real haproxy before them, each request to the next."""
+    program = debian_package("haproxy", "/usr/sbin/haproxy")
+    folder, port = tmp_path_factory.mktemp("haproxy"), free_port()
+    backends = "".join(f"  server g{number} 127.0.0.1:{one.http_port}\n" for number, one in enumerate(replicas))
+    (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port) + backends)
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen([program, "-db", "-f", folder / "haproxy.cfg"], stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "log").read_text()
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/readyz").is_success
+        return False
+
+    try:
+        wait_for(answers, 30)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_nobody_is_refused_while_one_after_the_other_is_exchanged(replicas: Replicas, balancer: str) -> None:
+    done, refused, stop = [0] * CALLERS, [], threading.Event()
+
+    def call(number: int) -> None:
+        with httpx.Client(base_url=balancer, timeout=30, headers={"host": "localhost"}) as http:
+            while not stop.is_set():
+                said = http.post("/execute_tool", json={"tool_id": "good__echo", "parameters": {"text": "hi"}})
+                if said.is_success and said.json()["success"]:
+                    done[number] += 1
+                else:
+                    refused.append(said.text)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(CALLERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        for process in replicas:
+            before = sum(done)
+            process.stop()
+            process.start()
+            process.wait_for_state("good", "up")
+            wait_for(lambda before=before: sum(done) > before)  # type: ignore[misc]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not refused, refused[:3]
+    assert all(count > 0 for count in done)

@@ -15,9 +15,14 @@ log = structlog.get_logger(__name__)
 
 
 class Underway:
-    """The tasks that carry out calls."""
+    """The tasks that carry out calls.
+
+    Attributes:
+        leaving: calls are taken, but should go elsewhere: this gateway is about to end.
+    """
 
     def __init__(self) -> None:
+        self.leaving = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ended: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -46,7 +51,7 @@ class Underway:
 
     async def close(self, seconds: float) -> None:
         """Take no more calls, let those under way finish for so long, and end the others: their callers are told."""
-        self._closing = True
+        self._closing = self.leaving = True
         if self._tasks:
             log.info("waiting for calls to finish; a second Ctrl-C ends them", calls=len(self._tasks), seconds=seconds)
             await asyncio.wait(set(self._tasks), timeout=seconds)

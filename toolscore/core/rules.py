@@ -76,3 +76,7 @@ class ServerRules(Rules):
     )
     heartbeat_seconds: Seconds = Field(20, description="pings on WebSockets")
     dead_after_seconds: Seconds = Field(60, description="without an answer to them")
+    leave_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
+        0, description="after SIGTERM go on serving for so long, with 503 at /readyz, until no balancer sends any more"
+    )
+    grace_seconds: Seconds = Field(5, description="how long calls under way may take at the end")

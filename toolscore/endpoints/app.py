@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import os
-import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from toolscore.endpoints.front import Front, resource_url
 from toolscore.endpoints.guard import ConnectionGuard
 from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.live import add_live
+from toolscore.endpoints.process import prepare_process
 from toolscore.endpoints.registry import add_registry
 from toolscore.endpoints.rest import add_rest
 from toolscore.endpoints.router import serve_router
@@ -44,13 +44,9 @@ __all__ = ["AddressInUse", "create_app", "serve"]
 
 log = structlog.get_logger(__name__)
 
-MAX_DESCRIPTORS = 65_536
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-LARGE_BYTES, MAX_ARENAS = 1024 * 1024, 2
 HANDSHAKE_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 620
 """Longer than balancers keep an idle connection (600 s at most), or one of their requests meets a closed one."""
-PR_SET_DUMPABLE = 4
 SHUTDOWN_SECONDS = 5
 """How long those inside may take to finish once the doors are closed."""
 
@@ -103,6 +99,23 @@ def create_app(gateway: Gateway, leases: Leases | None = None, uses: Uses | None
     if gateway.settings.current.discovery.subregistry:
         add_registry(app, gateway)
     return Front(gateway, app, leases or Leases(gateway.auth), uses or Uses())
+
+
+@dataclass(frozen=True)
+class Doors:
+    """The open doors.
+
+    Attributes:
+        uses: whether somebody uses the gateway.
+    """
+
+    uses: Uses
+    _server: uvicorn.Server
+
+    def send_away(self) -> None:
+        """Have clients close their connections with their next answer, and so come back elsewhere."""
+        state = self._server.server_state
+        state.default_headers = [*state.default_headers, (b"connection", b"close")]
 
 
 class _Server(uvicorn.Server):
@@ -222,7 +235,9 @@ async def _check_guarded(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket: socket.socket) -> AsyncIterator[Uses]:
+async def open_doors(
+    gateway: Gateway, http_socket: socket.socket, router_socket: socket.socket
+) -> AsyncIterator[Doors]:
     """Serve on both ports; leaving closes the doors, tells those inside, and waits for them, bounded."""
     leases, uses = Leases(gateway.auth), Uses()
     guard = ConnectionGuard(lambda: gateway.settings.current.limits)
@@ -239,7 +254,6 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     http = gateway.settings.current.core_services.toolscore_http
@@ -254,9 +268,11 @@ async def open_doors(gateway: Gateway, http_socket: socket.socket, router_socket
                     task.result()
                     raise RuntimeError("the HTTP server ended at its start")
                 await asyncio.sleep(0.005)
-            yield uses
+            yield Doors(uses, server)
         finally:
-            await gateway.close_calls(SHUTDOWN_SECONDS)
+            grace = gateway.settings.current.servers.grace_seconds
+            await gateway.close_calls(grace)
+            config.timeout_graceful_shutdown = SHUTDOWN_SECONDS  # those that are no calls: downloads, streams
             server.should_exit = True
             if watching is not None:
                 watching.cancel()
@@ -294,32 +310,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _keep_to_itself() -> None:
-    """Keep other processes of this user from reading our memory and environment, where keys and tokens stand."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def _give_memory_back() -> None:
-    """Have the C library return large buffers to the kernel when they are freed. By default it learns from the first
-    ones to keep such room, and what lies above a small piece that stays is never given back.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
-        libc.mallopt(M_ARENA_MAX, MAX_ARENAS)
-
-
-def _raise_descriptors() -> None:
-    """Take as many descriptors as this user may have: a thousand is soon used up by connections."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 async def serve(
     loaded: Loaded,
     config_dir: Path | None,
@@ -336,9 +326,7 @@ async def serve(
     Raises:
         AddressInUse, StoreError, SettingsError.
     """
-    _give_memory_back()
-    _raise_descriptors()
-    _keep_to_itself()
+    prepare_process()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -364,7 +352,7 @@ async def _serve(
     with http_socket, router_socket:
         loaded = Loaded(settings, loaded.problems, loaded.broken_servers, loaded.remarks)
         async with open_gateway(loaded, config_dir=config_dir, hold=True) as gateway:
-            async with open_doors(gateway, http_socket, router_socket) as uses:
+            async with open_doors(gateway, http_socket, router_socket) as doors:
                 if is_loopback(settings.core_services.toolscore_http.host) and settings.access.local_without_key:
                     log.info("open to this machine only, where nobody is asked for a key")
                 if os.geteuid() == 0:
@@ -374,8 +362,14 @@ async def _serve(
                 gateway.watchdog.armed = True
                 ends: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait())]
                 if while_used:
-                    ends.append(asyncio.create_task(uses.wait_unused()))
+                    ends.append(asyncio.create_task(doors.uses.wait_unused()))
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 for end in ends:
                     end.cancel()
+                leave = gateway.settings.current.servers.leave_seconds
+                if stop.is_set() and leave:
+                    log.info("leaving: calls are taken, but should go elsewhere", seconds=leave)
+                    gateway.calls.underway.leaving = True
+                    doors.send_away()
+                    await asyncio.sleep(leave)
                 log.info("shutting down")

@@ -10,6 +10,7 @@ from fastapi.responses import PlainTextResponse, Response
 from toolscore import __version__
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
+from toolscore.core.errors import Overloaded
 from toolscore.endpoints.asgi import principal_of
 from toolscore.endpoints.health import health
 from toolscore.endpoints.rest.answers import answer
@@ -45,8 +46,14 @@ def monitoring_router(gateway: Gateway) -> APIRouter:
         return answer(request, data, message)
 
     @router.get("/livez", summary="The process answers")
+    async def alive(request: Request) -> Response:
+        return answer(request, {"status": "ready"})
+
     @router.get("/readyz", summary="Calls are accepted")
     async def ready(request: Request) -> Response:
+        """503 as soon as it is to end: no more calls should be sent here, though they are taken for a while."""
+        if gateway.calls.underway.leaving:
+            raise Overloaded("the gateway is about to end: call another", retry_after_seconds=5)
         return answer(request, {"status": "ready"})
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)

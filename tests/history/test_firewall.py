@@ -351,3 +351,20 @@ def test_a_model_reads_what_helped(tmp_path: Path) -> None:
         fickle.order(fail="sold out: '{city}'")
         assert process.execute("city__look", {"city": "Bonn"})["data"]["suggestion"] == "try tomorrow"
         assert "try tomorrow" in toolscore("errors", "list", gateway=process).stdout
+
+
+def test_an_error_is_one_pattern_to_several_gateways(tmp_path: Path) -> None:
+    async def run() -> None:
+        url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
+        message = "no such table: 'users'"
+        async with open_database(url) as one, open_database(url) as other:
+            async with ErrorFirewall(one, EMBEDDER) as here, ErrorFirewall(other, EMBEDDER) as there:
+                for _ in range(5):
+                    for firewall in (here, there):
+                        assert firewall.failed("ada", "t", message, given_(a=1), SCHEMA)
+            async with ErrorFirewall(one, EMBEDDER) as again:
+                found = await again.match(message, "ada", "t")
+                assert found.count == 10
+                assert len((await one.load_patterns())[0]) == 1
+
+    asyncio.run(run())

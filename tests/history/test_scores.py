@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Fickle, running_gateway, wait_for
 
-from toolscore.history.scores import BLAMES, HALF_LIFE_SECONDS, PRIOR_SUCCESS, TrackRecord, score_of
+from toolscore.core.models import Tool
+from toolscore.history.scores import BLAMES, HALF_LIFE_SECONDS, PRIOR_SUCCESS, Scores, TrackRecord, score_of
+from toolscore.stores import open_database
 
 NOW = 1_800_000_000.0
 outcomes = st.sampled_from(["ok", "tool_error", *sorted(BLAMES), "invalid_arguments", "forbidden", "cancelled"])
@@ -92,3 +95,27 @@ def test_a_gateway_measures_and_remembers(tmp_path: Path) -> None:
         process.start()
         wait_for(lambda: process.get("/api/v1/tools/city__look"))
         assert process.get("/api/v1/tools/city__look")["score"]["calls"] == 20
+
+
+def test_what_several_gateways_see_of_a_tool_counts_together(tmp_path: Path) -> None:
+    tool = Tool(
+        tool_id="a__b", server_id="a", name="b", definition={"name": "b"}, definition_hash="0", first_seen="then"
+    )
+
+    async def run() -> None:
+        url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
+        async with open_database(url) as one, open_database(url) as other:
+            async with Scores(one) as here, Scores(other) as there:
+                for _ in range(31):
+                    here.add(tool, "ok", 0.1, None)
+                    there.add(tool, "ok", 0.1, None)
+                there.add(tool, "upstream_timeout", 0.1, None)
+            async with Scores(one) as again:
+                record = again.of(tool)
+                assert record.calls == 63
+                assert record.sample_size == pytest.approx(63, abs=0.1)
+                again.forget([tool.tool_id])
+            async with Scores(other) as gone:
+                assert gone.of(tool).calls == 0
+
+    asyncio.run(run())

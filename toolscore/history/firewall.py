@@ -115,6 +115,8 @@ class ErrorFirewall:
         self._open: OrderedDict[tuple[str, str], _Failure] = OrderedDict()
         self._open_of: dict[str, set[str]] = {}
         self._miner: Any = None
+        self._written: dict[str, int] = {}
+        """Of each pattern the count that was written last: what came since is added to the kept one."""
         self.writes = WriteBehind("error patterns")
 
     def use(self, rules: FirewallRules) -> None:
@@ -124,6 +126,7 @@ class ErrorFirewall:
     async def __aenter__(self) -> ErrorFirewall:
         rows, fixes = await self._database.load_patterns()
         for row in rows[-MAX_PATTERNS:]:
+            self._written[row["pattern_id"]] = row["count"]
             row["seen_by"] = decode(row["seen_by"].encode())
             self._patterns[row["pattern_id"]] = Pattern(**row)
         old = []
@@ -326,7 +329,8 @@ class ErrorFirewall:
             if len(self._patterns) >= MAX_PATTERNS:
                 self._forget_oldest_patterns()
             pattern = Pattern(
-                pattern_id=_digest(template, now),
+                # The same for all gateways on a database; of one that had another template once, its own.
+                pattern_id=_digest(template, *([now] if _digest(template) in self._patterns else [])),
                 template=template,
                 category=categorise(message),
                 count=0,
@@ -344,7 +348,9 @@ class ErrorFirewall:
         if principal not in pattern.seen_by and len(pattern.seen_by) < MAX_CALLERS:
             pattern.seen_by.append(principal)
         if not happened or _worth_writing(pattern.count):
-            row = {**msgspec.structs.asdict(pattern), "seen_by": encode(pattern.seen_by).decode()}
+            seen_by, more = encode(pattern.seen_by).decode(), pattern.count - self._written.get(pattern.pattern_id, 0)
+            row = {**msgspec.structs.asdict(pattern), "seen_by": seen_by, "count": more}
+            self._written[pattern.pattern_id] = pattern.count
             self.writes.put(lambda: self._database.save_patterns([row], []))
         return pattern
 
@@ -353,6 +359,7 @@ class ErrorFirewall:
         oldest = sorted(self._patterns.values(), key=lambda one: one.last_seen)[: MAX_PATTERNS // 10]
         for pattern in oldest:
             del self._patterns[pattern.pattern_id]
+            self._written.pop(pattern.pattern_id, None)
             self._vectors.pop(pattern.pattern_id, None)
             self._remove(list(self._fixes.get(pattern.pattern_id, {}).values()))
         gone = [pattern.pattern_id for pattern in oldest]

@@ -10,6 +10,7 @@ an argument.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, Literal
 
@@ -58,6 +59,15 @@ class TrackRecord(msgspec.Struct):
     unfitting: float = 0.0
     changes: float = 0.0
     calls: int = 0
+
+    def plus(self, other: TrackRecord) -> TrackRecord:
+        """What both saw together, as of the later look of the two."""
+        parts = [msgspec.structs.replace(one) for one in (self, other)]
+        now = max(part.at for part in parts)
+        for part in parts:
+            part.fade(now)
+        one, two = (msgspec.structs.asdict(part) for part in parts)
+        return TrackRecord(**{name: one[name] + two[name] for name in one} | {"at": now})
 
     def fade(self, now: float) -> None:
         """Let time pass."""
@@ -169,7 +179,8 @@ class Scores:
         self._database = database
         self._rules = rules or ScoreRules()
         self._evidence: dict[str, TrackRecord] = {}
-        self._dirty: set[str] = set()
+        self._fresh: dict[str, TrackRecord] = {}
+        """What was seen since the last write: it is added to what stands in the database by then, also by others."""
         self._flushed = 0.0
         self.writes = WriteBehind("scores")
 
@@ -205,7 +216,7 @@ class Scores:
         in_time = seconds <= LATENCY_CLASSES[declared] if declared is not None else None
         now = time.time()
         if evidence.add(outcome, now, in_time=in_time, fits=fits):
-            self._dirty.add(tool.tool_id)
+            self._fresh.setdefault(tool.tool_id, TrackRecord()).add(outcome, now, in_time=in_time, fits=fits)
             if now - self._flushed > FLUSH_SECONDS:
                 self._flushed = now
                 self._flush()
@@ -218,27 +229,35 @@ class Scores:
         """
         weight = CHANGED_WEIGHT.get(kind)
         if weight:
-            evidence = self._evidence.setdefault(tool_id, TrackRecord())
-            evidence.fade(time.time())
-            evidence.changes += weight
-            self._dirty.add(tool_id)
+            for seen in (self._evidence, self._fresh):
+                record = seen.setdefault(tool_id, TrackRecord())
+                record.fade(time.time())
+                record.changes += weight
 
     def forget(self, tool_ids: list[str]) -> None:
         """Tools are gone for good."""
         known = [tool_id for tool_id in tool_ids if self._evidence.pop(tool_id, None) is not None]
-        self._dirty.difference_update(known)
+        for tool_id in known:
+            self._fresh.pop(tool_id, None)
         if known:
-            self.writes.put(lambda: self._database.save_scores([], known))
+            self.writes.put(lambda: self._database.delete_scores(known))
 
     def _flush(self) -> None:
-        rows = [
-            {"tool_id": tool_id, "state": msgspec.json.encode(self._evidence[tool_id]).decode()}
-            for tool_id in self._dirty
-            if tool_id in self._evidence
-        ]
-        self._dirty.clear()
-        if rows:
-            self.writes.put(lambda: self._database.save_scores(rows))
+        fresh, self._fresh = self._fresh, {}
+        if fresh:
+            self.writes.put(lambda: self._add_to_kept(fresh))
+
+    async def _add_to_kept(self, fresh: dict[str, TrackRecord]) -> None:
+        def added(tool_id: str, kept: str | None) -> str:
+            record = fresh[tool_id]
+            with contextlib.suppress(msgspec.MsgspecError):
+                record = msgspec.json.decode(kept or "{}", type=TrackRecord).plus(record)
+            return msgspec.json.encode(record).decode()
+
+        for tool_id, state in (await self._database.change_scores(list(fresh), added)).items():
+            if tool_id in self._evidence:
+                newer = self._fresh.get(tool_id) or TrackRecord()
+                self._evidence[tool_id] = msgspec.json.decode(state, type=TrackRecord).plus(newer)
 
 
 def latency_class(tool: Tool) -> str | None:

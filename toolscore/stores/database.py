@@ -57,7 +57,7 @@ STATEMENT_SECONDS = 20
 
 CHANNEL = "toolscore"
 """On which Postgres tells of writes."""
-SHARED_PARTS = ("events", "servers", "tools_off", "pins", "keys", "installs")
+SHARED_PARTS = ("events", "servers", "tools_off", "pins", "keys", "installs", "scores")
 LISTEN_CHECK_SECONDS = 1.0
 
 
@@ -352,11 +352,31 @@ class Database:
         """What the scores are made of, as JSON for each tool."""
         return await self._read(select(scores))
 
-    async def save_scores(self, rows: Sequence[dict[str, Any]], removed: Collection[str] = ()) -> None:
-        """Write what the scores are made of."""
-        async with self._transaction() as connection:
-            await self._delete_in(connection, scores.c.tool_id, removed)
+    async def change_scores(self, tool_ids: Sequence[str], change: Callable[[str, str | None], str]) -> dict[str, str]:
+        """Write what the scores of tools are made of, out of what stands there; nobody writes in between.
+
+        Args:
+            change: makes the new JSON of a tool out of the kept one; `None`: there is none.
+
+        Returns:
+            What was written.
+        """
+        async with self._transaction("scores") as connection:
+            if not self.shared:
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")  # else what is read may be old by the write
+            kept: dict[str, str] = {}
+            for start in range(0, len(tool_ids), MAX_VARIABLES):
+                some = scores.c.tool_id.in_(tool_ids[start : start + MAX_VARIABLES])
+                kept |= {row.tool_id: row.state for row in await connection.execute(select(scores).where(some))}
+            written = {tool_id: change(tool_id, kept.get(tool_id)) for tool_id in tool_ids}
+            rows = [{"tool_id": tool_id, "state": state} for tool_id, state in written.items()]
             await self._upsert(connection, scores, rows)
+            return written
+
+    async def delete_scores(self, tool_ids: Collection[str]) -> None:
+        """Forget what the scores of tools are made of."""
+        async with self._transaction("scores") as connection:
+            await self._delete_in(connection, scores.c.tool_id, tool_ids)
 
     async def load_patterns(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Patterns of errors, the oldest first, and the fixes known of them."""
@@ -371,10 +391,14 @@ class Database:
         of_fixes: Sequence[dict[str, Any]],
         removed_fixes: Collection[str] = (),
     ) -> None:
-        """Write patterns of errors and fixes."""
+        """Write patterns of errors and fixes.
+
+        Args:
+            of_patterns: `count` is what is added to the kept one.
+        """
         async with self._transaction() as connection:
             await self._delete_in(connection, fixes.c.fix_id, removed_fixes)
-            await self._upsert(connection, patterns, of_patterns)
+            await self._upsert(connection, patterns, of_patterns, added=patterns.c.count)
             await self._upsert(connection, fixes, of_fixes)
 
     async def delete_patterns(self, pattern_ids: Collection[str]) -> None:
@@ -480,12 +504,13 @@ class Database:
         return int((await connection.execute(statement)).scalar_one())
 
     async def _upsert(
-        self, connection: Any, table: Table, rows: Sequence[Mapping[str, Any]], version: Any = None
+        self, connection: Any, table: Table, rows: Sequence[Mapping[str, Any]], version: Any = None, added: Any = None
     ) -> None:
         """Write whole rows, in the place of those with the same key.
 
         Args:
             version: a column: a row takes the place of one whose version is one less, and of no other.
+            added: a column whose number is added to the one that is there.
         """
         if not rows:
             return
@@ -495,8 +520,12 @@ class Database:
             statement = dialect.insert(table).values({column.name: None for column in table.columns})
             key = [column.name for column in table.primary_key]
             others = {
-                column.name: statement.excluded[column.name] for column in table.columns if column.name not in key
+                column.name: statement.excluded[column.name]
+                for column in table.columns
+                if column.name not in (*key, "first_seen")
             }
+            if added is not None:
+                others[added.name] = added + statement.excluded[added.name]
             where = None if version is None else version == statement.excluded[version.name] - literal_column("1")
             statement = statement.on_conflict_do_update(index_elements=key, set_=others, where=where)
             compiled = statement.compile(dialect=self._engine.dialect)

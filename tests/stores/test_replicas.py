@@ -266,6 +266,16 @@ def balancer(replicas: Replicas, tmp_path_factory: pytest.TempPathFactory) -> It
         process.wait(10)
 
 
+def test_the_balancers_own_address_is_a_way_back_to_themselves(replicas: Replicas, balancer: str) -> None:
+    one, *_ = replicas
+    entry = {"url": f"{balancer}/mcp", "headers": {"host": "localhost"}}
+    assert answer(one, "POST", "/api/v1/servers", json={"server_id": "loop", **entry})["success"]
+    failed = one.wait_for_state("loop", "failed")
+    assert "this gateway itself" in failed["last_error"]
+    assert not [tool for tool in one.get("/api/v1/tools")["tools"] if tool["tool_id"].startswith("loop__")]
+    assert answer(one, "DELETE", "/api/v1/servers/loop")["success"]
+
+
 def test_nobody_is_refused_while_one_after_the_other_is_exchanged(replicas: Replicas, balancer: str) -> None:
     done, refused, stop = [0] * CALLERS, [], threading.Event()
 

@@ -279,6 +279,7 @@ async def open_gateway(
                 rules=settings.servers,
                 limits=settings.limits,
                 own_ports=settings.core_services.own_ports,
+                identity=await database.identity(),
                 hold=hold,
             )
         )

@@ -19,6 +19,7 @@ from toolscore.stores import Database
 from toolscore.stores.database import StoreError, TakenError
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, resolve_command
+from toolscore.upstreams.protocol import OURSELVES
 
 __all__ = ["OWN_TOOLS", "Servers", "configured_servers", "self_references"]
 
@@ -29,8 +30,6 @@ OWN_TOOLS_TIMEOUT_SECONDS = 1200.0
 """An install may take its time."""
 OWN_TOOLS_CONCURRENT = 1000
 MAX_SERVER_ID = 128
-
-OURSELVES = "it is this gateway itself: its tools would be listed under ever longer names"
 
 
 class Servers:

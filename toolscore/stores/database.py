@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -59,6 +60,7 @@ CHANNEL = "toolscore"
 """On which Postgres tells of writes."""
 SHARED_PARTS = ("events", "servers", "tools_off", "pins", "keys", "installs", "scores")
 LISTEN_CHECK_SECONDS = 1.0
+IDENTITY = "identity"
 
 
 class StoreError(Exception):
@@ -467,6 +469,15 @@ class Database:
             await self._delete_in(connection, uses.c.tool_id, tool_ids)
 
     # What other gateways wrote
+
+    async def identity(self) -> str:
+        """What all gateways on this database are together, and no other is: a number that the first one drew."""
+        dialect = import_module(f"sqlalchemy.dialects.{self._engine.dialect.name}")
+        drawn = dialect.insert(changes).values(part=IDENTITY, number=secrets.randbelow(2**62))
+        async with self._transaction() as connection:
+            await connection.execute(drawn.on_conflict_do_nothing())
+            number = select(changes.c.number).where(changes.c.part == IDENTITY)
+            return f"{(await connection.execute(number)).scalar_one():016x}"
 
     async def change_numbers(self) -> dict[str, int]:
         """How often each part was written."""

@@ -21,6 +21,7 @@ from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.lists import read_tools
 from toolscore.upstreams.process.old_sdk import needs_old_sdk, with_old_sdk
 from toolscore.upstreams.process.spawn import ChildProtocol, CommandNotFound, spawn, stop
+from toolscore.upstreams.protocol import OURSELVES
 from toolscore.upstreams.references import hidden, resolved
 from toolscore.upstreams.upstream import Host, Upstream
 
@@ -151,6 +152,8 @@ class Life:
                 turn = self._host.turn_to_start() if upstream.spec.command else contextlib.nullcontext()
                 async with turn, asyncio.timeout(upstream.start_seconds):
                     connection: Connection = await stack.enter_async_context(upstream.open())
+                    if connection.info.gateway is not None and connection.info.gateway == self._host.identity:
+                        return _End(OURSELVES, hopeless=True)
                     tools = await read_tools(connection)
                 await upstream.tools_come(tools)
                 self._up_at = time.monotonic()

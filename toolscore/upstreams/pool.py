@@ -57,6 +57,7 @@ class UpstreamPool:
         has_tools: whether the tools of a server are known already, so that a lazy one need not start to tell them.
         rules, limits: how servers are started and let go; what they may send.
         own_ports: where the gateway listens; confined servers are kept off them.
+        identity: of this gateway: a server that says the same is a way back to itself.
         reconnect_seconds: how long a call waits for a server that is down.
         hold: start no server until `opened` is set.
     """
@@ -75,6 +76,7 @@ class UpstreamPool:
         rules: ServerRules | None = None,
         limits: LimitRules | None = None,
         own_ports: Collection[int] = (),
+        identity: str | None = None,
         reconnect_seconds: float = 3,
         hold: bool = False,
     ) -> None:
@@ -86,6 +88,7 @@ class UpstreamPool:
         self._on_state = on_state
         self._on_restart = on_restart
         self._has_tools = has_tools
+        self.identity = identity
         self.rules = rules or ServerRules()
         self.reconnect_seconds = reconnect_seconds
         self.forwarded: set[str] = set()

@@ -21,11 +21,13 @@ __all__ = [
     "CAPABILITY_OF",
     "CHANGED_LISTS",
     "CLIENT_INFO",
+    "GATEWAY_KEY",
     "INPUT_METHODS",
     "LATEST_SESSION_VERSION",
     "LATEST_STATELESS_VERSION",
     "LISTS",
     "META",
+    "OURSELVES",
     "SESSION_VERSIONS",
     "STATS_METHOD",
     "UNSUPPORTED_PROTOCOL_VERSION",
@@ -51,6 +53,8 @@ STATS_METHOD = "toolscore/stats"
 
 UNSUPPORTED_PROTOCOL_VERSION = -32022
 
+GATEWAY_KEY = "toolscore/gateway"
+OURSELVES = "it is this gateway itself: its tools would be listed under ever longer names"
 CLIENT_INFO = {"name": "toolscore", "version": __version__}
 
 META = "io.modelcontextprotocol/"
@@ -99,6 +103,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     implementation: dict[str, Any] = {}
     instructions: str | None = None
     capabilities: dict[str, Any] = {}
+    gateway: str | None = None
+    """Which gateway it is, if it is one of ours (`Database.identity`)."""
 
     @property
     def name(self) -> str:
@@ -173,7 +179,10 @@ def _info(body: dict[str, Any], version: str, implementation: Any) -> ServerInfo
     implementation = implementation if isinstance(implementation, dict) else {}
     capabilities = body.get("capabilities")
     instructions = body.get("instructions")
+    meta = body.get("_meta")
+    gateway = meta.get(GATEWAY_KEY) if isinstance(meta, dict) else None
     return ServerInfo(
+        gateway=gateway if isinstance(gateway, str) else None,
         protocol_version=version,
         implementation=implementation,
         instructions=instructions if isinstance(instructions, str) else None,

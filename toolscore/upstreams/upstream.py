@@ -71,6 +71,7 @@ class Host(Protocol):
     """What an upstream needs of the pool that it stands in, and what it tells it."""
 
     rules: ServerRules
+    identity: str | None
     reconnect_seconds: float
     opened: asyncio.Event
 

@@ -25,6 +25,7 @@ from toolscore.upstreams import Caller, Upstream
 from toolscore.upstreams.caller import LOG_LEVELS
 from toolscore.upstreams.protocol import (
     CAPABILITY_OF,
+    GATEWAY_KEY,
     LATEST_SESSION_VERSION,
     LATEST_STATELESS_VERSION,
     LISTS,
@@ -66,6 +67,7 @@ class McpServer:
     def __init__(self, gateway: Gateway, server_id: str | None = None) -> None:
         self._gateway = gateway
         self._server_id = server_id
+        self._whose = {GATEWAY_KEY: gateway.upstreams.identity}
         self._tools = ToolMethods(gateway, server_id)
         self._features = FeatureMethods(gateway, server_id, self._relay)
 
@@ -118,6 +120,7 @@ class McpServer:
             "protocolVersion": wanted if wanted in SESSION_VERSIONS else LATEST_SESSION_VERSION,
             "capabilities": self.capabilities,
             "serverInfo": self.info,
+            "_meta": self._whose,
         }
         return self._with_instructions(result)
 
@@ -125,7 +128,9 @@ class McpServer:
         """`server/discover` of the stateless era. We speak the session era too, and say so."""
         await self._known()
         versions = [LATEST_STATELESS_VERSION, *reversed(SESSION_VERSIONS)]
-        return self._with_instructions({"supportedVersions": versions, "capabilities": self.capabilities})
+        return self._with_instructions(
+            {"supportedVersions": versions, "capabilities": self.capabilities, "_meta": self._whose}
+        )
 
     def _with_instructions(self, result: dict[str, Any]) -> dict[str, Any]:
         instructions: str | None = INSTRUCTIONS

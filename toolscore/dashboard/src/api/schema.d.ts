@@ -335,23 +335,6 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/readyz": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /** Calls are accepted */
-        get: operations["ready_readyz_get"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/livez": {
         parameters: {
             query?: never;
@@ -360,7 +343,27 @@ export interface paths {
             cookie?: never;
         };
         /** The process answers */
-        get: operations["ready_livez_get"];
+        get: operations["alive_livez_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/readyz": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Calls are accepted
+         * @description 503 as soon as it is to end: no more calls should be sent here, though they are taken for a while.
+         */
+        get: operations["ready_readyz_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -3655,7 +3658,7 @@ export interface operations {
             };
         };
     };
-    ready_readyz_get: {
+    alive_livez_get: {
         parameters: {
             query?: never;
             header?: never;
@@ -3718,7 +3721,7 @@ export interface operations {
             };
         };
     };
-    ready_livez_get: {
+    ready_readyz_get: {
         parameters: {
             query?: never;
             header?: never;

@@ -124,8 +124,6 @@ class Gateway:
 
     def shows_server(self, principal: Principal, server_id: str) -> bool:
         """Whether a server exists for a principal: some tool of it does, or what it has beside tools."""
-        if self.permissions.policy.is_open:
-            return True
         sees = self.permissions.sees(principal)
         tools = [tool for tool in self.library.of_server(server_id) if tool.tool_id not in self.permissions.off]
         if sees is None or any(sees(tool) for tool in tools):

@@ -16,7 +16,7 @@ from toolscore.core.hosts import is_loopback
 from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.stores import Database
-from toolscore.stores.database import StoreError, TakenError
+from toolscore.stores.database import StoreError, TakenError, or_overloaded
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, resolve_command
 from toolscore.upstreams.protocol import OURSELVES
@@ -157,18 +157,13 @@ class Servers:
             return
         async with self._writing:
             await self._keep(server_id, off=False)
-            spec = self.off.pop(server_id)
-        if self._upstreams.find(server_id) is None:
+            spec = self.off.pop(server_id, None)  # another may have been quicker
+        if spec is not None and self._upstreams.find(server_id) is None:
             self._upstreams.add(server_id, spec)
 
     async def _keep(self, server_id: str, *, off: bool) -> None:
-        try:
+        with or_overloaded(f"server {server_id!r} was left as it is, since the database refuses the change"):
             await self._database.save_switched_off(server_id, off)
-        except StoreError as exc:
-            raise Overloaded(
-                f"server {server_id!r} was left as it is, since the database refuses the change: {exc}",
-                retry_after_seconds=1,
-            ) from exc
 
     async def attach(self, server_id: str, spec: UpstreamSpec) -> None:
         """Add a server at run time; it is there again after a restart.
@@ -225,18 +220,13 @@ class Servers:
             self._upstreams.get(server_id)
         if server_id in configured_servers(self._settings.current):
             raise Conflict(f"server {server_id!r} belongs to the configuration: remove it from mcp_servers.json")
-        try:
+        refused = "was not detached, since the database refuses it, and it would be there again after a restart"
+        with or_overloaded(f"server {server_id!r} {refused}"):
             async with self._writing:
                 await self._database.delete_server(server_id)
                 self._attached.pop(server_id, None)
                 if self.off.pop(server_id, None) is not None:
                     await self._database.save_switched_off(server_id, off=False)
-        except StoreError as exc:
-            raise Overloaded(
-                f"server {server_id!r} was not detached, since the database refuses it, and it would be there again "
-                f"after a restart: {exc}",
-                retry_after_seconds=1,
-            ) from exc
         await self.drop(server_id, for_good=True)
         self._forget_pins(server_id)
 

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Collection
 
 from toolscore.access.permissions import Permissions
-from toolscore.core.errors import Overloaded
 from toolscore.core.models import Tool
 from toolscore.history.events import EventLog
 from toolscore.stores import Database
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import or_overloaded
 from toolscore.tools.features import LIST_CHANGED, ChangeFeed
 
 __all__ = ["ToolSwitches"]
@@ -76,10 +75,5 @@ class ToolSwitches:
             self._permissions.switch_off(self._permissions.off - gone)
 
     async def _keep(self, tool_id: str, *, off: bool) -> None:
-        try:
+        with or_overloaded(f"tool {tool_id!r} was left as it is, since the database refuses the change"):
             await self._database.save_tool_off(tool_id, off)
-        except StoreError as exc:
-            raise Overloaded(
-                f"tool {tool_id!r} was left as it is, since the database refuses the change: {exc}",
-                retry_after_seconds=1,
-            ) from exc

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -16,6 +15,7 @@ from toolscore.discovery.install.installer import Installed, Installer
 from toolscore.discovery.install.plan import Plan, Wish
 from toolscore.discovery.install.prove import Tell
 from toolscore.discovery.search.search import Found, ToolSearch
+from toolscore.discovery.search.vectors import digest
 
 __all__ = ["LIKELY", "Acquired", "CapabilityBroker", "Offer", "Waiting"]
 
@@ -188,7 +188,7 @@ class CapabilityBroker:
 
     def _await_approval(self, task: str, principal: str, offers: list[Offer]) -> None:
         servers = [one.candidate.entry.name for one in offers if one.plan is not None and one.confidence >= LIKELY]
-        key = hashlib.sha256("\n".join([principal, task, *servers]).encode()).hexdigest()[:12]
+        key = digest(principal, task, *servers)[:12]
         if key in self.waiting:
             return
         while len(self.waiting) >= MAX_WAITING:

@@ -270,8 +270,7 @@ async def open_doors(
                 await asyncio.sleep(0.005)
             yield Doors(uses, server)
         finally:
-            grace = gateway.settings.current.servers.grace_seconds
-            await gateway.close_calls(grace)
+            await gateway.close_calls(gateway.settings.current.servers.grace_seconds)
             config.timeout_graceful_shutdown = SHUTDOWN_SECONDS  # those that are no calls: downloads, streams
             server.should_exit = True
             if watching is not None:

@@ -42,7 +42,7 @@ class WriteBehind:
     @property
     def idle(self) -> bool:
         """Whether nothing waits to be written, or is tried just now."""
-        return self._waiting.empty() and not self._trying
+        return self.empty and not self._trying
 
     @property
     def empty(self) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from toolscore.core.errors import Overloaded
 from toolscore.stores.schema import SchemaMismatch, bring_up_to_date
 from toolscore.stores.tables import (
     bodies,
@@ -44,7 +45,7 @@ from toolscore.stores.tables import (
     vectors,
 )
 
-__all__ = ["CHANNEL", "SHARED_PARTS", "Database", "StoreError", "TakenError", "open_database"]
+__all__ = ["Database", "StoreError", "TakenError", "open_database", "or_overloaded"]
 
 BUSY_TIMEOUT_SECONDS = 5
 """How long a write waits for another process's lock before it fails."""
@@ -69,6 +70,19 @@ class StoreError(Exception):
 
 class TakenError(Exception):
     """Another gateway has given this id to something else."""
+
+
+@contextmanager
+def or_overloaded(what: str, retry_after_seconds: int = 1) -> Iterator[None]:
+    """Tell a caller that something is not done now, `what` and the reason, since the database refuses it.
+
+    Raises:
+        Overloaded: in the place of `StoreError`.
+    """
+    try:
+        yield
+    except StoreError as exc:
+        raise Overloaded(f"{what}: {exc}", retry_after_seconds=retry_after_seconds) from exc
 
 
 class Database:
@@ -201,12 +215,9 @@ class Database:
 
     async def _untold(self, connection: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         abouts: set[str] = {row["about"] for row in rows if row.get("about") is not None}
-        newest: dict[str, tuple[str, str]] = {}
-        for about in abouts:
-            last = select(events.c.type, events.c.data).where(events.c.about == about).order_by(events.c.seq.desc())
-            row = (await connection.execute(last.limit(1))).first()
-            if row is not None:
-                newest[about] = (row.type, row.data)
+        last = select(func.max(events.c.seq)).where(events.c.about.in_(abouts)).group_by(events.c.about)
+        found = await connection.execute(select(events).where(events.c.seq.in_(last)))
+        newest = {row.about: (row.type, row.data) for row in found}
         fresh = []
         for one in rows:
             told_about, said = one.get("about"), (one["type"], one["data"])
@@ -490,8 +501,8 @@ class Database:
         own -= taken
         return len(taken)
 
-    async def listen(self, channel: str, heard: Callable[..., None]) -> None:
-        """Hear what Postgres tells on a channel, for as long as the connection lasts.
+    async def listen(self, heard: Callable[..., None]) -> None:
+        """Hear that somebody wrote, for as long as the connection lasts.
 
         Raises:
             StoreError: it cannot be opened.
@@ -500,7 +511,7 @@ class Database:
             async with self._engine.connect() as connection:
                 driver = (await connection.get_raw_connection()).driver_connection
                 assert driver is not None
-                await driver.add_listener(channel, heard)
+                await driver.add_listener(CHANNEL, heard)
                 while not driver.is_closed():
                     await asyncio.sleep(LISTEN_CHECK_SECONDS)
         except (SQLAlchemyError, OSError) as exc:

@@ -1,6 +1,6 @@
 """What other gateways on the same database change, as soon as they do: Postgres tells, and is asked each second.
 
-Every write of a part that replicas share (`Database`, `SHARED_PARTS`) gives that part its next number, in the same
+Every write of a part that replicas share (`Database`) gives that part its next number, in the same
 transaction. A number that is not of our own writing means that somebody else wrote: the part is read again.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from toolscore.stores.database import CHANNEL, Database, StoreError
+from toolscore.stores.database import Database, StoreError
 
 __all__ = ["Tail"]
 
@@ -69,7 +69,7 @@ class Tail:
 
         while True:
             with contextlib.suppress(StoreError):
-                await self._database.listen(CHANNEL, heard)
+                await self._database.listen(heard)
             self._told.set()  # whatever was told meanwhile is asked for
             await asyncio.sleep(LISTEN_SECONDS)
 

@@ -8,11 +8,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from toolscore.app.compose import Gateway
-from toolscore.core.errors import Overloaded
 from toolscore.endpoints.asgi import principal_of
 from toolscore.endpoints.live import MAX_SEQ, concerns, event_types
 from toolscore.endpoints.rest.answers import answer
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import or_overloaded
 
 __all__ = ["events_router"]
 
@@ -35,10 +34,8 @@ def events_router(gateway: Gateway) -> APIRouter:
         """The oldest first. `next_since` goes on behind the last one that was looked at; `null`: there is no more."""
         types, who = event_types(events.split(",")) if events else None, principal_of(request.scope)
         first = since if since is not None else max(0, gateway.events.last_seq - limit)
-        try:
+        with or_overloaded("the events cannot be read just now", retry_after_seconds=5):
             found = await gateway.events.past(first, limit)
-        except StoreError as exc:
-            raise Overloaded(f"the events cannot be read just now: {exc}", retry_after_seconds=5) from exc
         shown = [one.body() for one in found if (types is None or one.type in types) and concerns(gateway, one, who)]
         return answer(request, {"events": shown, "next_since": found[-1].seq if len(found) == limit else None})
 

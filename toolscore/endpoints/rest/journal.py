@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -14,11 +13,11 @@ from fastapi.responses import Response
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.calls.code_run import RUN_CODE
-from toolscore.core.errors import Conflict, InvalidArguments, Overloaded, PayloadTooLarge, ToolNotFound
+from toolscore.core.errors import Conflict, InvalidArguments, PayloadTooLarge, ToolNotFound
 from toolscore.core.models import Principal, timestamp
 from toolscore.endpoints.asgi import principal_of, read_as
 from toolscore.endpoints.rest.answers import answer
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import or_overloaded
 
 __all__ = ["ReplayRequest", "journal_router"]
 
@@ -162,13 +161,9 @@ def journal_router(gateway: Gateway) -> APIRouter:
     return router
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
+def _reading() -> AbstractContextManager[None]:
     """The journal cannot be read while the database is away: the caller is told so."""
-    try:
-        yield
-    except StoreError as exc:
-        raise Overloaded(f"the journal cannot be read just now: {exc}", retry_after_seconds=5) from exc
+    return or_overloaded("the journal cannot be read just now", retry_after_seconds=5)
 
 
 def _filters(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -13,11 +12,10 @@ from fastapi.responses import Response
 
 from toolscore.access.auth import ADMIN, KeyRing, need_scope
 from toolscore.app.compose import Gateway
-from toolscore.core.errors import Overloaded
 from toolscore.core.models import now, timestamp
 from toolscore.endpoints.asgi import principal_of, read_as
 from toolscore.endpoints.rest.answers import answer
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import or_overloaded
 
 __all__ = ["KeyRequest", "keys_router"]
 
@@ -72,13 +70,9 @@ def keys_router(gateway: Gateway) -> APIRouter:
     return router
 
 
-@contextmanager
-def _store() -> Iterator[None]:
+def _store() -> AbstractContextManager[None]:
     """Keys stand in the database: the caller is told where it is away."""
-    try:
-        yield
-    except StoreError as exc:
-        raise Overloaded(f"the keys cannot be had just now: {exc}", retry_after_seconds=5) from exc
+    return or_overloaded("the keys cannot be had just now", retry_after_seconds=5)
 
 
 SHOWN = ("key_id", "name", "created_at", "expires_at", "revoked_at")

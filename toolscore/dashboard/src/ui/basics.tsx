@@ -1,4 +1,4 @@
-import { Check, Copy as CopyIcon, TriangleAlert } from "lucide-react";
+import { Check, Copy as CopyIcon, Search, TriangleAlert } from "lucide-react";
 import { useEffect, useId, useState, useSyncExternalStore, type ButtonHTMLAttributes, type ReactNode } from "react";
 import { ApiError } from "../api/client";
 import { ago, bytes, visible } from "./text";
@@ -278,6 +278,16 @@ export function Field({ label, hint, children }: { label: string; hint?: ReactNo
       {children(id)}
       {hint !== undefined && <p className="hint">{hint}</p>}
     </div>
+  );
+}
+
+export function SearchField({ label, value, placeholder, onChange }: { label: string; value: string; placeholder: string; onChange: (text: string) => void }) {
+  return (
+    <label className="search">
+      <Search size={16} aria-hidden />
+      <span className="visually-hidden">{label}</span>
+      <input type="search" value={value} placeholder={placeholder} onChange={(event) => onChange(event.target.value)} />
+    </label>
   );
 }
 

@@ -1,9 +1,8 @@
 import { useQuery } from "@tanstack/react-query";
-import { Search } from "lucide-react";
 import { useDeferredValue, useMemo, useState } from "react";
 import type { Schemas } from "../../api/client";
 import { settings as settingsQuery } from "../../api/queries";
-import { Asked, Badge, Card, Empty, Page } from "../../ui/basics";
+import { Asked, Badge, Card, Empty, Page, SearchField } from "../../ui/basics";
 import { DataTable, type ColumnDef } from "../../ui/DataTable";
 import { counted, oneLine, visible } from "../../ui/text";
 
@@ -81,11 +80,7 @@ export function SettingsPage() {
             )}
             <Card>
               <div className="filters" role="search">
-                <label className="search">
-                  <Search size={16} aria-hidden />
-                  <span className="visually-hidden">Search settings</span>
-                  <input type="search" value={typed} placeholder="timeout" onChange={(event) => setTyped(event.target.value)} />
-                </label>
+                <SearchField label="Search settings" value={typed} placeholder="timeout" onChange={setTyped} />
                 <label className="check">
                   <input type="checkbox" checked={own} onChange={(event) => setOwn(event.target.checked)} /> only what is set
                 </label>

@@ -1,11 +1,10 @@
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { Link, getRouteApi, useNavigate } from "@tanstack/react-router";
-import { Search } from "lucide-react";
 import { useDeferredValue, useEffect, useMemo, useRef } from "react";
 import type { FoundTool, Tool } from "../../api/client";
 import { foundTools, servers, tools as toolsQuery } from "../../api/queries";
 import { useMe } from "../../app/session";
-import { Asked, Badge, Card, Empty, Meter, Page, State } from "../../ui/basics";
+import { Asked, Badge, Card, Empty, Meter, Page, SearchField, State } from "../../ui/basics";
 import { DataTable, type ColumnDef } from "../../ui/DataTable";
 import { useDraft } from "../../ui/draft";
 import { counted, number, oneLine } from "../../ui/text";
@@ -34,11 +33,7 @@ export function ToolsPage() {
     <Page title="Tools" lead="Search by words or by what is to be done: this is the search that agents use.">
       <Card>
         <div className="filters" role="search">
-          <label className="search">
-            <Search size={16} aria-hidden />
-            <span className="visually-hidden">Search tools</span>
-            <input type="search" value={typed} placeholder="what time is it in Tokyo" onChange={(event) => setTyped(event.target.value)} />
-          </label>
+          <SearchField label="Search tools" value={typed} placeholder="what time is it in Tokyo" onChange={setTyped} />
           <label>
             Server{" "}
             <select value={search.server ?? ""} onChange={(event) => void navigate({ search: (now) => ({ ...now, server: event.target.value || undefined }) })}>

@@ -267,7 +267,7 @@ def test_what_was_sent_survives_a_kill_of_gateway_and_recorder_together(starts: 
         assert [one["arguments"] for one in unknown].count({"text": "sleep 60"}) == 1
         assert all("it may have done its work" in one["error"] for one in unknown)
         wait_for(lambda: len(list((process.folder / "data" / "journal").iterdir())) == 1, 10, "for the old run to go")
-        assert "calls were under way when the gateway was killed" in process.output()
+        process.wait_for_output("calls were under way when the gateway was killed")
         number = len(kept())
         process.stop()
         assert list((process.folder / "data" / "journal").iterdir()) == []

@@ -188,6 +188,10 @@ class GatewayProcess:
     def output(self) -> str:
         return (self.folder / "gateway.log").read_text()
 
+    def wait_for_output(self, text: str, times: int = 1) -> None:
+        """Wait until its log has a text: a thread of its own writes that."""
+        wait_for(lambda: self.output().count(text) >= times, 10, f"for {text!r} in the log")
+
     @property
     def pid(self) -> int:
         assert self.process is not None

@@ -702,7 +702,7 @@ def test_kill_9_in_the_middle_leaves_a_clean_start(local: tuple[GatewayProcess, 
     assert place.exists()
     let_go(registries)
     process.start()
-    assert "an install that was not finished is removed" in process.output()
+    process.wait_for_output("an install that was not finished is removed")
     nothing_left(process, "slow")
     process.wait_for_state("noted", "up")
     assert process.text("noted__look") == "12"

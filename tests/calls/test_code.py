@@ -19,7 +19,8 @@ from support import EXECUTOR, ROOT, Fickle, GatewayProcess, fixture, running_gat
 
 from toolscore.core.jsonrpc import RemoteError, encode
 from toolscore.upstreams import Caller
-from toolscore.upstreams.caller import CODE_CALL, CodeReply, InFlight
+from toolscore.upstreams.caller import CODE_CALL, CodeReply
+from toolscore.upstreams.in_flight import InFlight
 
 pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,47 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Fickle, GatewayProcess, debian_package, free_port, running_gateway, wait_for, with_config
+from support import Fickle, GatewayProcess, free_port, running_gateway, wait_for, with_config
+from support.engines import Redis
 
 MINUTE = 30
-
-
-class Redis:
-    """A redis-server of our own on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        self._program = debian_package("redis-server", "/usr/bin/redis-server")
-        self._folder = folder
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder],
-            stdout=subprocess.DEVNULL,
-        )
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.terminate()
-            self._process.wait(10)
-            self._process = None
-
-    def results(self) -> int:
-        """How many results it keeps."""
-        asked = ["redis-cli", "-p", str(self.port), "--scan", "--pattern", "toolscore:result:*"]
-        return len(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split())
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self._process.pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")

@@ -5,34 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
-from support import Fickle, GatewayProcess, debian_package, free_port, odd, running_gateway, wait_for
+from support import Fickle, GatewayProcess, odd, running_gateway, wait_for
+from support.engines import haproxy
 from websockets.asyncio.client import connect
 
 Replicas = list[GatewayProcess]
 SETTINGS = "pins: {breaking: quarantine}\nservers: {leave_seconds: 1.5, grace_seconds: 10}\n"
-HAPROXY = """
-defaults
-  mode http
-  timeout connect 2s
-  timeout client 30s
-  timeout server 30s
-  option redispatch
-  retries 2
-frontend all
-  bind 127.0.0.1:{port}
-  default_backend gateways
-backend gateways
-  balance roundrobin
-  option httpchk GET /readyz
-  default-server check inter 200ms fall 1 rise 1
-"""
 CALLERS = 4
 KNOWN_SECONDS = 10
 """Bound of a wait; the benchmark says how long it takes."""
@@ -243,27 +227,9 @@ def test_a_tool_that_all_see_is_told_once(replicas: Replicas) -> None:
 
 @pytest.fixture(scope="module")
 def balancer(replicas: Replicas, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real haproxy before them, each request to the next."""
-    program = debian_package("haproxy", "/usr/sbin/haproxy")
-    folder, port = tmp_path_factory.mktemp("haproxy"), free_port()
-    backends = "".join(f"  server g{number} 127.0.0.1:{one.http_port}\n" for number, one in enumerate(replicas))
-    (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port) + backends)
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([program, "-db", "-f", folder / "haproxy.cfg"], stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        assert process.poll() is None, (folder / "log").read_text()
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{url}/readyz").is_success
-        return False
-
-    try:
-        wait_for(answers, 30)
+    """Before them, each request to the next."""
+    with haproxy(tmp_path_factory.mktemp("haproxy"), [process.http_port for process in replicas]) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def test_the_balancers_own_address_is_a_way_back_to_themselves(replicas: Replicas, balancer: str) -> None:

@@ -42,6 +42,7 @@ from toolscore.calls.replay import Replay
 from toolscore.core.errors import Conflict, ServerNotFound
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Principal, ServerState, UpstreamSpec
+from toolscore.core.seal import KeyRing
 from toolscore.discovery import (
     Analysis,
     CapabilityBroker,
@@ -58,7 +59,9 @@ from toolscore.history.firewall import ErrorFirewall
 from toolscore.history.journal import Journal
 from toolscore.history.recording import Order
 from toolscore.history.scores import Scores
+from toolscore.replicas import Replicas, open_replicas
 from toolscore.stores import Database, SharedStore, open_database, open_shared
+from toolscore.stores.keys import open_ring
 from toolscore.stores.tail import Tail
 from toolscore.telemetry.metrics import Metrics
 from toolscore.telemetry.tracing import open_tracing
@@ -92,6 +95,8 @@ class Gateway:
     servers: Servers
     database: Database
     shared: SharedStore | None
+    ring: KeyRing
+    replicas: Replicas | None
     metrics: Metrics
     watchdog: Watchdog
     events: EventLog
@@ -188,7 +193,8 @@ class Gateway:
         """Take on nothing more: give up what waits for clients, undo installs, let calls finish for so long."""
         self.changes.close()
         await self.installer.stop()
-        await self.calls.underway.close(seconds)
+        hops = self.replicas.leave(seconds) if self.replicas is not None else asyncio.sleep(0)
+        await asyncio.gather(hops, self.calls.underway.close(seconds))
 
 
 @asynccontextmanager
@@ -220,6 +226,11 @@ async def open_gateway(
         database = await enter(open_database(settings.storage.url, migrate=settings.storage.migrate))
         shared = await enter(open_shared(settings.storage.redis_url))
         tail = await enter(Tail(database))
+        identity = await database.identity()
+        ring = await open_ring(secret_of(settings.storage.seal_keys), database, settings.storage.folder)
+        replicas = await enter(
+            open_replicas(shared, identity, ring, settings.limits.max_result_bytes + settings.limits.max_body_bytes)
+        )
 
         # What happened
         events = await enter(EventLog(database, settings.events, on_event=metrics.event))
@@ -277,7 +288,8 @@ async def open_gateway(
                 rules=settings.servers,
                 limits=settings.limits,
                 own_ports=settings.core_services.own_ports,
-                identity=await database.identity(),
+                identity=identity,
+                owners=replicas.owners if replicas is not None else None,
                 hold=hold,
             )
         )
@@ -388,6 +400,10 @@ async def open_gateway(
 
         reload = Reload(hub, servers, upstreams, events, use=use, config_dir=config_dir, problems=loaded.problems)
 
+        if replicas is not None:
+            rules = settings.replicas
+            await replicas.begin(rules, secret_of(rules.advertise), upstreams, changes.listen, places.hold)
+
         # A file with a mistake says nothing of what it does not name.
         await servers.start(() if loaded.problems else {*library.servers(), *features.servers()})
         for problem in loaded.problems:
@@ -401,7 +417,8 @@ async def open_gateway(
             figures=figures, library=library, features=features, changes=changes, pins=pins, scores=scores,
             journal=journal, firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls,
             code=code, replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
-            installer=installer, broker=broker, watchdog=watchdog, started=time.monotonic(),
+            installer=installer, broker=broker, watchdog=watchdog, started=time.monotonic(), ring=ring,
+            replicas=replicas,
         )  # fmt: skip
         follow_others(gateway, tail)
         yield gateway

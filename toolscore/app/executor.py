@@ -90,6 +90,7 @@ def executor_spec(
     common: dict[str, Any] = {
         "call_timeout_seconds": rules.max_timeout_seconds + OWN_LIMIT_SECONDS,
         "identify_callers": True,
+        "sticky_argument": "session_id",
         "tags": ("python",),
     }
     if inside:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import structlog
 from pydantic import BaseModel, Field, model_validator
@@ -22,13 +22,14 @@ from toolscore.calls.breaker import BreakerRules
 from toolscore.calls.cache import CacheRules
 from toolscore.calls.code_run import CodeRules
 from toolscore.core.models import UpstreamSpec
-from toolscore.core.rules import LimitRules, NameRules, Rules, ServerRules
+from toolscore.core.rules import LimitRules, NameRules, Port, Rules, ServerRules
 from toolscore.discovery.rules import DiscoveryRules
 from toolscore.embedding import EmbeddingRules
 from toolscore.history.events import EventRules
 from toolscore.history.firewall import FirewallRules
 from toolscore.history.journal import JournalRules
 from toolscore.history.scores import ScoreRules
+from toolscore.replicas.rules import ReplicaRules
 from toolscore.stores.rules import StoreRules
 from toolscore.telemetry.rules import LogRules, TracingRules
 from toolscore.tools.pins import PinRules
@@ -39,8 +40,6 @@ __all__ = ["ENV_PREFIX", "Settings", "SettingsHub", "differences", "needs_restar
 log = structlog.get_logger(__name__)
 
 ENV_PREFIX = "TOOLSCORE_"
-
-Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class HttpService(Rules):
@@ -134,6 +133,7 @@ class Settings(BaseSettings):
     servers: ServerRules = ServerRules()
     names: NameRules = NameRules()
     storage: StoreRules = StoreRules()
+    replicas: ReplicaRules = ReplicaRules()
     events: EventRules = EventRules()
     policy: PolicyRules = PolicyRules()
     rates: RateRules = RateRules()

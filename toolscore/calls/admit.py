@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -12,11 +14,14 @@ from toolscore.core.errors import CircuitOpen
 from toolscore.core.rules import ServerRules
 from toolscore.history.events import EventLog
 from toolscore.telemetry.metrics import Metrics
-from toolscore.upstreams import Upstream
+from toolscore.upstreams import Caller, Upstream
 
 __all__ = ["Admission", "Circuits", "Places"]
 
 log = structlog.get_logger(__name__)
+
+PATIENCE_SECONDS = 600.0
+"""For a call of another gateway, which ends it sooner when its caller's time is over."""
 
 
 class Places:
@@ -43,6 +48,21 @@ class Places:
             self._turnstiles[upstream.server_id] = turnstile
         turnstile.resize(places, self._rules.max_queued)
         return turnstile
+
+    @asynccontextmanager
+    async def hold(self, upstream: Upstream, caller: Caller) -> AsyncIterator[None]:
+        """Hold a place while the body runs, for a call that another gateway has admitted.
+
+        Raises:
+            Overloaded: too many wait.
+        """
+        turnstile = self.at(upstream)
+        await turnstile.enter(caller, PATIENCE_SECONDS)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            turnstile.leave(time.perf_counter() - began)
 
 
 class Circuits:

@@ -162,6 +162,15 @@ class UpstreamSpec(BaseModel):
     client_features: tuple[Literal["elicitation", "sampling", "roots"], ...] = Field(
         ("elicitation", "sampling", "roots"), description="what the server may ask its clients for"
     )
+    instances: Literal["one", "each"] | None = Field(
+        None,
+        description="of several gateways that share a Redis, which start or connect to it: `one`, whom the others ask, "
+        "or `each`; None: `one` of a command, `each` of all others",
+    )
+    sticky_argument: str | None = Field(
+        None,
+        description="calls with the same value of this argument go to the same instance, for each caller",
+    )
     max_concurrent: Annotated[int, Field(ge=1)] | None = Field(
         None, description="calls at a time; None: the gateway's default"
     )
@@ -242,6 +251,13 @@ class UpstreamSpec(BaseModel):
     def digest(self) -> str:
         """Of all that it says: a server that is reached otherwise may answer otherwise."""
         return hashlib.sha256(self.model_dump_json(exclude={"tags", "description"}).encode()).hexdigest()
+
+    @property
+    def instances_here(self) -> Literal["one", "each"]:
+        """Which gateways have it, where several share a Redis. One that dials in is where it connected."""
+        if self.dialin or self.inprocess:
+            return "each"
+        return self.instances or ("one" if self.command else "each")
 
     @cached_property
     def kind(self) -> Literal["stdio", "streamable_http", "inprocess", "websocket"]:

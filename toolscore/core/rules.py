@@ -11,10 +11,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Bytes", "Count", "HttpUrl", "LimitRules", "NameRules", "Places", "Rules", "Seconds", "ServerRules"]
+__all__ = ["Bytes", "Count", "HttpUrl", "LimitRules", "NameRules", "Places", "Port", "Rules", "Seconds", "ServerRules"]
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Places = Annotated[int, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=1024)]
 HttpUrl = Annotated[str, Field(pattern=r"^https?://")]

@@ -37,6 +37,7 @@ from toolscore.stores.tables import (
     patterns,
     pins,
     scores,
+    seals,
     servers,
     switched_off,
     tools,
@@ -62,6 +63,7 @@ CHANNEL = "toolscore"
 SHARED_PARTS = ("events", "servers", "tools_off", "pins", "keys", "installs", "scores")
 LISTEN_CHECK_SECONDS = 1.0
 IDENTITY = "identity"
+SEAL = "first"
 
 
 class StoreError(Exception):
@@ -489,6 +491,14 @@ class Database:
             await connection.execute(drawn.on_conflict_do_nothing())
             number = select(changes.c.number).where(changes.c.part == IDENTITY)
             return f"{(await connection.execute(number)).scalar_one():016x}"
+
+    async def seal_key(self, drawn: str) -> str:
+        """The key that all gateways on this database seal with: the first one that was drawn."""
+        dialect = import_module(f"sqlalchemy.dialects.{self._engine.dialect.name}")
+        async with self._transaction() as connection:
+            keep = dialect.insert(seals).values(name=SEAL, key=drawn)
+            await connection.execute(keep.on_conflict_do_nothing())
+            return str((await connection.execute(select(seals.c.key).where(seals.c.name == SEAL))).scalar_one())
 
     async def change_numbers(self) -> dict[str, int]:
         """How often each part was written."""

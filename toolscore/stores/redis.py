@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +18,11 @@ log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS = 0.1
 """A slower answer is none: no call waits longer for what it can do without."""
+PATIENT_SECONDS = 1.0
+"""For what no call waits for."""
 PROBE_SECONDS = 1.0
+LISTEN_SECONDS = 5.0
+"""Without a message for so long, a listener asks whether the connection is there."""
 AT_ONCE = 64
 """Requests under way; each takes a connection, and the driver has a hundred."""
 
@@ -67,8 +71,58 @@ class SharedStore:
             if self.up:
                 await self.ask(self._client.delete(*keys[start : start + 500]))
 
-    async def ask(self, request: Awaitable[Any]) -> Any:
-        """Wait for an answer, a tenth of a second at most; `None` if there is none. Then it counts as down."""
+    async def run(self, script: str, keys: list[str], arguments: list[str | bytes | int]) -> Any:
+        """What a Lua script makes of keys, at one moment."""
+        if not self.up:
+            return None
+        return await self.ask(self._client.eval(script, len(keys), *keys, *arguments), PATIENT_SECONDS)
+
+    async def publish(self, channel: str, message: bytes) -> bool:
+        """Tell all who listen. Returns whether it was taken."""
+        return self.up and await self.ask(self._client.publish(channel, message)) is not None
+
+    async def listen(self, channel: str, heard: Callable[[bytes], None], ready: Callable[[], None]) -> None:
+        """Hear what is published on a channel, for as long as the connection lasts.
+
+        Args:
+            ready: called once it is heard: what was said before is not known.
+        """
+        listener = self._client.pubsub(ignore_subscribe_messages=False)
+        try:
+            await listener.subscribe(channel)
+            while True:
+                message = await listener.get_message(timeout=LISTEN_SECONDS)
+                if message is None:
+                    await listener.ping()
+                elif message["type"] == "subscribe":
+                    ready()
+                elif message["type"] == "message":
+                    heard(message["data"])
+        except Exception as exc:  # whatever the driver makes of it
+            log.debug("a channel is heard no more", channel=channel, error=str(exc))
+        finally:
+            with contextlib.suppress(Exception):
+                await listener.aclose()
+
+    async def append(self, key: str, entries: list[dict[str, bytes]], most: int, seconds: float) -> None:
+        """Add entries to a stream, of which about `most` are kept, for so long after the last."""
+        if not self.up:
+            return
+        pipe = self._client.pipeline(transaction=False)
+        for entry in entries:
+            pipe.xadd(key, entry, maxlen=most, approximate=True)
+        pipe.pexpire(key, int(seconds * 1000))
+        await self.ask(pipe.execute())
+
+    async def entries(self, key: str, after: bytes, most: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Entries of a stream, those behind the one with this id."""
+        if not self.up:
+            return []
+        request = self._client.xrange(key, min=b"(" + after if after else b"-", count=most)
+        return await self.ask(request) or []
+
+    async def ask(self, request: Awaitable[Any], seconds: float = ANSWER_SECONDS) -> Any:
+        """Wait for an answer, so long at most; `None` if there is none. Then it counts as down."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._places.acquire()
@@ -77,10 +131,10 @@ class SharedStore:
                 request.close()
             return None
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await request
         except TimeoutError:
-            self.fail(f"no answer within {ANSWER_SECONDS:g} s")
+            self.fail(f"no answer within {seconds:g} s")
         except Exception as exc:  # whatever the driver makes of it
             self.fail(str(exc) or type(exc).__name__)
         finally:
@@ -129,7 +183,7 @@ async def open_shared(url: str | None) -> AsyncIterator[SharedStore | None]:
     parts = urlsplit(url)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     client = redis.Redis.from_url(
-        url, socket_timeout=ANSWER_SECONDS * 5, socket_connect_timeout=ANSWER_SECONDS * 5, health_check_interval=0
+        url, socket_timeout=PATIENT_SECONDS, socket_connect_timeout=ANSWER_SECONDS * 5, health_check_interval=0
     )
     store = SharedStore(client, shown)
     started = time.monotonic()

@@ -36,6 +36,13 @@ class StoreRules(Rules):
         None, pattern=r"^(rediss?|unix)://", description="redis://host:6379/0: replicas share budgets and results"
     )
 
+    seal_keys: str | None = Field(
+        None,
+        description="keys of session ids and of what gateways tell one another: 32 bytes each in base64, with commas "
+        "between them; the first seals, all open. `${env:…}` and `${file:…}` stand for what they name. Without it one "
+        "is drawn, and kept in the data folder or the database",
+    )
+
     @property
     def folder(self) -> Path:
         """The data folder; absolute."""

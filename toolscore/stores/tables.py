@@ -32,6 +32,7 @@ __all__ = [
     "patterns",
     "pins",
     "scores",
+    "seals",
     "servers",
     "switched_off",
     "tools",
@@ -214,6 +215,13 @@ fixes = Table(
     Column("tool_id", String(64), nullable=False),
     Column("content", Text, nullable=False),
     Index("fixes_by_pattern", "pattern_id"),
+)
+
+seals = Table(  # of one row: the key by which gateways on one database seal what carries state
+    "seals",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("key", Text, nullable=False),
 )
 
 vectors = Table(

@@ -17,7 +17,8 @@ from msgspec import Raw
 from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
 from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError, RequestId
 from toolscore.core.peer import Peer
-from toolscore.upstreams.caller import EVERYBODY, LOG_LEVELS, Caller, ClientSide, InFlight, OnAsked
+from toolscore.upstreams.caller import EVERYBODY, LOG_LEVELS, Caller, ClientSide, OnAsked
+from toolscore.upstreams.in_flight import InFlight
 from toolscore.upstreams.protocol import (
     BROADCAST,
     INPUT_METHODS,
@@ -52,6 +53,8 @@ class Connection(Protocol):
     info: ServerInfo
     in_flight: int
     log_level: str | None
+    elsewhere: bool
+    """Whether it leads to another gateway, which has the server."""
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
         """Ask and wait.
@@ -124,6 +127,8 @@ class PeerConnection:
         side: for whom this connection is.
         on_asked: told when the server asks something of its clients.
     """
+
+    elsewhere = False
 
     def __init__(
         self,

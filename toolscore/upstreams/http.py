@@ -38,11 +38,12 @@ from toolscore.core.jsonrpc import (
     with_progress_token,
 )
 from toolscore.core.models import UpstreamSpec, shown_url
-from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, InFlight, OnAsked
+from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification, with_input
 from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
 from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for, with_cookies
+from toolscore.upstreams.in_flight import InFlight
 from toolscore.upstreams.protocol import (
     BROADCAST,
     LATEST_STATELESS_VERSION,
@@ -95,6 +96,8 @@ MIN_RETRY_SECONDS = 0.5
 
 class HttpConnection:
     """One server behind one URL. Calls are independent requests; the pool keeps their sockets."""
+
+    elsewhere = False
 
     def __init__(
         self,

@@ -75,6 +75,8 @@ class InProcessServer(Protocol):
 class InProcessConnection:
     """MCP's methods over plain function calls."""
 
+    elsewhere = False
+
     def __init__(self, server: InProcessServer) -> None:
         self._server = server
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -15,15 +15,17 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from toolscore.core.errors import Overloaded
-from toolscore.core.jsonrpc import ConnectionLost
+from msgspec import Raw
+
+from toolscore.core.errors import InvalidRequest, Overloaded
+from toolscore.core.jsonrpc import ConnectionLost, Params, decode
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.tasks import TaskSet
 from toolscore.upstreams.caller import CLIENT_FEATURES, EVERYBODY, Caller, ClientSide
 from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.protocol import ServerInfo
 
-__all__ = ["Habits", "Lane", "Lanes", "OnBehalf", "has_own_lane", "lane_for", "own_lane"]
+__all__ = ["Habits", "Lane", "Lanes", "OnBehalf", "has_own_lane", "lane_for", "own_lane", "sticky_value"]
 
 MAX_LANES = 32
 
@@ -146,6 +148,20 @@ def _client_lane(
         elif not habits.asks or lane_is_free(features, caller):
             return Lane(features, ClientSide({name: CLIENT_FEATURES[name] for name in features}))
     return Lane(caller.client, ClientSide(caller.capabilities, caller.home))
+
+
+def sticky_value(argument: str, params: Params | None) -> str | None:
+    """The value of an argument of a `tools/call`, where it is a text."""
+    arguments = (params or {}).get("arguments")
+    if isinstance(arguments, Raw):
+        if argument.encode() not in bytes(arguments):
+            return None
+        try:
+            arguments = decode(arguments)
+        except InvalidRequest:
+            return None
+    value = arguments.get(argument) if isinstance(arguments, dict) else None
+    return value if isinstance(value, str) else None
 
 
 class _Open:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
 import structlog
@@ -32,6 +32,12 @@ log = structlog.get_logger(__name__)
 FIRST_RESTART_SECONDS = 0.1
 """A server that was killed is back at once; the next failures wait twice as long each."""
 MAX_BACKOFF_SECONDS = 30.0
+NEWS_SECONDS = 1.0
+ELSEWHERE_SECONDS = 2.0
+"""How often it is asked whether another gateway could start what this one could not."""
+MOVE_SECONDS = 0.05
+MAX_MOVES = 40
+"""So often a server is looked for at another gateway before it counts as down."""
 HEALTHY_SECONDS = 10.0
 """Up for this long, a server has earned a fast restart again."""
 
@@ -48,12 +54,14 @@ class _End:
     Attributes:
         reason: in words.
         hopeless: trying again will not help.
+        moved: another gateway has it, or had it until now.
         lost_sent: the connection broke off after something had been sent.
     """
 
     reason: str
     hopeless: bool = False
     lost_sent: bool = False
+    moved: bool = False
 
 
 class Life:
@@ -88,13 +96,15 @@ class Life:
             else:
                 await self._supervise()
         finally:
+            if self._host.owners is not None:
+                await self._host.owners.let_go(self.upstream.server_id)
             self.upstream.set_state("stopped")
 
     # A server that we start or connect to
 
     async def _supervise(self) -> None:
         upstream, orders = self.upstream, self._orders
-        failures = start_failures = 0
+        failures = start_failures = moves = 0
         was_ever_up = False
         while not orders.stop.is_set():
             asleep = self._sleeps or (upstream.spec.lazy and self._host.has_tools(upstream.server_id))
@@ -115,6 +125,11 @@ class Life:
             if ended is None:  # idle, or restarted on request
                 upstream.restarts += not self._sleeps
                 continue
+            if ended.moved and (self._up_at is not None or moves < MAX_MOVES):
+                moves = moves + 1 if self._up_at is None else 0
+                await asyncio.sleep(MOVE_SECONDS * random.uniform(0.5, 1.5) * (moves + 1))
+                continue
+            moves = 0
             if self._left_when_asked(ended):
                 upstream.probe = False
                 continue
@@ -147,11 +162,15 @@ class Life:
         orders.restart.clear()
         upstream.started_at = time.monotonic()
         self._up_at = None
+        other: str | None = None
         try:
             async with AsyncExitStack() as stack:
-                turn = self._host.turn_to_start() if upstream.spec.command else contextlib.nullcontext()
+                other = await self._elsewhere()
+                starts = upstream.spec.command and other is None
+                turn = self._host.turn_to_start() if starts else contextlib.nullcontext()
                 async with turn, asyncio.timeout(upstream.start_seconds):
-                    connection: Connection = await stack.enter_async_context(upstream.open())
+                    way = upstream.open() if other is None else self._over(other)
+                    connection: Connection = await stack.enter_async_context(way)
                     if connection.info.gateway is not None and connection.info.gateway == self._host.identity:
                         return _End(OURSELVES, hopeless=True)
                     tools = await read_tools(connection)
@@ -165,8 +184,9 @@ class Life:
                     upstream.connections.clear()
                     upstream.leave(connection)
                     told = hidden(reason, upstream.spec) if reason else "stopped on request"
-                    self._host.server_down(upstream, "idle" if self._sleeps else told)
-            return _End(reason) if reason is not None else None
+                    if other is None:
+                        self._host.server_down(upstream, "idle" if self._sleeps else told)
+            return _End(reason, moved=other is not None) if reason is not None else None
         except CommandNotFound as exc:
             return _End(str(exc), hopeless=True)
         except TimeoutError:
@@ -177,10 +197,22 @@ class Life:
         except RemoteError as exc:
             return _End(f"it refused to start: {exc}")
         except (ConnectionLost, ToolScoreError) as exc:
-            return _End(str(exc), lost_sent=isinstance(exc, ConnectionLost) and exc.sent)
+            lost_sent = isinstance(exc, ConnectionLost) and exc.sent and other is None
+            return _End(str(exc), lost_sent=lost_sent, moved=other is not None)
         except Exception as exc:  # a task's outermost line: one broken server must not end the gateway
             log.exception("supervising a server failed", server=upstream.server_id)
             return _End(f"{type(exc).__name__}: {exc}")
+
+    async def _elsewhere(self) -> str | None:
+        """The other gateway that has the server; `None`: this one, from now on."""
+        owners = self._host.owners
+        if owners is None or self.upstream.spec.instances_here == "each":
+            return None
+        return await owners.elsewhere(self.upstream, self._orders.restart.set)
+
+    def _over(self, other: str) -> AbstractAsyncContextManager[Connection]:
+        assert self._host.owners is not None
+        return self._host.owners.over(self.upstream, other)
 
     def _left_when_asked(self, ended: _End) -> bool:
         """Whether it may have left since it was asked for the stateless era: there are servers that leave when the
@@ -231,9 +263,38 @@ class Life:
 
     async def _supervise_dialled_in(self) -> None:
         """Wait for instances; start one ourselves where a command is given."""
-        upstream, orders = self.upstream, self._orders
+        upstream = self.upstream
         if upstream.state != "up":
             upstream.set_state("down", "no instance has connected yet")
+        borrowing = asyncio.create_task(self._borrow_instances())
+        try:
+            await self._run_instances()
+        finally:
+            borrowing.cancel()
+            await asyncio.gather(borrowing, return_exceptions=True)
+
+    async def _borrow_instances(self) -> None:
+        """While no instance is connected here, use those of another gateway that has some."""
+        upstream, owners = self.upstream, self._host.owners
+        while owners is not None:
+            other = await owners.who_has_instances(upstream.server_id) if not upstream.connections else None
+            if other is None:
+                await owners.news(NEWS_SECONDS)
+                continue
+            try:
+                async with owners.over(upstream, other) as connection, upstream.instance(connection):
+                    ends = {asyncio.create_task(connection.wait_closed()), asyncio.create_task(upstream.has_own())}
+                    try:
+                        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        for end in ends:
+                            end.cancel()
+            except (ConnectionLost, RemoteError, ToolScoreError, TimeoutError) as exc:
+                log.debug("instances of another gateway cannot be used", server=upstream.server_id, error=str(exc))
+                await asyncio.sleep(NEWS_SECONDS)
+
+    async def _run_instances(self) -> None:
+        upstream, orders = self.upstream, self._orders
         if upstream.spec.command is None:
             await orders.stop.wait()
         failures = 0
@@ -283,7 +344,17 @@ class Life:
         """Leave the server alone until somebody asks for a restart."""
         self.upstream.set_state("failed", error)
         self._host.failed(self.upstream, error)
-        await self._orders.first_of(self._orders.restart)
+        owners = self._host.owners
+        if owners is None or self.upstream.spec.instances_here == "each":
+            await self._orders.first_of(self._orders.restart)
+            return
+        await owners.let_go(self.upstream.server_id)  # another gateway may be able to start it
+        while not (self._orders.restart.is_set() or self._orders.stop.is_set()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ELSEWHERE_SECONDS):
+                    await self._orders.first_of(self._orders.restart)
+            if await owners.is_elsewhere(self.upstream.server_id):
+                return
 
     async def _back_off(self, failures: int) -> None:
         seconds = backoff_seconds(failures, random.random())

@@ -28,7 +28,7 @@ from toolscore.upstreams.life import Life
 from toolscore.upstreams.lists import READ_AGAIN_SECONDS, read_tools
 from toolscore.upstreams.opening import Dialer
 from toolscore.upstreams.protocol import ServerInfo
-from toolscore.upstreams.upstream import Attempt, Upstream
+from toolscore.upstreams.upstream import Attempt, Ownership, Upstream
 
 __all__ = ["UpstreamPool"]
 
@@ -58,6 +58,7 @@ class UpstreamPool:
         rules, limits: how servers are started and let go; what they may send.
         own_ports: where the gateway listens; confined servers are kept off them.
         identity: of this gateway: a server that says the same is a way back to itself.
+        owners: says which gateway has a server, where several share them.
         reconnect_seconds: how long a call waits for a server that is down.
         hold: start no server until `opened` is set.
     """
@@ -77,6 +78,7 @@ class UpstreamPool:
         limits: LimitRules | None = None,
         own_ports: Collection[int] = (),
         identity: str | None = None,
+        owners: Ownership | None = None,
         reconnect_seconds: float = 3,
         hold: bool = False,
     ) -> None:
@@ -89,6 +91,7 @@ class UpstreamPool:
         self._on_restart = on_restart
         self._has_tools = has_tools
         self.identity = identity
+        self.owners = owners
         self.rules = rules or ServerRules()
         self.reconnect_seconds = reconnect_seconds
         self.forwarded: set[str] = set()

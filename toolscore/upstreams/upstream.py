@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from toolscore.core.tasks import TaskSet
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide
 from toolscore.upstreams.connection import Connection, PeerConnection, ensure_log_level
 from toolscore.upstreams.http import HttpConnection
-from toolscore.upstreams.lanes import Habits, Lane, Lanes, has_own_lane, lane_for, own_lane
+from toolscore.upstreams.lanes import Habits, Lane, Lanes, has_own_lane, lane_for, own_lane, sticky_value
 from toolscore.upstreams.lists import Lists, read_list
 from toolscore.upstreams.opening import Dialer
 from toolscore.upstreams.process.spawn import CommandNotFound
@@ -35,7 +35,7 @@ from toolscore.upstreams.protocol import BROADCAST, CHANGED_LISTS, ServerInfo, s
 from toolscore.upstreams.stdio import StdioConnection
 from toolscore.upstreams.subscriptions import Subscriptions
 
-__all__ = ["Attempt", "Host", "Orders", "Upstream"]
+__all__ = ["Attempt", "Host", "Orders", "Ownership", "Upstream"]
 
 log = structlog.get_logger(__name__)
 
@@ -67,11 +67,39 @@ class Attempt:
         self.over = False
 
 
+class _OurOwn(Caller):
+    """Whoever wants what this gateway has itself."""
+
+    hopped = True
+
+
+OUR_OWN = _OurOwn()
+
+
+class Ownership(Protocol):
+    """Which gateway has a server, where several share their servers (`replicas.owners`)."""
+
+    async def elsewhere(self, upstream: Upstream, let_go: Callable[[], None]) -> str | None: ...
+    async def is_elsewhere(self, server_id: str) -> bool: ...
+    async def let_go(self, server_id: str) -> None: ...
+    def over(self, upstream: Upstream, other: str) -> contextlib.AbstractAsyncContextManager[Connection]: ...
+    async def home(self, upstream: Upstream, value: str, caller: Caller | None) -> str | None: ...
+    async def request(
+        self, link: str, server_id: str, method: str, params: Params | None, caller: Caller | None
+    ) -> Raw: ...
+    async def instances_came(self, server_id: str) -> None: ...
+    async def instances_went(self, server_id: str) -> None: ...
+    async def who_has_instances(self, server_id: str) -> str | None: ...
+    async def news(self, seconds: float) -> None: ...
+    def restart(self, server_id: str) -> bool: ...
+
+
 class Host(Protocol):
     """What an upstream needs of the pool that it stands in, and what it tells it."""
 
     rules: ServerRules
     identity: str | None
+    owners: Ownership | None
     reconnect_seconds: float
     opened: asyncio.Event
 
@@ -153,6 +181,7 @@ class Upstream:
         self._host = host
         self._dialer = dialer
         self._changed = asyncio.Event()
+        self._own_changed = asyncio.Event()
         self._log_level: str | None = None
         self._tasks = TaskSet()
 
@@ -184,8 +213,11 @@ class Upstream:
         """
         self.in_flight += 1
         try:
+            home = await self._home(method, params, caller) if self.spec.sticky_argument is not None else None
+            if home is not None:
+                return await self._request_at(home, method, params, caller, attempt)
             for trial in range(1, MAX_TRIALS + 1):
-                connection = self._pick(caller) or await self._wait_for_connection()
+                connection = self._pick(caller) or await self._wait_for_connection(caller)
                 connection.in_flight += 1
                 try:
                     if not connection.info.stateless and params is not None and "requestState" in params:
@@ -212,6 +244,28 @@ class Upstream:
         finally:
             self.in_flight -= 1
             self.last_call = time.monotonic()
+
+    async def _home(self, method: str, params: Params | None, caller: Caller | None) -> str | None:
+        """The other gateway that a call belongs to because of its sticky argument."""
+        assert self.spec.sticky_argument is not None
+        owners = self._host.owners
+        if owners is None or method != "tools/call" or (caller is not None and caller.hopped):
+            return None
+        value = sticky_value(self.spec.sticky_argument, params)
+        return await owners.home(self, value, caller) if value is not None else None
+
+    async def _request_at(
+        self, home: str, method: str, params: Params | None, caller: Caller | None, attempt: Attempt | None
+    ) -> Raw:
+        assert self._host.owners is not None
+        try:
+            if attempt is not None:
+                attempt.asked = True
+            return await self._host.owners.request(home, self.server_id, method, params, caller)
+        except ConnectionLost as exc:
+            if attempt is not None:
+                attempt.asked = exc.sent
+            raise
 
     def _lane(self, connection: Connection, caller: Caller | None) -> Lane | None:
         if self.spec.dialin or not isinstance(connection, PeerConnection | HttpConnection):
@@ -306,6 +360,8 @@ class Upstream:
 
     def _pick(self, caller: Caller | None = None) -> Connection | None:
         connections = self.connections
+        if caller is not None and caller.hopped:  # one hop, and no more
+            connections = [one for one in connections if not one.elsewhere]
         if len(connections) == 1:
             return connections[0]
         if self.habits.asks and caller is not None and caller.can_be_asked:  # an instance to itself, if there is one
@@ -314,14 +370,22 @@ class Upstream:
             connections = [*free] or connections
         return min(connections, key=lambda connection: connection.in_flight) if connections else None
 
-    async def _wait_for_connection(self) -> Connection:
+    async def wait_own(self) -> None:
+        """Wait until the server is up on this gateway itself, starting it if it sleeps.
+
+        Raises:
+            UpstreamUnavailable: it does not come up.
+        """
+        await self._wait_for_connection(OUR_OWN)
+
+    async def _wait_for_connection(self, caller: Caller | None = None) -> Connection:
         """A server that is starting is worth the caller's own time-out; one that is down gets a moment, and one that
         did not start again and again gets none.
         """
         self.orders.called.set()
         deadline = time.monotonic() + self._host.reconnect_seconds
         while True:
-            connection = self._pick()
+            connection = self._pick(caller)
             if connection is not None:
                 return connection
             remaining = deadline - time.monotonic()
@@ -501,23 +565,42 @@ class Upstream:
         if self.orders.stop.is_set():
             raise UpstreamUnavailable(f"server {self.server_id!r} was detached meanwhile")
         self.came_up(connection, tools)
+        await self._own_instances_changed()
         refresher = asyncio.create_task(self.lists.keep_fresh(connection))
         try:
             yield
         finally:
             refresher.cancel()
             self.leave(connection)
+            await self._own_instances_changed()
             if self.connections:
                 self._host.tools_changed(self, self.lists.tools)
             elif self.state != "stopped":
                 self.set_state("down", "the last instance disconnected")
                 self._host.server_down(self, "the last instance disconnected")
 
+    async def _own_instances_changed(self) -> None:
+        if self._host.owners is None:
+            return
+        if any(not one.elsewhere for one in self.connections):
+            await self._host.owners.instances_came(self.server_id)
+        else:
+            await self._host.owners.instances_went(self.server_id)
+        self._own_changed.set()
+
+    async def has_own(self) -> None:
+        """Wait until an instance is connected to this gateway itself."""
+        while all(one.elsewhere for one in self.connections):
+            self._own_changed.clear()
+            await self._own_changed.wait()
+
     # Ending
 
     def restart(self) -> None:
-        """Start again, now, whatever the back-off says."""
-        self.orders.restart.set()
+        """Start again, now, whatever the back-off says; where it runs."""
+        owners = self._host.owners
+        if owners is None or not owners.restart(self.server_id):
+            self.orders.restart.set()
 
     async def drain(self) -> None:
         """Wait until the requests under way have ended; bounded."""

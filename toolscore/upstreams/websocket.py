@@ -73,6 +73,8 @@ class TypedConnection:
         tools: its capabilities as MCP tools.
     """
 
+    elsewhere = False
+
     def __init__(self, send: Callable[[bytes], Awaitable[None]], tool_id: str, tools: list[dict[str, Any]]) -> None:
         self._send = send
         self._tool_id = tool_id

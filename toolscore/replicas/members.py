@@ -1,0 +1,258 @@
+"""Who is there, who has what: presence and leases in Redis, and a channel on which all are told at once.
+
+While Redis is away everybody keeps what they have, and nobody takes anything. A replica that stalls for longer than a
+lease finds, when it looks again, that another has what it had, and lets go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from toolscore.core.jsonrpc import decode, encode
+from toolscore.stores import SharedStore
+
+__all__ = ["Members"]
+
+log = structlog.get_logger(__name__)
+
+TICK_SECONDS = 1.0
+LEASE_SECONDS = 5.0
+"""A replica that was not heard of for so long is gone."""
+AGAIN_SECONDS = 1.0
+
+PRESENT = """
+redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
+redis.call('hset', KEYS[2], ARGV[1], ARGV[2])
+local found = {}
+for _, id in ipairs(redis.call('hkeys', KEYS[2])) do
+  local address = redis.call('get', ARGV[4] .. id)
+  if address then
+    found[#found + 1] = id
+    found[#found + 1] = address
+  else
+    redis.call('hdel', KEYS[2], id)
+  end
+end
+return found
+"""
+RENEW = """
+local lost = {}
+for number, key in ipairs(KEYS) do
+  local owner = redis.call('get', key)
+  if not owner or owner == ARGV[1] then
+    redis.call('set', key, ARGV[1], 'px', ARGV[2])
+  else
+    lost[#lost + 1] = number
+  end
+end
+return lost
+"""
+CLAIM = """
+local owner = redis.call('get', KEYS[1])
+if not owner or owner == ARGV[1] or owner == ARGV[3] then
+  redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
+  return ARGV[1]
+end
+return owner
+"""
+RELEASE = """
+for _, key in ipairs(KEYS) do
+  if redis.call('get', key) == ARGV[1] then redis.call('del', key) end
+end
+return 1
+"""
+
+
+class Members:
+    """Use as `async with Members(…) as members`, then `begin`.
+
+    Args:
+        space: what the gateways of one database have in common, and no others.
+
+    Attributes:
+        id: of this gateway, for as long as it runs.
+        others: the id of each other one that is there → its address for hops.
+    """
+
+    def __init__(self, shared: SharedStore, space: str) -> None:
+        self.id = secrets.token_hex(6)
+        self.others: dict[str, str] = {}
+        self.heard_first = asyncio.Event()
+        """Set when it is known for the first time who is there."""
+        self._shared = shared
+        self._space = f"toolscore:{space}:"
+        self._address = ""
+        self._held: dict[str, Callable[[], None]] = {}
+        self._listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._on_silence: list[Callable[[], None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._gone: set[str] = set()
+
+    async def __aenter__(self) -> Members:
+        return self
+
+    async def begin(self, address: str) -> None:
+        """Say that this gateway is there, and where; returns when it is known who else is, or Redis does not answer."""
+        self._address = address
+        await self._tick()
+        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._listen())]
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._address:
+            await self.release(*self._held)
+            await self._shared.drop([f"{self._space}replica:{self.id}"])
+
+    # Who is there
+
+    def gone(self, other: str) -> None:
+        """A replica was not to be reached where it said: what it has may be taken."""
+        self.others.pop(other, None)
+        self._gone.add(other)
+
+    async def is_there(self, other: str) -> bool:
+        """Whether a replica is there; one that is not known may have come just now."""
+        if other != self.id and other not in self.others:
+            await self._tick()
+        return other == self.id or other in self.others
+
+    async def _tick(self) -> None:
+        present = [f"{self._space}replica:{self.id}", f"{self._space}replicas"]
+        arguments: list[str | bytes | int] = [
+            self.id, self._address, int(LEASE_SECONDS * 1000), f"{self._space}replica:"
+        ]  # fmt: skip
+        found = await self._shared.run(PRESENT, present, arguments)
+        if found is None:
+            return
+        texts = [one.decode() for one in found]
+        there = dict(zip(texts[::2], texts[1::2], strict=True))
+        there.pop(self.id, None)
+        self._gone &= there.keys()
+        self.others = {other: address for other, address in there.items() if other not in self._gone}
+        self.heard_first.set()
+        if self._held:
+            keys = list(self._held)
+            lost = await self._shared.run(RENEW, [self._key(key) for key in keys], [self.id, int(LEASE_SECONDS * 1000)])
+            for number in lost or ():
+                let_go = self._held.pop(keys[number - 1], None)
+                if let_go is not None:
+                    log.warning("another gateway has taken over what this one had", what=keys[number - 1])
+                    let_go()
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                await self._tick()
+            except Exception:  # a task's outermost line: without it the leases of this gateway would end
+                log.exception("the leases could not be renewed")
+
+    # Who has what
+
+    def _key(self, what: str) -> str:
+        return f"{self._space}owner:{what}"
+
+    async def claim(self, what: str, let_go: Callable[[], None]) -> str:
+        """Take something that one gateway has at a time, if nobody who is there has it.
+
+        Args:
+            let_go: called if it turns out later that another has it.
+
+        Returns:
+            The id of who has it now; of this gateway while Redis does not say.
+        """
+        owner = await self._shared.run(CLAIM, [self._key(what)], [self.id, int(LEASE_SECONDS * 1000), ""])
+        if owner is None:
+            self._held.setdefault(what, let_go)  # when Redis answers again, all but one let go
+            return self.id
+        owner = owner.decode()
+        if owner in self._gone:
+            owner = await self._shared.run(CLAIM, [self._key(what)], [self.id, int(LEASE_SECONDS * 1000), owner])
+            owner = owner.decode() if owner is not None else self.id
+        if owner == self.id:
+            self._held[what] = let_go
+        return str(owner)
+
+    def held(self) -> list[str]:
+        """All that this gateway has."""
+        return list(self._held)
+
+    def holds(self, what: str) -> bool:
+        """Whether this gateway has it."""
+        return what in self._held
+
+    async def release(self, *what: str) -> None:
+        """Let others have it. Idempotent."""
+        held = [one for one in what if self._held.pop(one, None) is not None]
+        if held:
+            await self._shared.run(RELEASE, [self._key(one) for one in held], [self.id])
+            self.tell("released", what=held)
+
+    async def owner_of(self, what: str) -> str | None:
+        """The id of who has something and is there."""
+        owner = await self._shared.get(self._key(what))
+        return owner.decode() if owner is not None and await self.is_there(owner.decode()) else None
+
+    async def home_of(self, what: str, seconds: float) -> str | None:
+        """Which replica something belongs to that stays where it was first, for so long after its last use; `None`:
+        Redis does not say. What belonged to one that is gone belongs to this one.
+        """
+        key = f"{self._space}home:{what}"
+        await self._shared.put_new(key, self.id.encode(), seconds)
+        home = await self._shared.get(key)
+        if home is None:
+            return None
+        found = home.decode() if await self.is_there(home.decode()) else self.id
+        await self._shared.put(key, found.encode(), seconds)
+        return found
+
+    # What all are told
+
+    def on(self, kind: str, heard: Callable[[dict[str, Any]], None]) -> None:
+        """Hear what others tell of this kind. `heard` gets the members that were told."""
+        self._listeners[kind] = heard
+
+    def on_silence(self, missed: Callable[[], None]) -> None:
+        """Be told when something may have been said that was not heard."""
+        self._on_silence.append(missed)
+
+    def tell(self, kind: str, **members: Any) -> None:
+        """Tell the others. Never waits; who does not listen just now misses it."""
+        if not self.others:
+            return
+        message = encode({**members, "kind": kind, "from": self.id})
+        task = asyncio.ensure_future(self._shared.publish(f"{self._space}bus", message))
+        _telling.add(task)
+        task.add_done_callback(_telling.discard)
+
+    def _heard(self, message: bytes) -> None:
+        told = decode(message)
+        if not isinstance(told, dict) or told.get("from") == self.id:
+            return
+        heard = self._listeners.get(str(told.get("kind")))
+        if heard is not None:
+            try:
+                heard(told)
+            except Exception:  # what another says must not be the end of listening
+                log.exception("what another gateway told could not be taken", kind=told.get("kind"))
+
+    async def _listen(self) -> None:
+        def ready() -> None:
+            for missed in self._on_silence:
+                missed()
+
+        while True:
+            with contextlib.suppress(OSError):
+                await self._shared.listen(f"{self._space}bus", self._heard, ready)
+            await asyncio.sleep(AGAIN_SECONDS)
+
+
+_telling: set[asyncio.Future[Any]] = set()

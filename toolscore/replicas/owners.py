@@ -1,0 +1,341 @@
+"""Servers that one gateway has for all: who has it, and a connection to it over the one that does.
+
+A server on this machine (stdio) that was not set to run at `each` gateway is started by one. The others reach it over
+one hop, and the next takes over when its owner goes. Servers that dialled in are reached where they are connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import msgspec
+from msgspec import Raw
+
+from toolscore.core.jsonrpc import INVALID_PARAMS, ConnectionLost, Params, RemoteError
+from toolscore.core.models import NOBODY
+from toolscore.core.tasks import TaskSet
+from toolscore.replicas.hop import Hops, Link
+from toolscore.replicas.members import Members
+from toolscore.replicas.wire import (
+    Answer,
+    Asked,
+    ClientSays,
+    CodeAsks,
+    Needed,
+    Opened,
+    Output,
+    ServerSays,
+    Told,
+    Who,
+    answer_of,
+    given,
+)
+from toolscore.upstreams import Caller, Upstream
+from toolscore.upstreams.protocol import ServerInfo
+
+__all__ = ["HopConnection", "Owners"]
+
+OPEN_SECONDS = 30.0
+HOME_SECONDS = 3600.0
+"""For how long a session of Python is looked for where it was."""
+INSTANCES = "instances of "
+
+
+class HopConnection:
+    """A server that another gateway has, as a `Connection`."""
+
+    elsewhere = True
+
+    def __init__(self, link: Link, server_id: str, owners: Owners, info: ServerInfo) -> None:
+        self.info = info
+        self.in_flight = 0
+        self.log_level: str | None = None
+        self.link = link
+        self._server_id = server_id
+        self._owners = owners
+        self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        link.ended.add_done_callback(lambda ended: self.close(f"the gateway that has it went away: {ended.result()}"))
+
+    async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
+        try:
+            return await self._owners.request(self.link, self._server_id, method, params, caller)
+        except ConnectionLost as exc:
+            if not exc.sent and not exc.refused:
+                self.close(exc.reason)
+            raise
+
+    async def notify(self, method: str, params: Params | None = None) -> None:
+        """Nothing: what a server is told without being asked is its owner's matter."""
+
+    async def wait_closed(self) -> str:
+        return await asyncio.shield(self._closed)
+
+    def close(self, reason: str) -> None:
+        """It is used no more. Idempotent."""
+        if not self._closed.done():
+            self._closed.set_result(reason)
+
+
+class Owners:
+    """Who has which server, and the near end of what is asked of theirs.
+
+    Attributes:
+        on_let_go: told of a server that this gateway has no more.
+        leaving: nothing is taken any more.
+    """
+
+    def __init__(self, members: Members, hops: Hops) -> None:
+        self.members = members
+        self.hops = hops
+        self.on_let_go: Callable[[str], None] = lambda server_id: None
+        self.leaving = False
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, Caller] = {}
+        self._names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        self._homes: WeakValueDictionary[str, Caller] = WeakValueDictionary()
+        self._open: dict[tuple[str, str], tuple[HopConnection, Callable[[str, Raw | None], None]]] = {}
+        hops.heard |= {
+            "call/told": (Told, self._told),
+            "call/needed": (Needed, self._needed),
+            "call/output": (Output, self._output),
+            "client/told": (ClientSays, self._client_told),
+            "server/told": (ServerSays, self._server_told),
+            "server/moved": (ServerSays, self._moved),
+        }
+        hops.served |= {
+            "call/ask": (Asked, self._ask),
+            "call/code": (CodeAsks, self._code),
+            "client/ask": (ClientSays, self._ask_client),
+        }
+        members.on("holds", self._something_moved)
+        members.on("released", self._something_moved)
+        self._moved_on = asyncio.Event()
+        self._present: set[str] = set()
+        self._tasks = TaskSet()
+
+    # Who has it
+
+    async def elsewhere(self, upstream: Upstream, let_go: Callable[[], None]) -> str | None:
+        """Which other gateway has a server; `None`: this one has it from now on.
+
+        Args:
+            let_go: called if it turns out later that another has it.
+        """
+        server_id = upstream.server_id
+
+        def lost() -> None:
+            self.on_let_go(server_id)
+            let_go()
+
+        owner = await self.members.claim(server_id, lost)
+        return None if owner == self.members.id else owner
+
+    async def is_elsewhere(self, server_id: str) -> bool:
+        """Whether another gateway has a server by now."""
+        return await self.members.owner_of(server_id) not in (None, self.members.id)
+
+    def has(self, upstream: Upstream) -> bool:
+        """Whether this gateway is asked for a server."""
+        if self.leaving or upstream.orders.stop.is_set():
+            return False
+        return upstream.spec.instances_here == "each" or self.members.holds(upstream.server_id)
+
+    async def let_go(self, server_id: str) -> None:
+        """Let another gateway have a server. Idempotent."""
+        if self.members.holds(server_id):
+            self.on_let_go(server_id)
+            await self.members.release(server_id)
+
+    def restart(self, server_id: str) -> bool:
+        """Have the gateway that has a server start it again. Returns whether another has it."""
+        links = [connection.link for (_, key), (connection, _) in self._open.items() if key == server_id]
+        for link in links:
+            link.tell("server/restart", {"server_id": server_id})
+        return bool(links)
+
+    async def leave(self) -> None:
+        """Let others have everything: they begin before what is under way here has ended."""
+        self.leaving = True
+        for server_id in self.members.held():
+            self.on_let_go(server_id)
+        await self.members.release(*self.members.held())
+
+    # A server that dialled in: one of those that have an instance is asked by those that have none
+
+    async def instances_came(self, server_id: str) -> None:
+        """An instance has connected here."""
+        if server_id not in self._present:
+            self._present.add(server_id)
+            if await self._claim_instances(server_id):
+                self.members.tell("holds", server_id=server_id)
+
+    async def _claim_instances(self, server_id: str) -> bool:
+        what = INSTANCES + server_id
+        return self.members.holds(what) or await self.members.claim(what, lambda: None) == self.members.id
+
+    async def instances_went(self, server_id: str) -> None:
+        """No instance is connected here any more."""
+        if server_id in self._present:
+            self._present.discard(server_id)
+            await self.members.release(INSTANCES + server_id)
+
+    async def who_has_instances(self, server_id: str) -> str | None:
+        """Another gateway to which an instance is connected."""
+        owner = await self.members.owner_of(INSTANCES + server_id)
+        return owner if owner != self.members.id else None
+
+    def _something_moved(self, _: dict[str, Any]) -> None:
+        for server_id in self._present:
+            self._tasks.start(self._claim_instances(server_id))
+        known, self._moved_on = self._moved_on, asyncio.Event()
+        known.set()
+
+    async def news(self, seconds: float) -> None:
+        """Wait until a gateway says that it has something now, or not any more; for so long at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._moved_on.wait()
+        for server_id in self._present:
+            await self._claim_instances(server_id)
+
+    # The way to it
+
+    @asynccontextmanager
+    async def over(self, upstream: Upstream, other: str) -> AsyncIterator[HopConnection]:
+        """A connection to a server that another gateway has.
+
+        Raises:
+            ConnectionLost, RemoteError, ToolScoreError: the other cannot be reached, or has it not.
+        """
+        link = await self.hops.to(other)
+        answer = msgspec.json.decode(
+            await link.ask("server/open", {"server_id": upstream.server_id}, OPEN_SECONDS), type=Answer
+        )
+        opened = msgspec.json.decode(answer_of(answer), type=Opened)
+        info = msgspec.json.decode(opened.info, type=ServerInfo)
+        connection = HopConnection(link, upstream.server_id, self, info)
+        key = (other, upstream.server_id)
+        self._open[key] = connection, upstream.notified
+        try:
+            yield connection
+        finally:
+            connection.close("it is used no more")
+            if self._open.get(key, (None,))[0] is connection:
+                del self._open[key]
+                link.tell("server/close", {"server_id": upstream.server_id})
+
+    async def home(self, upstream: Upstream, value: str, caller: Caller | None) -> str | None:
+        """Which other gateway has what calls with this value of the sticky argument belong to; `None`: this one."""
+        name = caller.principal.name if caller is not None else NOBODY.name
+        home = await self.members.home_of(f"{upstream.server_id}:{name}:{value}", HOME_SECONDS)
+        return None if home in (None, self.members.id) else home
+
+    async def request(
+        self, link: Link | str, server_id: str, method: str, params: Params | None, caller: Caller | None
+    ) -> Raw:
+        """Put a request to a server over the gateway that has it. Raises as `Connection.request`."""
+        if isinstance(link, str):
+            link = await self.hops.to(link)
+        number = next(self._numbers)
+        asked: dict[str, Any] = {"server_id": server_id, "method": method, "call": number}
+        if params is not None:
+            asked["params"] = params
+        if caller is not None:
+            self._calls[number] = caller
+            asked["who"] = self._who(caller)
+        try:
+            answer = await link.ask("upstream/request", asked, OPEN_SECONDS)
+        finally:
+            self._calls.pop(number, None)
+        return answer_of(msgspec.json.decode(answer, type=Answer))
+
+    def _who(self, caller: Caller) -> Who:
+        name = self._name(caller.client)
+        if caller.live:
+            self._homes[name] = caller.home
+        code = caller.code
+        return Who(
+            caller.principal,
+            name,
+            dict(caller.capabilities),
+            dict(caller.headers),
+            caller.live,
+            caller.stateless,
+            caller.wants_progress,
+            caller.log_level,
+            (code.token, code.at_once) if code is not None else None,
+            code is not None and code.on_output is not None,
+        )
+
+    def _name(self, client: Any) -> str:
+        """One name for all requests of a client, which no other has."""
+        given = getattr(client, "shared_name", None)
+        if given is not None:
+            return str(given)
+        name = self._names.get(client)
+        if name is None:
+            name = self._names[client] = f"{self.members.id}:{next(self._numbers)}"
+        return name
+
+    # What comes back before the answer
+
+    def _told(self, _: Link, told: Told) -> None:
+        caller = self._calls.get(told.call)
+        if caller is not None:
+            caller.notify(told.method, given(told.params))
+
+    def _needed(self, _: Link, needed: Needed) -> None:
+        caller = self._calls.get(needed.call)
+        if caller is not None:
+            caller.refused(needed.required)
+
+    def _output(self, _: Link, output: Output) -> None:
+        caller = self._calls.get(output.call)
+        tell = caller.code.on_output if caller is not None and caller.code is not None else None
+        if tell is not None:
+            tell(output.text)
+
+    async def _ask(self, _: Link, asked: Asked) -> Any:
+        caller = self._calls.get(asked.call)
+        if caller is None:
+            raise RemoteError({"code": INVALID_PARAMS, "message": "the call that it belongs to has ended"})
+        with caller.pause():
+            return await caller.ask(asked.method, given(asked.params))
+
+    async def _code(self, _: Link, asks: CodeAsks) -> dict[str, Any]:
+        caller = self._calls.get(asks.call)
+        if caller is None or caller.code is None:
+            raise RemoteError({"code": INVALID_PARAMS, "message": "the code that asks has ended"})
+        reply = await caller.code.ask(asks.body.encode("utf-8", "surrogatepass"), asks.seconds)
+        return {"body": reply.body.decode(), "asked_seconds": reply.asked_seconds, "over": reply.over}
+
+    def _client_told(self, _: Link, told: ClientSays) -> None:
+        home = self._homes.get(told.client)
+        if home is None:
+            return
+        if told.server_id is None:
+            home.notify(told.method, given(told.params))
+        else:
+            home.announce(told.server_id, told.method, given(told.params))
+
+    async def _ask_client(self, _: Link, asked: ClientSays) -> Any:
+        home = self._homes.get(asked.client)
+        if home is None:
+            raise RemoteError({"code": INVALID_PARAMS, "message": "the client has gone"})
+        return await home.ask(asked.method, given(asked.params))
+
+    def _server_told(self, link: Link, said: ServerSays) -> None:
+        found = self._open.get((link.other, said.server_id))
+        if found is not None:
+            found[1](said.method, given(said.params))
+
+    def _moved(self, link: Link, said: ServerSays) -> None:
+        found = self._open.get((link.other, said.server_id))
+        if found is not None:
+            found[0].close("the gateway that had it has let it go")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import yaml
 from support import (
-    ROOT,
     SCRIPTS,
-    SERVERS,
     VARIABLE,
     GatewayProcess,
     fixture,
@@ -30,39 +26,14 @@ from support import (
     running_gateway,
     wait_for,
 )
+from support.conformance import SESSIONS, STATELESS, UNSCORED, judged, required, run_suite
 
 CLIENT = SCRIPTS / "conformance_client.py"
-SUITE = SERVERS / "npm" / "node_modules" / "@modelcontextprotocol" / "conformance"
-SESSIONS, STATELESS = "2025-11-25", "2026-07-28"
-
-UNSCORED = {
-    SESSIONS: {"json-schema-2020-12", "server-sse-polling", "server-session-lifecycle"},
-    STATELESS: {"json-schema-2020-12", "http-header-validation", "http-custom-header-server-validation"},
-}
-"""What the suite runs beside the required scenarios, and the gateway passes."""
-
 NOT_CARRIED = {
     "input-required-result-basic-elicitation": "it wants the question under the key `user_name`, and a server of the "
     "session era gives its questions no keys",
 }
 """What the bridge cannot carry from a server of the session era to a client of the stateless one."""
-
-
-def run_suite(*arguments: str, prefix: tuple[str, ...] = (), seconds: float = 150) -> tuple[int, str]:
-    """Exit code and output of the suite."""
-    command = [*prefix, str(SERVERS / "node"), str(SUITE / "dist" / "index.js"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)
-    return done.returncode, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
-
-
-def judged(output: str) -> dict[str, bool]:
-    """What the summary says of each scenario."""
-    lines = re.findall(r"^(✓|✗) ([\w-]+): \d+ passed, \d+ failed", output, re.MULTILINE)
-    return {name: mark == "✓" for mark, name in lines}
-
-
-def required(revision: str) -> set[str]:
-    return set(yaml.safe_load((SUITE / "requirements" / f"{revision}.yaml").read_text())["server"])
 
 
 @contextlib.contextmanager

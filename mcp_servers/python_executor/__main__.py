@@ -34,7 +34,10 @@ def serve(
     ] = None,
     connect: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Dial a router: ws://127.0.0.1:8081/register or ws+unix:///path:/register."),
+        typer.Option(
+            metavar="URL",
+            help="Dial a router, or each behind a name: ws://HOST:8081/register, ws+unix:///path:/register.",
+        ),
     ] = None,
     server_id: Annotated[str, typer.Option(help="The id to register under.")] = "python-executor-mcp-server",
     engine: Annotated[str, typer.Option(help="How code is isolated.")] = "fork",
@@ -45,6 +48,9 @@ def serve(
     max_output_bytes: Annotated[int, typer.Option(help="Bound on stdout and on stderr.")] = 1024 * 1024,
     max_concurrent: Annotated[int, typer.Option(help="Calls that run at a time.")] = 16,
     max_queued: Annotated[int, typer.Option(help="Calls that may wait.")] = 256,
+    grace_seconds: Annotated[
+        float, typer.Option(help="With --connect: how long calls under way may take once it is told to end.")
+    ] = 30,
     options: Annotated[
         str, typer.Option(metavar="JSON", help="More options, as under `python_executor` in toolscore.yaml.")
     ] = "{}",
@@ -84,6 +90,7 @@ def serve(
     async def run() -> None:
         from mcp_servers.python_executor import serving
 
+        leave = asyncio.Event()
         async with server:
             about = await server.stats()
             print(f"sandbox ready: engine {about['engine']}, tier {about.get('tier')}", file=sys.stderr, flush=True)
@@ -94,11 +101,19 @@ def serve(
                 host, _, port = http.rpartition(":")
                 jobs.append(serving.serve_http(server, host or "127.0.0.1", int(port), secret))
             if connect is not None:
-                jobs.append(serving.serve_dialling(server, connect, server_id))
+                jobs.append(serving.Dialling(server, connect, server_id, leave, grace_seconds).run())
             tasks = [asyncio.ensure_future(job) for job in jobs]
             loop = asyncio.get_running_loop()
+
+            def asked() -> None:
+                if connect is not None and not leave.is_set():
+                    leave.set()  # asked again, it ends at once
+                else:
+                    for task in tasks:
+                        task.cancel()
+
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, lambda: [task.cancel() for task in tasks])
+                loop.add_signal_handler(number, asked)
             done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in pending:
                 task.cancel()

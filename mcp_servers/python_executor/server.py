@@ -62,6 +62,8 @@ class PythonExecutorServer:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self.calls = 0
+        """Under way."""
 
     async def __aenter__(self) -> PythonExecutorServer:
         """Start the sandbox.

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import io
+import ipaddress
 import json
 import os
 import random
+import secrets
+import socket as socketlib
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, BinaryIO, cast
@@ -30,8 +35,12 @@ from websockets.typing import Subprotocol
 from mcp_servers.python_executor.gateway import RUN_META, Gateway
 from mcp_servers.python_executor.server import CallRefused, PythonExecutorServer
 
-__all__ = ["sdk_server", "serve_dialling", "serve_http", "serve_stdio"]
+__all__ = ["Dialling", "sdk_server", "serve_http", "serve_stdio"]
 
+RESOLVE_SECONDS = 2.0
+"""How often the gateways behind a name are looked for."""
+LAST_CALL_SECONDS = 0.3
+LEAVING = "notifications/toolscore/leaving"
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 10.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -74,6 +83,7 @@ def sdk_server(server: PythonExecutorServer, *, gateway: Gateway | None) -> Serv
             task.add_done_callback(telling.discard)
 
         asker = gateway.asker(meta.get(RUN_META)) if gateway is not None else None
+        server.calls += 1
         try:
             result = await server.call_tool(
                 params.name, params.arguments or {}, meta=meta if trusted else {}, progress=progress, asker=asker
@@ -82,6 +92,8 @@ def sdk_server(server: PythonExecutorServer, *, gateway: Gateway | None) -> Serv
             raise MCPError(code=types.INVALID_PARAMS, message=f"unknown tool: {params.name}") from None
         except CallRefused as exc:
             raise MCPError(code=exc.code, message=str(exc), data=exc.data) from None
+        finally:
+            server.calls -= 1
         return types.CallToolResult.model_validate(result)
 
     async def stats(_ctx: ServerRequestContext[Any], _params: types.RequestParams) -> Stats:
@@ -177,27 +189,104 @@ async def serve_http(server: PythonExecutorServer, host: str, port: int, secret:
     await uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).serve()
 
 
-async def serve_dialling(server: PythonExecutorServer, url: str, server_id: str) -> None:
-    """Dial the router, register, serve; dial again with back-off and jitter for as long as this runs."""
-    failures = 0
-    while True:
+class Dialling:
+    """Serves each gateway behind a router's address: all that its name stands for, as they come and go.
+
+    Args:
+        url: of the router, such as `ws://toolscore-headless:8081/register`.
+        leave: set when this executor is to end: it takes no more calls, and finishes those under way.
+        grace_seconds: how long they may take.
+    """
+
+    def __init__(
+        self, server: PythonExecutorServer, url: str, server_id: str, leave: asyncio.Event, grace_seconds: float
+    ) -> None:
+        self._server = server
+        self._url = url
+        self._server_id = server_id
+        self._leave = leave
+        self._grace_seconds = grace_seconds
+        self._instance = secrets.token_hex(6)
+        self._wanted: set[str | None] = set()
+        self._dialling: dict[str | None, asyncio.Task[None]] = {}
+        self._sockets: set[ClientConnection] = set()
+
+    async def run(self) -> None:
+        """Dial for as long as this runs; returns when it has left."""
         try:
-            async with _dial(url) as socket:
-                await _register(socket, server_id)
-                failures = 0
-                print(f"registered as {server_id} at {url}", file=sys.stderr, flush=True)
-                await _serve(server, socket)
-                reason = "the router closed the connection"
-        except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError, Refused) as exc:
-            reason = str(exc) or type(exc).__name__
-        wait = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**failures) * random.uniform(0.75, 1.25)
-        failures += 1
-        print(f"not connected to {url}: {reason}; again in {wait:.1f} s", file=sys.stderr, flush=True)
-        await asyncio.sleep(wait)
+            while not self._leave.is_set():
+                self._wanted = await _addresses(self._url) or self._wanted
+                for address in self._wanted:
+                    task = self._dialling.get(address)
+                    if task is None or task.done():
+                        self._dialling[address] = asyncio.create_task(self._keep_dialling(address))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RESOLVE_SECONDS):
+                        await self._leave.wait()
+            await self._finish()
+        finally:
+            for task in self._dialling.values():
+                task.cancel()
+            await asyncio.gather(*self._dialling.values(), return_exceptions=True)
+
+    async def _finish(self) -> None:
+        for socket in list(self._sockets):
+            with contextlib.suppress(OSError, ConnectionClosed):
+                await socket.send(json.dumps({"jsonrpc": "2.0", "method": LEAVING}))
+        deadline = time.monotonic() + self._grace_seconds
+        await asyncio.sleep(LAST_CALL_SECONDS if self._sockets else 0)  # for calls that were sent before they heard it
+        while self._server.calls and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1 if self._sockets else 0)  # the last answer is on its way
+
+    async def _keep_dialling(self, address: str | None) -> None:
+        """Dial one gateway, register, serve; dial again with back-off and jitter while the name stands for it."""
+        failures = 0
+        shown = f"{self._url} ({address})" if address is not None else self._url
+        while address in self._wanted and not self._leave.is_set():
+            try:
+                async with _dial(self._url, address) as socket:
+                    await _register(socket, self._server_id, self._instance)
+                    failures = 0
+                    print(f"registered as {self._server_id} at {shown}", file=sys.stderr, flush=True)
+                    self._sockets.add(socket)
+                    try:
+                        await _serve(self._server, socket)
+                    finally:
+                        self._sockets.discard(socket)
+                    reason = "the router closed the connection"
+            except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError, Refused) as exc:
+                reason = str(exc) or type(exc).__name__
+            wait = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**failures) * random.uniform(0.75, 1.25)
+            failures += 1
+            print(f"not connected to {shown}: {reason}; again in {wait:.1f} s", file=sys.stderr, flush=True)
+            await asyncio.sleep(wait)
+
+
+async def _addresses(url: str) -> set[str | None]:
+    """The addresses that a URL's name stands for; one that is no name is dialled as it is (`None`)."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return {None}
+    if url.startswith("ws+unix://") or host == "localhost":
+        return {None}
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            found = await loop.getaddrinfo(host, parts.port or 80, type=socketlib.SOCK_STREAM)
+    except (OSError, TimeoutError) as exc:
+        print(f"{host} stands for no address: {exc}", file=sys.stderr, flush=True)
+        return set()
+    return {str(address[4][0]) for address in found}
 
 
 @asynccontextmanager
-async def _dial(url: str) -> AsyncIterator[ClientConnection]:
+async def _dial(url: str, address: str | None) -> AsyncIterator[ClientConnection]:
     options: dict[str, Any] = {
         "subprotocols": [Subprotocol("mcp")],
         "max_size": MAX_FRAME_BYTES,
@@ -212,12 +301,15 @@ async def _dial(url: str) -> AsyncIterator[ClientConnection]:
         async with unix_connect(path, f"ws://localhost{resource or '/'}", **options) as socket:
             yield socket
     else:
+        if address is not None:  # the name stays what the gateway is told it was called by
+            options["host"] = address
         async with connect(url, **options) as socket:
             yield socket
 
 
-async def _register(socket: ClientConnection, server_id: str) -> None:
-    request = {"jsonrpc": "2.0", "id": 0, "method": "toolscore/register", "params": {"server_id": server_id}}
+async def _register(socket: ClientConnection, server_id: str, instance: str) -> None:
+    params = {"server_id": server_id, "instance": instance}
+    request = {"jsonrpc": "2.0", "id": 0, "method": "toolscore/register", "params": params}
     await socket.send(json.dumps(request))
     async with asyncio.timeout(10):
         answer = json.loads(await socket.recv())

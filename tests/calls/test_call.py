@@ -341,9 +341,9 @@ def test_a_call_and_a_session_leave_nothing_to_the_collector() -> None:
             for caller in callers:
                 await gateway.rooms.calls.call(Call("town__echo", Raw(b'{"text": "x"}'), caller=caller, request_id="r"))
             session_id = sessions.open(McpServer(gateway.rooms, None), None, {}, "2025-11-25", ADA)
-            session = sessions.find(session_id, None, ADA)
+            session = await sessions.find(session_id, McpServer(gateway.rooms, None), None, ADA)
             left = [weakref.ref(session), *map(weakref.ref, callers)]
-            sessions.end(session_id)
+            await sessions.end(session_id)
             del session, callers, caller
             await asyncio.sleep(0)
             assert [one() for one in left if one() is not None] == []

@@ -277,4 +277,5 @@ def test_one_caller_cannot_take_the_sessions_of_others() -> None:
         mine = opened("ada")
         theirs = [opened("bob") for _ in range(12)]
         assert alive("ada", mine)
-        assert [alive("bob", session) for session in theirs] == [False] * 7 + [True] * 5
+        assert all(alive("bob", session) for session in theirs), "one that made room is made of its id again"
+        assert alive("ada", mine)

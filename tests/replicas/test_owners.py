@@ -35,9 +35,11 @@ def children(process: GatewayProcess, *words: str) -> list[int]:
 
 
 def owner(replicas: Replicas, *words: str) -> GatewayProcess:
-    having = [process for process in replicas if process.process is not None and children(process, *words)]
-    assert len(having) == 1, [children(process, *words) for process in replicas]
-    return having[0]
+    def having() -> list[GatewayProcess]:
+        return [process for process in replicas if process.process is not None and children(process, *words)]
+
+    known(lambda: len(having()) == 1, "for one to have it")
+    return having()[0]
 
 
 def running(process: GatewayProcess, tool_id: str) -> bool:

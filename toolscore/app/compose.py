@@ -87,6 +87,7 @@ class Gateway:
     """The open rooms, for the doors.
 
     Attributes:
+        identity: what the gateways of one database have in common.
         started: when it was opened, by `time.monotonic()`.
     """
 
@@ -96,6 +97,7 @@ class Gateway:
     database: Database
     shared: SharedStore | None
     ring: KeyRing
+    identity: str
     replicas: Replicas | None
     metrics: Metrics
     watchdog: Watchdog
@@ -418,7 +420,7 @@ async def open_gateway(
             journal=journal, firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls,
             code=code, replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
             installer=installer, broker=broker, watchdog=watchdog, started=time.monotonic(), ring=ring,
-            replicas=replicas,
+            identity=identity, replicas=replicas,
         )  # fmt: skip
         follow_others(gateway, tail)
         yield gateway

@@ -100,6 +100,7 @@ class PythonExecutorService(Rules):
         description="what callers show there as `Authorization: Bearer …`: ${env:NAME} or ${file:/path}",
     )
     auto_start: bool = Field(True, description="false: it is started by somebody else, and dials in")
+    required: bool = Field(False, description="whether /readyz says 503 while none is connected")
 
     @model_validator(mode="after")
     def _guarded(self) -> PythonExecutorService:

@@ -54,6 +54,9 @@ REGISTER_PATH = "/register"
 REGISTER_SECONDS = 10
 """How long a server that dialled in may take to say who it is."""
 
+LEAVING = "notifications/toolscore/leaving"
+"""What a server says that dialled in, takes no more calls, and closes when it has answered those that it has."""
+MAX_INSTANCE_NAME = 64
 MAX_INSTANCES = 1000
 """Of one server that dials in."""
 
@@ -205,6 +208,7 @@ async def _serve_registered(gateway: Gateway, channel: WebSocketChannel) -> None
             raise InvalidRequest("the first frame must be the request toolscore/register {server_id}")
         params = decode(frame.params) if isinstance(frame.params, Raw) else {}
         server_id = params.get("server_id") if isinstance(params, dict) else None
+        instance = params.get("instance") if isinstance(params, dict) else None
         tags = params.get("tags") or [] if isinstance(params, dict) else []
         if not isinstance(server_id, str) or not isinstance(tags, list):
             raise InvalidArguments("toolscore/register needs `server_id`, a string, and may have `tags`, a list")
@@ -221,18 +225,30 @@ async def _serve_registered(gateway: Gateway, channel: WebSocketChannel) -> None
         return
     heartbeat = gateway.settings.current.servers.heartbeat_seconds
     await channel.try_send(result_frame(request_id, {"server_id": server_id, "heartbeat_seconds": heartbeat}))
+    leaving = asyncio.Event()
+
+    def notified(method: str, params: Raw | None) -> None:
+        if method == LEAVING:
+            leaving.set()
+        else:
+            upstream.notified(method, params)
+
     connection = PeerConnection(
         partial(Peer, channel.send, on_junk=lambda _: None, lenient=True),
-        upstream.notified,
+        notified,
         upstream.spec.client_features,
         on_asked=upstream.asked,
     )
+    connection.instance = instance[:MAX_INSTANCE_NAME] if isinstance(instance, str) else None
     reader = asyncio.create_task(channel.feed(connection.peer.receive, connection.closed))
     stopping = asyncio.create_task(upstream.wait_drained())
+    left = asyncio.create_task(leaving.wait())
     try:
         async with asyncio.timeout(gateway.upstreams.rules.start_timeout_seconds):
             await upstream.negotiate(connection)
         async with upstream.instance(connection):
+            await asyncio.wait({reader, stopping, left}, return_when=asyncio.FIRST_COMPLETED)
+        if left.done():  # it gets no more calls, and answers those that it has
             await asyncio.wait({reader, stopping}, return_when=asyncio.FIRST_COMPLETED)
     except (RemoteError, ConnectionLost, ToolScoreError, TimeoutError) as exc:
         log.warning("a server that dialled in was refused", server=server_id, error=str(exc) or "time-out")
@@ -240,5 +256,6 @@ async def _serve_registered(gateway: Gateway, channel: WebSocketChannel) -> None
     finally:
         reader.cancel()
         stopping.cancel()
+        left.cancel()
         connection.closed(channel.closed_reason)
         await channel.close()

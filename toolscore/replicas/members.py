@@ -88,6 +88,7 @@ class Members:
         self._shared = shared
         self._space = f"toolscore:{space}:"
         self._address = ""
+        self._began = 0.0
         self._held: dict[str, Callable[[], None]] = {}
         self._listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._on_silence: list[Callable[[], None]] = []
@@ -100,6 +101,7 @@ class Members:
     async def begin(self, address: str) -> None:
         """Say that this gateway is there, and where; returns when it is known who else is, or Redis does not answer."""
         self._address = address
+        self._began = asyncio.get_running_loop().time()
         await self._tick()
         self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._listen())]
 
@@ -169,6 +171,7 @@ class Members:
         Returns:
             The id of who has it now; of this gateway while Redis does not say.
         """
+        await self._answered()
         owner = await self._shared.run(CLAIM, [self._key(what)], [self.id, int(LEASE_SECONDS * 1000), ""])
         if owner is None:
             self._held.setdefault(what, let_go)  # when Redis answers again, all but one let go
@@ -180,6 +183,12 @@ class Members:
         if owner == self.id:
             self._held[what] = let_go
         return str(owner)
+
+    async def _answered(self) -> None:
+        """Wait for the first answer of Redis, for so long as a lease holds at most: others may have what is claimed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._began + LEASE_SECONDS):
+                await self.heard_first.wait()
 
     def held(self) -> list[str]:
         """All that this gateway has."""
@@ -211,6 +220,19 @@ class Members:
         if home is None:
             return None
         found = home.decode() if await self.is_there(home.decode()) else self.id
+        await self._shared.put(key, found.encode(), seconds)
+        return found
+
+    async def place_of(self, what: str, chosen: str, there: set[str], seconds: float) -> str:
+        """Where something is that stays where it was first: one of those that are there.
+
+        Args:
+            chosen: where it goes that is nowhere.
+        """
+        key = f"{self._space}place:{what}"
+        await self._shared.put_new(key, chosen.encode(), seconds)
+        place = await self._shared.get(key)
+        found = place.decode() if place is not None and place.decode() in there else chosen
         await self._shared.put(key, found.encode(), seconds)
         return found
 

@@ -18,7 +18,6 @@ import msgspec
 from msgspec import Raw
 
 from toolscore.core.jsonrpc import INVALID_PARAMS, ConnectionLost, Params, RemoteError
-from toolscore.core.models import NOBODY
 from toolscore.core.tasks import TaskSet
 from toolscore.replicas.hop import Hops, Link
 from toolscore.replicas.members import Members
@@ -230,11 +229,19 @@ class Owners:
                 del self._open[key]
                 link.tell("server/close", {"server_id": upstream.server_id})
 
-    async def home(self, upstream: Upstream, value: str, caller: Caller | None) -> str | None:
-        """Which other gateway has what calls with this value of the sticky argument belong to; `None`: this one."""
-        name = caller.principal.name if caller is not None else NOBODY.name
-        home = await self.members.home_of(f"{upstream.server_id}:{name}:{value}", HOME_SECONDS)
+    async def home(self, server_id: str, name: str) -> str | None:
+        """Which other gateway has what sticks together under a name; `None`: this one."""
+        home = await self.members.home_of(f"{server_id}:{name}", HOME_SECONDS)
         return None if home in (None, self.members.id) else home
+
+    async def instance_of(self, server_id: str, name: str, chosen: str, there: set[str]) -> str:
+        """Which instance that dialled in has what sticks together under a name.
+
+        Args:
+            chosen: the one for a name that none has.
+            there: those that are connected here.
+        """
+        return await self.members.place_of(f"{server_id}:{name}", chosen, there, HOME_SECONDS)
 
     async def request(
         self, link: Link | str, server_id: str, method: str, params: Params | None, caller: Caller | None

@@ -104,7 +104,7 @@ class SharedStore:
             with contextlib.suppress(Exception):
                 await listener.aclose()
 
-    async def append(self, key: str, entries: list[dict[str, bytes]], most: int, seconds: float) -> None:
+    async def append(self, key: str, entries: list[dict[bytes, bytes]], most: int, seconds: float) -> None:
         """Add entries to a stream, of which about `most` are kept, for so long after the last."""
         if not self.up:
             return

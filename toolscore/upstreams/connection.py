@@ -143,6 +143,8 @@ class PeerConnection:
         self.requests = InFlight(features, side.owner, on_asked)
         self.in_flight = 0
         self.log_level: str | None = None
+        self.instance: str | None = None
+        """The name of an instance that dialled in, if it gave one: it has the same at each gateway."""
         self._on_notification = on_notification
         self._features = features
         self._declared = client_capabilities(features, side)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import structlog
@@ -83,7 +84,8 @@ class Ownership(Protocol):
     async def is_elsewhere(self, server_id: str) -> bool: ...
     async def let_go(self, server_id: str) -> None: ...
     def over(self, upstream: Upstream, other: str) -> contextlib.AbstractAsyncContextManager[Connection]: ...
-    async def home(self, upstream: Upstream, value: str, caller: Caller | None) -> str | None: ...
+    async def home(self, server_id: str, name: str) -> str | None: ...
+    async def instance_of(self, server_id: str, name: str, chosen: str, there: set[str]) -> str: ...
     async def request(
         self, link: str, server_id: str, method: str, params: Params | None, caller: Caller | None
     ) -> Raw: ...
@@ -213,11 +215,15 @@ class Upstream:
         """
         self.in_flight += 1
         try:
-            home = await self._home(method, params, caller) if self.spec.sticky_argument is not None else None
-            if home is not None:
-                return await self._request_at(home, method, params, caller, attempt)
+            stuck: str | None = None
+            if self.spec.sticky_argument is not None and method == "tools/call":
+                value = sticky_value(self.spec.sticky_argument, params)
+                if value is not None:
+                    home, stuck = await self._home(value, caller)
+                    if home is not None:
+                        return await self._request_at(home, method, params, caller, attempt)
             for trial in range(1, MAX_TRIALS + 1):
-                connection = self._pick(caller) or await self._wait_for_connection(caller)
+                connection = self._pick(caller, stuck) or await self._wait_for_connection(caller)
                 connection.in_flight += 1
                 try:
                     if not connection.info.stateless and params is not None and "requestState" in params:
@@ -245,14 +251,17 @@ class Upstream:
             self.in_flight -= 1
             self.last_call = time.monotonic()
 
-    async def _home(self, method: str, params: Params | None, caller: Caller | None) -> str | None:
-        """The other gateway that a call belongs to because of its sticky argument."""
-        assert self.spec.sticky_argument is not None
+    async def _home(self, value: str, caller: Caller | None) -> tuple[str | None, str | None]:
+        """Where calls with this value of the sticky argument go: the other gateway, or the instance."""
+        name = f"{caller.principal.name if caller is not None else ''}:{value}"
+        instances = {one.instance for one in self.connections if isinstance(one, PeerConnection) and one.instance}
         owners = self._host.owners
-        if owners is None or method != "tools/call" or (caller is not None and caller.hopped):
-            return None
-        value = sticky_value(self.spec.sticky_argument, params)
-        return await owners.home(self, value, caller) if value is not None else None
+        if instances:
+            chosen = max(instances, key=lambda one: blake2b(f"{one}:{name}".encode(), digest_size=8).digest())
+            return None, await owners.instance_of(self.server_id, name, chosen, instances) if owners else chosen
+        if owners is None or (caller is not None and caller.hopped):
+            return None, None
+        return await owners.home(self.server_id, name), None
 
     async def _request_at(
         self, home: str, method: str, params: Params | None, caller: Caller | None, attempt: Attempt | None
@@ -358,8 +367,12 @@ class Upstream:
 
     # Connections
 
-    def _pick(self, caller: Caller | None = None) -> Connection | None:
+    def _pick(self, caller: Caller | None = None, instance: str | None = None) -> Connection | None:
         connections = self.connections
+        if instance is not None:
+            connections = [
+                one for one in connections if isinstance(one, PeerConnection) and one.instance == instance
+            ] or connections
         if caller is not None and caller.hopped:  # one hop, and no more
             connections = [one for one in connections if not one.elsewhere]
         if len(connections) == 1:

@@ -19,8 +19,10 @@ class Conversation(Caller):
 
     live = True
 
-    def __init__(self, principal: Principal, capabilities: dict[str, Any] | None = None) -> None:
-        super().__init__(principal, capabilities=capabilities)
+    def __init__(
+        self, principal: Principal, capabilities: dict[str, Any] | None = None, client: object | None = None
+    ) -> None:
+        super().__init__(principal, client=client, capabilities=capabilities)
         self.listener: Listener | None = None
 
     def tell(self, method: str, params: Any) -> None:

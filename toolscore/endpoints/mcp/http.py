@@ -25,6 +25,7 @@ from toolscore.core.jsonrpc import (
     METHOD_NOT_FOUND,
     PARSE_ERROR,
     Frame,
+    decode,
     decode_frame,
     decode_frames,
     error_frame,
@@ -46,13 +47,15 @@ from toolscore.endpoints.asgi import (
     send_json,
     send_stream,
 )
-from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, StatelessCalls, may_wait
+from toolscore.endpoints.mcp.across import Across
+from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, may_wait
 from toolscore.endpoints.mcp.envelope import HEADER_MISMATCH, check_envelope, check_params
 from toolscore.endpoints.mcp.listener import open_listener, watch_resource
 from toolscore.endpoints.mcp.params import Members, read_params
 from toolscore.endpoints.mcp.server import MISSING_CLIENT_CAPABILITY, WATCHING, McpServer
 from toolscore.endpoints.mcp.sessions import Session, Sessions
 from toolscore.endpoints.mcp.sse import Stream
+from toolscore.endpoints.mcp.suspended import StatelessCalls
 from toolscore.upstreams import Caller
 from toolscore.upstreams.protocol import META, SESSION_VERSIONS, UNSUPPORTED_PROTOCOL_VERSION
 
@@ -81,8 +84,9 @@ RESUME_POLL_SECONDS = 0.25
 class _Response:
     """One POST's response: JSON, or a stream of events once something is to be said before the answer."""
 
-    def __init__(self, scope: Scope, send: Send, session: Session | None) -> None:
+    def __init__(self, scope: Scope, send: Send, session: Session | None, request_id: int | str) -> None:
         self._send = send
+        self._request_id = request_id
         self._session = session
         self._may_stream = "text/event-stream" in (header(scope, b"accept") or "")
         self._writer: asyncio.Task[None] | None = None
@@ -91,7 +95,7 @@ class _Response:
     def open(self) -> Stream | None:
         """Become a stream, if the client reads such."""
         if self.stream is None and self._may_stream:
-            self.stream = self._session.open_stream() if self._session is not None else Stream(0, False)
+            self.stream = self._session.open_stream(self._request_id) if self._session is not None else Stream(0, False)
             self._writer = asyncio.create_task(send_stream(self._send, self.stream.chunks()))
         return self.stream
 
@@ -120,7 +124,9 @@ class _Response:
         away_since = time.monotonic()
         while time.monotonic() < away_since + RESUME_SECONDS:
             await asyncio.sleep(RESUME_POLL_SECONDS)
-            if self.stream.readers:
+            if self.stream.readers or (
+                self._session is not None and await self._session.is_read_elsewhere(self.stream.number)
+            ):
                 away_since = time.monotonic()
 
     def abort(self) -> None:
@@ -156,6 +162,8 @@ class McpHttpEndpoint:
         self._single: dict[str, McpServer] = {}
         self._sessions = Sessions(gateway)
         self._suspended: StatelessCalls | None = None
+        replicas = gateway.replicas
+        self._across = Across(replicas, self._sessions, self._resume) if replicas is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, server_id: str | None = None) -> None:
         """Serve one request.
@@ -170,17 +178,21 @@ class McpHttpEndpoint:
         if scope["method"] == "POST":
             await self._post(server, server_id, scope, receive, send)
         elif scope["method"] == "GET":
-            await self._get(server_id, scope, receive, send)
+            await self._get(server, server_id, scope, receive, send)
         elif scope["method"] == "DELETE":
-            session_id = header(scope, b"mcp-session-id")
-            session = (
-                self._sessions.find(session_id, server_id, principal_of(scope)) if session_id is not None else None
-            )
-            if session is not None and session_id is not None:
-                self._sessions.end(session_id)
+            session = await self._session(server, server_id, scope)
+            if session is not None:
+                await self._sessions.end(header(scope, b"mcp-session-id") or "")
             await send_json(send, 200 if session is not None else 404, b"{}")
         else:
             await send_json(send, 405, _refusal(-32600, "use POST, GET or DELETE"), [(b"allow", b"POST, GET, DELETE")])
+
+    async def _session(self, server: McpServer, server_id: str | None, scope: Scope) -> Session | None:
+        """The session that a request names."""
+        session_id = header(scope, b"mcp-session-id")
+        if session_id is None:
+            return None
+        return await self._sessions.find(session_id, server, server_id, principal_of(scope))
 
     def _server(self, server_id: str | None, principal: Principal) -> McpServer:
         if server_id is None:
@@ -196,7 +208,7 @@ class McpHttpEndpoint:
 
     async def _post(self, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
-        if body.lstrip()[:1] == b"[" and self._has_batches(scope, server_id):
+        if body.lstrip()[:1] == b"[" and await self._has_batches(server, scope, server_id):
             await self._post_batch(body, server, server_id, scope, receive, send)
             return
         try:
@@ -207,10 +219,9 @@ class McpHttpEndpoint:
             return
         await self._take(frame, server, server_id, scope, receive, send)
 
-    def _has_batches(self, scope: Scope, server_id: str | None) -> bool:
+    async def _has_batches(self, server: McpServer, scope: Scope, server_id: str | None) -> bool:
         """Whether a request's session is of the only revision that has batches."""
-        session_id = header(scope, b"mcp-session-id")
-        session = self._sessions.find(session_id, server_id, principal_of(scope)) if session_id is not None else None
+        session = await self._session(server, server_id, scope)
         return session is not None and session.version == BATCH_VERSION
 
     async def _post_batch(
@@ -248,14 +259,14 @@ class McpHttpEndpoint:
         session: Session | None = None
         session_id = None if stateless else header(scope, b"mcp-session-id")
         if session_id is not None and frame.method != "initialize":
-            session = self._sessions.find(session_id, server_id, principal_of(scope))
+            session = await self._sessions.find(session_id, server, server_id, principal_of(scope))
             if session is None:
                 gone = {"code": -32600, "message": "Session not found"}
                 await send_json(send, 404, error_frame(frame.id if isinstance(frame.id, int | str) else None, gone))
                 return
         if not isinstance(frame.method, str):
             if session is not None:
-                session.answered(frame)
+                await self._answered(session, frame)
             known = isinstance(frame.id, int | str) and not stateless
             await send_json(send, *((202, b"") if known else (400, _refusal(-32600, "expected a request"))))
             return
@@ -306,7 +317,7 @@ class McpHttpEndpoint:
         assert isinstance(frame.method, str)
         assert isinstance(frame.id, int | str)
         request_id = new_request_id(header(scope, b"x-request-id"))
-        response = _Response(scope, send, session)
+        response = _Response(scope, send, session, frame.id)
         headers = forwarded_headers(self._gateway.upstreams.forwarded, scope)
         caller: Caller
         if stateless:
@@ -326,6 +337,8 @@ class McpHttpEndpoint:
                     result = await self._carry_out(server, frame.method, params, caller, request_id)
                 else:
                     result = await server.handle(frame.method, params, caller, request_id=request_id)
+            if session is not None and frame.method == "logging/setLevel":
+                await session.keep()
             message = result_frame(frame.id, result)
         except ToolScoreError as exc:
             error = exc.rpc_error()
@@ -352,12 +365,26 @@ class McpHttpEndpoint:
     async def _carry_out(
         self, server: McpServer, method: str, params: Members, caller: StatelessCaller, request_id: str
     ) -> Any:
-        if self._suspended is None:
-            self._suspended = StatelessCalls(self._gateway.settings.current.limits.input_seconds)
-            self._gateway.changes.listen(lambda *_: None, self._suspended.close)
-        return await self._suspended.carry_out(
+        return await self._waiting().carry_out(
             caller, method, params, lambda opened: server.handle(method, opened, caller, request_id=request_id)
         )
+
+    def _waiting(self) -> StatelessCalls:
+        """The calls that wait for their clients."""
+        if self._suspended is None:
+            gateway, across = self._gateway, self._across
+            self._suspended = StatelessCalls(
+                gateway.settings.current.limits.input_seconds,
+                gateway.ring,
+                gateway.identity,
+                gateway.replicas.members.id if gateway.replicas is not None else "",
+                across.resume if across is not None else None,
+            )
+            gateway.changes.listen(lambda *_: None, self._suspended.close)
+        return self._suspended
+
+    async def _resume(self, caller: StatelessCaller, method: str, params: dict[str, Any]) -> Any:
+        return await self._waiting().resume(caller, method, params)
 
     async def _initialize(
         self, server: McpServer, server_id: str | None, frame: Frame, params: Members, scope: Scope, send: Send
@@ -374,23 +401,30 @@ class McpHttpEndpoint:
     def _notified(self, session: Session, frame: Frame) -> None:
         """Take a notification of a session's client. The stateless era has none: there a response is closed instead."""
         if frame.method == "notifications/roots/list_changed":
-            self._gateway.upstreams.roots_changed(session)
+            self._gateway.upstreams.roots_changed(session.client)
+            self._sessions.tell("session/roots", name=session.name)
         elif frame.method == "notifications/cancelled":
-            session.cancel(frame.params or None)
+            session.cancel(decode(frame.params) if frame.params else None)
+
+    async def _answered(self, session: Session, frame: Frame) -> None:
+        """Take a client's answer to a question, which another gateway may have put."""
+        if not session.answered(frame) and self._across is not None:
+            await self._across.answer(session.name, frame)
 
     async def _watch(self, session: Session, frame: Frame, params: Members, send: Send) -> None:
         assert isinstance(frame.id, int | str)
         try:
             await watch_resource(session.server, session.listener, str(frame.method), params)
+            await session.keep()
             message = result_frame(frame.id, {})
         except ToolScoreError as exc:
             message = error_frame(frame.id, exc.rpc_error())
         await send_json(send, 200, message)
 
-    async def _get(self, server_id: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _get(self, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         """The stream on which a session hears what belongs to no request; or one that broke off, from there on."""
         session_id = header(scope, b"mcp-session-id")
-        session = self._sessions.find(session_id, server_id, principal_of(scope)) if session_id else None
+        session = await self._session(server, server_id, scope)
         if session is None:
             known = (
                 (404, "Session not found") if session_id else (400, "GET opens a session's stream: initialize first")
@@ -401,11 +435,16 @@ class McpHttpEndpoint:
         last = header(scope, b"last-event-id") or ""
         number, _, seen = last.partition("-")
         if last.isascii() and number.isdigit() and seen.isdigit():
-            found = session.streams.get(int(number[:9]))
-            if found is None:
+            found = session.streams.get(int(number[:15]))
+            if found is not None:
+                stream, after = found, int(seen[:9])
+            elif int(number[:15]) % 2:  # of a response; a session's own stream goes on here
+                elsewhere = await session.read_elsewhere(int(number[:15]), int(seen[:9]))
+                if elsewhere is not None:
+                    await _stream(elsewhere, receive, send)
+                    return
                 await send_json(send, 404, _refusal(-32600, f"the stream of event {last[:40]!r} is not kept any more"))
                 return
-            stream, after = found, int(seen[:9])
         try:
             await _stream(stream.chunks(after), receive, send)
         finally:

@@ -56,6 +56,11 @@ class Listener:
         self._watched: dict[str, tuple[str, str]] = {}
         self._stop = gateway.changes.listen(self._changed, on_close)
 
+    @property
+    def watched(self) -> list[str]:
+        """The URIs of what is watched."""
+        return list(self._watched)
+
     async def watch(self, uri: str) -> None:
         """Hear of a resource's changes.
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
 from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator
 from typing import Any
+from weakref import WeakValueDictionary
 
 from msgspec import Raw
 
 from toolscore.app.compose import Gateway
-from toolscore.core.errors import Overloaded
+from toolscore.core.errors import Overloaded, ToolScoreError
 from toolscore.core.jsonrpc import (
     METHOD_NOT_FOUND,
     Frame,
@@ -27,7 +30,10 @@ from toolscore.endpoints.mcp.conversation import Conversation
 from toolscore.endpoints.mcp.listener import Listener
 from toolscore.endpoints.mcp.params import Members
 from toolscore.endpoints.mcp.server import McpServer
+from toolscore.endpoints.mcp.session_ids import Opened, new_opened, sealed_id, unsealed_id
+from toolscore.endpoints.mcp.shared_sessions import Kept, SharedSessions
 from toolscore.endpoints.mcp.sse import Stream
+from toolscore.upstreams.caller import client_named
 
 __all__ = ["Session", "Sessions"]
 
@@ -37,55 +43,65 @@ RESUMABLE_SINCE = "2025-11-25"
 
 REACH_SECONDS = 10.0
 """How long a question outside of any request waits for a stream to its client."""
+NUMBER_BITS = 40
+"""Of a stream's number: no other gateway gives the same. Those of a session's own streams are even."""
 KEPT_STREAMS = 16
 KEPT_BYTES = 1024 * 1024
 """What a session keeps of streams that have ended; larger answers cannot be fetched again once they were sent."""
 
 
 class Session(Conversation):
-    """One client of the session era over HTTP.
+    """One client of the session era over HTTP, on this gateway.
 
     Args:
-        server_id: of the address that it uses; `None` for `/mcp`.
-        params: of its `initialize`.
-        version: the revision that was agreed on.
+        opened: what was settled when its client opened it.
+        shared: tells other gateways.
     """
 
     def __init__(
-        self,
-        gateway: Gateway,
-        server: McpServer,
-        server_id: str | None,
-        params: Members,
-        version: str,
-        principal: Principal,
+        self, gateway: Gateway, server: McpServer, opened: Opened, principal: Principal, shared: SharedSessions
     ) -> None:
-        declared = decode(params["capabilities"]) if "capabilities" in params else None
-        super().__init__(principal, declared if isinstance(declared, dict) else {})
+        super().__init__(principal, opened.capabilities, client_named(opened.name))
+        self.name = opened.name
         self.server = server
-        self.server_id = server_id
-        self.version = version
-        self.resumable = version >= RESUMABLE_SINCE
+        self.server_id = opened.server_id
+        self.version = opened.version
+        self.resumable = opened.version >= RESUMABLE_SINCE
+        self.is_stale = False
+        """What its client set may be another thing by now."""
         self.used = time.monotonic()
         self.calls: dict[Any, asyncio.Task[Any]] = {}
         self.asked: dict[str, asyncio.Future[Raw]] = {}
-        self.own = Stream(0, self.resumable)
-        self.streams: OrderedDict[int, Stream] = OrderedDict({0: self.own})
+        self.taken: dict[str, asyncio.Future[None]] = {}
+        self.own = Stream(secrets.randbits(NUMBER_BITS) << 1, self.resumable)
+        self.streams: OrderedDict[int, Stream] = OrderedDict({self.own.number: self.own})
+        self._shared = shared
         self.listener = Listener(gateway, server, self, self.tell, self.own.end)
         self._input_seconds = gateway.settings.current.limits.input_seconds
-        self._numbers = itertools.count(1)
         self._questions = itertools.count(1)
 
     @property
     def busy(self) -> bool:
         return bool(self.calls) or self.own.readers > 0
 
-    def open_stream(self) -> Stream:
-        """A stream for one response."""
-        stream = Stream(next(self._numbers), self.resumable)
+    def open_stream(self, request_id: int | str) -> Stream:
+        """A stream for the response to one request."""
+        stream = Stream(secrets.randbits(NUMBER_BITS) << 1 | 1, self.resumable)
+        if self.resumable and self._shared.is_shared and self._shared.mirrors is not None:
+            stream.mirror = self._shared.mirrors.write(self.name, stream.number, request_id)
         self.streams[stream.number] = stream
         self.tidy()
         return stream
+
+    async def read_elsewhere(self, number: int, after: int) -> AsyncGenerator[bytes] | None:
+        """A stream of this session that another gateway began; `None`: it is not kept."""
+        mirrors = self._shared.mirrors
+        return await mirrors.read(self.name, number, after) if mirrors is not None else None
+
+    async def is_read_elsewhere(self, number: int) -> bool:
+        """Whether another gateway sends a stream that this one began."""
+        mirrors = self._shared.mirrors
+        return mirrors is not None and await mirrors.is_read(self.name, number)
 
     def tidy(self) -> None:
         """Keep few of the streams that have ended, for clients that come back to them, and none for others."""
@@ -98,10 +114,31 @@ class Session(Conversation):
 
     def tell(self, method: str, params: Any) -> None:
         message = notification_frame(method, params)
-        if params is None or method == "notifications/resources/updated":
+        if params is None:  # each gateway tells of lists itself
+            self.own.put_once(message)
+            return
+        if not self.own.readers:
+            self._shared.tell_own(self.name, message)
+        if method == "notifications/resources/updated":
             self.own.put_once(message)
         else:
             self.own.put(message)
+
+    async def keep(self) -> None:
+        """What the client set counts wherever it comes next."""
+        watched = self.listener.watched if self.listener is not None else []
+        await self._shared.keep(self.name, Kept(self.log_level, watched))
+
+    async def take(self, kept: Kept) -> None:
+        """Take what the client set elsewhere."""
+        self.log_level = kept.log_level
+        if self.listener is None:
+            return
+        for uri in set(self.listener.watched) - set(kept.watched):
+            await self.listener.unwatch(uri)
+        for uri in kept.watched:
+            with contextlib.suppress(ToolScoreError):
+                await self.listener.watch(uri)
 
     async def ask(self, method: str, params: Raw | None) -> Any:
         """Over the session's own stream, or the response of a request that is under way."""
@@ -112,45 +149,81 @@ class Session(Conversation):
             for stream in self.streams.values():
                 if stream.readers and not stream.ended:
                     return await self.question(stream, method, params)
+            if self._shared.is_shared:  # another gateway may have its stream
+                return await self.question(None, method, params)
             if time.monotonic() > deadline:
                 raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"the client keeps no stream open: {method}"})
             await asyncio.sleep(0.05)
 
-    async def question(self, stream: Stream, method: str, params: Raw | None) -> Any:
-        """Put a request to the client on one of its streams, and wait for its answer."""
-        number = f"toolscore-{next(self._questions)}"
+    async def question(self, stream: Stream | None, method: str, params: Raw | None) -> Any:
+        """Put a request to the client on one of its streams, and wait for its answer.
+
+        Args:
+            stream: `None`: the session's own, of which another gateway may have the reader.
+        """
+        instance = self._shared.instance
+        number = f"toolscore-{instance}{'-' if instance else ''}{next(self._questions)}"
         answer = self.asked[number] = asyncio.get_running_loop().create_future()
-        stream.put(request_frame(number, method, params))
+
+        def put(message: bytes, ack: str | None = None) -> None:
+            if stream is None:
+                self._shared.tell_own(self.name, message, ack)
+            else:
+                stream.put(message)
+
+        put(request_frame(number, method, params), number)
         try:
+            if stream is None:
+                await self._taken(number, answer)
             async with asyncio.timeout(self._input_seconds):
                 return await answer
         except TimeoutError:
             cancelled = {"requestId": number, "reason": "it took too long"}
-            stream.put(notification_frame("notifications/cancelled", cancelled))
+            put(notification_frame("notifications/cancelled", cancelled))
             raise RemoteError({"code": -32603, "message": f"the client did not answer {method} in time"}) from None
         except asyncio.CancelledError:
-            stream.put(notification_frame("notifications/cancelled", {"requestId": number}))
+            put(notification_frame("notifications/cancelled", {"requestId": number}))
             raise
         finally:
             self.asked.pop(number, None)
 
-    def answered(self, frame: Frame) -> None:
-        """Take the client's answer to a question. One that nobody waits for is dropped."""
+    async def _taken(self, number: str, answer: asyncio.Future[Raw]) -> None:
+        """Wait until the gateway that has the client's stream says that it put a question there."""
+        taken = self.taken[number] = asyncio.get_running_loop().create_future()
+        try:
+            both: set[asyncio.Future[Any]] = {taken, answer}
+            done, _ = await asyncio.wait(both, timeout=REACH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self.taken[number]
+        if not done:
+            raise RemoteError({"code": METHOD_NOT_FOUND, "message": "the client keeps no stream open"})
+
+    def answered(self, frame: Frame) -> bool:
+        """Take the client's answer to a question. Returns whether it was waited for; otherwise it is dropped."""
         answer = self.asked.get(str(frame.id))
         if answer is None or answer.done():
-            return
+            return False
         if isinstance(frame.error, Raw):
             answer.set_exception(remote_error(frame.error))
         elif isinstance(frame.result, Raw):
             answer.set_result(frame.result)
+        return True
 
-    def cancel(self, params: Raw | None) -> None:
-        """Take `notifications/cancelled` of the client."""
-        target = decode(params) if params is not None else None
+    def cancel(self, target: Any, *, pass_on: bool = True) -> None:
+        """Take `notifications/cancelled` of the client.
+
+        Args:
+            target: the params.
+            pass_on: what is not under way here may be so on another gateway.
+        """
         given = target.get("requestId") if isinstance(target, dict) else None
-        task = self.calls.get(given) if isinstance(given, int | str) else None
+        if not isinstance(given, int | str):
+            return
+        task = self.calls.get(given)
         if task is not None:
             task.cancel()
+        elif pass_on:
+            self._shared.tell("session/cancelled", name=self.name, target={"requestId": given})
 
     def end(self) -> None:
         """End what is under way, and the streams."""
@@ -172,40 +245,114 @@ class Sessions:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._named: WeakValueDictionary[str, Session] = WeakValueDictionary()
+        self._shared = SharedSessions(gateway.shared, gateway.replicas, gateway.identity, self._told)
         self._of: Counter[str] = Counter()
         self._swept = time.monotonic()
 
     def open(
         self, server: McpServer, server_id: str | None, params: Members, version: str, principal: Principal
     ) -> str:
-        """Open a session. Returns its id.
+        """Open a session. Returns its id, of which any gateway with the same keys can make it again.
 
         Raises:
             Overloaded: too many are open, and all are busy.
         """
         self._make_room(principal)
-        session_id = secrets.token_urlsafe(24)
-        self._sessions[session_id] = Session(self._gateway, server, server_id, params, version, principal)
-        self._of[principal.name] += 1
+        declared = decode(params["capabilities"]) if "capabilities" in params else None
+        opened = new_opened(principal.name, server_id, version, declared if isinstance(declared, dict) else {})
+        session_id = sealed_id(self._gateway.ring, opened)
+        self._add(session_id, Session(self._gateway, server, opened, principal, self._shared))
         return session_id
 
-    def find(self, session_id: str, server_id: str | None, principal: Principal) -> Session | None:
-        """The session of that id, if it is this principal's, at this address."""
+    def _add(self, session_id: str, session: Session) -> None:
+        self._sessions[session_id] = session
+        self._named[session.name] = session
+        self._of[session.principal.name] += 1
+
+    async def find(
+        self, session_id: str, server: McpServer, server_id: str | None, principal: Principal
+    ) -> Session | None:
+        """The session of that id, if it is this principal's, at this address; made anew where it is not in memory.
+
+        Raises:
+            Overloaded: too many are open, and all are busy.
+        """
         session = self._sessions.get(session_id)
+        if session is None:
+            session = await self._make_again(session_id, server, server_id, principal)
         if session is None or session.server_id != server_id or session.principal.name != principal.name:
             return None
         session.used = time.monotonic()
         self._sessions.move_to_end(session_id)
+        if session.is_stale:
+            session.is_stale = False
+            await session.take(await self._shared.kept(session.name))
         return session
 
-    def end(self, session_id: str) -> None:
-        """End a session that is open."""
+    async def _make_again(
+        self, session_id: str, server: McpServer, server_id: str | None, principal: Principal
+    ) -> Session | None:
+        opened = unsealed_id(self._gateway.ring, session_id)
+        if opened is None or opened.server_id != server_id or opened.principal != principal.name:
+            return None
+        if await self._shared.has_ended(opened.name):
+            return None
+        if session_id not in self._sessions:  # another of its requests may have been quicker
+            self._make_room(principal)
+            session = Session(self._gateway, server, opened, principal, self._shared)
+            session.is_stale = self._gateway.shared is not None
+            self._add(session_id, session)
+        return self._sessions[session_id]
+
+    def tell(self, kind: str, **members: Any) -> None:
+        """Tell other gateways something of a session."""
+        self._shared.tell(kind, **members)
+
+    def named(self, name: str) -> Session | None:
+        """The session of a name, if this gateway has it in memory."""
+        return self._named.get(name)
+
+    def _told(self, kind: str, told: dict[str, Any]) -> None:
+        """Another gateway tells something of a session."""
+        name = str(told["name"])
+        session = self._named.get(name)
+        if kind == "session/roots":
+            self._gateway.upstreams.roots_changed(client_named(name))
+        elif kind == "session/ended":
+            self._shared.note_ended(name)
+            self._gateway.upstreams.client_gone(client_named(name))
+            for session_id in [key for key, one in self._sessions.items() if one is session]:
+                self._drop(session_id)
+        elif session is None:
+            return
+        elif kind == "session/set":
+            session.is_stale = True
+        elif kind == "session/cancelled":
+            session.cancel(told["target"], pass_on=False)
+        elif kind == "session/taken":
+            taken = session.taken.get(str(told["number"]))
+            if taken is not None and not taken.done():
+                taken.set_result(None)
+        elif kind == "session/own" and session.own.readers:
+            session.own.put(str(told["message"]).encode())
+            if told["ack"] is not None:
+                self._shared.tell("session/taken", name=name, number=told["ack"])
+
+    async def end(self, session_id: str) -> None:
+        """End a session that is open, everywhere."""
+        name = self._sessions[session_id].name
+        self._drop(session_id)
+        await self._shared.end(name)
+
+    def _drop(self, session_id: str) -> None:
+        """Keep a session no longer; its client may come back to it."""
         session = self._sessions.pop(session_id)
         self._of[session.principal.name] -= 1
         if not self._of[session.principal.name]:
             del self._of[session.principal.name]
         session.end()
-        self._gateway.upstreams.client_gone(session)
+        self._gateway.upstreams.client_gone(session.client)
 
     def _make_room(self, principal: Principal) -> None:
         limits = self._gateway.settings.current.limits
@@ -217,15 +364,15 @@ class Sessions:
                     f"{limits.max_sessions_per_principal} sessions of yours are open and in use: end one with DELETE",
                     retry_after_seconds=60,
                 )
-            self.end(idlest)
+            self._drop(idlest)
         bound, oldest_use = limits.max_sessions, time.monotonic() - limits.session_idle_seconds
         if len(self._sessions) >= bound or time.monotonic() > self._swept + SWEEP_SECONDS:
             self._swept = time.monotonic()
             quiet = [key for key, session in self._sessions.items() if not session.busy]
             for key in quiet:
                 if self._sessions[key].used < oldest_use:
-                    self.end(key)
+                    self._drop(key)
             if len(self._sessions) >= bound and quiet and quiet[0] in self._sessions:
-                self.end(quiet[0])  # the idlest makes room; its client opens another
+                self._drop(quiet[0])  # the idlest makes room; its client opens another
         if len(self._sessions) >= bound:
             raise Overloaded(f"{bound} sessions are open: end one with DELETE, or wait", retry_after_seconds=60)

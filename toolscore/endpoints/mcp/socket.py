@@ -25,11 +25,12 @@ from toolscore.core.models import Principal
 from toolscore.core.peer import Peer
 from toolscore.core.tasks import TaskSet
 from toolscore.endpoints.asgi import Receive, Send, new_request_id
-from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, StatelessCalls, envelope_error, may_wait
+from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, envelope_error, may_wait
 from toolscore.endpoints.mcp.conversation import Conversation
 from toolscore.endpoints.mcp.listener import Listener, open_listener, watch_resource
 from toolscore.endpoints.mcp.params import Members, read_params
 from toolscore.endpoints.mcp.server import WATCHING, McpServer
+from toolscore.endpoints.mcp.suspended import StatelessCalls
 from toolscore.upstreams.protocol import META
 
 __all__ = ["AsgiChannel", "McpSocketClient"]
@@ -107,7 +108,7 @@ class McpSocketClient(Conversation):
         if not may_wait(method, members, caller):
             return await self._server.handle(method, members, caller, request_id=request_id)
         if self._suspended is None:
-            self._suspended = StatelessCalls(self._input_seconds)
+            self._suspended = StatelessCalls(self._input_seconds, self._gateway.ring, self._gateway.identity)
         return await self._suspended.carry_out(
             caller,
             method,

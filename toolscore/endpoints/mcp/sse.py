@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 
 from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, sse_event
+from toolscore.endpoints.mcp.mirror import Mirror
 
 __all__ = ["Stream"]
 
@@ -20,7 +21,8 @@ MAX_EVENT_BYTES = 1024 * 1024
 class Stream:
     """The events of one response, kept for as long as its client may come back for them.
 
-    `read` is the newest event that was sent, `readers` counts the responses that send it just now.
+    `read` is the newest event that was sent, `readers` counts the responses that send it just now. `mirror` keeps it
+    for other gateways, too.
     """
 
     def __init__(self, number: int, resumable: bool) -> None:
@@ -34,6 +36,7 @@ class Stream:
         self._count = 0
         self._arrived = asyncio.Event()
         self._reader: object = None
+        self.mirror: Mirror | None = None
 
     def put(self, message: bytes) -> None:
         """Add a message. Never waits."""
@@ -43,6 +46,8 @@ class Stream:
         while len(self._events) > 1 and (len(self._events) > MAX_EVENTS or self._bytes > MAX_EVENT_BYTES):
             self._bytes -= len(self._events.popleft()[1])
         self._arrived.set()
+        if self.mirror is not None:
+            self.mirror.put(self._count, message)
 
     @property
     def size(self) -> int:
@@ -55,6 +60,8 @@ class Stream:
             self.put(message)
 
     def end(self) -> None:
+        if self.mirror is not None and not self.ended:
+            self.mirror.end()
         self.ended = True
         self._arrived.set()
 

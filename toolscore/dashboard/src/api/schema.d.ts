@@ -361,7 +361,8 @@ export interface paths {
         };
         /**
          * Calls are accepted
-         * @description 503 as soon as it is to end: no more calls should be sent here, though they are taken for a while.
+         * @description 503 as soon as it is to end: no more calls should be sent here, though they are taken for a while. Also
+         *     while it has no Python executor and is set to need one.
          */
         get: operations["ready_readyz_get"];
         put?: never;

@@ -1,0 +1,119 @@
+"""What gateways that share a Redis tell one another of sessions: that one has ended, what its client set, what it said.
+
+A session is made of its id on every gateway that its client comes to. What was set later (log level, what is watched)
+lies in Redis. What is for a client whose stream another gateway holds goes there, and so do its answers and its
+cancelling of what another gateway carries out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from toolscore.endpoints.mcp.mirror import Mirrors
+from toolscore.endpoints.mcp.session_ids import MAX_AGE_SECONDS
+from toolscore.replicas import Replicas
+from toolscore.stores import SharedStore
+
+__all__ = ["Kept", "SharedSessions"]
+
+KEPT_SECONDS = 86_400.0
+"""For how long what a client set is kept after it was set."""
+MAX_ENDED = 10_000
+KINDS = ("set", "ended", "cancelled", "roots", "own", "taken")
+MAX_TOLD_BYTES = 1024 * 1024
+"""Of a message that goes to the gateway that has a client's stream."""
+
+
+class Kept(msgspec.Struct, omit_defaults=True):
+    """What a client set after it had opened its session."""
+
+    log_level: str | None = None
+    watched: list[str] = []
+
+
+class SharedSessions:
+    """What this gateway tells others of sessions; on its own, it remembers which have ended.
+
+    Args:
+        on_told: told of a kind and its members, when another gateway tells something.
+    """
+
+    def __init__(
+        self,
+        shared: SharedStore | None,
+        replicas: Replicas | None,
+        identity: str,
+        on_told: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self._shared = shared
+        self._replicas = replicas
+        self._space = f"toolscore:{identity}:session:"
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self.mirrors: Mirrors | None = None
+        if shared is not None and replicas is not None:
+            self.mirrors = Mirrors(shared, replicas, identity)
+        if replicas is not None:
+            for kind in KINDS:
+                replicas.members.on(f"session/{kind}", lambda told, kind=kind: on_told(f"session/{kind}", told))  # type: ignore[misc]
+
+    @property
+    def instance(self) -> str:
+        """Of this gateway; empty where it is alone."""
+        return self._replicas.members.id if self._replicas is not None else ""
+
+    async def has_ended(self, name: str) -> bool:
+        """Whether its client has ended a session."""
+        if name in self._ended:
+            return True
+        return self._shared is not None and await self._shared.get(f"{self._space}{name}:ended") is not None
+
+    async def end(self, name: str) -> None:
+        """A client has ended its session."""
+        self.note_ended(name)
+        if self._shared is not None:
+            await self._shared.put(f"{self._space}{name}:ended", b"1", MAX_AGE_SECONDS)
+            await self._shared.drop([f"{self._space}{name}"])
+        self.tell("session/ended", name=name)
+
+    def note_ended(self, name: str) -> None:
+        self._ended[name] = None
+        while len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    async def kept(self, name: str) -> Kept:
+        """What its client set."""
+        found = await self._shared.get(self._space + name) if self._shared is not None else None
+        try:
+            return msgspec.json.decode(found, type=Kept) if found is not None else Kept()
+        except msgspec.MsgspecError:
+            return Kept()
+
+    async def keep(self, name: str, kept: Kept) -> None:
+        """A client has set something."""
+        if self._shared is not None:
+            await self._shared.put(self._space + name, msgspec.json.encode(kept), KEPT_SECONDS)
+        self.tell("session/set", name=name)
+
+    def tell(self, kind: str, **members: Any) -> None:
+        """Tell other gateways. Never waits."""
+        if self._replicas is not None:
+            self._replicas.members.tell(kind, **members)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are other gateways just now."""
+        return self._replicas is not None and bool(self._replicas.members.others)
+
+    def tell_own(self, name: str, message: bytes, ack: str | None = None) -> None:
+        """Have the gateway that has a session's own stream put a message on it.
+
+        Args:
+            ack: it says under this name that it did.
+        """
+        if self._replicas is not None and len(message) <= MAX_TOLD_BYTES:
+            text = message.decode("utf-8", "replace")
+            self._replicas.members.tell("session/own", name=name, message=text, ack=ack)

@@ -149,3 +149,20 @@ def test_calls_that_hop_are_answered_one_by_one_under_load(replicas: Replicas) -
     for thread in threads:
         thread.join()
     assert not wrong, wrong[:3]
+
+
+def test_what_one_was_searched_for_the_call_on_another_teaches_all(replicas: Replicas) -> None:
+    one, other, third = replicas
+    task = "return the text that I say"
+
+    def relevance(process: GatewayProcess) -> float:
+        found = process.http.post("/api/v1/tools/search", json={"query": task}).json()["data"]["tools"]
+        return float({tool["tool_id"]: tool["relevance"] for tool in found}["good__echo"])
+
+    before = relevance(one)
+
+    def taught() -> bool:
+        other.execute("good__echo", {"text": "hi"})
+        return relevance(third) > before
+
+    known(taught)

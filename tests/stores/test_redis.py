@@ -88,7 +88,8 @@ def test_a_write_through_one_ends_what_the_other_keeps(replicas: list[GatewayPro
     wait_for(lambda: level(other, "Bern") == "l1")
     wait_for(lambda: level(one, "Bern") in ("l1", "l2"))
     one.execute("city__write", {"city": "Bern"})
-    assert [level(process, "Bern") for process in (other, one)] == [None, None]
+    assert level(other, "Bern") is None, "it is asked for anew"
+    assert level(one, "Bern") in (None, "l2"), "and what came of that holds"
 
 
 def test_what_cannot_be_known_to_hold_is_not_given(replicas: list[GatewayProcess], redis: Redis) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ from toolscore.discovery import (
     ToolSearch,
 )
 from toolscore.discovery.own_tools import OWN_SERVER, OwnTools
+from toolscore.discovery.search.search import LEARNED, SEARCHED
 from toolscore.embedding import LightEmbedder, embedder_for
 from toolscore.history.events import EventLog
 from toolscore.history.firewall import ErrorFirewall
@@ -234,6 +235,14 @@ async def open_gateway(
             open_replicas(shared, identity, ring, settings.limits.max_result_bytes + settings.limits.max_body_bytes)
         )
 
+        def tell(kind: str, **members: Any) -> None:
+            if replicas is not None:
+                replicas.members.tell(kind, **members)
+
+        def hear(kind: str, heard: Callable[[dict[str, Any]], None]) -> None:
+            if replicas is not None:
+                replicas.members.on(kind, heard)
+
         # What happened
         events = await enter(EventLog(database, settings.events, on_event=metrics.event))
         scores = await enter(Scores(database, settings.scores))
@@ -306,7 +315,10 @@ async def open_gateway(
         # Finding tools
         embeddings = settings.embeddings
         embedder = embedder_for(embeddings, secret_of(embeddings.key))
-        search = await enter(ToolSearch(library, scores, database, embedder, frozenset({OWN_SERVER}), embeddings))
+        hidden = frozenset({OWN_SERVER})
+        search = await enter(ToolSearch(library, scores, database, embedder, hidden, embeddings, tell=tell))
+        for kind in (SEARCHED, LEARNED):
+            hear(kind, search.hear)
 
         # One call
         tracing = stack.enter_context(open_tracing(settings.tracing.endpoint))

@@ -53,6 +53,10 @@ WRITE_SECONDS = 1.0
 AGAIN_SECONDS = 1.0
 PRUNE_SECONDS = 60.0
 PREFIX = "toolscore:result:"
+FLIGHT = "toolscore:flight:"
+FLIGHT_SECONDS = 15.0
+"""For so long at most other gateways wait for one that is asking for the same."""
+FLIGHT_POLL_SECONDS = 0.03
 
 _exact = msgspec.json.Decoder(float_hook=Decimal)  # 20 digits stay 20 digits, and 1.0 is not 1
 _sorted = msgspec.json.Encoder(order="sorted", decimal_format="number")
@@ -288,7 +292,7 @@ class ResultCache:
                 ready = self._memory.get(slot.key)
                 if ready is not None and ready.is_fresh and self._gives(slot, ready):
                     return ready.raw  # it came while we got here
-                flight = _Flight(slot, asyncio.create_task(self._make(slot, make)))
+                flight = _Flight(slot, asyncio.create_task(self._make(slot, make, seconds)))
                 self._flights[slot.key] = flight
                 return (await flight.result()).raw
             try:
@@ -313,9 +317,15 @@ class ResultCache:
     def _gives(self, slot: Slot, found: Cached) -> bool:
         return found.epoch == slot.epoch and self._validity.holds(slot.tool, found.stored_at)
 
-    async def _make(self, slot: Slot, make: Callable[[], Awaitable[Made]]) -> Made:
+    async def _make(self, slot: Slot, make: Callable[[], Awaitable[Made]], seconds: float) -> Made:
         asked_at, task = time.time(), asyncio.current_task()
+        first = self._shared is None
         try:
+            if self._shared is not None and self._epochs is not None:
+                first = await self._shared.claim(FLIGHT + slot.key, FLIGHT_SECONDS)
+                found = await self._made_elsewhere(slot, seconds) if not first else None
+                if found is not None:
+                    return Made(found.raw)
             made = await make()
             if made.ttl > 0 and memoryview(made.raw).nbytes <= self.rules.max_result_bytes:
                 until = time.time() + made.ttl
@@ -325,11 +335,30 @@ class ResultCache:
                 self.misses += 1
                 if self._validity.holds(slot.tool, asked_at):
                     self._keep(slot.key, entry)
+                    if first and self._shared is not None and not await asyncio.to_thread(redacted, entry.raw):
+                        await self._share(slot.key, entry)  # before those that wait for it elsewhere look
             return made
         finally:
+            if first and self._shared is not None:
+                await asyncio.shield(self._shared.drop([FLIGHT + slot.key]))
             flight = self._flights.get(slot.key)
             if flight is not None and flight.task is task:
                 del self._flights[slot.key]
+
+    async def _made_elsewhere(self, slot: Slot, seconds: float) -> Cached | None:
+        """What another gateway is asking for just now; `None` if nothing comes of it that may be given."""
+        assert self._shared is not None
+        assert self._epochs is not None
+        until = time.monotonic() + min(seconds, FLIGHT_SECONDS)
+        while time.monotonic() < until:
+            under_way = await self._shared.get(FLIGHT + slot.key)
+            found = await self._look_shared(slot, self._epochs)
+            if found is not None and found.is_fresh:
+                return found
+            if under_way is None or slot.epoch is None:
+                return None
+            await asyncio.sleep(FLIGHT_POLL_SECONDS)
+        return None
 
     def _operator_ttl(self, tool: Tool) -> float | None:
         """What the operator says of a tool: seconds; `None`: nothing."""
@@ -574,7 +603,12 @@ def _size(entry: Cached) -> int:
 
 
 def _secrets_among(group: dict[str, Cached]) -> set[str]:
-    return {key for key, entry in group.items() if redact_json(entry.raw)[1]}
+    return {key for key, entry in group.items() if redacted(entry.raw)}
+
+
+def redacted(raw: Raw) -> bool:
+    """Whether there is a secret in a result, as far as one can tell."""
+    return bool(redact_json(raw)[1])
 
 
 def canonical(arguments: Raw) -> bytes:

@@ -65,6 +65,13 @@ class SharedStore:
         if self.up:
             await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000)), nx=True))
 
+    async def claim(self, key: str, seconds: float) -> bool:
+        """Keep a key for so long, if it is not kept. Returns whether it was not; true also where Redis does not say."""
+        if not self.up:
+            return True
+        taken = await self.ask(self._client.set(key, b"1", px=max(1, int(seconds * 1000)), nx=True))
+        return bool(taken) or not self.up
+
     async def drop(self, keys: list[str]) -> None:
         """Forget keys."""
         for start in range(0, len(keys), 500):

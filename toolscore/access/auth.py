@@ -22,12 +22,13 @@ import structlog
 from pydantic import Field, IPvAnyNetwork
 
 from toolscore.access.tokens import ADMIN, TokenKeys, TokenRules, expiry
-from toolscore.core.errors import Conflict, Forbidden, ToolNotFound, Unauthenticated
+from toolscore.core.errors import Conflict, Forbidden, Overloaded, ToolNotFound, Unauthenticated
 from toolscore.core.hosts import is_loopback
 from toolscore.core.models import LOCAL, NOBODY, Principal, timestamp
 from toolscore.core.rules import Rules
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError
+from toolscore.upstreams.references import secret_of
 
 __all__ = [
     "ADMIN",
@@ -52,6 +53,8 @@ OUR_KEY = f"ts_{'0' * 12}_{secrets.token_urlsafe(32)}"
 
 READ_AGAIN_SECONDS = 2.0
 """How soon a key that was made or revoked elsewhere counts."""
+MIN_GIVEN = 32
+"""Characters of a key that is brought from outside."""
 REFRESH_SECONDS = 0.9
 """As old as keys are at most that open sockets are held to."""
 READ_REST_SECONDS = 0.1
@@ -149,6 +152,13 @@ class KeyRing:
             raise ToolNotFound(f"no key {key_id!r} that is not revoked already: `toolscore keys list` shows them")
 
 
+class GivenKey(Rules):
+    """A key that comes from the settings, such as a Secret's."""
+
+    key: str = Field(min_length=1, description="32 characters or more; ${env:NAME} and ${file:/path} stand for theirs")
+    scopes: tuple[str, ...] = ()
+
+
 class AccessRules(Rules):
     """Who may come in."""
 
@@ -159,6 +169,9 @@ class AccessRules(Rules):
     )
     local_without_key: bool = Field(
         True, description="false: callers on this machine show a key, too (as behind a proxy)"
+    )
+    given_keys: dict[str, GivenKey] = Field(
+        {}, description="name → {key: ${env:…}, scopes: [admin]}: keys that are not made here but brought from outside"
     )
     tokens: TokenRules | None = Field(
         None, description="JWTs that count: {issuer: …, audience: …, jwks_url: …, scopes: [], admins: []}"
@@ -207,6 +220,8 @@ class Authenticator:
         self._database = database
         self._rules = rules or AccessRules()
         self._keys: dict[str, dict[str, Any]] = {}
+        self._given = _given(self._rules.given_keys)
+        self._error: str | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._tokens = TokenKeys(self._rules.tokens, fetch) if self._rules.tokens is not None else None
@@ -214,7 +229,8 @@ class Authenticator:
     async def any_keys(self) -> bool:
         """Whether anybody could come in from outside."""
         await self._read_keys()
-        return self._rules.tokens is not None or any(row["revoked_at"] is None for row in self._keys.values())
+        made = any(row["revoked_at"] is None for row in self._keys.values())
+        return made or bool(self._given) or self._rules.tokens is not None
 
     async def authenticate(self, authorization: str | None, api_key: str | None, *, local: bool) -> Principal:
         """Who shows this.
@@ -225,6 +241,7 @@ class Authenticator:
 
         Raises:
             Unauthenticated: nothing was shown, or it is not good.
+            Overloaded: whether it is good cannot be said just now.
         """
         shown = api_key
         if authorization is not None:
@@ -238,6 +255,9 @@ class Authenticator:
             raise Unauthenticated(
                 "this gateway asks who you are: send a key (`toolscore keys create`) as `Authorization: Bearer ts_…`"
             )
+        given = self._given.get(_hash(shown)) if self._given else None
+        if given is not None:
+            return given
         if KEY.fullmatch(shown):
             return await self._of_key(shown)
         if self._tokens is not None and shown.count(".") == 2:
@@ -276,6 +296,11 @@ class Authenticator:
         row = self._keys.get(key_id)
         # The comparison takes as long for an id that there is not.
         good = hmac.compare_digest(row["hash"] if row is not None else _hash(""), _hash(key))
+        if row is None and self._error is not None:
+            raise Overloaded(
+                f"whether this key is good cannot be said: the database cannot be asked ({self._error})",
+                retry_after_seconds=1,
+            )
         if row is None or not good:
             raise Unauthenticated("the key is not valid: it was mistyped, or is another gateway's")
         reason = _ended(row)
@@ -298,12 +323,26 @@ class Authenticator:
                 rows = await self._database.load_keys()
             except StoreError as exc:  # those that were known go on
                 log.error("cannot read the keys", error=str(exc))
+                self._error = str(exc)
             else:
+                self._error = None
                 self._keys = {
                     row["key_id"]: {**row, "principal": Principal(row["name"], tuple(row["scopes"].split()))}
                     for row in rows
                 }
             self._read_at = time.monotonic()
+
+
+def _given(keys: Mapping[str, GivenKey]) -> dict[str, Principal]:
+    """Whose key has which hash. One that is not to be had or can be guessed counts for nobody; the log says so."""
+    found = {}
+    for name, one in keys.items():
+        key = secret_of(one.key)
+        if key is not None and len(key) >= MIN_GIVEN:
+            found[_hash(key)] = Principal(name, one.scopes)
+        elif key is not None:
+            log.error("a key of access.given_keys is too short: it counts for nobody", name=name, least=MIN_GIVEN)
+    return found
 
 
 def _ended(row: Mapping[str, Any]) -> str | None:

@@ -148,6 +148,8 @@ class _Router:
             return connection.respond(http.HTTPStatus.FORBIDDEN, f"{exc.message}\n")
         except Unauthenticated as exc:
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, f"{exc.message}\n")
+        except Overloaded as exc:
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{exc.message}\n")
         self._callers[connection] = principal, self._gateway.auth.credential(authorization, api_key)
         return None
 

@@ -11,7 +11,7 @@ PAGE := $(shell find toolscore/dashboard/src toolscore/dashboard/public -type f 
 # The tests start hundreds of programs: none of them should compile its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast storm soak interop known-servers check pages types lock format clean
+.PHONY: run test test-fast storm soak interop known-servers replicas check pages types lock format clean
 
 run: $(VENV)/.installed
 	@$(BIN)/toolscore serve
@@ -36,6 +36,11 @@ interop: $(VENV)/.tested
 # Twenty-three servers that people use, in one file: do they come up, how soon is the first answer, what do they cost?
 known-servers: $(VENV)/.tested
 	@PYTHONPATH=tests $(BIN)/python tests/interop/known_servers.py
+
+# Postgres, Redis, haproxy and three gateways on loopback, for trying; Ctrl-C stops all of it.
+COUNT ?= 3
+replicas: $(VENV)/.installed
+	@$(BIN)/toolscore bench rig --count $(COUNT)
 
 # Half load with faults for MINUTES; says what grew.
 MINUTES ?= 60

@@ -31,6 +31,38 @@ def bench_gateway(
         print_json(result)
 
 
+@bench.command("replicas")
+def bench_replicas(
+    seconds: Annotated[float, typer.Option(min=0.3, help="How long each load takes, over all rounds.")] = 6.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure several gateways on a Postgres, a Redis and haproxy of their own, on this machine."""
+    from toolscore.bench.replicas import run_replicas_bench
+    from toolscore.bench.rig import ProgramMissing
+
+    try:
+        result = run_replicas_bench(seconds=seconds, quiet=as_json, tell=lambda what: say(f"{what} ..."))
+    except ProgramMissing as exc:
+        say(str(exc))
+        raise typer.Exit(69) from exc
+    if as_json:
+        print_json(result)
+
+
+@bench.command("rig")
+def bench_rig(
+    count: Annotated[int, typer.Option(min=1, max=20, help="How many gateways.")] = 3,
+) -> None:
+    """Start several gateways on a Postgres, a Redis and haproxy of their own, and stop it all at Ctrl-C."""
+    from toolscore.bench.rig import ProgramMissing, run_rig
+
+    try:
+        run_rig(count, say)
+    except ProgramMissing as exc:
+        say(str(exc))
+        raise typer.Exit(69) from exc
+
+
 Half = Annotated[str, typer.Option(help="`even` or `odd`: tune on one half, check on the other.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many questions a set.")]
 Mode = Annotated[str, typer.Option(help="What makes vectors: `light` or `semantic`.")]

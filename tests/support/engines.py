@@ -29,6 +29,7 @@ defaults
   timeout client 30s
   timeout server 30s
   option redispatch
+  option http-server-close
   retries 2
 frontend all
   bind 127.0.0.1:{port}
@@ -60,6 +61,13 @@ class Redis:
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+    def kill(self) -> None:
+        """As a crash ends it: nothing is kept."""
+        if self._process is not None:
+            self._process.kill()
             self._process.wait(10)
             self._process = None
 

@@ -26,6 +26,7 @@ from toolscore.core.errors import Conflict, Forbidden, Overloaded, ToolNotFound,
 from toolscore.core.hosts import is_loopback
 from toolscore.core.models import LOCAL, NOBODY, Principal, timestamp
 from toolscore.core.rules import Rules
+from toolscore.core.tasks import TaskSet
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError
 from toolscore.upstreams.references import secret_of
@@ -53,6 +54,8 @@ OUR_KEY = f"ts_{'0' * 12}_{secrets.token_urlsafe(32)}"
 
 READ_AGAIN_SECONDS = 2.0
 """How soon a key that was made or revoked elsewhere counts."""
+READ_SECONDS = 1.0
+"""So long a caller waits for keys that the database does not give."""
 MIN_GIVEN = 32
 """Characters of a key that is brought from outside."""
 REFRESH_SECONDS = 0.9
@@ -222,6 +225,7 @@ class Authenticator:
         self._keys: dict[str, dict[str, Any]] = {}
         self._given = _given(self._rules.given_keys)
         self._error: str | None = None
+        self._tasks = TaskSet()
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._tokens = TokenKeys(self._rules.tokens, fetch) if self._rules.tokens is not None else None
@@ -292,7 +296,10 @@ class Authenticator:
         key_id = key[3:15]
         age = time.monotonic() - self._read_at
         if age > READ_AGAIN_SECONDS or (key_id not in self._keys and age > READ_REST_SECONDS):
-            await self._read_keys()
+            if self._error is None or key_id not in self._keys:
+                await self._read_keys()
+            elif not len(self._tasks):  # known from before, and nobody waits for a database that is away
+                self._tasks.start(self._read_keys())
         row = self._keys.get(key_id)
         # The comparison takes as long for an id that there is not.
         good = hmac.compare_digest(row["hash"] if row is not None else _hash(""), _hash(key))
@@ -320,10 +327,11 @@ class Authenticator:
             if time.monotonic() - self._read_at <= READ_REST_SECONDS:
                 return
             try:
-                rows = await self._database.load_keys()
-            except StoreError as exc:  # those that were known go on
-                log.error("cannot read the keys", error=str(exc))
-                self._error = str(exc)
+                async with asyncio.timeout(READ_SECONDS):
+                    rows = await self._database.load_keys()
+            except (StoreError, TimeoutError) as exc:  # those that were known go on
+                self._error = str(exc) or f"it did not answer within {READ_SECONDS:g} s"
+                log.error("cannot read the keys", error=self._error)
             else:
                 self._error = None
                 self._keys = {

@@ -56,6 +56,8 @@ MAX_VARIABLES = 500
 
 STATEMENT_SECONDS = 20
 """A database that hangs must not hold up what waits for it for ever."""
+CHANGE_SECONDS = 5
+"""For a change of a few rows that somebody waits for."""
 
 
 CHANNEL = "toolscore"
@@ -584,8 +586,9 @@ class Database:
             part: what is written, where gateways share it: they are told.
         """
         number = None
+        seconds = CHANGE_SECONDS if part is not None and self.shared else STATEMENT_SECONDS
         try:
-            async with asyncio.timeout(STATEMENT_SECONDS), self._engine.begin() as connection:
+            async with asyncio.timeout(seconds), self._engine.begin() as connection:
                 if part is not None and self.shared:
                     number = await self._count(connection, part)
                     self._own[part].add(number)  # at once: the commit may be seen before we hear of it
@@ -595,7 +598,7 @@ class Database:
             if part is not None and number is not None:
                 self._own[part].discard(number)  # another may get it
             if isinstance(exc, TimeoutError):
-                raise StoreError(f"the database did not answer within {STATEMENT_SECONDS} s") from exc
+                raise StoreError(f"the database did not answer within {seconds} s") from exc
             if isinstance(exc, SQLAlchemyError | OSError):
                 raise StoreError(str(getattr(exc, "orig", None) or exc)) from exc
             raise

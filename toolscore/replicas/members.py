@@ -25,6 +25,8 @@ TICK_SECONDS = 1.0
 LEASE_SECONDS = 5.0
 """A replica that was not heard of for so long is gone."""
 AGAIN_SECONDS = 1.0
+SESSION_SECONDS = 86_400.0
+"""For how long a session with a remote server is joined after somebody opened or joined it."""
 
 PRESENT = """
 redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
@@ -60,6 +62,16 @@ if not owner or owner == ARGV[1] or owner == ARGV[3] then
   return ARGV[1]
 end
 return owner
+"""
+OFFER = """
+local known = redis.call('get', KEYS[1])
+local function id(text) return cjson.decode(text)[1] end
+if not known or id(known) == ARGV[2] or id(ARGV[1]) == ARGV[2] then
+  redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[3])
+  return ARGV[1]
+end
+redis.call('pexpire', KEYS[1], ARGV[3])
+return known
 """
 RELEASE = """
 for _, key in ipairs(KEYS) do
@@ -235,6 +247,22 @@ class Members:
         found = place.decode() if place is not None and place.decode() in there else chosen
         await self._shared.put(key, found.encode(), seconds)
         return found
+
+    # Sessions with remote servers
+
+    async def session_of(self, key: str) -> bytes | None:
+        """What was offered under a key, and holds."""
+        return await self._shared.get(f"{self._space}session:{key}")
+
+    async def offer_session(self, key: str, ours: bytes, instead_of: str | None) -> bytes:
+        """Offer a session. Returns the one that counts: the first, unless it is the one that is to be replaced.
+
+        Args:
+            instead_of: the id of the one that holds no more; that of the new one itself: whatever there is.
+        """
+        arguments: list[str | bytes | int] = [ours, instead_of or "", int(SESSION_SECONDS * 1000)]
+        counts: bytes | None = await self._shared.run(OFFER, [f"{self._space}session:{key}"], arguments)
+        return counts if counts is not None else ours
 
     # What all are told
 

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -79,6 +80,36 @@ class HopConnection:
         """It is used no more. Idempotent."""
         if not self._closed.done():
             self._closed.set_result(reason)
+
+
+class Together:
+    """A `SharedSession` in Redis."""
+
+    def __init__(self, members: Members, key: str, fresh: bool) -> None:
+        self._members = members
+        self._key = sha256(key.encode()).hexdigest()
+        self._fresh = fresh
+
+    async def known(self) -> tuple[str, ServerInfo] | None:
+        found = None if self._fresh else await self._members.session_of(self._key)
+        return _session(found) if found is not None else None
+
+    async def offer(self, session_id: str, info: ServerInfo, instead_of: str | None) -> tuple[str, ServerInfo]:
+        ours = msgspec.json.encode([session_id, info])
+        counts = await self._members.offer_session(self._key, ours, session_id if self._fresh else instead_of)
+        self._fresh = False
+        return _session(counts) or (session_id, info)
+
+    def may_end(self) -> bool:
+        return not self._members.others
+
+
+def _session(found: bytes) -> tuple[str, ServerInfo] | None:
+    try:
+        session_id, info = msgspec.json.decode(found, type=tuple[str, ServerInfo])
+    except msgspec.MsgspecError:
+        return None  # another release's
+    return session_id, info
 
 
 class Owners:
@@ -150,6 +181,20 @@ class Owners:
         if self.members.holds(server_id):
             self.on_let_go(server_id)
             await self.members.release(server_id)
+
+    def session(self, key: str, fresh: bool) -> Together:
+        """The session that gateways have with a remote server, as one.
+
+        Args:
+            key: equal for what may share it.
+            fresh: another is opened, whatever there is.
+        """
+        return Together(self.members, key, fresh)
+
+    def pass_on(self, server_id: str, method: str, params: Raw | None) -> None:
+        """Tell the others what a remote server tells all: it says so to one of those that share a session."""
+        told = None if params is None else bytes(params).decode("utf-8", "replace")
+        self.members.tell("announced", server_id=server_id, method=method, params=told)
 
     def restart(self, server_id: str) -> bool:
         """Have the gateway that has a server start it again. Returns whether another has it."""

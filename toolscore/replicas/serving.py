@@ -134,6 +134,7 @@ class Serving:
         hops.heard["server/restart"] = (OpenServer, self._restart)
         hops.on_end(self._ended)
         owners.on_let_go = self._let_go
+        owners.members.on("announced", self._announced)
         listen(self._server_told, lambda: None)
 
     @property
@@ -182,6 +183,13 @@ class Serving:
             upstream = self._upstreams.find(server_id)
             if upstream is not None:
                 self._tasks.start(upstream.unwatch(uri, _Nobody()))
+
+    def _announced(self, told: dict[str, Any]) -> None:
+        """Another gateway heard this of a server whose session this one has, too."""
+        upstream = self._upstreams.find(str(told["server_id"]))
+        if upstream is not None and upstream.spec.kind == "streamable_http":
+            params = Raw(str(told["params"]).encode()) if told["params"] is not None else None
+            upstream.notified(str(told["method"]), params, pass_on=False)
 
     def _server_told(self, server_id: str, method: str, params: Raw | None) -> None:
         for link in self._links.get(server_id, ()):

@@ -34,7 +34,7 @@ from toolscore.upstreams.protocol import (
     stateless_envelope,
 )
 
-__all__ = ["Connection", "OnNotification", "PeerConnection", "ensure_log_level", "with_input"]
+__all__ = ["Connection", "OnNotification", "PeerConnection", "SharedSession", "ensure_log_level", "with_input"]
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +45,26 @@ PROBE_SECONDS = 0.5
 
 MAX_INPUT_ROUNDS = 10
 STATE_ONLY_SECONDS = 0.1
+
+
+class SharedSession(Protocol):
+    """The session that several gateways have with one server, as one: what the server keeps in it, all see."""
+
+    async def known(self) -> tuple[str, ServerInfo] | None:
+        """The id of the session that another has opened, and what the server said then."""
+        ...
+
+    async def offer(self, session_id: str, info: ServerInfo, instead_of: str | None) -> tuple[str, ServerInfo]:
+        """A session was opened. Returns the one that counts: another gateway may have been quicker.
+
+        Args:
+            instead_of: the id of the one that the server has forgotten.
+        """
+        ...
+
+    def may_end(self) -> bool:
+        """Whether nobody else has it."""
+        ...
 
 
 class Connection(Protocol):

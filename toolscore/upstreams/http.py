@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -39,7 +40,7 @@ from toolscore.core.jsonrpc import (
 )
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
-from toolscore.upstreams.connection import OnNotification, with_input
+from toolscore.upstreams.connection import OnNotification, SharedSession, with_input
 from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
 from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for, with_cookies
@@ -94,6 +95,9 @@ RESUME_TRIES = 5
 MIN_RETRY_SECONDS = 0.5
 
 
+ID_BITS = 24
+
+
 class HttpConnection:
     """One server behind one URL. Calls are independent requests; the pool keeps their sockets."""
 
@@ -109,6 +113,7 @@ class HttpConnection:
         on_asked: OnAsked = lambda unasked: None,
         shown: str | None = None,
         credentials: Callable[[], Mapping[str, str]] | None = None,
+        shared: SharedSession | None = None,
     ) -> None:
         assert spec.url is not None
         self._url, authorization = plain_url(spec.url)
@@ -135,7 +140,9 @@ class HttpConnection:
         self._routings: dict[tuple[str, str], CIMultiDict[str]] = {}
         self._mirrored: dict[str, dict[tuple[str, ...], tuple[str, str]]] = {}
         self.requests = InFlight(spec.client_features, side.owner, on_asked)
-        self._next_id = 0
+        self._shared = shared
+        # In a session that several gateways have, no two requests may have one id; below what JavaScript counts to.
+        self._next_id = secrets.randbits(ID_BITS) << (52 - ID_BITS) if shared is not None else 0
         self._renewing = asyncio.Lock()
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._questions: dict[int, list[asyncio.Task[None]]] = {}
@@ -332,7 +339,7 @@ class HttpConnection:
         """Tell a server that keeps a session that we leave. Never raises."""
         for task in self._side_tasks:
             task.cancel()
-        if "Mcp-Session-Id" in self._headers:
+        if "Mcp-Session-Id" in self._headers and (self._shared is None or self._shared.may_end()):
             await self._leave(self._headers)
 
     async def _leave(self, headers: Mapping[str, str]) -> None:
@@ -439,8 +446,40 @@ class HttpConnection:
             self._retry_seconds = stream.retry_seconds
         return True, True
 
+    @property
+    def session_id(self) -> str | None:
+        """Of the session, where the server has given one."""
+        return self._headers.get("Mcp-Session-Id")
+
     async def _initialize(self) -> None:
-        """Open a session. Calls under way go on with the headers they began with."""
+        """Open a session, or join the one that other gateways have. Calls under way go on with the headers they began
+        with.
+        """
+        gone = self.session_id
+        known = await self._shared.known() if self._shared is not None else None
+        if known is not None and known[0] != gone:
+            self._join(*known)
+            if await self._session_lives():
+                return
+            gone = known[0]
+        await self._open_session()
+        if self._shared is not None and self.session_id is not None:
+            ours = dict(self._headers)
+            counts = await self._shared.offer(self.session_id, self.info, gone)
+            if counts[0] != self.session_id:
+                self._join(*counts)
+                self._aside(self._leave(ours))
+
+    def _join(self, session_id: str, info: ServerInfo) -> None:
+        self.info = info
+        self._headers = {
+            **self._headers, "Mcp-Session-Id": session_id, "MCP-Protocol-Version": info.protocol_version
+        }  # fmt: skip
+        self._last_event = ""
+        self._generation += 1
+        self.log_level = None
+
+    async def _open_session(self) -> None:
         fresh = {
             name: value
             for name, value in self._headers.items()
@@ -808,6 +847,7 @@ async def open_streamable_http(
     on_asked: OnAsked = lambda unasked: None,
     shown: str | None = None,
     credentials: Callable[[], Mapping[str, str]] | None = None,
+    shared: SharedSession | None = None,
 ) -> AsyncIterator[HttpConnection]:
     """Negotiate with a server and listen for its changes while open.
 
@@ -817,11 +857,14 @@ async def open_streamable_http(
         on_asked: told when the server asks something of its clients.
         shown: the address for messages, with references as they were written.
         credentials: gives the entry's headers anew, with what their references stand for now.
+        shared: the session that other gateways have with it.
 
     Raises:
         ConnectionLost, RemoteError, UpstreamProtocolError.
     """
-    connection = HttpConnection(spec, session, on_notification, max_message_bytes, side, on_asked, shown, credentials)
+    connection = HttpConnection(
+        spec, session, on_notification, max_message_bytes, side, on_asked, shown, credentials, shared
+    )
     await connection.negotiate(probe=probe)
     listener = asyncio.create_task(connection.listen())
     try:

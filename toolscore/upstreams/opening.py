@@ -13,7 +13,7 @@ from msgspec import Raw
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.core.rules import LimitRules
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
-from toolscore.upstreams.connection import OnNotification
+from toolscore.upstreams.connection import OnNotification, SharedSession
 from toolscore.upstreams.http_client import http_session
 from toolscore.upstreams.inprocess import InProcessServer, open_inprocess
 from toolscore.upstreams.process.spawn import CommandNotFound
@@ -72,6 +72,7 @@ class Dialer:
         on_notification: OnNotification = ignored,
         on_asked: OnAsked = lambda unasked: None,
         stderr_into: Callable[[Any], None] = lambda lines: None,
+        shared: SharedSession | None = None,
     ) -> AbstractAsyncContextManager[Any]:
         """A context manager that connects to a server and yields the `Connection`; leaving it ends all it started.
 
@@ -82,6 +83,7 @@ class Dialer:
             on_notification: gets the method and the params of what the server tells no request in particular.
             on_asked: told when the server asks something of its clients.
             stderr_into: gets the (live) deque of a process's last stderr lines.
+            shared: the session that other gateways have with it.
 
         Raises:
             CommandNotFound: a reference stands for nothing.
@@ -107,7 +109,8 @@ class Dialer:
                     return resolved(given if side.credentials is None else given.on_behalf_of(side.credentials)).headers
                 return spec.headers  # it stands for nothing any more: the old one is refused, and says so
 
-            return open_http(spec, self.http_for(spec), probe=probe, shown=shown, credentials=credentials, **common)
+            http = self.http_for(spec)
+            return open_http(spec, http, probe=probe, shown=shown, credentials=credentials, shared=shared, **common)
         if spec.endpoint:
             return open_endpoint(server_id, spec, max_message_bytes=max_bytes)
         return open_inprocess(spec, on_notification=on_notification, ready=self._inside)

@@ -21,7 +21,7 @@ from toolscore.core.jsonrpc import ConnectionLost, RemoteError
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
-from toolscore.upstreams.connection import Connection, OnNotification, PeerConnection
+from toolscore.upstreams.connection import Connection, OnNotification, PeerConnection, SharedSession
 from toolscore.upstreams.event_stream import MESSAGE, EventStream
 from toolscore.upstreams.http import Unexpected, open_streamable_http
 from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for
@@ -224,6 +224,7 @@ async def open_http(
     on_asked: OnAsked = lambda unasked: None,
     shown: str,
     credentials: Callable[[], Mapping[str, str]] | None = None,
+    shared: SharedSession | None = None,
 ) -> AsyncIterator[Connection]:
     """Negotiate with a server over whichever of the HTTP transports it speaks. Arguments as `open_streamable_http`.
 
@@ -239,7 +240,8 @@ async def open_http(
         refusal: Unexpected | None = None
         if spec.type != "sse":
             try:
-                connection = await stack.enter_async_context(open_streamable_http(spec, session, probe=probe, **common))
+                opening = open_streamable_http(spec, session, probe=probe, shared=shared, **common)
+                connection = await stack.enter_async_context(opening)
             except Unexpected as exc:
                 if exc.http_status not in OLD_REFUSALS:
                     raise

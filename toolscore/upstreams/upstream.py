@@ -26,7 +26,7 @@ from toolscore.core.models import ServerState, UpstreamSpec, timestamp
 from toolscore.core.rules import ServerRules
 from toolscore.core.tasks import TaskSet
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide
-from toolscore.upstreams.connection import Connection, PeerConnection, ensure_log_level
+from toolscore.upstreams.connection import Connection, PeerConnection, SharedSession, ensure_log_level
 from toolscore.upstreams.http import HttpConnection
 from toolscore.upstreams.lanes import Habits, Lane, Lanes, has_own_lane, lane_for, own_lane, sticky_value
 from toolscore.upstreams.lists import Lists, read_list
@@ -94,6 +94,8 @@ class Ownership(Protocol):
     async def who_has_instances(self, server_id: str) -> str | None: ...
     async def news(self, seconds: float) -> None: ...
     def restart(self, server_id: str) -> bool: ...
+    def session(self, key: str, fresh: bool) -> SharedSession: ...
+    def pass_on(self, server_id: str, method: str, params: Raw | None) -> None: ...
 
 
 class Host(Protocol):
@@ -184,6 +186,7 @@ class Upstream:
         self._dialer = dialer
         self._changed = asyncio.Event()
         self._own_changed = asyncio.Event()
+        self._fresh = False
         self._log_level: str | None = None
         self._tasks = TaskSet()
 
@@ -442,7 +445,21 @@ class Upstream:
             on_notification=self.notified if side is EVERYBODY else partial(self._notified_in_lane, side),
             on_asked=self.asked,
             stderr_into=keep,
+            shared=self._shared_session(side),
         )
+
+    def _shared_session(self, side: ClientSide) -> SharedSession | None:
+        """The session that other gateways have with the server on behalf of the same clients."""
+        owners = self._host.owners
+        if owners is None or self.spec.kind != "streamable_http" or self.spec.instances_here == "one":
+            return None
+        whose: object = "all" if side.is_shared else sorted(side.offered)
+        if side.owner is not None:
+            whose = getattr(side.owner.client, "shared_name", None)
+            if whose is None:
+                return None  # a client of this gateway alone
+        fresh, self._fresh = self._fresh, False
+        return owners.session(f"{self.server_id}:{self.spec.digest}:{side.credentials}:{whose}", fresh)
 
     @asynccontextmanager
     async def _open_lane(self, side: ClientSide) -> AsyncIterator[Connection]:
@@ -538,8 +555,16 @@ class Upstream:
             self.habits.asks = True
             self.habits.keeps_roots |= unasked
 
-    def notified(self, method: str, params: Raw | None) -> None:
-        """The server tells something that belongs to no request."""
+    def notified(self, method: str, params: Raw | None, *, pass_on: bool = True) -> None:
+        """The server tells something that belongs to no request.
+
+        Args:
+            pass_on: other gateways that have the same session hear it too, as the server tells one of them.
+        """
+        owners = self._host.owners
+        in_session = self.spec.kind == "streamable_http" and self.info is not None and not self.info.stateless
+        if pass_on and in_session and owners is not None and method in BROADCAST:
+            owners.pass_on(self.server_id, method, params)
         if method in CHANGED_LISTS:
             self.lists.changed(method)
         else:
@@ -613,6 +638,7 @@ class Upstream:
         """Start again, now, whatever the back-off says; where it runs."""
         owners = self._host.owners
         if owners is None or not owners.restart(self.server_id):
+            self._fresh = True
             self.orders.restart.set()
 
     async def drain(self) -> None:

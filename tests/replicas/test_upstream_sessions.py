@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from support import GatewayProcess, wait_for
@@ -78,3 +81,35 @@ def test_what_a_server_keeps_in_its_session_is_the_same_through_each(replicas: R
         assert said(one) == (another, 8)
         assert said(third) == (another, 9)
         assert replicas[0].http.delete("/api/v1/servers/counting").is_success
+
+
+def test_equal_calls_on_all_at_once_are_made_once(replicas: Replicas) -> None:
+    made: Counter[int] = Counter()
+
+    def call(asked: Asked) -> None:
+        number = asked.params["arguments"]["number"]
+        made[number] += 1
+        text = f"{number}, made {made[number]}"
+        time.sleep(0.5)
+        asked.result({"content": [{"type": "text", "text": text}], "ttlMs": 60_000})
+
+    def tools(asked: Asked) -> None:
+        tool = {"name": "go", "inputSchema": {"type": "object"}, "annotations": {"readOnlyHint": True}}
+        asked.result({"tools": [tool]})
+
+    with field_server(tools__call=call, tools__list=tools) as server:
+        said = replicas[0].http.post("/api/v1/servers", json={"server_id": "slow_reads", "url": server.url}).json()
+        assert said["success"], said
+        for process in replicas:
+            wait_for(lambda process=process: process.http.get("/api/v1/servers/slow_reads").is_success)  # type: ignore[misc]
+            process.wait_for_state("slow_reads", "up")
+        numbers = itertools.count(1)
+
+        def once() -> bool:
+            number = next(numbers)
+            with ThreadPoolExecutor(6) as pool:
+                calls = pool.map(lambda process: process.text("slow_reads__go", {"number": number}), replicas * 2)
+            return set(calls) == {f"{number}, made 1"} and made[number] == 1
+
+        wait_for(once, 20, "for calls while Redis answers in time, and what holds is settled")
+        assert replicas[0].http.delete("/api/v1/servers/slow_reads").is_success

@@ -174,6 +174,8 @@ class Owners:
         """Whether this gateway is asked for a server."""
         if self.leaving or upstream.orders.stop.is_set():
             return False
+        if upstream.spec.dialin:
+            return upstream.server_id in self._present
         return upstream.spec.instances_here == "each" or self.members.holds(upstream.server_id)
 
     async def let_go(self, server_id: str) -> None:
@@ -227,6 +229,7 @@ class Owners:
         """No instance is connected here any more."""
         if server_id in self._present:
             self._present.discard(server_id)
+            self.on_let_go(server_id)
             await self.members.release(INSTANCES + server_id)
 
     async def who_has_instances(self, server_id: str) -> str | None:

@@ -240,3 +240,21 @@ def test_twenty_clients_of_the_sdk_through_the_balancer(asking: Replicas, balanc
     said = asyncio.run(run())
     assert len(said) == 20
     assert all("ada" in text for text in said), said
+
+
+def test_a_client_of_the_first_revision_posts_to_any_gateway(replicas: Replicas) -> None:
+    one, other, third = replicas
+    headers = {"accept": "text/event-stream"}
+    with httpx.stream("GET", f"{one.url}/sse", headers=headers, timeout=20) as stream:
+        lines = (line[5:].strip() for line in stream.iter_lines() if line.startswith("data:"))
+        place = next(lines)
+        opening = {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "old", "version": "1"}}
+        for number, (process, method, params) in enumerate(
+            ((other, "initialize", opening), (third, "tools/call", call("good__echo", {"text": "old"})["params"]))
+        ):
+            body = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+            assert httpx.post(f"{process.url}{place}", json=body).status_code == 202
+            answer = json.loads(next(lines))
+            assert answer["id"] == number
+        assert answer["result"]["content"][0]["text"] == "old"
+    assert httpx.post(f"{other.url}{place}x", json=body).status_code == 404

@@ -11,8 +11,12 @@ import secrets
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, urlsplit
 
+import msgspec
+from msgspec import Raw
+
 from toolscore.app.compose import Gateway
-from toolscore.core.errors import Forbidden, InvalidRequest, Overloaded, ToolNotFound
+from toolscore.core.errors import Forbidden, InvalidRequest, Overloaded, ToolNotFound, ToolScoreError
+from toolscore.core.jsonrpc import ConnectionLost
 from toolscore.core.models import Principal
 from toolscore.endpoints.asgi import (
     SSE_COMMENT_SECONDS,
@@ -26,6 +30,8 @@ from toolscore.endpoints.asgi import (
     sse_event,
 )
 from toolscore.endpoints.mcp.socket import McpSocketClient
+from toolscore.replicas.hop import Link
+from toolscore.replicas.wire import Answer, answer_of, failure_of
 
 __all__ = ["MESSAGES_PATH", "SSE_PATH", "SseDoor"]
 
@@ -68,12 +74,22 @@ class _Channel:
             yield await self._incoming.get()
 
 
+class _Posted(msgspec.Struct):
+    """A message that was POSTed to another gateway. `name`: of its stream."""
+
+    name: str
+    principal: Principal
+    body: str
+
+
 class SseDoor:
     """Streams of clients, by the id that their POSTs name."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._channels: dict[str, _Channel] = {}
+        if gateway.replicas is not None:
+            gateway.replicas.hops.served["sse/message"] = (_Posted, self._posted)
 
     async def open(self, scope: Scope, receive: Receive, send: Send, server_id: str | None = None) -> None:
         """Serve a stream to its end.
@@ -89,7 +105,9 @@ class SseDoor:
             self._gateway.find_server(principal, server_id)
         if len(self._channels) >= MAX_STREAMS:
             raise Overloaded(f"{MAX_STREAMS} streams are open", retry_after_seconds=5)
-        name, channel = secrets.token_urlsafe(24), _Channel(principal)
+        replicas = self._gateway.replicas
+        name = (f"{replicas.members.id}." if replicas is not None else "") + secrets.token_urlsafe(24)
+        channel = _Channel(principal)
         self._channels[name] = channel
         client = asyncio.ensure_future(McpSocketClient(self._gateway, channel, server_id, principal).run())
         gone = asyncio.ensure_future(_gone(receive))
@@ -128,13 +146,43 @@ class SseDoor:
         name = (given.get("session_id") or given.get("sessionId") or [""])[0]
         if not name:
             raise InvalidRequest("`session_id` is missing: open a stream first (GET /sse), which names where to POST")
+        principal = principal_of(scope)
+        body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
+        if name in self._channels or not await self._pass_on(name, principal, body):
+            self._take(name, principal, body)
+        await send_json(send, 202, b"")
+
+    def _take(self, name: str, principal: Principal, body: bytes) -> None:
         channel = self._channels.get(name)
         if channel is None:
             raise ToolNotFound("there is no such stream: open another (GET /sse)")
-        if channel.principal != principal_of(scope):
+        if channel.principal != principal:
             raise Forbidden("the stream is somebody else's")
-        channel.take(await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes))
-        await send_json(send, 202, b"")
+        channel.take(body)
+
+    async def _pass_on(self, name: str, principal: Principal, body: bytes) -> bool:
+        """Give a message to the gateway that has its stream. Returns whether there is one.
+
+        Raises:
+            ToolScoreError: it does not take it.
+        """
+        replicas, instance = self._gateway.replicas, name.partition(".")[0]
+        if replicas is None or instance == name or not await replicas.members.is_there(instance):
+            return False
+        posted = {"name": name, "principal": principal, "body": body.decode("utf-8", "surrogateescape")}
+        try:
+            link = await replicas.hops.to(instance)
+            answer_of(msgspec.json.decode(await link.ask("sse/message", posted), type=Answer))
+        except ConnectionLost:
+            return False
+        return True
+
+    async def _posted(self, _: Link, posted: _Posted) -> Answer:
+        try:
+            self._take(posted.name, posted.principal, posted.body.encode("utf-8", "surrogateescape"))
+        except ToolScoreError as exc:
+            return failure_of(exc)
+        return Answer(result=Raw(b"{}"))
 
 
 async def _write(send: Send, data: bytes) -> None:

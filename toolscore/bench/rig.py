@@ -41,7 +41,8 @@ backend gateways
   option httpchk GET /readyz
   default-server check inter 200ms fall 1 rise 1
 """
-EXAMPLE = "python-executor-mcp-server__python_execute"
+EXAMPLE = "clock__get_current_time"
+"""Of a server that one of the gateways has for all."""
 START_SECONDS = 60.0
 LEAVE_SECONDS = 1.5
 """Longer than haproxy takes to notice that a gateway leaves."""
@@ -264,7 +265,7 @@ def run_rig(count: int, say: Callable[[str], None]) -> None:
         ProgramMissing, RuntimeError.
     """
     servers = {"clock": {"command": "uvx", "args": ["mcp-server-time", "--local-timezone", "UTC"]}}
-    with rig(count, servers if shutil.which("uvx") else {}, lambda what: say(f"starting {what} ...")) as running:
+    with rig(count, servers, lambda what: say(f"starting {what} ...")) as running:
         say("")
         say(f"  Balancer    {running.balancer}/mcp   (each request to the next gateway)")
         for number, gateway in enumerate(running.gateways, 1):
@@ -275,7 +276,7 @@ def run_rig(count: int, say: Callable[[str], None]) -> None:
         say("")
         say("Try:")
         say(f"  curl -s {running.balancer}/execute_tool -H 'content-type: application/json' \\")
-        say(f"    -d '{json.dumps({'tool_id': EXAMPLE, 'parameters': {'code': 'sum(range(101))'}})}'")
+        say(f"    -d '{json.dumps({'tool_id': EXAMPLE, 'parameters': {'timezone': 'Asia/Tokyo'}})}'")
         if running.gateways[0].process is not None:
             say(f"  kill -9 {running.gateways[0].process.pid}   # and call again: the others go on")
         say("")

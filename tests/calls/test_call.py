@@ -340,7 +340,7 @@ def test_a_call_and_a_session_leave_nothing_to_the_collector() -> None:
             callers = [Caller(ADA) for _ in range(20)]
             for caller in callers:
                 await gateway.rooms.calls.call(Call("town__echo", Raw(b'{"text": "x"}'), caller=caller, request_id="r"))
-            session_id = sessions.open(McpServer(gateway.rooms, None), None, {}, "2025-11-25", ADA)
+            session_id = await sessions.open(McpServer(gateway.rooms, None), None, {}, "2025-11-25", ADA)
             session = await sessions.find(session_id, McpServer(gateway.rooms, None), None, ADA)
             left = [weakref.ref(session), *map(weakref.ref, callers)]
             await sessions.end(session_id)

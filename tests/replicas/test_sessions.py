@@ -258,3 +258,16 @@ def test_a_client_of_the_first_revision_posts_to_any_gateway(replicas: Replicas)
             assert answer["id"] == number
         assert answer["result"]["content"][0]["text"] == "old"
     assert httpx.post(f"{other.url}{place}x", json=body).status_code == 404
+
+
+def test_what_is_too_much_for_an_id_is_known_everywhere(asking: Replicas) -> None:
+    one, other, _ = asking
+    much = {"elicitation": {"form": {}, "note": "x" * 3000}, "experimental": {"much": "y" * 3000}}
+    session = Session(one, much)
+    assert len(session.headers["mcp-session-id"]) < 2000
+    assert session.request(other, "ping").json()["result"] == {}
+    for _, message in session.events(other, call("sessions__test_elicitation", {"message": "who?"})):
+        if message is not None and message.get("method") == "elicitation/create":
+            session.post(other, {"jsonrpc": "2.0", "id": message["id"], "result": ACCEPTED})
+        elif message is not None and "id" in message:
+            assert "ada" in json.dumps(message["result"]), message

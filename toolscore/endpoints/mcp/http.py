@@ -392,7 +392,8 @@ class McpHttpEndpoint:
         assert isinstance(frame.id, int | str)
         try:
             result = await server.initialize(params)
-            session_id = self._sessions.open(server, server_id, params, result["protocolVersion"], principal_of(scope))
+            version = result["protocolVersion"]
+            session_id = await self._sessions.open(server, server_id, params, version, principal_of(scope))
         except ToolScoreError as exc:
             await send_json(send, exc.status, error_frame(frame.id, exc.rpc_error()))
             return

@@ -69,6 +69,8 @@ class Session(Conversation):
         self.resumable = opened.version >= RESUMABLE_SINCE
         self.is_stale = False
         """What its client set may be another thing by now."""
+        self.declares_much = False
+        """What its client declared is too much for its id."""
         self.used = time.monotonic()
         self.calls: dict[Any, asyncio.Task[Any]] = {}
         self.asked: dict[str, asyncio.Future[Raw]] = {}
@@ -127,11 +129,14 @@ class Session(Conversation):
     async def keep(self) -> None:
         """What the client set counts wherever it comes next."""
         watched = self.listener.watched if self.listener is not None else []
-        await self._shared.keep(self.name, Kept(self.log_level, watched))
+        whole = dict(self.capabilities) if self.declares_much else None
+        await self._shared.keep(self.name, Kept(self.log_level, watched, whole))
 
     async def take(self, kept: Kept) -> None:
         """Take what the client set elsewhere."""
         self.log_level = kept.log_level
+        if kept.capabilities is not None:
+            self.capabilities, self.declares_much = kept.capabilities, True
         if self.listener is None:
             return
         for uri in set(self.listener.watched) - set(kept.watched):
@@ -250,7 +255,7 @@ class Sessions:
         self._of: Counter[str] = Counter()
         self._swept = time.monotonic()
 
-    def open(
+    async def open(
         self, server: McpServer, server_id: str | None, params: Members, version: str, principal: Principal
     ) -> str:
         """Open a session. Returns its id, of which any gateway with the same keys can make it again.
@@ -260,9 +265,14 @@ class Sessions:
         """
         self._make_room(principal)
         declared = decode(params["capabilities"]) if "capabilities" in params else None
-        opened = new_opened(principal.name, server_id, version, declared if isinstance(declared, dict) else {})
+        capabilities = declared if isinstance(declared, dict) else {}
+        opened = new_opened(principal.name, server_id, version, capabilities)
         session_id = sealed_id(self._gateway.ring, opened)
-        self._add(session_id, Session(self._gateway, server, opened, principal, self._shared))
+        session = Session(self._gateway, server, opened, principal, self._shared)
+        self._add(session_id, session)
+        if opened.capabilities != capabilities:
+            session.capabilities, session.declares_much = capabilities, True
+            await session.keep()
         return session_id
 
     def _add(self, session_id: str, session: Session) -> None:

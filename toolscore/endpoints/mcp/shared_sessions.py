@@ -29,10 +29,11 @@ MAX_TOLD_BYTES = 1024 * 1024
 
 
 class Kept(msgspec.Struct, omit_defaults=True):
-    """What a client set after it had opened its session."""
+    """What a client set after it had opened its session, and what it declared that is too much for an id."""
 
     log_level: str | None = None
     watched: list[str] = []
+    capabilities: dict[str, Any] | None = None
 
 
 class SharedSessions:

@@ -230,9 +230,7 @@ class Dialling:
             await asyncio.gather(*self._dialling.values(), return_exceptions=True)
 
     async def _finish(self) -> None:
-        for socket in list(self._sockets):
-            with contextlib.suppress(OSError, ConnectionClosed):
-                await socket.send(json.dumps({"jsonrpc": "2.0", "method": LEAVING}))
+        await asyncio.gather(*map(_say_farewell, list(self._sockets)))
         deadline = time.monotonic() + self._grace_seconds
         await asyncio.sleep(LAST_CALL_SECONDS if self._sockets else 0)  # for calls that were sent before they heard it
         while self._server.calls and time.monotonic() < deadline:
@@ -261,6 +259,12 @@ class Dialling:
             failures += 1
             print(f"not connected to {shown}: {reason}; again in {wait:.1f} s", file=sys.stderr, flush=True)
             await asyncio.sleep(wait)
+
+
+async def _say_farewell(socket: ClientConnection) -> None:
+    with contextlib.suppress(OSError, ConnectionClosed, TimeoutError):
+        async with asyncio.timeout(LAST_CALL_SECONDS):
+            await socket.send(json.dumps({"jsonrpc": "2.0", "method": LEAVING}))
 
 
 async def _addresses(url: str) -> set[str | None]:

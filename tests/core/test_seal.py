@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 
 from toolscore.core.seal import BadSeal, KeyRing, new_key
 
-ONE, OTHER = new_key(), new_key()
+ONE, OTHER = (base64.b64encode(bytes([one]) * 32).decode() for one in (1, 2))
+
+
+def test_a_new_key_is_one() -> None:
+    assert KeyRing.read(new_key()).key_id != KeyRing.read(new_key()).key_id
 
 
 def test_a_value_comes_back_for_its_purpose_alone() -> None:
@@ -58,7 +62,9 @@ def test_what_is_no_seal_is_refused(text: str) -> None:
         KeyRing.read(ONE).open(text, "p")
 
 
-@pytest.mark.parametrize("wrong", ["", "short", "é" * 44, base64.b64encode(b"x" * 31).decode(), f"{ONE},x"])
+@pytest.mark.parametrize(
+    "wrong", ["", "short", "é" * 44, base64.b64encode(b"x" * 31).decode(), f"{ONE},x"], ids=range(5)
+)
 def test_what_are_no_keys_is_said_without_saying_them(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"seal needs keys|is no 32 bytes") as refused:
         KeyRing.read(wrong)

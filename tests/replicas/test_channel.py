@@ -12,7 +12,7 @@ from toolscore.core.seal import KeyRing, new_key
 from toolscore.replicas import channel as module
 from toolscore.replicas.channel import SealedChannel, dial_sealed, listen_sealed
 
-RING = KeyRing.read(new_key())
+RING = KeyRing([b"k" * 32])
 MAX = 1024 * 1024
 
 
@@ -122,6 +122,7 @@ def test_what_was_heard_cannot_be_said_again() -> None:
         b"TSH1" + RING.key_id + b"n" * 16 + (40).to_bytes(4, "big") + b"q" * 40,
         b"TSH1" + RING.key_id + b"n" * 16 + (0).to_bytes(4, "big"),
     ],
+    ids=["HTTP", "another key", "a huge length", "a false seal", "nothing"],
 )
 def test_a_stranger_is_cut_off(said: bytes) -> None:
     async def check(listener: Listener, port: int) -> None:

@@ -166,3 +166,10 @@ def test_what_one_was_searched_for_the_call_on_another_teaches_all(replicas: Rep
         return relevance(third) > before
 
     known(taught)
+
+
+def test_calls_that_stick_together_go_to_the_one_that_has_the_server(replicas: Replicas, tmp_path: Path) -> None:
+    attach(replicas, "sticky", {**odd("echo", str(tmp_path)), "sticky_argument": "text"})
+    for text in ("a", "b", "c"):
+        for process in replicas:
+            assert process.text("sticky__echo", {"text": text}) == text

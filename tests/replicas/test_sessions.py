@@ -271,3 +271,15 @@ def test_what_is_too_much_for_an_id_is_known_everywhere(asking: Replicas) -> Non
             session.post(other, {"jsonrpc": "2.0", "id": message["id"], "result": ACCEPTED})
         elif message is not None and "id" in message:
             assert "ada" in json.dumps(message["result"]), message
+
+
+def test_a_call_that_says_nothing_meanwhile_is_resumed_on_another_gateway(asking: Replicas) -> None:
+    one, other, _ = asking
+    session = Session(one)
+    for event_id, message in session.events(one, call("slow__safe", {"text": "sleep 3"})):
+        assert message is None, "only that the stream is there"
+        last = event_id
+        break
+    rest = [message for _, message in session.events(other, last=last) if message is not None]
+    assert [message["id"] for message in rest] == [8]
+    assert "result" in rest[0], rest

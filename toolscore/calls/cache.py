@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import hashlib
+import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -54,7 +55,7 @@ AGAIN_SECONDS = 1.0
 PRUNE_SECONDS = 60.0
 PREFIX = "toolscore:result:"
 FLIGHT = "toolscore:flight:"
-FLIGHT_SECONDS = 15.0
+FLIGHT_SECONDS = 5.0
 """For so long at most other gateways wait for one that is asking for the same."""
 FLIGHT_POLL_SECONDS = 0.03
 
@@ -210,6 +211,8 @@ class ResultCache:
     def _make_room(self) -> None:
         rules = self.rules
         self._ttls: Memo[str, float | None] = Memo(MAX_TTLS)
+        self._told_ttl: Memo[str, bool] = Memo(MAX_TTLS)
+        """Whether a tool's last result might be kept: only then it is worth waiting for another gateway's."""
         # Each entry counts as its share of the places at least: so both bounds are one.
         least = max(1, rules.max_bytes // max(1, rules.max_entries))
         self._memory: LRUCache[str, Cached] = LRUCache(
@@ -319,14 +322,15 @@ class ResultCache:
 
     async def _make(self, slot: Slot, make: Callable[[], Awaitable[Made]], seconds: float) -> Made:
         asked_at, task = time.time(), asyncio.current_task()
-        first = self._shared is None
+        first, token = False, secrets.token_bytes(8)
         try:
-            if self._shared is not None and self._epochs is not None:
-                first = await self._shared.claim(FLIGHT + slot.key, FLIGHT_SECONDS)
+            if self._shared is not None and (slot.ttl or self._told_ttl.get(slot.tool.tool_id)):
+                first = await self._shared.claim(FLIGHT + slot.key, token, FLIGHT_SECONDS)
                 found = await self._made_elsewhere(slot, seconds) if not first else None
                 if found is not None:
                     return Made(found.raw)
             made = await make()
+            self._told_ttl[slot.tool.tool_id] = made.ttl > 0
             if made.ttl > 0 and memoryview(made.raw).nbytes <= self.rules.max_result_bytes:
                 until = time.time() + made.ttl
                 entry = Cached(
@@ -340,7 +344,7 @@ class ResultCache:
             return made
         finally:
             if first and self._shared is not None:
-                await asyncio.shield(self._shared.drop([FLIGHT + slot.key]))
+                await asyncio.shield(self._shared.drop_if(FLIGHT + slot.key, token))
             flight = self._flights.get(slot.key)
             if flight is not None and flight.task is task:
                 del self._flights[slot.key]

@@ -7,7 +7,9 @@ nonce the number of the message. The first that can be opened proves who is ther
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket as socketlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +28,10 @@ PURPOSE = "hop"
 HIGH_BYTES = 4 * 1024 * 1024
 """Unsent bytes from which on whoever sends waits."""
 OVERHEAD = 16
+FIRST_BYTES = 64
+"""Of the first message, which shows that whoever dialled has the key."""
+SILENT_MS = 5000
+"""A machine that acknowledges nothing for so long is gone. One whose gateway stalls still acknowledges."""
 
 
 class SealedChannel(asyncio.Protocol):
@@ -57,6 +63,10 @@ class SealedChannel(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        if self.reason is not None:  # it was given up before it was there
+            transport.abort()
+            return
+        _notice_silence(transport.get_extra_info("socket"))
         transport.set_write_buffer_limits(HIGH_BYTES)
         if self._dialled:
             transport.write(MAGIC + self._ring.key_id + self._nonce)
@@ -97,8 +107,9 @@ class SealedChannel(asyncio.Protocol):
         start = 0
         while len(buffer) - start >= 4:
             size = int.from_bytes(buffer[start : start + 4], "big")
-            if size > self._max + OVERHEAD:
-                raise BadSeal(f"a message has {size:,} bytes, and {self._max:,} are taken")
+            most = self._max if self._dialled or self._received else FIRST_BYTES
+            if size > most + OVERHEAD:
+                raise BadSeal(f"a message has {size:,} bytes, and {most:,} are taken")
             if len(buffer) - start < 4 + size:
                 break
             sealed = bytes(buffer[start + 4 : start + 4 + size])
@@ -166,6 +177,19 @@ class SealedChannel(asyncio.Protocol):
             self.closed(reason)
 
 
+def _notice_silence(socket: Any) -> None:
+    """Have the kernel end a connection whose other machine is gone without a word."""
+    with contextlib.suppress(OSError, AttributeError):
+        for level, option, value in (
+            (socketlib.SOL_SOCKET, socketlib.SO_KEEPALIVE, 1),
+            (socketlib.IPPROTO_TCP, socketlib.TCP_KEEPIDLE, 2),
+            (socketlib.IPPROTO_TCP, socketlib.TCP_KEEPINTVL, 1),
+            (socketlib.IPPROTO_TCP, socketlib.TCP_KEEPCNT, 3),
+            (socketlib.IPPROTO_TCP, socketlib.TCP_USER_TIMEOUT, SILENT_MS),
+        ):
+            socket.setsockopt(level, option, value)
+
+
 @asynccontextmanager
 async def listen_sealed(
     host: str, port: int, ring: KeyRing, max_bytes: int, opened: Callable[[SealedChannel], None]
@@ -192,12 +216,18 @@ async def listen_sealed(
 
     def coming() -> SealedChannel:
         channel = SealedChannel(ring, max_bytes, dialled=False, greeted=greeted)
+        channel.closed = lambda reason: lost(channel)
         if len(unknown) >= MAX_UNKNOWN:
             oldest = next(iter(unknown))
             unknown.pop(oldest).cancel()
             oldest.end("too many say nothing")
         unknown[channel] = loop.call_later(HELLO_SECONDS, silent, channel)
         return channel
+
+    def lost(channel: SealedChannel) -> None:
+        timer = unknown.pop(channel, None)
+        if timer is not None:
+            timer.cancel()
 
     def silent(channel: SealedChannel) -> None:
         unknown.pop(channel, None)

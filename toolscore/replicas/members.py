@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,10 @@ TICK_SECONDS = 1.0
 LEASE_SECONDS = 5.0
 """A replica that was not heard of for so long is gone."""
 AGAIN_SECONDS = 1.0
+CLAIM_AGAIN_SECONDS = 0.2
+LOOK_REST_SECONDS = 0.2
+MAX_SESSIONS = 1000
+SESSIONS_KEPT_SECONDS = 60.0
 SESSION_SECONDS = 86_400.0
 """For how long a session with a remote server is joined after somebody opened or joined it."""
 
@@ -105,7 +111,12 @@ class Members:
         self._listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._on_silence: list[Callable[[], None]] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._gone: set[str] = set()
+        self._gone: dict[str, float] = {}
+        self._ticking = asyncio.Lock()
+        self._ticked_at = float("-inf")
+        self._sessions: OrderedDict[str, bytes] = OrderedDict()
+        self._sessions_kept_at = 0.0
+        self._instances: dict[str, set[str]] = {}
 
     async def __aenter__(self) -> Members:
         return self
@@ -130,15 +141,26 @@ class Members:
     def gone(self, other: str) -> None:
         """A replica was not to be reached where it said: what it has may be taken."""
         self.others.pop(other, None)
-        self._gone.add(other)
+        self._gone[other] = time.monotonic() + LEASE_SECONDS
 
     async def is_there(self, other: str) -> bool:
         """Whether a replica is there; one that is not known may have come just now."""
         if other != self.id and other not in self.others:
-            await self._tick()
+            await self._look_again()
         return other == self.id or other in self.others
 
+    async def _look_again(self) -> None:
+        """Who is there now; for all who ask within a moment once."""
+        async with self._ticking:
+            if time.monotonic() - self._ticked_at > LOOK_REST_SECONDS:
+                await self._renew()
+
     async def _tick(self) -> None:
+        async with self._ticking:
+            await self._renew()
+
+    async def _renew(self) -> None:
+        self._ticked_at = time.monotonic()
         present = [f"{self._space}replica:{self.id}", f"{self._space}replicas"]
         arguments: list[str | bytes | int] = [
             self.id, self._address, int(LEASE_SECONDS * 1000), f"{self._space}replica:"
@@ -149,7 +171,7 @@ class Members:
         texts = [one.decode() for one in found]
         there = dict(zip(texts[::2], texts[1::2], strict=True))
         there.pop(self.id, None)
-        self._gone &= there.keys()
+        self._gone = {one: until for one, until in self._gone.items() if one in there and until > self._ticked_at}
         self.others = {other: address for other, address in there.items() if other not in self._gone}
         self.heard_first.set()
         if self._held:
@@ -160,6 +182,12 @@ class Members:
                 if let_go is not None:
                     log.warning("another gateway has taken over what this one had", what=keys[number - 1])
                     let_go()
+        for server_id in list(self._instances):
+            await self._show_instances(server_id)
+        if self._ticked_at > self._sessions_kept_at + SESSIONS_KEPT_SECONDS:
+            self._sessions_kept_at = self._ticked_at
+            for key, value in list(self._sessions.items()):
+                await self._shared.run(OFFER, [f"{self._space}session:{key}"], [value, "", int(SESSION_SECONDS * 1000)])
 
     async def _keep(self) -> None:
         while True:
@@ -184,17 +212,28 @@ class Members:
             The id of who has it now; of this gateway while Redis does not say.
         """
         await self._answered()
-        owner = await self._shared.run(CLAIM, [self._key(what)], [self.id, int(LEASE_SECONDS * 1000), ""])
+        owner = await self._claimed(what, "")
         if owner is None:
             self._held.setdefault(what, let_go)  # when Redis answers again, all but one let go
             return self.id
         owner = owner.decode()
         if owner in self._gone:
-            owner = await self._shared.run(CLAIM, [self._key(what)], [self.id, int(LEASE_SECONDS * 1000), owner])
+            owner = await self._claimed(what, owner)
             owner = owner.decode() if owner is not None else self.id
         if owner == self.id:
             self._held[what] = let_go
         return str(owner)
+
+    async def _claimed(self, what: str, instead_of: str) -> Any:
+        """Who has it now; `None`: Redis was away for as long as a lease holds, so that what others had has ended."""
+        until = time.monotonic() + LEASE_SECONDS
+        while True:
+            owner = await self._shared.run(
+                CLAIM, [self._key(what)], [self.id, int(LEASE_SECONDS * 1000), instead_of]
+            )  # fmt: skip
+            if owner is not None or what in self._held or time.monotonic() > until:
+                return owner
+            await asyncio.sleep(CLAIM_AGAIN_SECONDS)
 
     async def _answered(self) -> None:
         """Wait for the first answer of Redis, for so long as a lease holds at most: others may have what is claimed."""
@@ -212,9 +251,11 @@ class Members:
 
     async def release(self, *what: str) -> None:
         """Let others have it. Idempotent."""
-        held = [one for one in what if self._held.pop(one, None) is not None]
+        async with self._ticking:  # or a renewal that is on its way would take it again
+            held = [one for one in what if self._held.pop(one, None) is not None]
+            if held:
+                await self._shared.run(RELEASE, [self._key(one) for one in held], [self.id])
         if held:
-            await self._shared.run(RELEASE, [self._key(one) for one in held], [self.id])
             self.tell("released", what=held)
 
     async def owner_of(self, what: str) -> str | None:
@@ -235,24 +276,54 @@ class Members:
         await self._shared.put(key, found.encode(), seconds)
         return found
 
-    async def place_of(self, what: str, chosen: str, there: set[str], seconds: float) -> str:
-        """Where something is that stays where it was first: one of those that are there.
+    async def connected(self, server_id: str, names: set[str]) -> None:
+        """These instances of a server that dialled in are connected to this gateway, and no others."""
+        self._instances[server_id] = names
+        await self._show_instances(server_id)
+
+    async def _show_instances(self, server_id: str) -> None:
+        for name in self._instances.get(server_id, ()):
+            await self._shared.put(f"{self._space}instance:{server_id}:{name}", self.id.encode(), LEASE_SECONDS)
+
+    async def place_of(
+        self, server_id: str, name: str, chosen: str, there: set[str], seconds: float
+    ) -> tuple[str, str | None]:
+        """The instance at which something is that stays where it was first, for as long as that lives.
 
         Args:
-            chosen: where it goes that is nowhere.
+            chosen: where it goes that is nowhere. there: those that are connected to this gateway.
+
+        Returns:
+            The instance, and the other gateway to which it is connected if it is not connected here.
         """
-        key = f"{self._space}place:{what}"
+        key = f"{self._space}place:{server_id}:{name}"
         await self._shared.put_new(key, chosen.encode(), seconds)
         place = await self._shared.get(key)
-        found = place.decode() if place is not None and place.decode() in there else chosen
+        found, gateway = place.decode() if place is not None else chosen, None
+        if found not in there:
+            has_it = await self._shared.get(f"{self._space}instance:{server_id}:{found}")
+            if has_it is not None and has_it.decode() != self.id and await self.is_there(has_it.decode()):
+                gateway = has_it.decode()
+            else:
+                found = chosen
         await self._shared.put(key, found.encode(), seconds)
-        return found
+        return found, gateway
 
     # Sessions with remote servers
 
     async def session_of(self, key: str) -> bytes | None:
         """What was offered under a key, and holds."""
-        return await self._shared.get(f"{self._space}session:{key}")
+        found = await self._shared.get(f"{self._space}session:{key}")
+        if found is not None:
+            self._use_session(key, found)
+        return found
+
+    def _use_session(self, key: str, value: bytes) -> None:
+        """Keep what is used: its time in Redis ends else, or Redis may have lost it."""
+        self._sessions[key] = value
+        self._sessions.move_to_end(key)
+        while len(self._sessions) > MAX_SESSIONS:
+            self._sessions.popitem(last=False)
 
     async def offer_session(self, key: str, ours: bytes, instead_of: str | None) -> bytes:
         """Offer a session. Returns the one that counts: the first, unless it is the one that is to be replaced.
@@ -262,6 +333,7 @@ class Members:
         """
         arguments: list[str | bytes | int] = [ours, instead_of or "", int(SESSION_SECONDS * 1000)]
         counts: bytes | None = await self._shared.run(OFFER, [f"{self._space}session:{key}"], arguments)
+        self._use_session(key, counts or ours)
         return counts if counts is not None else ours
 
     # What all are told

@@ -163,6 +163,8 @@ class Owners:
             self.on_let_go(server_id)
             let_go()
 
+        if self.leaving:
+            raise ConnectionLost("this gateway is about to end", sent=False)
         owner = await self.members.claim(server_id, lost)
         return None if owner == self.members.id else owner
 
@@ -214,8 +216,13 @@ class Owners:
 
     # A server that dialled in: one of those that have an instance is asked by those that have none
 
-    async def instances_came(self, server_id: str) -> None:
-        """An instance has connected here."""
+    async def instances_came(self, server_id: str, names: set[str]) -> None:
+        """An instance has connected here.
+
+        Args:
+            names: of all that are connected here, as far as they gave one.
+        """
+        await self.members.connected(server_id, names)
         if server_id not in self._present:
             self._present.add(server_id)
             if await self._claim_instances(server_id):
@@ -223,10 +230,17 @@ class Owners:
 
     async def _claim_instances(self, server_id: str) -> bool:
         what = INSTANCES + server_id
-        return self.members.holds(what) or await self.members.claim(what, lambda: None) == self.members.id
+        if self.leaving:
+            return False
+        held = self.members.holds(what) or await self.members.claim(what, lambda: None) == self.members.id
+        if held and server_id not in self._present:  # the last one went meanwhile
+            await self.members.release(what)
+            return False
+        return held
 
     async def instances_went(self, server_id: str) -> None:
         """No instance is connected here any more."""
+        await self.members.connected(server_id, set())
         if server_id in self._present:
             self._present.discard(server_id)
             self.on_let_go(server_id)
@@ -238,7 +252,7 @@ class Owners:
         return owner if owner != self.members.id else None
 
     def _something_moved(self, _: dict[str, Any]) -> None:
-        for server_id in self._present:
+        for server_id in list(self._present):
             self._tasks.start(self._claim_instances(server_id))
         known, self._moved_on = self._moved_on, asyncio.Event()
         known.set()
@@ -248,7 +262,7 @@ class Owners:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._moved_on.wait()
-        for server_id in self._present:
+        for server_id in list(self._present):
             await self._claim_instances(server_id)
 
     # The way to it
@@ -282,14 +296,20 @@ class Owners:
         home = await self.members.home_of(f"{server_id}:{name}", HOME_SECONDS)
         return None if home in (None, self.members.id) else home
 
-    async def instance_of(self, server_id: str, name: str, chosen: str, there: set[str]) -> str:
+    async def instance_of(
+        self, server_id: str, name: str, chosen: str, there: set[str]
+    ) -> tuple[str | None, str | None]:
         """Which instance that dialled in has what sticks together under a name.
 
         Args:
             chosen: the one for a name that none has.
             there: those that are connected here.
+
+        Returns:
+            The other gateway to which it is connected, if it is not here; else the instance.
         """
-        return await self.members.place_of(f"{server_id}:{name}", chosen, there, HOME_SECONDS)
+        place, gateway = await self.members.place_of(server_id, name, chosen, there, HOME_SECONDS)
+        return (gateway, None) if gateway is not None else (None, place)
 
     async def request(
         self, link: Link | str, server_id: str, method: str, params: Params | None, caller: Caller | None

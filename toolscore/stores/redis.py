@@ -23,6 +23,7 @@ PATIENT_SECONDS = 1.0
 PROBE_SECONDS = 1.0
 LISTEN_SECONDS = 5.0
 """Without a message for so long, a listener asks whether the connection is there."""
+DROP_IF = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end return 1"
 AT_ONCE = 64
 """Requests under way; each takes a connection, and the driver has a hundred."""
 
@@ -65,12 +66,16 @@ class SharedStore:
         if self.up:
             await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000)), nx=True))
 
-    async def claim(self, key: str, seconds: float) -> bool:
+    async def claim(self, key: str, token: bytes, seconds: float) -> bool:
         """Keep a key for so long, if it is not kept. Returns whether it was not; true also where Redis does not say."""
         if not self.up:
             return True
-        taken = await self.ask(self._client.set(key, b"1", px=max(1, int(seconds * 1000)), nx=True))
+        taken = await self.ask(self._client.set(key, token, px=max(1, int(seconds * 1000)), nx=True))
         return bool(taken) or not self.up
+
+    async def drop_if(self, key: str, token: bytes) -> None:
+        """Forget a key that was claimed with this token, unless it is another's by now."""
+        await self.run(DROP_IF, [key], [token])
 
     async def drop(self, keys: list[str]) -> None:
         """Forget keys."""
@@ -97,8 +102,10 @@ class SharedStore:
         listener = self._client.pubsub(ignore_subscribe_messages=False)
         try:
             await listener.subscribe(channel)
-            while True:
+            silent = 0
+            while silent < 2:
                 message = await listener.get_message(timeout=LISTEN_SECONDS)
+                silent = silent + 1 if message is None else 0
                 if message is None:
                     await listener.ping()
                 elif message["type"] == "subscribe":
@@ -111,15 +118,17 @@ class SharedStore:
             with contextlib.suppress(Exception):
                 await listener.aclose()
 
-    async def append(self, key: str, entries: list[dict[bytes, bytes]], most: int, seconds: float) -> None:
-        """Add entries to a stream, of which about `most` are kept, for so long after the last."""
+    async def append(self, key: str, entries: list[dict[bytes, bytes]], most: int, seconds: float) -> bool:
+        """Add entries to a stream, of which about `most` are kept, for so long after the last. Returns whether it took
+        them.
+        """
         if not self.up:
-            return
+            return False
         pipe = self._client.pipeline(transaction=False)
         for entry in entries:
             pipe.xadd(key, entry, maxlen=most, approximate=True)
         pipe.pexpire(key, int(seconds * 1000))
-        await self.ask(pipe.execute())
+        return await self.ask(pipe.execute(), PATIENT_SECONDS) is not None
 
     async def entries(self, key: str, after: bytes, most: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Entries of a stream, those behind the one with this id."""

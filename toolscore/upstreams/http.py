@@ -140,6 +140,8 @@ class HttpConnection:
         self._routings: dict[tuple[str, str], CIMultiDict[str]] = {}
         self._mirrored: dict[str, dict[tuple[str, ...], tuple[str, str]]] = {}
         self.requests = InFlight(spec.client_features, side.owner, on_asked)
+        if shared is not None:
+            self.requests.is_shared_elsewhere = lambda: self.session_id is not None and not shared.may_end()
         self._shared = shared
         # In a session that several gateways have, no two requests may have one id; below what JavaScript counts to.
         self._next_id = secrets.randbits(ID_BITS) << (52 - ID_BITS) if shared is not None else 0

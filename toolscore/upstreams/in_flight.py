@@ -43,6 +43,8 @@ class InFlight:
         self, features: Iterable[str], owner: Caller | None = None, on_asked: OnAsked = lambda unasked: None
     ) -> None:
         self.owner = owner
+        self.is_shared_elsewhere: Callable[[], bool] = lambda: False
+        """Whether other gateways have requests on the same session."""
         self._on_asked = on_asked
         self._features = frozenset(features)
         self._abandoned: dict[object, float] = {}
@@ -86,6 +88,8 @@ class InFlight:
     def only(self) -> Caller | None:
         """A caller of the only client that has requests under way here."""
         self._tidy()
+        if self.is_shared_elsewhere():
+            return self.owner  # it may be about a request that came in at another gateway
         found: Caller | None = None
         for caller in self._requests.values():
             if caller is None or (found is not None and found.client is not caller.client):
@@ -96,7 +100,7 @@ class InFlight:
     async def whose(self) -> Caller | None:
         """Whose question it is that came just now; `None` where that cannot be said."""
         deadline = asyncio.get_running_loop().time() + HOLD_SECONDS
-        while (caller := self.only()) is None and any(self._requests.values()):
+        while (caller := self.only()) is None and any(self._requests.values()) and not self.is_shared_elsewhere():
             self._fewer.clear()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -121,7 +125,8 @@ class InFlight:
         required = required_capability(method, params)
         if not self._features.issuperset(required):
             raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"the gateway was told not to pass on {method}"})
-        self._on_asked(caller is None and not any(self._requests.values()))
+        nobody = caller is None and not any(self._requests.values())
+        self._on_asked(nobody and not self.is_shared_elsewhere())
         if caller is None:
             caller = await self.whose()
         if caller is None:

@@ -292,6 +292,9 @@ class Life:
             except (ConnectionLost, RemoteError, ToolScoreError, TimeoutError) as exc:
                 log.debug("instances of another gateway cannot be used", server=upstream.server_id, error=str(exc))
                 await asyncio.sleep(NEWS_SECONDS)
+            except Exception:  # a task's outermost line: without it no instance would be borrowed any more
+                log.exception("instances of another gateway cannot be used", server=upstream.server_id)
+                await asyncio.sleep(NEWS_SECONDS)
 
     async def _run_instances(self) -> None:
         upstream, orders = self.upstream, self._orders

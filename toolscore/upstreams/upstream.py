@@ -77,6 +77,10 @@ class _OurOwn(Caller):
 OUR_OWN = _OurOwn()
 
 
+class _HomeGone(ConnectionLost):
+    """The gateway that a call belongs to does not take it."""
+
+
 class Ownership(Protocol):
     """Which gateway has a server, where several share their servers (`replicas.owners`)."""
 
@@ -85,11 +89,13 @@ class Ownership(Protocol):
     async def let_go(self, server_id: str) -> None: ...
     def over(self, upstream: Upstream, other: str) -> contextlib.AbstractAsyncContextManager[Connection]: ...
     async def home(self, server_id: str, name: str) -> str | None: ...
-    async def instance_of(self, server_id: str, name: str, chosen: str, there: set[str]) -> str: ...
+    async def instance_of(
+        self, server_id: str, name: str, chosen: str, there: set[str]
+    ) -> tuple[str | None, str | None]: ...
     async def request(
         self, link: str, server_id: str, method: str, params: Params | None, caller: Caller | None
     ) -> Raw: ...
-    async def instances_came(self, server_id: str) -> None: ...
+    async def instances_came(self, server_id: str, names: set[str]) -> None: ...
     async def instances_went(self, server_id: str) -> None: ...
     async def who_has_instances(self, server_id: str) -> str | None: ...
     async def news(self, seconds: float) -> None: ...
@@ -224,7 +230,11 @@ class Upstream:
                 if value is not None:
                     home, stuck = await self._home(value, caller)
                     if home is not None:
-                        return await self._request_at(home, method, params, caller, attempt)
+                        with contextlib.suppress(_HomeGone):
+                            return await self._request_at(home, method, params, caller, attempt)
+                        home, stuck = await self._home(value, caller)  # it was not sent: whoever has it now
+                        if home is not None:
+                            return await self._request_at(home, method, params, caller, attempt)
             for trial in range(1, MAX_TRIALS + 1):
                 connection = self._pick(caller, stuck) or await self._wait_for_connection(caller)
                 connection.in_flight += 1
@@ -259,10 +269,15 @@ class Upstream:
         name = f"{caller.principal.name if caller is not None else ''}:{value}"
         instances = {one.instance for one in self.connections if isinstance(one, PeerConnection) and one.instance}
         owners = self._host.owners
+        hopped = caller is not None and caller.hopped
         if instances:
             chosen = max(instances, key=lambda one: blake2b(f"{one}:{name}".encode(), digest_size=8).digest())
-            return None, await owners.instance_of(self.server_id, name, chosen, instances) if owners else chosen
-        if owners is None or (caller is not None and caller.hopped):
+            if owners is None:
+                return None, chosen
+            home, instance = await owners.instance_of(self.server_id, name, chosen, instances)
+            return (None if hopped else home), instance
+        # What runs once is where it runs, and an instance that dialled in is where it is connected.
+        if owners is None or hopped or self.spec.dialin or self.spec.instances_here == "one":
             return None, None
         return await owners.home(self.server_id, name), None
 
@@ -277,6 +292,8 @@ class Upstream:
         except ConnectionLost as exc:
             if attempt is not None:
                 attempt.asked = exc.sent
+            if not exc.sent:
+                raise _HomeGone(exc.reason, sent=False) from exc
             raise
 
     def _lane(self, connection: Connection, caller: Caller | None) -> Lane | None:
@@ -404,6 +421,8 @@ class Upstream:
             connection = self._pick(caller)
             if connection is not None:
                 return connection
+            if self.connections:  # those of another gateway alone, and the request comes from one
+                raise ConnectionLost("the server is on another gateway by now", sent=False)
             remaining = deadline - time.monotonic()
             is_gone = self.failed_starts >= GONE_AFTER
             tries_again = self.state == "down" and not self.spec.dialin
@@ -453,6 +472,8 @@ class Upstream:
         owners = self._host.owners
         if owners is None or self.spec.kind != "streamable_http" or self.spec.instances_here == "one":
             return None
+        if self.habits.asks and side.owner is None:
+            return None  # a question does not say on whose behalf it is put: each gateway asks its own clients
         whose: object = "all" if side.is_shared else sorted(side.offered)
         if side.owner is not None:
             whose = getattr(side.owner.client, "shared_name", None)
@@ -620,8 +641,10 @@ class Upstream:
     async def _own_instances_changed(self) -> None:
         if self._host.owners is None:
             return
-        if any(not one.elsewhere for one in self.connections):
-            await self._host.owners.instances_came(self.server_id)
+        own = [one for one in self.connections if not one.elsewhere]
+        if own:
+            names = {one.instance for one in own if isinstance(one, PeerConnection) and one.instance is not None}
+            await self._host.owners.instances_came(self.server_id, names)
         else:
             await self._host.owners.instances_went(self.server_id)
         self._own_changed.set()

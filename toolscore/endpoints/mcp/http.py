@@ -51,7 +51,7 @@ from toolscore.endpoints.mcp.across import Across
 from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, may_wait
 from toolscore.endpoints.mcp.envelope import HEADER_MISMATCH, check_envelope, check_params
 from toolscore.endpoints.mcp.listener import open_listener, watch_resource
-from toolscore.endpoints.mcp.params import Members, read_params
+from toolscore.endpoints.mcp.params import Members, read_params, text_of
 from toolscore.endpoints.mcp.server import MISSING_CLIENT_CAPABILITY, WATCHING, McpServer
 from toolscore.endpoints.mcp.sessions import Session, Sessions
 from toolscore.endpoints.mcp.sse import Stream
@@ -338,7 +338,7 @@ class McpHttpEndpoint:
                 else:
                     result = await server.handle(frame.method, params, caller, request_id=request_id)
             if session is not None and frame.method == "logging/setLevel":
-                await session.keep()
+                await session.keep_level()
             message = result_frame(frame.id, result)
         except ToolScoreError as exc:
             error = exc.rpc_error()
@@ -416,7 +416,8 @@ class McpHttpEndpoint:
         assert isinstance(frame.id, int | str)
         try:
             await watch_resource(session.server, session.listener, str(frame.method), params)
-            await session.keep()
+            watched = frame.method == "resources/subscribe"
+            await session.keep_watching(text_of(params, "uri", str(frame.method)), watched)
             message = result_frame(frame.id, {})
         except ToolScoreError as exc:
             message = error_frame(frame.id, exc.rpc_error())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator
 
@@ -25,8 +26,16 @@ MAX_BYTES = 1024 * 1024
 """Of one message; one that is larger cannot be fetched elsewhere."""
 MAX_WAITING = 2000
 """Messages that Redis has not taken yet; then the rest of the stream is not kept."""
+BROKEN = b"broken"
 LOST_SECONDS = 10.0
 """A stream of which nothing is known for so long has ended."""
+
+
+class _Head(msgspec.Struct):
+    """Whose a stream is, for as long as it is kept. `request`: the id of the request that it answers."""
+
+    owner: str
+    request: int | str
 
 
 class Mirrors:
@@ -46,23 +55,20 @@ class Mirrors:
         Args:
             request_id: of the request that it answers.
         """
-        owner = self.replicas.members.id.encode()
-        first = {b"owner": owner, b"request": msgspec.json.encode(request_id)}
-        return Mirror(self.shared, self.key(session, number), first)
+        head = _Head(self.replicas.members.id, request_id)
+        return Mirror(self.shared, self.key(session, number), msgspec.json.encode(head))
 
     async def read(self, session: str, number: int, after: int) -> AsyncGenerator[bytes] | None:
         """A stream of another gateway, from the event behind `after` on, as bytes to send; `None`: it is not kept."""
         key = self.key(session, number)
-        found = await self.shared.entries(key, b"", 1)
-        if not found or b"owner" not in found[0][1]:
+        found = await self.shared.get(f"{key}:head")
+        if found is None:
             return None
-        first = found[0][1]
-        return self._chunks(key, number, after, found[0][0], first[b"owner"].decode(), first[b"request"])
+        return self._chunks(key, number, after, msgspec.json.decode(found, type=_Head))
 
-    async def _chunks(
-        self, key: str, number: int, after: int, position: bytes, owner: str, request: bytes
-    ) -> AsyncGenerator[bytes]:
+    async def _chunks(self, key: str, number: int, after: int, head: _Head) -> AsyncGenerator[bytes]:
         yield b"id: %d-%d\nretry: 1000\ndata: \n\n" % (number, after)
+        position = b""
         said = heard = time.monotonic()
         told_reader = 0.0
         while True:
@@ -75,19 +81,22 @@ class Mirrors:
                 position = event_id
                 said = heard = now
                 if b"end" in fields:
+                    if fields[b"end"] == BROKEN:
+                        yield _unknown(head, "what this request was answered is too large to be fetched again")
                     return
                 seen = int(fields[b"n"])
                 if seen > after:
                     yield sse_event(fields[b"m"], event_id=f"{number}-{seen}")
             if entries:
                 continue
-            if now > heard + 1 and not await self.replicas.members.is_there(owner):
-                lost = OutcomeUnknown(
-                    "the gateway that carried this request went away, and it may have done its work: find out before "
-                    "you make it again"
-                )
-                yield sse_event(error_frame(msgspec.json.decode(request), lost.rpc_error()))
-                return
+            if now > heard + 1 and self.shared.up:
+                heard = now
+                if not await self.replicas.members.is_there(head.owner):
+                    yield _unknown(head, "the gateway that carried this request went away")
+                    return
+                if await self.shared.get(f"{key}:head") is None and self.shared.up:
+                    yield _unknown(head, "the rest of this stream is not kept")
+                    return
             if not self.shared.up and now > heard + LOST_SECONDS:
                 return
             if now > said + SSE_COMMENT_SECONDS:
@@ -100,36 +109,57 @@ class Mirrors:
         return await self.shared.get(f"{self.key(session, number)}:reader") is not None
 
 
+def _unknown(head: _Head, why: str) -> bytes:
+    lost = OutcomeUnknown(f"{why}, and it may have done its work: find out before you make it again")
+    return sse_event(error_frame(head.request, lost.rpc_error()))
+
+
 class Mirror:
     """One stream, as it is written."""
 
-    def __init__(self, shared: SharedStore, key: str, first: dict[bytes, bytes]) -> None:
+    def __init__(self, shared: SharedStore, key: str, head: bytes) -> None:
         self._shared = shared
         self._key = key
-        self._waiting: list[dict[bytes, bytes]] = [first]
-        self._writer: asyncio.Task[None] | None = None
-        self._broken = False
+        self._head = head
+        self._waiting: list[dict[bytes, bytes]] = []
+        self._wake = asyncio.Event()
+        self._ended = self._broken = False
+        self._writer = asyncio.create_task(self._write())
 
     def put(self, number: int, message: bytes) -> None:
         """Add an event. Never waits."""
-        self._add({b"n": b"%d" % number, b"m": message})
+        if len(self._waiting) >= MAX_WAITING or len(message) > MAX_BYTES:
+            self._broken = True
+        if not self._broken:
+            self._waiting.append({b"n": b"%d" % number, b"m": message})
+            self._wake.set()
 
     def end(self) -> None:
         """Nothing more comes."""
-        self._add({b"end": b"1"})
-
-    def _add(self, entry: dict[bytes, bytes]) -> None:
-        if self._broken or len(self._waiting) >= MAX_WAITING or len(entry.get(b"m", b"")) > MAX_BYTES:
-            self._broken = True
-            return
-        self._waiting.append(entry)
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write())
+        if not self._ended:
+            self._ended = True
+            self._waiting.append({b"end": BROKEN if self._broken else b"1"})
+            self._wake.set()
 
     async def _write(self) -> None:
-        try:
-            while self._waiting:
-                entries, self._waiting = self._waiting, []
-                await self._shared.append(self._key, entries, MOST, KEPT_SECONDS)
-        finally:
-            self._writer = None
+        """Write what comes until the end; what Redis does not take is tried again for as long as it is worth."""
+        kept_at, until = float("-inf"), float("inf")
+        while self._waiting or not self._ended:
+            now = time.monotonic()
+            if self._ended:
+                until = min(until, now + KEPT_SECONDS)
+            if now > until:
+                return
+            if now > kept_at + KEPT_SECONDS / 3 and await self._shared.put(
+                f"{self._key}:head", self._head, KEPT_SECONDS
+            ):
+                kept_at = now
+            self._wake.clear()
+            entries, self._waiting = self._waiting, []
+            if entries and not await self._shared.append(self._key, entries, MOST, KEPT_SECONDS):
+                self._waiting = entries + self._waiting
+                await asyncio.sleep(1)
+            elif not self._waiting and not self._ended:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(KEPT_SECONDS / 3):
+                        await self._wake.wait()

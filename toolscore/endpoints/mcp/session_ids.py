@@ -17,7 +17,7 @@ PURPOSE = "session"
 MAX_AGE_SECONDS = 7 * 86_400.0
 """A session that no gateway has in memory is made anew for so long after it was opened."""
 MAX_CAPABILITIES_BYTES = 1024
-"""Of what a client declares: the id goes with each request. Of more it has what servers may ask for; all lies in Redis."""
+"""Of what a client declares: the id goes with each request. Of more it has a part; the whole lies in Redis."""
 
 
 class Opened(msgspec.Struct, array_like=True, frozen=True):

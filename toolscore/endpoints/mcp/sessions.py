@@ -8,7 +8,7 @@ import itertools
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -41,6 +41,7 @@ SWEEP_SECONDS = 60
 RESUMABLE_SINCE = "2025-11-25"
 """From this revision on a stream begins with an event that has an id and no data: it can be resumed (SEP-1699)."""
 
+AGAIN_SECONDS = 0.5
 REACH_SECONDS = 10.0
 """How long a question outside of any request waits for a stream to its client."""
 NUMBER_BITS = 40
@@ -69,8 +70,6 @@ class Session(Conversation):
         self.resumable = opened.version >= RESUMABLE_SINCE
         self.is_stale = False
         """What its client set may be another thing by now."""
-        self.declares_much = False
-        """What its client declared is too much for its id."""
         self.used = time.monotonic()
         self.calls: dict[Any, asyncio.Task[Any]] = {}
         self.asked: dict[str, asyncio.Future[Raw]] = {}
@@ -126,17 +125,19 @@ class Session(Conversation):
         else:
             self.own.put(message)
 
-    async def keep(self) -> None:
-        """What the client set counts wherever it comes next."""
-        watched = self.listener.watched if self.listener is not None else []
-        whole = dict(self.capabilities) if self.declares_much else None
-        await self._shared.keep(self.name, Kept(self.log_level, watched, whole))
+    async def keep_level(self) -> None:
+        """The log level counts wherever the client comes next."""
+        await self._shared.keep(self.name, level=self.log_level)
+
+    async def keep_watching(self, uri: str, watched: bool) -> None:
+        """What the client watches counts wherever it comes next."""
+        await self._shared.watch(self.name, uri, watched)
 
     async def take(self, kept: Kept) -> None:
         """Take what the client set elsewhere."""
         self.log_level = kept.log_level
         if kept.capabilities is not None:
-            self.capabilities, self.declares_much = kept.capabilities, True
+            self.capabilities = kept.capabilities
         if self.listener is None:
             return
         for uri in set(self.listener.watched) - set(kept.watched):
@@ -171,15 +172,19 @@ class Session(Conversation):
         answer = self.asked[number] = asyncio.get_running_loop().create_future()
 
         def put(message: bytes, ack: str | None = None) -> None:
-            if stream is None:
-                self._shared.tell_own(self.name, message, ack)
-            else:
+            if stream is not None:
                 stream.put(message)
+            elif not self.own.readers:
+                self._shared.tell_own(self.name, message, ack)
+            else:  # the client opened its stream here meanwhile
+                self.own.put_once(message)
+                if (taken := self.taken.get(number)) is not None and not taken.done():
+                    taken.set_result(None)
 
         put(request_frame(number, method, params), number)
         try:
             if stream is None:
-                await self._taken(number, answer)
+                await self._taken(number, answer, lambda: put(request_frame(number, method, params), number))
             async with asyncio.timeout(self._input_seconds):
                 return await answer
         except TimeoutError:
@@ -192,16 +197,21 @@ class Session(Conversation):
         finally:
             self.asked.pop(number, None)
 
-    async def _taken(self, number: str, answer: asyncio.Future[Raw]) -> None:
-        """Wait until the gateway that has the client's stream says that it put a question there."""
+    async def _taken(self, number: str, answer: asyncio.Future[Raw], again: Callable[[], None]) -> None:
+        """Wait until the gateway that has the client's stream says that it put a question there; say it again until
+        then, as the client may open its stream a moment later, here or elsewhere.
+        """
         taken = self.taken[number] = asyncio.get_running_loop().create_future()
         try:
             both: set[asyncio.Future[Any]] = {taken, answer}
-            done, _ = await asyncio.wait(both, timeout=REACH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            for _ in range(int(REACH_SECONDS / AGAIN_SECONDS)):
+                done, _ = await asyncio.wait(both, timeout=AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    return
+                again()
         finally:
             del self.taken[number]
-        if not done:
-            raise RemoteError({"code": METHOD_NOT_FOUND, "message": "the client keeps no stream open"})
+        raise RemoteError({"code": METHOD_NOT_FOUND, "message": "the client keeps no stream open"})
 
     def answered(self, frame: Frame) -> bool:
         """Take the client's answer to a question. Returns whether it was waited for; otherwise it is dropped."""
@@ -271,8 +281,8 @@ class Sessions:
         session = Session(self._gateway, server, opened, principal, self._shared)
         self._add(session_id, session)
         if opened.capabilities != capabilities:
-            session.capabilities, session.declares_much = capabilities, True
-            await session.keep()
+            session.capabilities = capabilities
+            await self._shared.keep(opened.name, capabilities=capabilities)
         return session_id
 
     def _add(self, session_id: str, session: Session) -> None:
@@ -296,8 +306,10 @@ class Sessions:
         session.used = time.monotonic()
         self._sessions.move_to_end(session_id)
         if session.is_stale:
-            session.is_stale = False
-            await session.take(await self._shared.kept(session.name))
+            kept = await self._shared.kept(session.name)
+            if kept is not None:
+                session.is_stale = False
+                await session.take(kept)
         return session
 
     async def _make_again(
@@ -345,7 +357,7 @@ class Sessions:
             if taken is not None and not taken.done():
                 taken.set_result(None)
         elif kind == "session/own" and session.own.readers:
-            session.own.put(str(told["message"]).encode())
+            session.own.put_once(str(told["message"]).encode())
             if told["ack"] is not None:
                 self._shared.tell("session/taken", name=name, number=told["ack"])
 

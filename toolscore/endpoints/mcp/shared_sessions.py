@@ -22,6 +22,17 @@ __all__ = ["Kept", "SharedSessions"]
 
 KEPT_SECONDS = 86_400.0
 """For how long what a client set is kept after it was set."""
+LEVEL, CAPABILITIES, WATCHED = "level", "capabilities", "watches:"
+READ = "return redis.call('hgetall', KEYS[1])"
+WRITE = """
+if ARGV[1] == 'hset' then
+  redis.call('hset', KEYS[1], ARGV[2], ARGV[3])
+else
+  redis.call('hdel', KEYS[1], ARGV[2])
+end
+redis.call('pexpire', KEYS[1], ARGV[4])
+return 1
+"""
 MAX_ENDED = 10_000
 KINDS = ("set", "ended", "cancelled", "roots", "own", "taken")
 MAX_TOLD_BYTES = 1024 * 1024
@@ -85,18 +96,36 @@ class SharedSessions:
         while len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 
-    async def kept(self, name: str) -> Kept:
-        """What its client set."""
-        found = await self._shared.get(self._space + name) if self._shared is not None else None
-        try:
-            return msgspec.json.decode(found, type=Kept) if found is not None else Kept()
-        except msgspec.MsgspecError:
+    async def kept(self, name: str) -> Kept | None:
+        """What its client set; `None`: Redis does not say."""
+        if self._shared is None:
             return Kept()
+        found = await self._shared.run(READ, [self._space + name], [])
+        if found is None:
+            return None
+        members = {found[at].decode(): found[at + 1] for at in range(0, len(found), 2)}
+        level, much = members.pop(LEVEL, None), members.pop(CAPABILITIES, None)
+        return Kept(
+            level.decode() if level is not None else None,
+            [one.removeprefix(WATCHED) for one in members],
+            msgspec.json.decode(much) if much is not None else None,
+        )
 
-    async def keep(self, name: str, kept: Kept) -> None:
-        """A client has set something."""
+    async def keep(self, name: str, *, level: str | None = None, capabilities: dict[str, Any] | None = None) -> None:
+        """A client has set its log level, or declared much."""
+        if level is not None:
+            await self._set(name, "hset", LEVEL, level.encode())
+        if capabilities is not None:
+            await self._set(name, "hset", CAPABILITIES, msgspec.json.encode(capabilities))
+
+    async def watch(self, name: str, uri: str, watched: bool) -> None:
+        """A client watches a resource, or does so no more."""
+        await self._set(name, "hset" if watched else "hdel", WATCHED + uri, b"1")
+
+    async def _set(self, name: str, how: str, member: str, value: bytes) -> None:
         if self._shared is not None:
-            await self._shared.put(self._space + name, msgspec.json.encode(kept), KEPT_SECONDS)
+            arguments: list[str | bytes | int] = [how, member, value, int(KEPT_SECONDS * 1000)]
+            await self._shared.run(WRITE, [self._space + name], arguments)
         self.tell("session/set", name=name)
 
     def tell(self, kind: str, **members: Any) -> None:

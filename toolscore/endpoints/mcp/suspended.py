@@ -128,7 +128,7 @@ class StatelessCalls:
         state = params.get("requestState")
         if caller.principal is LOCAL or state is None or self._is_ours(params):
             return params
-        name, subject, inner = self._unsealed(decode(state), SEALED_PREFIX)
+        name, subject, inner = self._unsealed(SERVERS, decode(state), SEALED_PREFIX)
         if name != caller.principal.name or subject != _about(method, params):
             raise _bad_state("it belongs to another request")
         return {**params, "requestState": Raw(encode(inner))}
@@ -140,15 +140,15 @@ class StatelessCalls:
         members = input_required(result)
         if members is None or "requestState" not in members:
             return result
-        token = self._seal([caller.principal.name, about, decode(members["requestState"])])
+        token = self._seal(SERVERS, [caller.principal.name, about, decode(members["requestState"])])
         return Raw(encode({**members, "requestState": SEALED_PREFIX + token}))
 
-    def _seal(self, value: list[Any]) -> str:
-        return self._ring.seal(json.dumps([time.time(), *value]).encode(), STATE)
+    def _seal(self, purpose: str, value: list[Any]) -> str:
+        return self._ring.seal(json.dumps([time.time(), *value]).encode(), purpose)
 
-    def _unsealed(self, state: Any, prefix: str) -> list[Any]:
+    def _unsealed(self, purpose: str, state: Any, prefix: str) -> list[Any]:
         try:
-            sealed_at, *value = json.loads(self._ring.open(str(state).removeprefix(prefix), STATE))
+            sealed_at, *value = json.loads(self._ring.open(str(state).removeprefix(prefix), purpose))
             if time.time() > sealed_at + self._input_seconds + 1:
                 raise ValueError
         except (BadSeal, ValueError, TypeError):
@@ -181,7 +181,7 @@ class StatelessCalls:
                 used already.
         """
         if self._is_ours(params):
-            instance = self._unsealed(decode(params["requestState"]), self._prefix)[3]
+            instance = self._unsealed(OURS, decode(params["requestState"]), self._prefix)[3]
             if instance != self._instance and self._elsewhere is not None:
                 return await self._elsewhere(instance, caller, method, params)
             return await self.resume(caller, method, params)
@@ -216,7 +216,7 @@ class StatelessCalls:
         call.caller.tell = lambda method, params: None  # nobody listens until the client comes back
         key = secrets.token_urlsafe(16)
         self._suspend(call, key)
-        token = self._seal([key, call.caller.principal.name, about, self._instance])
+        token = self._seal(OURS, [key, call.caller.principal.name, about, self._instance])
         return {
             "resultType": "input_required",
             "inputRequests": outcome,
@@ -233,7 +233,7 @@ class StatelessCalls:
             suspended[0].task.cancel()
 
     def _take(self, state: Any, about: str, principal: Principal) -> tuple[str, _Call]:
-        key, name, subject, _ = self._unsealed(state, self._prefix)
+        key, name, subject, _ = self._unsealed(OURS, state, self._prefix)
         if name != principal.name or subject != about:
             raise _bad_state("it belongs to another request")
         suspended = self._suspended.pop(key, None)
@@ -244,8 +244,8 @@ class StatelessCalls:
 
 
 SEALED_PREFIX = "sealed."
-STATE = "state"
-"""The purpose that states are sealed for."""
+OURS, SERVERS = "state", "state of a server"
+"""What states are sealed for: a call that waits here; a server's own state, for its caller."""
 
 
 def _bad_state(why: str) -> InvalidArguments:

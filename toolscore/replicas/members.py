@@ -29,6 +29,8 @@ LEASE_SECONDS = 5.0
 AGAIN_SECONDS = 1.0
 CLAIM_AGAIN_SECONDS = 0.2
 LOOK_REST_SECONDS = 0.2
+PATIENCE_SECONDS = 3.0
+"""So long a connection that is being opened waits for a Redis that was there before."""
 MAX_SESSIONS = 1000
 SESSIONS_KEPT_SECONDS = 60.0
 SESSION_SECONDS = 86_400.0
@@ -69,6 +71,7 @@ if not owner or owner == ARGV[1] or owner == ARGV[3] then
 end
 return owner
 """
+KNOWN = "return redis.call('get', KEYS[1]) or ''"
 OFFER = """
 local known = redis.call('get', KEYS[1])
 local function id(text) return cjson.decode(text)[1] end
@@ -231,7 +234,8 @@ class Members:
             owner = await self._shared.run(
                 CLAIM, [self._key(what)], [self.id, int(LEASE_SECONDS * 1000), instead_of]
             )  # fmt: skip
-            if owner is not None or what in self._held or time.monotonic() > until:
+            over = what in self._held or not self.heard_first.is_set() or time.monotonic() > until
+            if owner is not None or over:
                 return owner
             await asyncio.sleep(CLAIM_AGAIN_SECONDS)
 
@@ -313,10 +317,21 @@ class Members:
 
     async def session_of(self, key: str) -> bytes | None:
         """What was offered under a key, and holds."""
-        found = await self._shared.get(f"{self._space}session:{key}")
-        if found is not None:
-            self._use_session(key, found)
+        found: bytes | None = await self._patiently(KNOWN, f"{self._space}session:{key}", [])
+        if not found:
+            return None
+        self._use_session(key, found)
         return found
+
+    async def _patiently(self, script: str, key: str, arguments: list[str | bytes | int]) -> Any:
+        """What a script makes of a key; `None`: Redis does not say for a while."""
+        await self._answered()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            found = await self._shared.run(script, [key], arguments)
+            if found is not None or not self.heard_first.is_set() or time.monotonic() > until:
+                return found
+            await asyncio.sleep(CLAIM_AGAIN_SECONDS)
 
     def _use_session(self, key: str, value: bytes) -> None:
         """Keep what is used: its time in Redis ends else, or Redis may have lost it."""
@@ -332,7 +347,7 @@ class Members:
             instead_of: the id of the one that holds no more; that of the new one itself: whatever there is.
         """
         arguments: list[str | bytes | int] = [ours, instead_of or "", int(SESSION_SECONDS * 1000)]
-        counts: bytes | None = await self._shared.run(OFFER, [f"{self._space}session:{key}"], arguments)
+        counts: bytes | None = await self._patiently(OFFER, f"{self._space}session:{key}", arguments)
         self._use_session(key, counts or ours)
         return counts if counts is not None else ours
 

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -22,6 +21,7 @@ from toolscore.core.jsonrpc import INVALID_PARAMS, ConnectionLost, Params, Remot
 from toolscore.core.tasks import TaskSet
 from toolscore.replicas.hop import Hops, Link
 from toolscore.replicas.members import Members
+from toolscore.replicas.remote_sessions import Together
 from toolscore.replicas.wire import (
     Answer,
     Asked,
@@ -80,36 +80,6 @@ class HopConnection:
         """It is used no more. Idempotent."""
         if not self._closed.done():
             self._closed.set_result(reason)
-
-
-class Together:
-    """A `SharedSession` in Redis."""
-
-    def __init__(self, members: Members, key: str, fresh: bool) -> None:
-        self._members = members
-        self._key = sha256(key.encode()).hexdigest()
-        self._fresh = fresh
-
-    async def known(self) -> tuple[str, ServerInfo] | None:
-        found = None if self._fresh else await self._members.session_of(self._key)
-        return _session(found) if found is not None else None
-
-    async def offer(self, session_id: str, info: ServerInfo, instead_of: str | None) -> tuple[str, ServerInfo]:
-        ours = msgspec.json.encode([session_id, info])
-        counts = await self._members.offer_session(self._key, ours, session_id if self._fresh else instead_of)
-        self._fresh = False
-        return _session(counts) or (session_id, info)
-
-    def may_end(self) -> bool:
-        return not self._members.others
-
-
-def _session(found: bytes) -> tuple[str, ServerInfo] | None:
-    try:
-        session_id, info = msgspec.json.decode(found, type=tuple[str, ServerInfo])
-    except msgspec.MsgspecError:
-        return None  # another release's
-    return session_id, info
 
 
 class Owners:

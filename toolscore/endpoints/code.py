@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -82,23 +82,32 @@ class CodeEndpoint:
         """Runs under way whose callers gave them an id: principal and id."""
 
     @contextlib.contextmanager
-    def _once(self, scope: Scope, request_id: str) -> Iterator[None]:
+    def _once(self, scope: Scope, request_id: str) -> Iterator[Callable[[], None]]:
         """Keep a run from being started twice: a caller whose connection broke may ask again while it goes on.
+
+        Yields:
+            To be called once it is over: whoever reads its end may use its id again.
 
         Raises:
             Conflict: it is under way.
         """
         run = (principal_of(scope).name, request_id)
         if header(scope, b"x-request-id") is None:
-            yield
+            yield lambda: None
             return
         if run in self._live:
             raise Conflict(f"the run {request_id!r:.140} is under way: its result will stand in the journal")
         self._live.add(run)
+        left = [run]
+
+        def over() -> None:
+            if left:
+                self._live.discard(left.pop())
+
         try:
-            yield
+            yield over
         finally:
-            self._live.discard(run)
+            over()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -108,7 +117,7 @@ class CodeEndpoint:
         status = 200
         try:
             body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
-            with self._once(scope, request_id), ClientWatch(receive) as watch:
+            with self._once(scope, request_id) as over, ClientWatch(receive) as watch:
                 who = forwarded_headers(self._gateway.upstreams.forwarded, scope)
                 listener = _Listener(principal_of(scope), who) if streams else None
                 call = Call(
@@ -118,7 +127,7 @@ class CodeEndpoint:
                     request_id=request_id,
                 )
                 if listener is not None:
-                    await self._stream(call, listener, request_id, started, headers, send)
+                    await self._stream(call, listener, request_id, started, headers, send, over)
                     return
                 answer = await self._run(call, request_id, started)
         except ToolScoreError as exc:
@@ -158,6 +167,7 @@ class CodeEndpoint:
         started: float,
         headers: list[tuple[bytes, bytes]],
         send: Send,
+        over: Callable[[], None],
     ) -> None:
         async def run() -> bytes:
             try:
@@ -176,6 +186,7 @@ class CodeEndpoint:
                     hearing.cancel()
                     continue
                 await send({"type": "http.response.body", "body": _line(hearing.result()), "more_body": True})
+            over()
             end = _line({"event": "end", **decode_object(running.result())})
             await send({"type": "http.response.body", "body": end})
         finally:

@@ -22,8 +22,6 @@ CALLS, WORKERS, KILLS = 10_000, 8, 6
 SESSIONS, STATELESS = "2025-11-25", "2026-07-28"
 META = "io.modelcontextprotocol/"
 DOCUMENTED = {"outcome_unknown", "upstream_unavailable", "cut off"}
-NOTICED_SECONDS = 0.5
-"""Twice as long as haproxy takes to notice that a gateway is gone."""
 AWAY_SECONDS = 8
 ENDLESS = 10**9
 
@@ -62,7 +60,6 @@ class Callers:
         self.url = url
         self.ended: dict[str, str] = {}
         self.unexpected: list[str] = []
-        self.failed_at: list[float] = []
         self._left = iter(range(calls))
         self._turn = threading.Lock()
         self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(WORKERS)]
@@ -98,8 +95,6 @@ class Callers:
                 except httpx.TransportError:
                     outcome = "cut off"
                 self.ended[request_id] = outcome
-                if outcome != "ok":
-                    self.failed_at.append(time.monotonic())
 
     @staticmethod
     def _open(http: httpx.Client) -> str:
@@ -176,15 +171,12 @@ def journaled(process: GatewayProcess) -> set[str]:
 def test_only_what_was_under_way_on_the_killed_one_fails_and_nothing_answered_is_lost(
     three: Replicas, before_them: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    deaths = []
     with Callers(before_them, CALLS) as callers:
         for number in range(KILLS):
             reached = (number + 1) * CALLS // (KILLS + 2)
             wait_for(lambda reached=reached: len(callers.ended) >= reached, 120)  # type: ignore[misc]
             victim = three[number % len(three)]
-            began = time.monotonic()
             kill_with_all(victim)
-            deaths.append((began, time.monotonic() + NOTICED_SECONDS))
             time.sleep(0.5)
             victim.start()
             victim.wait_for_state("good", "up")
@@ -194,10 +186,10 @@ def test_only_what_was_under_way_on_the_killed_one_fails_and_nothing_answered_is
         print("\nstorm of replicas:", json.dumps({"calls": len(callers.ended), "kills": KILLS, "outcomes": outcomes}))
     assert not callers.unexpected, callers.unexpected[:3]
     assert len(callers.ended) == CALLS
-    # Until a killed process has given its memory back, the kernel still takes connections for it.
-    other = [at for at in callers.failed_at if not any(began <= at <= over for began, over in deaths)]
-    assert not other, "only what was on its way to the killed one fails"
-    assert len(callers.failed_at) <= 2 * KILLS * WORKERS, outcomes
+    # Each caller has one call under way when a gateway is killed, and may send one more to it: until the process has
+    # given its memory back, the kernel still takes connections for it.
+    failed = sum(count for outcome, count in outcomes.items() if outcome != "ok")
+    assert failed <= 2 * KILLS * WORKERS, outcomes
     answered = {request_id for request_id, outcome in callers.ended.items() if outcome != "cut off"}
     wait_for(lambda: answered <= journaled(three[0]), 30, "for every answered call to be in the journal")
 

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from support import GatewayProcess, bearer, odd, running_gateway, wait_for
-from support.engines import Redis, haproxy
+from support import GatewayProcess, bearer, odd, wait_for
+from support.engines import Redis, gateways, haproxy
 
 pytestmark = pytest.mark.long
 
@@ -30,20 +30,7 @@ Replicas = list[GatewayProcess]
 
 @pytest.fixture(scope="module")
 def three(new_database: Callable[[], str], redis: Redis) -> Iterator[Replicas]:
-    url = new_database()
-    with contextlib.ExitStack() as stack:
-        found = []
-        for _ in range(3):
-            process = stack.enter_context(running_gateway({"good": odd("echo")}, start=False, journal=True))
-            process.environment = {
-                "TOOLSCORE_STORAGE__DATABASE_URL": url,
-                "TOOLSCORE_STORAGE__REDIS_URL": redis.url,
-            }
-            process.start(ready=False)
-            found.append(process)
-        for process in found:
-            wait_for(process.is_ready, 60)
-            process.wait_for_state("good", "up")
+    with gateways(new_database(), redis.url, servers={"good": odd("echo")}, journal=True) as found:
         yield found
 
 

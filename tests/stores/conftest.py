@@ -1,5 +1,5 @@
-"""Fixtures: a real Postgres."""
+"""Fixtures: a real Postgres, a real Redis."""
 
-from support.engines import new_database, postgres_url
+from support.engines import new_database, postgres_url, redis
 
-__all__ = ["new_database", "postgres_url"]
+__all__ = ["new_database", "postgres_url", "redis"]

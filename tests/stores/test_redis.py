@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,17 +14,6 @@ from support import Fickle, GatewayProcess, free_port, running_gateway, wait_for
 from support.engines import Redis
 
 MINUTE = 30
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Redis]:
-    with tempfile.TemporaryDirectory(prefix="toolscore-redis-") as folder:
-        server = Redis(Path(folder))
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
 
 
 @pytest.fixture(scope="module")

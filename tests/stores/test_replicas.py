@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import pytest
-from support import Fickle, GatewayProcess, odd, running_gateway, wait_for
-from support.engines import haproxy
+from support import Fickle, GatewayProcess, odd, wait_for
+from support.engines import exchange, gateways, haproxy
 from websockets.asyncio.client import connect
 
 Replicas = list[GatewayProcess]
 SETTINGS = "pins: {breaking: quarantine}\nservers: {leave_seconds: 1.5, grace_seconds: 10}\n"
-CALLERS = 4
 KNOWN_SECONDS = 10
 """Bound of a wait; the benchmark says how long it takes."""
 
@@ -30,19 +27,7 @@ def fickle(tmp_path_factory: pytest.TempPathFactory) -> Fickle:
 @pytest.fixture(scope="module")
 def replicas(new_database: Callable[[], str], fickle: Fickle) -> Iterator[Replicas]:
     """Three, started at once against an empty database."""
-    url = new_database()
-    with contextlib.ExitStack() as stack:
-        found = []
-        for _ in range(3):
-            process = stack.enter_context(
-                running_gateway({"city": fickle.entry, "good": odd("echo")}, settings=SETTINGS, start=False)
-            )
-            process.environment = {"TOOLSCORE_STORAGE__DATABASE_URL": url}
-            process.start(ready=False)
-            found.append(process)
-        for process in found:
-            wait_for(process.is_ready, 60)
-            process.wait_for_state("city", "up")
+    with gateways(new_database(), servers={"city": fickle.entry, "good": odd("echo")}, settings=SETTINGS) as found:
         yield found
 
 
@@ -243,30 +228,5 @@ def test_the_balancers_own_address_is_a_way_back_to_themselves(replicas: Replica
 
 
 def test_nobody_is_refused_while_one_after_the_other_is_exchanged(replicas: Replicas, balancer: str) -> None:
-    done, refused, stop = [0] * CALLERS, [], threading.Event()
-
-    def call(number: int) -> None:
-        with httpx.Client(base_url=balancer, timeout=30, headers={"host": "localhost"}) as http:
-            while not stop.is_set():
-                said = http.post("/execute_tool", json={"tool_id": "good__echo", "parameters": {"text": "hi"}})
-                if said.is_success and said.json()["success"]:
-                    done[number] += 1
-                else:
-                    refused.append(said.text)
-
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(CALLERS)]
-    for thread in threads:
-        thread.start()
-    try:
-        for process in replicas:
-            before = sum(done)
-            process.stop()
-            process.start()
-            process.wait_for_state("good", "up")
-            wait_for(lambda before=before: sum(done) > before)  # type: ignore[misc]
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    refused = exchange(replicas, balancer, "good", "good__echo")
     assert not refused, refused[:3]
-    assert all(count > 0 for count in done)

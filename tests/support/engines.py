@@ -5,40 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from support.processes import debian_package, free_port, wait_for
+from support.processes import GatewayProcess, debian_package, free_port, running_gateway, wait_for
+from toolscore.bench import rig
 
-__all__ = ["Redis", "haproxy", "new_database", "postgres_url"]
-
-HAPROXY = """
-defaults
-  mode http
-  timeout connect 2s
-  timeout client 30s
-  timeout server 30s
-  option redispatch
-  option http-server-close
-  retries 2
-frontend all
-  bind 127.0.0.1:{port}
-  default_backend gateways
-backend gateways
-  balance roundrobin
-  option httpchk GET /readyz
-  default-server check inter 200ms fall 1 rise 1
-"""
+__all__ = ["Redis", "exchange", "gateways", "haproxy", "new_database", "postgres_url", "redis"]
 
 
 class Redis:
@@ -88,51 +72,89 @@ class Redis:
 
 @contextlib.contextmanager
 def haproxy(folder: Path, ports: list[int]) -> Iterator[str]:
-    """A real haproxy before gateways on these ports, each request to the next. Yields its URL."""
-    program, port = debian_package("haproxy", "/usr/sbin/haproxy"), free_port()
-    backends = "".join(f"  server g{number} 127.0.0.1:{one}\n" for number, one in enumerate(ports))
-    (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port) + backends)
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([program, "-db", "-f", folder / "haproxy.cfg"], stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        assert process.poll() is None, (folder / "log").read_text()
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{url}/readyz").is_success
-        return False
-
-    try:
-        wait_for(answers, 30)
+    """A real haproxy before gateways on these ports, each request to the next, on a new connection. Yields its URL."""
+    program = debian_package("haproxy", "/usr/sbin/haproxy")
+    with rig.haproxy(folder, ports, program, free_port(), "option http-server-close") as url:
         yield url
+
+
+@contextlib.contextmanager
+def gateways(
+    database_url: str, redis_url: str | None = None, count: int = 3, servers: dict[str, Any] | None = None, **more: Any
+) -> Iterator[list[GatewayProcess]]:
+    """Several that share these, started at once; yields them when they are ready.
+
+    Args:
+        more: as `running_gateway` takes it.
+    """
+    shared = {"TOOLSCORE_STORAGE__DATABASE_URL": database_url}
+    if redis_url is not None:
+        shared["TOOLSCORE_STORAGE__REDIS_URL"] = redis_url
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            process = stack.enter_context(running_gateway(servers, start=False, **more))
+            process.environment = shared
+            process.start(ready=False)
+            found.append(process)
+        for process in found:
+            wait_for(process.is_ready, 60)
+            for server_id in servers or {}:
+                process.wait_for_state(server_id, "up")
+        yield found
+
+
+def exchange(processes: list[GatewayProcess], url: str, server_id: str, tool_id: str, callers: int = 4) -> list[str]:
+    """Stop and start one after the other while a tool is called through a balancer. Returns what was refused."""
+    done, refused, stop = [0] * callers, [], threading.Event()
+
+    def call(number: int) -> None:
+        with httpx.Client(base_url=url, timeout=30, headers={"host": "localhost"}) as http:
+            while not stop.is_set():
+                said = http.post("/execute_tool", json={"tool_id": tool_id, "parameters": {"text": "hi"}})
+                if said.is_success and said.json()["success"]:
+                    done[number] += 1
+                else:
+                    refused.append(said.text)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        for process in processes:
+            before = sum(done)
+            process.stop()
+            process.start()
+            process.wait_for_state(server_id, "up")
+            wait_for(lambda before=before: sum(done) > before)  # type: ignore[misc]
     finally:
-        process.terminate()
-        process.wait(10)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert all(count > 0 for count in done)
+    return refused
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """A Redis of the tests of one folder."""
+    with tempfile.TemporaryDirectory(prefix="toolscore-redis-") as folder:
+        server = Redis(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A Postgres server of our own on loopback."""
-    programs = debian_package("postgresql", "/usr/lib/postgresql/*/bin/initdb").parent
-    user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="toolscore-postgres-"))
-    if user:
-        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-    port = free_port()
     try:
-        initdb = [programs / "initdb", "-D", folder / "data", "-U", "toolscore", "--auth=trust", "--no-sync"]
-        subprocess.run(initdb, user=user, check=True, capture_output=True, cwd=folder)
-        server = subprocess.Popen(
-            [programs / "postgres", "-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1"],
-            user=user, stderr=subprocess.DEVNULL, cwd=folder,
-        )  # fmt: skip
-        ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
-        wait_for(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, 30, "for Postgres")
-        try:
-            yield f"postgresql+asyncpg://toolscore@127.0.0.1:{port}/postgres"
-        finally:
-            server.terminate()
-            server.wait(20)
+        programs = debian_package("postgresql", "/usr/lib/postgresql/*/bin/initdb").parent
+        with rig.postgres(folder, programs, free_port()) as url:
+            yield url
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

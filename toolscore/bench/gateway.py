@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from toolscore.bench.process import free_port, measure, serving, settle, wait_for_servers
+from toolscore.bench.process import echo, free_port, judged, measure, serving, settle, wait_for_servers
 
 __all__ = ["TARGETS", "run_gateway_bench"]
 
@@ -49,10 +47,8 @@ def run_gateway_bench(*, seconds: float = 2.0, quiet: bool = False) -> dict[str,
     console = Console()
     with ExitStack() as stack:
         echo_port, floor_port = free_port(), free_port()
-        stack.enter_context(_process("toolscore.bench.echo", "mcp", str(echo_port)))
-        stack.enter_context(_process("toolscore.bench.echo", "fastapi", str(floor_port)))
-        _wait_for_port(echo_port)
-        _wait_for_port(floor_port)
+        stack.enter_context(echo("mcp", echo_port))
+        stack.enter_context(echo("fastapi", floor_port))
         gateway = stack.enter_context(_gateway(echo_port))
         jobs = _jobs(echo_port, floor_port, gateway)
         progress = stack.enter_context(
@@ -169,12 +165,7 @@ def _summary(rounds: list[Results], gateway: dict[str, Any]) -> dict[str, Any]:
         "resident_mb": gateway["resident_mb"],
         "seconds_to_ready": gateway["seconds_to_ready"],
     }
-    summary = {}
-    for key, value in figures.items():
-        label, sign, bound = TARGETS[key]
-        met = value >= bound if sign == ">=" else value <= bound
-        summary[key] = {"label": label, "value": value, "target": f"{sign} {bound:g}", "met": met}
-    return summary
+    return judged(figures, TARGETS)
 
 
 def _print(console: Any, report: dict[str, Any]) -> None:
@@ -262,23 +253,3 @@ def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
             }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _process(module: str, *arguments: str) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(5)
-
-
-def _wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise RuntimeError(f"nothing listens on port {port}")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["free_port", "measure", "serving", "settle", "wait_for_servers"]
+__all__ = ["answers", "echo", "free_port", "judged", "listens", "measure", "serving", "settle", "wait_for_servers"]
 
 
 def measure(job: dict[str, Any], concurrency: int, seconds: float) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def serving(folder: Path, http_port: int) -> Iterator[tuple[subprocess.Popen[byt
     said = open(folder / "stderr.log", "w+b")  # noqa: SIM115 - closed below
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
     try:
-        while not _answers(f"http://127.0.0.1:{http_port}/readyz"):
+        while not answers(f"http://127.0.0.1:{http_port}/readyz"):
             if process.poll() is not None:
                 said.seek(0)
                 raise RuntimeError(f"the gateway ended at its start: {said.read().decode()}")
@@ -67,7 +67,44 @@ def serving(folder: Path, http_port: int) -> Iterator[tuple[subprocess.Popen[byt
         said.close()
 
 
-def _answers(url: str) -> bool:
+@contextmanager
+def echo(kind: str, port: int) -> Iterator[None]:
+    """The echo of `toolscore.bench.echo`, in a process of its own, from when it listens on."""
+    process = subprocess.Popen([sys.executable, "-m", "toolscore.bench.echo", kind, str(port)])
+    try:
+        deadline = time.monotonic() + 15
+        while not listens(port):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"nothing listens on port {port}")
+            time.sleep(0.02)
+        yield
+    finally:
+        process.terminate()
+        process.wait(5)
+
+
+def judged(figures: dict[str, float], targets: dict[str, tuple[str, str, float]]) -> dict[str, dict[str, Any]]:
+    """Figures beside what they are to reach.
+
+    Args:
+        targets: the same names → label, `>=` or `<=`, bound.
+    """
+    summary = {}
+    for key, value in figures.items():
+        label, sign, bound = targets[key]
+        met = value >= bound if sign == ">=" else value <= bound
+        summary[key] = {"label": label, "value": value, "target": f"{sign} {bound:g}", "met": met}
+    return summary
+
+
+def listens(port: int) -> bool:
+    """Whether anything takes connections on a port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def answers(url: str) -> bool:
+    """Whether an address answers 200."""
     try:
         with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310
             return bool(response.status == 200)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import psutil
 
-from toolscore.bench.process import free_port, measure
+from toolscore.bench.process import echo, free_port, judged, measure, wait_for_servers
 from toolscore.bench.rig import Gateway, Rig, rig
 
 __all__ = ["TARGETS", "run_replicas_bench"]
@@ -43,7 +42,7 @@ def run_replicas_bench(*, seconds: float = 3.0, quiet: bool = False, tell: Calla
     """
     with ExitStack() as stack:
         echo_port = free_port()
-        stack.enter_context(_echo("mcp", echo_port))
+        stack.enter_context(echo("mcp", echo_port))
         servers = {
             "echo": {"url": f"http://127.0.0.1:{echo_port}/mcp"},
             "pipe": {"command": sys.executable, "args": ["-m", "toolscore.bench.echo", "stdio", "0"]},
@@ -52,7 +51,7 @@ def run_replicas_bench(*, seconds: float = 3.0, quiet: bool = False, tell: Calla
         three = stack.enter_context(rig(3, servers))
         one = stack.enter_context(rig(1, servers))
         for gateway in (*three.gateways, *one.gateways):
-            _wait_up(gateway, set(servers))
+            wait_for_servers(gateway.url, len(servers) + 2)  # and two of the gateway's own
         cpu = _cpu_ratio(three, one, seconds, tell)
         hop = _hop(three, seconds, tell)
         tell(f"{CHANGES} changes, until all know")
@@ -63,10 +62,7 @@ def run_replicas_bench(*, seconds: float = 3.0, quiet: bool = False, tell: Calla
         "known_p99_ms": round(known[max(0, int(len(known) * 0.99) - 1)], 1),
         **{name: hop[name] for name in ("hop_added_p50_ms", "hop_cpu_near_ms", "hop_cpu_far_ms")},
     }
-    summary = {}
-    for key, value in figures.items():
-        label, sign, bound = TARGETS[key]
-        summary[key] = {"label": label, "value": value, "target": f"{sign} {bound:g}", "met": value <= bound}
+    summary = judged(figures, TARGETS)
     report = {
         "cores": os.cpu_count(),
         "cpu": cpu,
@@ -77,26 +73,6 @@ def run_replicas_bench(*, seconds: float = 3.0, quiet: bool = False, tell: Calla
     if not quiet:
         _print(report)
     return report
-
-
-@contextmanager
-def _echo(kind: str, port: int) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", "toolscore.bench.echo", kind, str(port)])
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_up(gateway: Gateway, servers: set[str]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        known = httpx.get(f"{gateway.url}/api/v1/servers").json()["data"]["servers"]
-        if servers <= {one["server_id"] for one in known if one["state"] == "up"}:
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"the servers do not come up: {known}")
 
 
 def _job(url: str, tool_id: str) -> dict[str, Any]:

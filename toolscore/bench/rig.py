@@ -12,15 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolscore.bench.process import free_port
+from toolscore.bench.process import answers, free_port, listens
 from toolscore.core.seal import new_key
 
 __all__ = ["Gateway", "ProgramMissing", "Rig", "haproxy", "postgres", "redis", "rig", "run_rig"]
@@ -33,6 +31,7 @@ defaults
   timeout server 1h
   option redispatch
   retries 2
+  {defaults}
 frontend all
   bind 127.0.0.1:{port}
   default_backend gateways
@@ -85,27 +84,28 @@ def _running(
 
 
 @contextmanager
-def postgres(folder: Path, programs: Path | None = None) -> Iterator[str]:
+def postgres(folder: Path, programs: Path | None = None, port: int | None = None) -> Iterator[str]:
     """A Postgres of its own. Yields its URL, of a database that anybody on this machine may use.
 
     Args:
         folder: an empty one.
         programs: the folder of `initdb` and `postgres`.
+        port: of loopback.
     """
     programs = programs or _find("/usr/lib/postgresql/*/bin/initdb", "initdb").parent
     user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
     if user:
         os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-    port = free_port()
+    port = port or free_port()
     initdb: list[Any] = [programs / "initdb", "-D", folder / "data", "-U", "toolscore", "--auth=trust", "--no-sync"]
     subprocess.run(initdb, user=user, check=True, capture_output=True, cwd=folder)
     ready: list[Any] = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
     command = [programs / "postgres", "-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1"]
 
-    def answers() -> bool:
+    def is_ready() -> bool:
         return subprocess.run(ready, capture_output=True, check=False).returncode == 0
 
-    with _running(command, answers, folder / "log", user=user, cwd=folder):
+    with _running(command, is_ready, folder / "log", user=user, cwd=folder):
         yield f"postgresql+asyncpg://toolscore@127.0.0.1:{port}/postgres"
 
 
@@ -115,35 +115,26 @@ def redis(folder: Path, program: Path | None = None, port: int | None = None) ->
     port = port or free_port()
     program = program or _find("redis-server")
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-    with _running(command, lambda: _connects(port), folder / "redis.log") as process:
+    with _running(command, lambda: listens(port), folder / "redis.log") as process:
         yield process
 
 
 @contextmanager
-def haproxy(folder: Path, ports: list[int], program: Path | None = None) -> Iterator[str]:
-    """A haproxy before gateways on these ports, each request to the next. Yields its URL."""
-    port = free_port()
+def haproxy(
+    folder: Path, ports: list[int], program: Path | None = None, port: int | None = None, defaults: str = ""
+) -> Iterator[str]:
+    """A haproxy before gateways on these ports, each request to the next. Yields its URL.
+
+    Args:
+        port: of loopback, on which it listens. defaults: a further line of that section.
+    """
+    port = port or free_port()
     backends = "".join(f"  server g{number} 127.0.0.1:{one}\n" for number, one in enumerate(ports, 1))
-    (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port) + backends)
+    (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port, defaults=defaults) + backends)
     command = [program or _find("haproxy", "/usr/sbin/haproxy"), "-db", "-f", folder / "haproxy.cfg"]
     url = f"http://127.0.0.1:{port}"
-    with _running(command, lambda: _answers(f"{url}/readyz"), folder / "haproxy.log"):
+    with _running(command, lambda: answers(f"{url}/readyz"), folder / "haproxy.log"):
         yield url
-
-
-def _connects(port: int) -> bool:
-    import socket
-
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @dataclass
@@ -177,7 +168,7 @@ class Gateway:
         """
         assert self.process is not None
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(f"{self.url}/readyz"):
+        while not answers(f"{self.url}/readyz"):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"a gateway does not start: {(self.folder / 'gateway.log').read_text()[-2000:]}")
             time.sleep(0.02)

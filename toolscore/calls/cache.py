@@ -325,7 +325,7 @@ class ResultCache:
         first, token = False, secrets.token_bytes(8)
         try:
             if self._shared is not None and (slot.ttl or self._told_ttl.get(slot.tool.tool_id)):
-                first = await self._shared.claim(FLIGHT + slot.key, token, FLIGHT_SECONDS)
+                first = await self._shared.put_new(FLIGHT + slot.key, token, FLIGHT_SECONDS)
                 found = await self._made_elsewhere(slot, seconds) if not first else None
                 if found is not None:
                     return Made(found.raw)
@@ -344,7 +344,7 @@ class ResultCache:
             return made
         finally:
             if first and self._shared is not None:
-                await asyncio.shield(self._shared.drop_if(FLIGHT + slot.key, token))
+                await asyncio.shield(self._shared.drop_if([FLIGHT + slot.key], token))
             flight = self._flights.get(slot.key)
             if flight is not None and flight.task is task:
                 del self._flights[slot.key]

@@ -25,7 +25,6 @@ log = structlog.get_logger(__name__)
 
 MAX_IN_FLIGHT = 4096
 """Requests of one other gateway that are served at a time; each was admitted there."""
-DEADLINE = "deadline"
 SKEW_SECONDS = 5.0
 """How far the clocks of two gateways may be apart."""
 
@@ -49,17 +48,12 @@ class Link:
         channel.take = self._peer.receive
         channel.closed = self._closed
 
-    async def ask(self, method: str, params: Params, seconds: float | None = None) -> Raw:
+    async def ask(self, method: str, params: Params) -> Raw:
         """Have the other gateway do something. Cancelling this cancels it there.
-
-        Args:
-            seconds: after so long it need not begin.
 
         Raises:
             RemoteError: it refused. ConnectionLost: it went away; `sent` says whether it may have begun.
         """
-        if seconds is not None:
-            params = {**params, DEADLINE: time.time() + seconds}
         return await self._peer.request(method, params)
 
     def tell(self, method: str, params: Any) -> None:
@@ -108,7 +102,6 @@ class Hops:
         self._ring = ring
         self._max = max_bytes
         self._links: dict[str, asyncio.Task[Link]] = {}
-        self._taken: set[Link] = set()
         self._on_end: list[Callable[[Link], None]] = []
         self._stack = contextlib.AsyncExitStack()
 
@@ -137,7 +130,6 @@ class Hops:
 
     def ended(self, link: Link) -> None:
         """A conversation has ended."""
-        self._taken.discard(link)
         task = self._links.get(link.other)
         if task is not None and _result(task) is link:
             del self._links[link.other]
@@ -146,8 +138,7 @@ class Hops:
 
     def _take(self, channel: SealedChannel) -> None:
         def first(message: bytes) -> None:
-            link = Link(channel, self, message.decode("ascii", "replace")[:64])
-            self._taken.add(link)
+            Link(channel, self, message.decode("ascii", "replace")[:64])  # which the channel keeps
 
         channel.take = first
 

@@ -82,12 +82,6 @@ end
 redis.call('pexpire', KEYS[1], ARGV[3])
 return known
 """
-RELEASE = """
-for _, key in ipairs(KEYS) do
-  if redis.call('get', key) == ARGV[1] then redis.call('del', key) end
-end
-return 1
-"""
 
 
 class Members:
@@ -258,7 +252,7 @@ class Members:
         async with self._ticking:  # or a renewal that is on its way would take it again
             held = [one for one in what if self._held.pop(one, None) is not None]
             if held:
-                await self._shared.run(RELEASE, [self._key(one) for one in held], [self.id])
+                await self._shared.drop_if([self._key(one) for one in held], self.id.encode())
         if held:
             self.tell("released", what=held)
 

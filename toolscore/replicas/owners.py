@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,14 +25,13 @@ from toolscore.replicas.members import Members
 from toolscore.replicas.remote_sessions import Together
 from toolscore.replicas.wire import (
     Answer,
-    Asked,
     ClientSays,
     CodeAsks,
     Needed,
-    Opened,
+    OfCall,
+    OfServer,
     Output,
     ServerSays,
-    Told,
     Who,
     answer_of,
     given,
@@ -41,7 +41,8 @@ from toolscore.upstreams.protocol import ServerInfo
 
 __all__ = ["HopConnection", "Owners"]
 
-OPEN_SECONDS = 30.0
+BEGIN_SECONDS = 30.0
+"""After so long a request that was on its way need not be begun any more."""
 HOME_SECONDS = 3600.0
 """For how long a session of Python is looked for where it was."""
 INSTANCES = "instances of "
@@ -101,15 +102,15 @@ class Owners:
         self._homes: WeakValueDictionary[str, Caller] = WeakValueDictionary()
         self._open: dict[tuple[str, str], tuple[HopConnection, Callable[[str, Raw | None], None]]] = {}
         hops.heard |= {
-            "call/told": (Told, self._told),
+            "call/told": (OfCall, self._told),
             "call/needed": (Needed, self._needed),
             "call/output": (Output, self._output),
             "client/told": (ClientSays, self._client_told),
             "server/told": (ServerSays, self._server_told),
-            "server/moved": (ServerSays, self._moved),
+            "server/moved": (OfServer, self._moved),
         }
         hops.served |= {
-            "call/ask": (Asked, self._ask),
+            "call/ask": (OfCall, self._ask),
             "call/code": (CodeAsks, self._code),
             "client/ask": (ClientSays, self._ask_client),
         }
@@ -245,11 +246,8 @@ class Owners:
             ConnectionLost, RemoteError, ToolScoreError: the other cannot be reached, or has it not.
         """
         link = await self.hops.to(other)
-        answer = msgspec.json.decode(
-            await link.ask("server/open", {"server_id": upstream.server_id}, OPEN_SECONDS), type=Answer
-        )
-        opened = msgspec.json.decode(answer_of(answer), type=Opened)
-        info = msgspec.json.decode(opened.info, type=ServerInfo)
+        answer = msgspec.json.decode(await link.ask("server/open", {"server_id": upstream.server_id}), type=Answer)
+        info = msgspec.json.decode(answer_of(answer), type=ServerInfo)
         connection = HopConnection(link, upstream.server_id, self, info)
         key = (other, upstream.server_id)
         self._open[key] = connection, upstream.notified
@@ -295,7 +293,7 @@ class Owners:
             self._calls[number] = caller
             asked["who"] = self._who(caller)
         try:
-            answer = await link.ask("upstream/request", asked, OPEN_SECONDS)
+            answer = await link.ask("upstream/request", {**asked, "deadline": time.time() + BEGIN_SECONDS})
         finally:
             self._calls.pop(number, None)
         return answer_of(msgspec.json.decode(answer, type=Answer))
@@ -330,7 +328,7 @@ class Owners:
 
     # What comes back before the answer
 
-    def _told(self, _: Link, told: Told) -> None:
+    def _told(self, _: Link, told: OfCall) -> None:
         caller = self._calls.get(told.call)
         if caller is not None:
             caller.notify(told.method, given(told.params))
@@ -346,7 +344,7 @@ class Owners:
         if tell is not None:
             tell(output.text)
 
-    async def _ask(self, _: Link, asked: Asked) -> Any:
+    async def _ask(self, _: Link, asked: OfCall) -> Any:
         caller = self._calls.get(asked.call)
         if caller is None:
             raise RemoteError({"code": INVALID_PARAMS, "message": "the call that it belongs to has ended"})
@@ -380,7 +378,7 @@ class Owners:
         if found is not None:
             found[1](said.method, given(said.params))
 
-    def _moved(self, link: Link, said: ServerSays) -> None:
-        found = self._open.get((link.other, said.server_id))
+    def _moved(self, link: Link, moved: OfServer) -> None:
+        found = self._open.get((link.other, moved.server_id))
         if found is not None:
             found[0].close("the gateway that had it has let it go")

@@ -19,15 +19,14 @@ from toolscore.replicas.hop import Hops, Link, is_late
 from toolscore.replicas.owners import Owners
 from toolscore.replicas.wire import (
     Answer,
-    Opened,
-    OpenServer,
+    OfServer,
     UpstreamRequest,
     Who,
     failure_of,
     given,
 )
 from toolscore.upstreams import Caller, Upstream, UpstreamPool
-from toolscore.upstreams.caller import CodeReply, client_named
+from toolscore.upstreams.caller import OTHER_GATEWAY, CodeReply, client_named
 
 __all__ = ["Listen", "Place", "Serving"]
 
@@ -103,12 +102,6 @@ class _FarCaller(Caller):
         return await self._link.ask("call/ask", {"call": self._call, "method": method, "params": params})
 
 
-class _Nobody(Caller):
-    """What the gateway at the other end asks for itself."""
-
-    hopped = True
-
-
 class Serving:
     """Serves other gateways, from when it is made.
 
@@ -122,16 +115,16 @@ class Serving:
         self._owners = owners
         self._busy = 0
         self._place = place
-        self._links: dict[str, dict[Link, _Nobody]] = defaultdict(dict)
+        self._links: dict[str, set[Link]] = defaultdict(set)
         self._watched: dict[Link, list[tuple[str, str]]] = defaultdict(list)
         self._homes: WeakValueDictionary[str, _FarHome] = WeakValueDictionary()
         self._tasks = TaskSet()
         hops.served |= {
-            "server/open": (OpenServer, self._open),
+            "server/open": (OfServer, self._open),
             "upstream/request": (UpstreamRequest, self._request),
         }
-        hops.heard["server/close"] = (OpenServer, self._close)
-        hops.heard["server/restart"] = (OpenServer, self._restart)
+        hops.heard["server/close"] = (OfServer, self._close)
+        hops.heard["server/restart"] = (OfServer, self._restart)
         hops.on_end(self._ended)
         owners.on_let_go = self._let_go
         owners.members.on("announced", self._announced)
@@ -144,8 +137,8 @@ class Serving:
 
     def _let_go(self, server_id: str) -> None:
         """This gateway has a server no more: those who use it look for who has."""
-        for link in self._links.pop(server_id, {}):
-            link.tell("server/moved", {"server_id": server_id, "method": ""})
+        for link in self._links.pop(server_id, ()):
+            link.tell("server/moved", {"server_id": server_id})
 
     def _has(self, server_id: str) -> Upstream:
         """A server that this gateway has itself.
@@ -158,31 +151,31 @@ class Serving:
             raise ConnectionLost(f"the gateway that was asked has no server {server_id!r}", sent=False)
         return upstream
 
-    async def _open(self, link: Link, asked: OpenServer) -> Answer:
+    async def _open(self, link: Link, asked: OfServer) -> Answer:
         try:
             upstream = self._has(asked.server_id)
             await upstream.wait_own()
             assert upstream.info is not None
         except (ToolScoreError, ConnectionLost) as exc:
             return failure_of(exc)
-        self._links[asked.server_id].setdefault(link, _Nobody())
-        return Answer(result=Raw(encode(Opened(Raw(encode(upstream.info))))))
+        self._links[asked.server_id].add(link)
+        return Answer(result=Raw(encode(upstream.info)))
 
-    def _restart(self, _: Link, asked: OpenServer) -> None:
+    def _restart(self, _: Link, asked: OfServer) -> None:
         upstream = self._upstreams.find(asked.server_id)
         if upstream is not None and self._owners.has(upstream):
             upstream.orders.restart.set()
 
-    def _close(self, link: Link, closed: OpenServer) -> None:
-        self._links[closed.server_id].pop(link, None)
+    def _close(self, link: Link, closed: OfServer) -> None:
+        self._links[closed.server_id].discard(link)
 
     def _ended(self, link: Link) -> None:
         for links in self._links.values():
-            links.pop(link, None)
+            links.discard(link)
         for server_id, uri in self._watched.pop(link, []):
             upstream = self._upstreams.find(server_id)
             if upstream is not None:
-                self._tasks.start(upstream.unwatch(uri, _Nobody()))
+                self._tasks.start(upstream.unwatch(uri, OTHER_GATEWAY))
 
     def _announced(self, told: dict[str, Any]) -> None:
         """Another gateway heard this of a server whose session this one has, too."""
@@ -221,11 +214,12 @@ class Serving:
         for member in ("name", "_meta") if params is not None else ():
             if params is not None and member in params:
                 params[member] = decode(params[member])  # as the doors and the pipeline have them
-        caller: Caller = self._links[asked.server_id].get(link) or _Nobody()
-        if asked.who is not None:
-            caller = self._caller(link, asked.call, asked.who)
+        caller = self._caller(link, asked.call, asked.who) if asked.who is not None else OTHER_GATEWAY
         if params is not None and asked.method in (SUBSCRIBE, UNSUBSCRIBE) and caller.code is None:
             await self._watch(link, upstream, asked.method, decode(params["uri"]), caller)
+            return Raw(b"{}")
+        if params is not None and asked.method == "logging/setLevel":
+            await upstream.hear(decode(params["level"]))  # who wants less does not take from who wants more
             return Raw(b"{}")
         placed = self._place(upstream, caller) if asked.method == "tools/call" else contextlib.nullcontext()
         async with placed:

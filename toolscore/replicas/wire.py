@@ -13,15 +13,13 @@ from toolscore.core.models import Principal
 
 __all__ = [
     "Answer",
-    "Asked",
     "ClientSays",
     "CodeAsks",
     "Needed",
-    "OpenServer",
-    "Opened",
+    "OfCall",
+    "OfServer",
     "Output",
     "ServerSays",
-    "Told",
     "UpstreamRequest",
     "Who",
     "answer_of",
@@ -50,17 +48,10 @@ class Who(msgspec.Struct, omit_defaults=True, frozen=True):
     hears_output: bool = False
 
 
-class OpenServer(msgspec.Struct):
-    """Begin to use a server that another gateway has; it tells what the server tells all, from then on."""
+class OfServer(msgspec.Struct):
+    """Which server is meant."""
 
     server_id: str
-    deadline: float | None = None
-
-
-class Opened(msgspec.Struct):
-    """What the server said of itself: `ServerInfo`."""
-
-    info: Raw
 
 
 class UpstreamRequest(msgspec.Struct, omit_defaults=True):
@@ -83,16 +74,8 @@ class Answer(msgspec.Struct, omit_defaults=True):
     failed: dict[str, Any] | None = None
 
 
-class Told(msgspec.Struct, omit_defaults=True):
-    """Something that belongs to a call, for its client."""
-
-    call: int
-    method: str
-    params: Raw | UnsetType = UNSET
-
-
-class Asked(msgspec.Struct, omit_defaults=True):
-    """A server's question about a call, for its client."""
+class OfCall(msgspec.Struct, omit_defaults=True):
+    """What a server tells or asks the client of a call."""
 
     call: int
     method: str

@@ -23,9 +23,16 @@ PATIENT_SECONDS = 1.0
 PROBE_SECONDS = 1.0
 LISTEN_SECONDS = 5.0
 """Without a message for so long, a listener asks whether the connection is there."""
-DROP_IF = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end return 1"
 AT_ONCE = 64
 """Requests under way; each takes a connection, and the driver has a hundred."""
+
+
+DROP_IF = """
+for _, key in ipairs(KEYS) do
+  if redis.call('get', key) == ARGV[1] then redis.call('del', key) end
+end
+return 1
+"""
 
 
 class SharedStore:
@@ -61,21 +68,16 @@ class SharedStore:
             return False
         return await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000)))) is not None
 
-    async def put_new(self, key: str, value: bytes, seconds: float) -> None:
-        """Keep bytes for so long, if the key has none."""
-        if self.up:
-            await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000)), nx=True))
-
-    async def claim(self, key: str, token: bytes, seconds: float) -> bool:
-        """Keep a key for so long, if it is not kept. Returns whether it was not; true also where Redis does not say."""
+    async def put_new(self, key: str, value: bytes, seconds: float) -> bool:
+        """Keep bytes for so long, if the key has none. Returns whether it had none; true also where Redis is away."""
         if not self.up:
             return True
-        taken = await self.ask(self._client.set(key, token, px=max(1, int(seconds * 1000)), nx=True))
+        taken = await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000)), nx=True))
         return bool(taken) or not self.up
 
-    async def drop_if(self, key: str, token: bytes) -> None:
-        """Forget a key that was claimed with this token, unless it is another's by now."""
-        await self.run(DROP_IF, [key], [token])
+    async def drop_if(self, keys: list[str], value: bytes) -> None:
+        """Forget those of these keys that have this value."""
+        await self.run(DROP_IF, keys, [value])
 
     async def drop(self, keys: list[str]) -> None:
         """Forget keys."""

@@ -28,6 +28,7 @@ __all__ = [
     "EVERYBODY",
     "LOG_LEVELS",
     "NO_HEADERS",
+    "OTHER_GATEWAY",
     "Caller",
     "ClientSide",
     "Code",
@@ -215,6 +216,16 @@ def client_named(name: str) -> object:
     if client is None:
         client = _clients[name] = _Client(name)
     return client
+
+
+class _Gateway(Caller):
+    """A gateway that asks for itself."""
+
+    hopped = True
+
+
+OTHER_GATEWAY = _Gateway()
+"""Whoever asks for what this gateway has itself, on behalf of no client."""
 
 
 def required_capability(method: str, params: Raw | None) -> dict[str, Any]:

@@ -94,8 +94,8 @@ RESUME_TRIES = 5
 """How often in a row we come back to a stream that has nothing new."""
 MIN_RETRY_SECONDS = 0.5
 
-
 ID_BITS = 24
+"""Of the random part with which request ids begin in a session that several gateways have."""
 
 
 class HttpConnection:

@@ -25,7 +25,7 @@ from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError
 from toolscore.core.models import ServerState, UpstreamSpec, timestamp
 from toolscore.core.rules import ServerRules
 from toolscore.core.tasks import TaskSet
-from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide
+from toolscore.upstreams.caller import EVERYBODY, OTHER_GATEWAY, Caller, ClientSide
 from toolscore.upstreams.connection import Connection, PeerConnection, SharedSession, ensure_log_level
 from toolscore.upstreams.http import HttpConnection
 from toolscore.upstreams.lanes import Habits, Lane, Lanes, has_own_lane, lane_for, own_lane, sticky_value
@@ -66,15 +66,6 @@ class Attempt:
     def __init__(self) -> None:
         self.asked = False
         self.over = False
-
-
-class _OurOwn(Caller):
-    """Whoever wants what this gateway has itself."""
-
-    hopped = True
-
-
-OUR_OWN = _OurOwn()
 
 
 class _HomeGone(ConnectionLost):
@@ -409,7 +400,7 @@ class Upstream:
         Raises:
             UpstreamUnavailable: it does not come up.
         """
-        await self._wait_for_connection(OUR_OWN)
+        await self._wait_for_connection(OTHER_GATEWAY)
 
     async def _wait_for_connection(self, caller: Caller | None = None) -> Connection:
         """A server that is starting is worth the caller's own time-out; one that is down gets a moment, and one that

@@ -53,7 +53,8 @@ from toolscore.endpoints.mcp.envelope import HEADER_MISMATCH, check_envelope, ch
 from toolscore.endpoints.mcp.listener import open_listener, watch_resource
 from toolscore.endpoints.mcp.params import Members, read_params, text_of
 from toolscore.endpoints.mcp.server import MISSING_CLIENT_CAPABILITY, WATCHING, McpServer
-from toolscore.endpoints.mcp.sessions import Session, Sessions
+from toolscore.endpoints.mcp.session import Session
+from toolscore.endpoints.mcp.sessions import Sessions
 from toolscore.endpoints.mcp.sse import Stream
 from toolscore.endpoints.mcp.suspended import StatelessCalls
 from toolscore.upstreams import Caller

@@ -52,6 +52,7 @@ class SharedSessions:
 
     Args:
         on_told: told of a kind and its members, when another gateway tells something.
+        on_missed: called when something may have been told that was not heard.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SharedSessions:
         replicas: Replicas | None,
         identity: str,
         on_told: Callable[[str, dict[str, Any]], None],
+        on_missed: Callable[[], None],
     ) -> None:
         self._shared = shared
         self._replicas = replicas
@@ -69,6 +71,7 @@ class SharedSessions:
         if shared is not None and replicas is not None:
             self.mirrors = Mirrors(shared, replicas, identity)
         if replicas is not None:
+            replicas.members.on_silence(on_missed)
             for kind in KINDS:
                 replicas.members.on(f"session/{kind}", lambda told, kind=kind: on_told(f"session/{kind}", told))  # type: ignore[misc]
 

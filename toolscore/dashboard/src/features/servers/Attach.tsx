@@ -131,13 +131,14 @@ function ByFile({ taken, onDone }: Way) {
   const [fates, setFates] = useState<Record<string, Fate>>({});
   const [error, setError] = useState<unknown>(null);
   const [busy, setBusy] = useState(false);
+  const toAdd = (entries ?? []).filter((one) => chosen.has(one.server_id) && !taken.has(one.server_id)); // which ids are taken may be known later
 
   function preview(): void {
     setError(null);
     try {
       const found = entriesOf(text);
       setEntries(found);
-      setChosen(new Set(found.map((one) => one.server_id).filter((id) => !taken.has(id))));
+      setChosen(new Set(found.map((one) => one.server_id)));
     } catch (exc) {
       setError(exc);
     }
@@ -147,8 +148,7 @@ function ByFile({ taken, onDone }: Way) {
     setBusy(true);
     const added: string[] = [];
     let refused = false;
-    for (const entry of entries ?? []) {
-      if (!chosen.has(entry.server_id)) continue;
+    for (const entry of toAdd) {
       try {
         await attach(entry);
         added.push(entry.server_id);
@@ -189,7 +189,7 @@ function ByFile({ taken, onDone }: Way) {
               <label className="check grow">
                 <input
                   type="checkbox"
-                  checked={chosen.has(entry.server_id)}
+                  checked={toAdd.includes(entry)}
                   disabled={taken.has(entry.server_id) || fate === "added"}
                   onChange={(event) => setChosen(new Set(event.target.checked ? [...chosen, entry.server_id] : [...chosen].filter((id) => id !== entry.server_id)))}
                 />
@@ -207,8 +207,8 @@ function ByFile({ taken, onDone }: Way) {
       </ul>
       <div className="actions">
         <Button onClick={() => setEntries(null)}>Back</Button>
-        <Button look="primary" busy={busy} disabled={chosen.size === 0} onClick={() => void add()}>
-          Add {counted(chosen.size, "server")}
+        <Button look="primary" busy={busy} disabled={toAdd.length === 0} onClick={() => void add()}>
+          Add {counted(toAdd.length, "server")}
         </Button>
       </div>
     </>

@@ -33,7 +33,7 @@ class Listener:
 def run(check: Callable[[Listener, int], Awaitable[None]]) -> None:
     async def main() -> None:
         listener = Listener()
-        async with listen_sealed("127.0.0.1", 0, RING, MAX, listener.opened) as port:
+        async with listen_sealed("127.0.0.1:0", RING, MAX, listener.opened) as port:
             await check(listener, port)
 
     asyncio.run(main())
@@ -49,7 +49,7 @@ def test_messages_of_all_sizes_arrive_whole_and_in_order() -> None:
     sent = [b"", b"x", b"y" * 70_000, b"z" * MAX, *(str(number).encode() for number in range(500))]
 
     async def check(listener: Listener, port: int) -> None:
-        channel = await dial_sealed("127.0.0.1", port, RING, MAX)
+        channel = await dial_sealed(f"127.0.0.1:{port}", RING, MAX)
         back: list[bytes] = []
         channel.take = back.append
         for message in sent:
@@ -70,7 +70,7 @@ def test_who_has_another_key_is_let_go() -> None:
     async def check(listener: Listener, port: int) -> None:
         other = KeyRing.read(new_key())
         with pytest.raises((OSError, TimeoutError)):
-            await dial_sealed("127.0.0.1", port, other, MAX)
+            await dial_sealed(f"127.0.0.1:{port}", other, MAX)
         assert not listener.channels
 
     run(check)
@@ -96,7 +96,7 @@ def test_what_was_heard_cannot_be_said_again() -> None:
             answering.cancel()
 
         between = await asyncio.start_server(relay, "127.0.0.1", 0)
-        channel = await dial_sealed("127.0.0.1", between.sockets[0].getsockname()[1], RING, MAX)
+        channel = await dial_sealed(f"127.0.0.1:{between.sockets[0].getsockname()[1]}", RING, MAX)
         await channel.send(b"do it once")
         await until(lambda: listener.messages == [b"do it once"])
         assert b"do it once" not in heard
@@ -141,7 +141,7 @@ def test_those_who_say_nothing_take_few_places(monkeypatch: pytest.MonkeyPatch) 
 
     async def check(listener: Listener, port: int) -> None:
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
-        channel = await dial_sealed("127.0.0.1", port, RING, MAX)
+        channel = await dial_sealed(f"127.0.0.1:{port}", RING, MAX)
         await channel.send(b"in")
         await until(lambda: listener.messages == [b"in"])
         ended = 0

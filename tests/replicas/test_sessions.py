@@ -52,6 +52,13 @@ class Session:
     def post(self, process: GatewayProcess, body: dict[str, Any], timeout: float = 30) -> httpx.Response:
         return httpx.post(f"{process.url}/mcp", json=body, headers=self.headers, timeout=timeout)
 
+    def answer(self, process: GatewayProcess, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request, as JSON or, where it took a moment, on a stream."""
+        said = self.post(process, body)
+        if said.headers["content-type"].startswith("application/json"):
+            return dict(said.json())
+        return dict(json.loads([line for line in said.text.splitlines() if line.startswith("data: {")][-1][5:]))
+
     def request(self, process: GatewayProcess, method: str, params: dict[str, Any] | None = None) -> httpx.Response:
         return self.post(process, {"jsonrpc": "2.0", "id": 7, "method": method, "params": params or {}})
 
@@ -83,7 +90,7 @@ def test_a_session_is_the_same_on_each(replicas: Replicas) -> None:
     session = Session(one)
     for process in (other, third, one):
         assert session.request(process, "ping").json()["result"] == {}
-        said = session.post(process, call("good__echo", {"text": "hi"})).json()
+        said = session.answer(process, call("good__echo", {"text": "hi"}))
         assert said["result"]["content"][0]["text"] == "hi"
     assert httpx.delete(f"{other.url}/mcp", headers=session.headers).status_code == 200
     for process in replicas:

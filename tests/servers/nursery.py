@@ -3,9 +3,9 @@
     nursery.py SOCKET      (serves until whoever started it is gone)
 
 Most of the time of a program's start goes into its imports. A forked program runs the same code as `python -m
-toolscore` does, after what differs from one process to the next was made anew (`PROCESS`). A script
-that needs the official SDK is run likewise. A client sends one JSON object, with the descriptors of stdin, stdout and
-stderr; it is answered with the pid, and later with the status. A client that hangs up before has its program killed.
+toolscore` does. A script that needs the official SDK is run likewise. A client sends one JSON object, with the
+descriptors of stdin, stdout and stderr; it is answered with the pid, and later with the status. A client that hangs up
+before has its program killed.
 
 With TEST_COVERAGE, the beginning of a file's name, it is written there which lines `toolscore` ran.
 """
@@ -25,13 +25,6 @@ from collections.abc import Callable
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MAX_REQUEST = 256 * 1024
-
-
-PROCESS: dict[str, dict[str, Callable[[], object]]] = {
-    "toolscore.history.recording": {"_process": lambda: os.urandom(2).hex()},
-    "toolscore.endpoints.asgi": {"_run": lambda: os.urandom(8).hex()},
-}
-"""Module → what it makes at its import to tell this process from others."""
 
 
 def preload() -> None:
@@ -84,10 +77,6 @@ def become(request: dict[str, object], descriptors: list[int]) -> None:
             sys.path[0] = os.path.dirname(str(script))
             runpy.run_path(str(script), run_name="__main__")
         else:
-            for name, made in PROCESS.items():
-                for member, make in made.items():
-                    assert hasattr(sys.modules[name], member)
-                    setattr(sys.modules[name], member, make())
             if data_file and os.environ.get("TEST_COVERAGE") != "":  # empty: not of this one
                 save = measured(data_file)
             runpy.run_module("toolscore", run_name="__main__", alter_sys=True)

@@ -57,15 +57,11 @@ class RateLimits:
     Args:
         rules: the budget of each caller: over all tools, and for tools whose full name fits a pattern; all that fit
             count.
-        shared: Redis, where the budgets are all replicas' together; while it is down each has its own.
-        redis_url: of that Redis.
+        shared: where the budgets are those of all gateways together; while it is down each has its own.
     """
 
-    def __init__(
-        self, rules: RateRules | None = None, shared: SharedStore | None = None, redis_url: str | None = None
-    ) -> None:
+    def __init__(self, rules: RateRules | None = None, shared: SharedStore | None = None) -> None:
         self._shared = shared
-        self._redis_url = redis_url
         self._set(rules or RateRules())
 
     def use(self, rules: RateRules) -> None:
@@ -75,9 +71,9 @@ class RateLimits:
 
     def _set(self, rules: RateRules) -> None:
         self._rules = rules
-        library = _throttled(self._redis_url is not None)
+        library = _throttled()
         store = library.MemoryStore(options={"MAX_SIZE": MAX_BUCKETS})
-        far = library.RedisStore(server=self._redis_url) if self._redis_url is not None else None
+        far = _at(library, self._shared) if self._shared is not None else None
         rate = Rate(per_minute=rules.per_minute, burst=rules.burst) if rules.per_minute else None
         self._rate = rate
         self._all = _Bucket(rate, store, far) if rate is not None else None
@@ -135,9 +131,24 @@ class RateLimits:
         ]
 
 
-def _throttled(redis: bool) -> Any:
-    """throttled-py. It imports Redis' driver wherever that is installed, and with it 20 MB: only if it is wanted."""
-    hide = not redis and "redis" not in sys.modules and "throttled" not in sys.modules
+def _at(library: Any, shared: SharedStore) -> RedisStore:
+    """throttled-py's store in Redis, over the client that is there already."""
+
+    class Backend:
+        base_exceptions = ()
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def get_client(self) -> Any:
+            return shared.client
+
+    store: RedisStore = type("Shared", (library.RedisStore,), {"_BACKEND_CLASS": Backend})()
+    return store
+
+
+def _throttled() -> Any:
+    """throttled-py. It imports Redis' driver wherever that is installed, and with it 20 MB: only if that is there."""
+    hide = "redis" not in sys.modules and "throttled" not in sys.modules
     if hide:
         sys.modules["redis"] = None  # type: ignore[assignment]
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import structlog
 from msgspec import Raw
 
@@ -27,7 +28,9 @@ from toolscore.app.reload import Reload
 from toolscore.app.servers import OWN_TOOLS, Servers, self_references
 from toolscore.app.settings import Settings, SettingsHub
 from toolscore.app.sharing import follow_others
+from toolscore.app.summed import Summed
 from toolscore.app.switches import ToolSwitches
+from toolscore.app.worker import Worker
 from toolscore.calls.admit import Circuits, Places
 from toolscore.calls.cache import ResultCache
 from toolscore.calls.call import CallPipeline
@@ -119,6 +122,7 @@ class Gateway:
     cache: ResultCache
     circuits: Circuits
     notes: Notes
+    summed: Summed
     relay: Relay
     calls: CallPipeline
     code: CodeMode
@@ -202,7 +206,12 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(
-    loaded: Loaded, *, config_dir: Path | None = None, watch: bool = True, hold: bool = False
+    loaded: Loaded,
+    *,
+    config_dir: Path | None = None,
+    watch: bool = True,
+    hold: bool = False,
+    worker: Worker | None = None,
 ) -> AsyncIterator[Gateway]:
     """Open everything below the doors.
 
@@ -211,6 +220,7 @@ async def open_gateway(
         config_dir: where the settings were read; `None`: they are the embedded defaults.
         watch: reload when a file there changes.
         hold: start no server until `upstreams.opened` is set.
+        worker: which of the processes it is that are this gateway together; `None`: it is one.
 
     Raises:
         StoreError: the database cannot be opened.
@@ -226,14 +236,14 @@ async def open_gateway(
         metrics.busiest.set_function(lambda: watchdog.busiest_seconds)
 
         # What survives, and what replicas share
-        database = await enter(open_database(settings.storage.url, migrate=settings.storage.migrate))
-        shared = await enter(open_shared(settings.storage.redis_url))
+        several = True if worker is not None else None
+        database = await enter(open_database(settings.storage.url, migrate=settings.storage.migrate, shared=several))
+        shared = await enter(open_shared(settings.storage.redis_url, worker.host if worker is not None else None))
         tail = await enter(Tail(database))
         identity = await database.identity()
         ring = await open_ring(secret_of(settings.storage.seal_keys), database, settings.storage.folder)
-        replicas = await enter(
-            open_replicas(shared, identity, ring, settings.limits.max_result_bytes + settings.limits.max_body_bytes)
-        )
+        largest = settings.limits.max_result_bytes + settings.limits.max_body_bytes
+        replicas = await enter(open_replicas(shared, identity, ring, largest, one_address=worker is not None))
 
         def tell(kind: str, **members: Any) -> None:
             if replicas is not None:
@@ -243,6 +253,9 @@ async def open_gateway(
             if replicas is not None:
                 replicas.members.on(kind, heard)
 
+        database.on_write = lambda: tell("written")
+        hear("written", tail.told)
+
         # What happened
         events = await enter(EventLog(database, settings.events, on_event=metrics.event))
         scores = await enter(Scores(database, settings.scores))
@@ -251,7 +264,8 @@ async def open_gateway(
         order = Order(
             database_url=settings.storage.url, log_level=settings.logging.level, log_format=settings.logging.format
         )
-        journal = await enter(Journal(database, RECORDER, order, settings.journal, settings.storage.folder / "journal"))
+        recorder = worker.recorder if worker is not None else RECORDER
+        journal = await enter(Journal(database, recorder, order, settings.journal, settings.storage.folder / "journal"))
 
         # Which tools there are
         changes = ChangeFeed()
@@ -286,9 +300,15 @@ async def open_gateway(
             if features.update(server_id, kind, entries):
                 changes.tell(server_id, LIST_CHANGED[CAPABILITY_OF[kind]])
 
+        cache = await enter(ResultCache(database, shared, settings.cache))
+
+        def tools_came(server_id: str, spec: UpstreamSpec, tools: list[dict[str, Any]]) -> None:
+            library.update(server_id, spec, tools)
+            cache.expect(library.of_server(server_id))
+
         upstreams = await enter(
             UpstreamPool(
-                on_tools=library.update,
+                on_tools=tools_came,
                 before_tools=library.prepare,
                 on_info=features.describe,
                 on_list=listed,
@@ -310,7 +330,7 @@ async def open_gateway(
         auth = Authenticator(database, settings.access, fetch=upstreams.fetch_json)
         permissions = Permissions(settings.policy)
         switches = await ToolSwitches(database, permissions, events, changes).load()
-        rates = RateLimits(settings.rates, shared, settings.storage.redis_url)
+        rates = RateLimits(settings.rates, shared)
 
         # Finding tools
         embeddings = settings.embeddings
@@ -325,7 +345,6 @@ async def open_gateway(
         relay = Relay(upstreams, settings.limits, tracing)
         circuits = Circuits(settings.breaker, metrics, events)
         places = Places(settings.servers)
-        cache = await enter(ResultCache(database, shared, settings.cache))
         kept = KeptResults(cache, upstreams)
         notes = Notes(
             library, metrics=metrics, events=events, journal=journal, scores=scores, firewall=firewall,
@@ -416,7 +435,8 @@ async def open_gateway(
 
         if replicas is not None:
             rules = settings.replicas
-            await replicas.begin(rules, secret_of(rules.advertise), upstreams, changes.listen, places.hold)
+            socket = worker.hops if worker is not None and settings.storage.redis_url is None else None
+            await replicas.begin(rules, secret_of(rules.advertise), upstreams, changes.listen, places.hold, socket)
 
         # A file with a mistake says nothing of what it does not name.
         await servers.start(() if loaded.problems else {*library.servers(), *features.servers()})
@@ -425,6 +445,20 @@ async def open_gateway(
             events.publish("settings_rejected", reason=problem)
         if watch and config_dir is not None and config_dir.is_dir():
             await enter(watch_files(config_dir, reload.reload))
+
+        def figures_now() -> dict[str, float]:
+            return {
+                "calls_in_flight": notes.stats.in_flight,
+                **{f"cache_{name}": hits for name, hits in cache.hits.items()},
+                "cache_misses": cache.misses,
+                "journal_written": journal.written,
+                "journal_lost": journal.lost,
+                "event_subscribers": len(events.notifier),
+                "memory_bytes": psutil.Process().memory_info().rss,
+            }
+
+        summed = await enter(Summed(replicas if worker is not None else None, metrics, notes.stats, figures_now))
+
         gateway = Gateway(
             settings=hub, reload=reload, servers=servers, database=database, shared=shared, metrics=metrics,
             events=events, auth=auth, permissions=permissions, switches=switches, rates=rates, upstreams=upstreams,
@@ -432,7 +466,7 @@ async def open_gateway(
             journal=journal, firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls,
             code=code, replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
             installer=installer, broker=broker, watchdog=watchdog, started=time.monotonic(), ring=ring,
-            identity=identity, replicas=replicas,
+            identity=identity, replicas=replicas, summed=summed,
         )  # fmt: skip
         follow_others(gateway, tail)
         yield gateway

@@ -16,7 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["answers", "echo", "free_port", "judged", "listens", "measure", "serving", "settle", "wait_for_servers"]
+__all__ = [
+    "answers",
+    "echo",
+    "free_port",
+    "judged",
+    "listens",
+    "measure",
+    "print_judged",
+    "serving",
+    "settle",
+    "wait_for_servers",
+]
 
 
 def measure(job: dict[str, Any], concurrency: int, seconds: float) -> dict[str, Any]:
@@ -42,9 +53,9 @@ def settle(folder: Path, http_port: int) -> None:
 
 
 @contextmanager
-def serving(folder: Path, http_port: int) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+def serving(folder: Path, http_port: int, workers: int = 1) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
     started = time.perf_counter()
-    command = [sys.executable, "-m", "toolscore", "serve", "--config", str(folder)]
+    command = [sys.executable, "-m", "toolscore", "serve", "--config", str(folder), "--workers", str(workers)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TOOLSCORE_")}
     said = open(folder / "stderr.log", "w+b")  # noqa: SIM115 - closed below
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
@@ -95,6 +106,19 @@ def judged(figures: dict[str, float], targets: dict[str, tuple[str, str, float]]
         met = value >= bound if sign == ">=" else value <= bound
         summary[key] = {"label": label, "value": value, "target": f"{sign} {bound:g}", "met": met}
     return summary
+
+
+def print_judged(title: str, summary: dict[str, dict[str, Any]]) -> None:
+    """Print what `judged` found."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "measured", "to reach", "", box=box.SIMPLE_HEAD, title=title)
+    for one in summary.values():
+        mark = "[green]met[/]" if one["met"] else "[red]missed[/]"
+        table.add_row(one["label"], f"{one['value']:g}", one["target"], mark)
+    Console().print(table)
 
 
 def listens(port: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from toolscore.bench.process import echo, free_port, judged, measure, wait_for_servers
+from toolscore.bench.process import echo, free_port, judged, measure, print_judged, wait_for_servers
 from toolscore.bench.rig import Gateway, Rig, rig
 
 __all__ = ["TARGETS", "run_replicas_bench"]
@@ -71,7 +71,7 @@ def run_replicas_bench(*, seconds: float = 3.0, quiet: bool = False, tell: Calla
         "summary": summary,
     }
     if not quiet:
-        _print(report)
+        print_judged(f"three gateways, {report['cores']} cores", summary)
     return report
 
 
@@ -182,15 +182,3 @@ def _known(three: Rig) -> list[float]:
                         raise RuntimeError("a change is not known everywhere after 10 s")
                 took.append((time.perf_counter() - began) * 1000)
     return sorted(took)
-
-
-def _print(report: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "measured", "to reach", "", box=box.SIMPLE_HEAD, title=f"three gateways, {report['cores']} cores")
-    for one in report["summary"].values():
-        mark = "[green]met[/]" if one["met"] else "[red]missed[/]"
-        table.add_row(one["label"], f"{one['value']:g}", one["target"], mark)
-    Console().print(table)

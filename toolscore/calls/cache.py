@@ -16,7 +16,7 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, NamedTuple
@@ -33,6 +33,7 @@ from toolscore.core.memo import Memo
 from toolscore.core.models import Principal, Tool
 from toolscore.core.redaction import redact_json
 from toolscore.core.rules import Bytes, Count, Rules
+from toolscore.core.tasks import TaskSet
 from toolscore.stores import Database, SharedStore
 from toolscore.stores.database import StoreError
 
@@ -194,6 +195,7 @@ class ResultCache:
         self._saving = asyncio.Lock()
         self._wake = asyncio.Event()
         self._closing = False
+        self._tasks = TaskSet()
         self.rules = rules or CacheRules()
         self._make_room()
 
@@ -203,6 +205,12 @@ class ResultCache:
             return
         self.rules = rules
         self._make_room()
+
+    def expect(self, tools: Collection[Tool]) -> None:
+        """A server has these tools: if results of any will be kept, the other gateways are told ahead."""
+        if self._epochs is not None and self.rules.enabled:
+            for server_id in {tool.server_id for tool in tools if self._operator_ttl(tool)}:
+                self._tasks.start(self._epochs.keep(server_id))
 
     def reads(self, tool: Tool) -> bool:
         """Whether a call of a tool changes nothing: by its own word, or since the operator has its results kept."""
@@ -234,6 +242,7 @@ class ResultCache:
         self._closing = True
         self._wake.set()
         await self._writer
+        await self._tasks.close()
 
     # Reading
 
@@ -258,6 +267,9 @@ class ResultCache:
     async def look(self, slot: Slot) -> Cached | None:
         """What is kept and holds, fresh or not, from the nearest level that has it."""
         if self._epochs is not None:
+            if not slot.ttl and self._told_ttl.get(slot.tool.tool_id) is False:
+                slot.epoch = None  # no result of it was ever to be kept
+                return None
             return await self._look_shared(slot, self._epochs)
         found = self._memory.get(slot.key)
         if found is not None and not self._validity.holds(slot.tool, found.stored_at):
@@ -285,7 +297,9 @@ class ResultCache:
             UpstreamTimeout: the other took longer. Whatever `make` raises.
         """
         if slot.epoch is None:
-            return (await make()).raw
+            made = await make()
+            self._told_ttl[slot.tool.tool_id] = made.ttl > 0
+            return made.raw
         until = time.monotonic() + seconds
         while True:
             flight = self._flights.get(slot.key)
@@ -375,7 +389,8 @@ class ResultCache:
         return self._ttls[key]
 
     async def _look_shared(self, slot: Slot, epochs: SharedEpochs) -> Cached | None:
-        slot.epoch, packed = await epochs.read(slot.tool.server_id, PREFIX + slot.key)
+        keeps = bool(slot.ttl or self._told_ttl.get(slot.tool.tool_id))
+        slot.epoch, packed = await epochs.read(slot.tool.server_id, PREFIX + slot.key, keeps)
         if slot.epoch is None:
             return None
         found = self._memory.get(slot.key)
@@ -431,7 +446,7 @@ class ResultCache:
         """
         self._validity.began(server_id)
         if self._epochs is not None:
-            return self._epochs.began(server_id, seconds) if self.rules.enabled else None
+            return self._epochs.began(server_id, seconds)
         return self._forget_stored(server_id) if self._stored_of[server_id] or self._saving.locked() else None
 
     async def _forget_stored(self, server_id: str) -> None:
@@ -453,12 +468,12 @@ class ResultCache:
             settled: it does nothing from now on; otherwise it may for so many seconds.
         """
         self._validity.ended(server_id, seconds, settled)
-        return self._tell(server_id, settled) if self._epochs is not None and self.rules.enabled else None
+        told = self._epochs.ended(server_id, seconds, settled) if self._epochs is not None else None
+        return self._tell(told) if told is not None else None
 
-    async def _tell(self, server_id: str, settled: bool) -> None:
-        assert self._epochs is not None
-        await self._epochs.ended(server_id, settled)
-        if self._epochs.untold:
+    async def _tell(self, told: Awaitable[None]) -> None:
+        await told
+        if self._epochs is not None and self._epochs.untold:
             self._wake.set()
 
     # Writing

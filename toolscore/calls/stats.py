@@ -7,13 +7,18 @@ import time
 from collections import Counter, OrderedDict
 from typing import Any
 
-__all__ = ["CallStats", "Windows"]
+import msgspec
+
+__all__ = ["CallStats", "More", "Windows"]
 
 WINDOWS = {"10s": 10.0, "1m": 60.0, "5m": 300.0, "1h": 3600.0}
 STEP_SECONDS = 5.0
 MAX_TOOLS = 300
 FINENESS = 1.1
 """Latencies are counted in steps of a tenth: a percentile is off by no more."""
+MAX_GATHERED = 5000
+"""Tools and outcomes of one second that other workers are told of."""
+MOST = 1e12
 _log = math.log(FINENESS)
 
 
@@ -36,6 +41,19 @@ class _Bucket:
         return _quantile(sorted(self.counts.items()), share, self.low, self.high)
 
 
+class More(msgspec.Struct, array_like=True):
+    """Calls of a tool that ended alike in the last moment. Times in ms; `steps`: how many took how long."""
+
+    tool: str
+    outcome: str
+    kept: bool
+    count: int = 0
+    sum: float = 0.0
+    low: float = MOST
+    high: float = 0.0
+    steps: dict[int, int] = {}
+
+
 class Windows:
     """Latencies of the last hour. The clock is an argument.
 
@@ -49,6 +67,27 @@ class Windows:
 
     def add(self, milliseconds: float, failed: bool, now: float) -> _Bucket:
         """Take one call. Returns the figures of its moment."""
+        bucket = self._at(now)
+        step = _step(milliseconds)
+        bucket.counts[step] = bucket.counts.get(step, 0) + 1
+        bucket.sum += milliseconds
+        bucket.low = min(bucket.low, milliseconds)
+        bucket.high = max(bucket.high, milliseconds)
+        bucket.errors += failed
+        return bucket
+
+    def add_more(self, more: More, failed: bool, now: float) -> _Bucket:
+        """Take calls that were counted elsewhere. Returns the figures of their moment."""
+        bucket = self._at(now)
+        for step, count in more.steps.items():
+            bucket.counts[step] = bucket.counts.get(step, 0) + count
+        bucket.sum += more.sum
+        bucket.low = min(bucket.low, more.low)
+        bucket.high = max(bucket.high, more.high)
+        bucket.errors += failed * more.count
+        return bucket
+
+    def _at(self, now: float) -> _Bucket:
         key = int(now / self._seconds)
         bucket = self._buckets.get(key)
         if bucket is None:
@@ -56,12 +95,6 @@ class Windows:
             oldest = key - int(3600 / self._seconds)
             while next(iter(self._buckets)) < oldest:
                 self._buckets.popitem(last=False)
-        step = math.ceil(math.log(milliseconds) / _log) if milliseconds > 0.001 else -80
-        bucket.counts[step] = bucket.counts.get(step, 0) + 1
-        bucket.sum += milliseconds
-        bucket.low = min(bucket.low, milliseconds)
-        bucket.high = max(bucket.high, milliseconds)
-        bucket.errors += failed
         return bucket
 
     def over(self, seconds: float, now: float) -> dict[str, Any]:
@@ -120,8 +153,12 @@ def _quantile(steps: list[tuple[int, int]], share: float, low: float, high: floa
     return None
 
 
+def _step(milliseconds: float) -> int:
+    return math.ceil(math.log(milliseconds) / _log) if milliseconds > 0.001 else -80
+
+
 class CallStats:
-    """All calls together, and each tool's."""
+    """All calls together, and each tool's; also those of other workers of this gateway."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -130,6 +167,34 @@ class CallStats:
         self.started = time.monotonic()
         self._all = Windows(STEP_SECONDS)
         self._of_tool: OrderedDict[str, Windows] = OrderedDict()
+        self._more: dict[tuple[str, str, bool], More] | None = None
+
+    def note_more(self) -> None:
+        """Gather from now on what is added, for `take_more`."""
+        self._more = {}
+
+    def take_more(self) -> list[More]:
+        """What was added since this was asked last."""
+        more, self._more = self._more or {}, {}
+        return list(more.values())
+
+    def add_more(self, told: list[Any]) -> None:
+        """Take what another worker has counted.
+
+        Args:
+            told: what its `take_more` gave, as it went over the wire.
+        """
+        now = time.monotonic()
+        for more in msgspec.convert(told, list[More], strict=False):
+            self._count(more.tool, more.outcome, more.count)
+            moment = self._all.add_more(more, more.outcome != "ok", now)
+            moment.outcomes[more.outcome] = moment.outcomes.get(more.outcome, 0) + more.count
+            moment.kept += more.kept * more.count
+            self._windows(more.tool).add_more(more, more.outcome != "ok", now)
+
+    def _count(self, tool: str, outcome: str, calls: int) -> None:
+        self.outcomes[outcome] += calls
+        self.tools[tool] += calls
 
     def add(self, tool: str, outcome: str, milliseconds: float, *, kept: bool = False) -> None:
         """Take one call's end.
@@ -138,17 +203,36 @@ class CallStats:
             kept: its result came out of the cache.
         """
         now, failed = time.monotonic(), outcome != "ok"
-        self.outcomes[outcome] += 1
-        self.tools[tool] += 1
+        self._count(tool, outcome, 1)
         moment = self._all.add(milliseconds, failed, now)
         moment.outcomes[outcome] = moment.outcomes.get(outcome, 0) + 1
         moment.kept += kept
+        self._windows(tool).add(milliseconds, failed, now)
+        if self._more is not None:
+            self._gather(self._more, tool, outcome, milliseconds, kept)
+
+    @staticmethod
+    def _gather(
+        gathered: dict[tuple[str, str, bool], More], tool: str, outcome: str, milliseconds: float, kept: bool
+    ) -> None:
+        more = gathered.get((tool, outcome, kept))
+        if more is None:
+            if len(gathered) >= MAX_GATHERED:
+                return
+            more = gathered[tool, outcome, kept] = More(tool, outcome, kept)
+        step = _step(milliseconds)
+        more.count += 1
+        more.sum += milliseconds
+        more.low, more.high = min(more.low, milliseconds), max(more.high, milliseconds)
+        more.steps[step] = more.steps.get(step, 0) + 1
+
+    def _windows(self, tool: str) -> Windows:
         of_tool = self._of_tool.get(tool)
         if of_tool is None:
             if len(self._of_tool) >= MAX_TOOLS:
                 self._of_tool.popitem(last=False)
             of_tool = self._of_tool[tool] = Windows(60.0)
-        of_tool.add(milliseconds, failed, now)
+        return of_tool
 
     def of_tool(self, tool: str) -> dict[str, Any]:
         """One tool's calls in the last five minutes and hour."""

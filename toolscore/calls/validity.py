@@ -2,12 +2,19 @@
 
 Here by the time of asking. Where replicas share a Redis, each server also has an epoch there, a random word that a call
 which may change something replaces: a result is given only under the word under which it was asked for.
+
+Most servers say of no tool that it changes nothing, and no result of theirs is ever kept: then nobody need be told.
+Whoever is about to keep the first result of a server says so in Redis, and keeps none for longer than another gateway
+may go without looking there.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import secrets
 import time
+from collections.abc import Awaitable
 
 from toolscore.core.models import Tool
 from toolscore.stores import SharedStore
@@ -20,6 +27,15 @@ CHANGING = "toolscore:changing:"
 EPOCH_SECONDS = 7 * 86400.0
 """An epoch that is forgotten makes results worthless, and nothing worse."""
 EVERYTHING = "*"
+MORE = 30.0
+"""Seconds beyond what a call may take for which Redis is told that something changes: the next ones need not."""
+KEEPS = "toolscore:keeps:"
+LOOK_SECONDS = 0.25
+"""For so long a gateway goes by what it saw: whether any gateway keeps results of a server."""
+GRACE_SECONDS = 2 * LOOK_SECONDS
+"""After so long all gateways know that somebody means to."""
+LONG_AGO_SECONDS = 15.0
+"""Their clocks are not further apart."""
 
 
 class _Server:
@@ -89,6 +105,31 @@ class Validity:
         return server
 
 
+class _Changes:
+    """Calls of this process that may change something at one server.
+
+    Attributes:
+        looked_at: when Redis was last asked whether somebody keeps results of it, by `time.monotonic()`.
+        kept: whether somebody does, as far as is known.
+        kept_since: when that was first known here, by the same clock; infinite where it is not.
+        open: how many are under way.
+        marked_until: until when Redis says so; seconds since 1970.
+        unsettled_until: until when one may do something that has ended.
+        ended, told: how many have ended, and of how many Redis knows.
+        turn: held by who speaks to Redis: for all who wait for it.
+    """
+
+    __slots__ = (
+        "ended", "kept", "kept_since", "looked_at", "marked_until", "open", "told", "turn", "unsettled_until"
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.looked_at, self.kept, self.kept_since = -math.inf, True, math.inf
+        self.open = self.ended = self.told = 0
+        self.marked_until = self.unsettled_until = 0.0
+        self.turn = asyncio.Lock()
+
+
 class SharedEpochs:
     """The epochs of servers in Redis. While it is away nothing is known to hold."""
 
@@ -96,14 +137,19 @@ class SharedEpochs:
         self._store = store
         self._untold: set[str] = set()
         self._outages = 0
+        self._changes: dict[str, _Changes] = {}
 
     @property
     def untold(self) -> bool:
         """Whether other replicas have not heard of all changes yet."""
         return bool(self._untold)
 
-    async def read(self, server_id: str, key: str) -> tuple[str | None, bytes | None]:
-        """The epoch of a server, and the value of a key; no epoch: nothing holds just now."""
+    async def read(self, server_id: str, key: str, keeps: bool) -> tuple[str | None, bytes | None]:
+        """The epoch of a server, and the value of a key; no epoch: nothing may be given or kept just now.
+
+        Args:
+            keeps: whether results of it will be kept, if none are.
+        """
         if self._store.outages != self._outages:  # whoever changed something meanwhile could tell nobody
             self._outages = self._store.outages
             self.end(None)
@@ -111,8 +157,12 @@ class SharedEpochs:
             return None, None
         names = [EPOCH + EVERYTHING, EPOCH + server_id]
         for _ in range(2):
-            found = await self._store.get_many([*names, CHANGING + server_id, key])
+            found = await self._store.get_many([*names, CHANGING + server_id, key, KEEPS + server_id])
             if found is None or found[2] is not None:
+                break
+            if not self._all_know(server_id, found[4]):
+                if keeps and found[4] is None:
+                    await self.keep(server_id)
                 break
             if found[0] is not None and found[1] is not None:
                 return (found[0] + found[1]).hex(), found[3]
@@ -120,15 +170,107 @@ class SharedEpochs:
                 await self._store.put_new(name, secrets.token_bytes(12), EPOCH_SECONDS)
         return None, None
 
-    async def began(self, server_id: str, seconds: float) -> None:
-        """A call that may change something begins: nothing holds until it has ended, or for so long."""
-        await self._store.put(CHANGING + server_id, b"1", seconds)
+    async def keep(self, server_id: str) -> None:
+        """Say that results of a server will be kept."""
+        await self._store.put_new(KEEPS + server_id, repr(time.time()).encode(), EPOCH_SECONDS)
 
-    async def ended(self, server_id: str, settled: bool) -> None:
-        """It ended: nothing holds that was asked for before."""
-        self.end(server_id)
-        if await self.tell() and settled:
-            await self._store.drop([CHANGING + server_id])
+    def _all_know(self, server_id: str, said_at: bytes | None) -> bool:
+        """Whether all gateways know by now that results of a server are kept.
+
+        Args:
+            said_at: when somebody said so, by its clock; `None`: nobody did.
+        """
+        changes = self._of(server_id)
+        if said_at is None:
+            changes.kept_since = math.inf
+            return False
+        now = time.monotonic()
+        changes.kept, changes.kept_since = True, min(changes.kept_since, now)
+        if now >= changes.kept_since + GRACE_SECONDS:
+            return True
+        try:
+            return time.time() > float(said_at) + LONG_AGO_SECONDS
+        except ValueError:
+            return False
+
+    def began(self, server_id: str, seconds: float) -> Awaitable[None] | None:
+        """A call that may change something begins: nothing holds until it has ended, or for so long. Returns what has
+        to be awaited before, if anything.
+        """
+        changes = self._of(server_id)
+        changes.open += 1
+        if not self._is_kept(changes):
+            return None
+        until = time.time() + seconds
+        if changes.kept and changes.marked_until >= until and not changes.turn.locked():
+            return None
+        return self._begin(changes, server_id, until)
+
+    @staticmethod
+    def _is_kept(changes: _Changes) -> bool:
+        """Whether results of a server are kept; also where that is not known."""
+        return changes.kept or time.monotonic() > changes.looked_at + LOOK_SECONDS
+
+    async def _begin(self, changes: _Changes, server_id: str, until: float) -> None:
+        async with changes.turn:
+            if await self._look(changes, server_id):
+                await self._mark(changes, server_id, until)
+
+    async def _look(self, changes: _Changes, server_id: str) -> bool:
+        """Whether any gateway keeps results of a server, known anew where it was not just now."""
+        now = time.monotonic()
+        if now > changes.looked_at + LOOK_SECONDS:
+            found = await self._store.get_many([KEEPS + server_id])
+            changes.kept = found is None or found[0] is not None
+            changes.looked_at = now if found is not None else -math.inf
+        return changes.kept
+
+    async def _mark(self, changes: _Changes, server_id: str, until: float) -> None:
+        seconds = until + MORE - time.time()
+        if changes.marked_until < until and await self._store.put(CHANGING + server_id, b"1", seconds):
+            changes.marked_until = until + MORE
+
+    def ended(self, server_id: str, seconds: float, settled: bool) -> Awaitable[None] | None:
+        """It ended: nothing holds that was asked for before. Who ends meanwhile is told of together. Returns what has
+        to be awaited before it is answered, if anything.
+
+        Args:
+            seconds, settled: as of `Validity.ended`.
+        """
+        changes = self._of(server_id)
+        changes.open -= 1
+        changes.ended += 1
+        if not settled:
+            changes.unsettled_until = max(changes.unsettled_until, time.time() + seconds)
+        return self._end(changes, server_id, changes.ended) if self._is_kept(changes) else None
+
+    async def _end(self, changes: _Changes, server_id: str, mine: int) -> None:
+        try:
+            async with changes.turn:
+                if changes.told < mine and await self._look(changes, server_id):
+                    await self._tell_of(changes, server_id)
+        except BaseException:  # the call is given up: then it is told by whoever reads next
+            self.end(server_id)
+            raise
+
+    async def _tell_of(self, changes: _Changes, server_id: str) -> None:
+        now, over = changes.ended, []
+        if changes.unsettled_until > time.time():
+            await self._mark(changes, server_id, changes.unsettled_until)
+        elif changes.open <= 0:
+            over, changes.marked_until = [CHANGING + server_id], 0.0
+        if await self._store.put_and_drop(EPOCH + server_id, secrets.token_bytes(12), EPOCH_SECONDS, over):
+            changes.told = now
+        else:
+            self.end(server_id)
+
+    def _of(self, server_id: str) -> _Changes:
+        changes = self._changes.get(server_id)
+        if changes is None:
+            if len(self._changes) >= MAX_NOTED:  # servers that came and went
+                self._changes = {name: one for name, one in self._changes.items() if one.open or one.turn.locked()}
+            changes = self._changes[server_id] = _Changes()
+        return changes
 
     def end(self, server_id: str | None) -> None:
         """Note that nothing of a server holds, or nothing at all; `tell` tells others."""

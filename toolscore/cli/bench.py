@@ -49,6 +49,20 @@ def bench_replicas(
         print_json(result)
 
 
+@bench.command("workers")
+def bench_workers(
+    workers: Annotated[int, typer.Option(min=2, max=64, help="How many processes.")] = 2,
+    seconds: Annotated[float, typer.Option(min=0.3, help="How long each load takes, over all rounds.")] = 6.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a gateway of several processes on one port (`serve --workers`) against one process."""
+    from toolscore.bench.workers import run_workers_bench
+
+    result = run_workers_bench(workers=workers, seconds=seconds, quiet=as_json, tell=lambda what: say(f"{what} ..."))
+    if as_json:
+        print_json(result)
+
+
 @bench.command("rig")
 def bench_rig(
     count: Annotated[int, typer.Option(min=1, max=20, help="How many gateways.")] = 3,

@@ -22,6 +22,8 @@ from toolscore.cli.terminal import (
 
 __all__ = ["doctor", "migrate", "serve"]
 
+MAX_WORKERS = 64
+
 
 def serve(
     config: ConfigDir = None,
@@ -32,23 +34,31 @@ def serve(
         bool,
         typer.Option("--while-used", help="End also when nobody uses it any more (`toolscore stdio` starts it so)."),
     ] = False,
+    workers: Annotated[
+        str, typer.Option("--workers", help="Processes that serve together, on one port: a number, or auto.")
+    ] = "1",
 ) -> None:
     """Run the gateway until Ctrl-C."""
     from toolscore.telemetry.logs import configure_logging  # isort: skip  (before whatever logs: it keeps structlog small)
 
     import asyncio
+    from functools import partial
 
     import uvloop
 
     from toolscore.app.files import load_settings
     from toolscore.core.errors import SettingsError
-    from toolscore.endpoints import AddressInUse
+    from toolscore.endpoints import AddressInUse, run_workers
     from toolscore.endpoints import serve as serve_doors
     from toolscore.stores.database import StoreError
 
+    count = _count_of_workers(workers)
+    if count > 1 and while_used:
+        raise typer.BadParameter("--while-used is for a gateway of one process: leave out --workers")
     config = config_folder(config)
     loaded = load_settings(config)
-    configure_logging(loaded.settings.logging.level, loaded.settings.logging.format)
+    if count == 1:  # else each process has a log of its own: a thread would not live through a fork
+        configure_logging(loaded.settings.logging.level, loaded.settings.logging.format)
     for problem in loaded.problems:
         say(f"settings: {problem}")
     if loaded.unguarded:
@@ -61,9 +71,14 @@ def serve(
     if loaded.problems and strict_settings:
         raise typer.Exit(BAD_SETTINGS)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            ready = lambda gateway: _started(gateway, config)  # noqa: E731
-            runner.run(serve_doors(loaded, config, ready, while_used=while_used))
+        runner = partial(asyncio.Runner, loop_factory=uvloop.new_event_loop)
+        started = partial(_started, config=config, workers=count)
+        if count > 1:
+            if code := run_workers(loaded, config, count, started, runner):
+                raise typer.Exit(code)
+            return
+        with runner() as running:
+            running.run(serve_doors(loaded, config, started, while_used=while_used))
     except AddressInUse as exc:
         say(f"toolscore: {exc}")
         raise typer.Exit(PORT_TAKEN) from None
@@ -75,17 +90,28 @@ def serve(
         raise typer.Exit(NO_DATABASE) from None
 
 
-def _started(gateway: Any, config: Path | None) -> None:
+def _count_of_workers(given: str) -> int:
+    import os
+
+    if given == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not given.isdecimal() or not 1 <= int(given) <= MAX_WORKERS:
+        raise typer.BadParameter(f"--workers takes a number from 1 to {MAX_WORKERS}, or auto; not {given!r}")
+    return int(given)
+
+
+def _started(gateway: Any, config: Path | None, workers: int, first: bool = True) -> None:
     import gc
 
-    _banner(gateway, config)
+    if first:
+        _banner(gateway, config, workers)
     # What stands now stays: keep the collector from walking it again and again under load.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
 
 
-def _banner(gateway: Any, config: Path | None) -> None:
+def _banner(gateway: Any, config: Path | None, workers: int) -> None:
     services = gateway.settings.current.core_services
     http, router = services.toolscore_http, services.toolscore_mcp
     base = f"{http.scheme}://{_shown_host(http.host)}:{http.port}"
@@ -96,6 +122,7 @@ def _banner(gateway: Any, config: Path | None) -> None:
         upstream.server_id if upstream.state == "up" else f"{upstream.server_id} ({upstream.state})"
         for upstream in gateway.upstreams
     )
+    shared = f"\n  Workers      {workers}, on the same ports" if workers > 1 else ""
     problems = len(gateway.reload.problems)
     settings = str(config or "embedded defaults: there is no ./config here, and no ~/.config/toolscore")
     if problems:
@@ -111,7 +138,7 @@ def _banner(gateway: Any, config: Path | None) -> None:
   Health       {base}/health
   Settings     {settings}
   Data         {gateway.settings.current.storage.folder}
-  Servers      {servers}
+  Servers      {servers}{shared}
 
 Try a call:
 

@@ -8,7 +8,7 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,10 @@ from toolscore.access.auth import Authenticator
 from toolscore.app.compose import Gateway, open_gateway
 from toolscore.app.files import Loaded
 from toolscore.app.settings import Settings
+from toolscore.app.worker import Worker
 from toolscore.core.errors import MethodNotFound
 from toolscore.core.hosts import is_loopback
+from toolscore.core.tasks import TaskSet
 from toolscore.dashboard import Page
 from toolscore.endpoints.front import Front, resource_url
 from toolscore.endpoints.guard import ConnectionGuard
@@ -40,11 +42,14 @@ from toolscore.endpoints.tls import Certificate
 from toolscore.endpoints.uses import Uses
 from toolscore.stores import open_database
 
-__all__ = ["AddressInUse", "create_app", "serve"]
+__all__ = ["AddressInUse", "alone_in", "bind_services", "check_before_start", "create_app", "serve", "serve_sockets"]
 
 log = structlog.get_logger(__name__)
 
 HANDSHAKE_SECONDS = 10.0
+ACCEPT_AGAIN_SECONDS = 0.5
+COURTESY_SECONDS = 0.003
+"""For so long a worker that has more connections leaves the next one to others."""
 KEEP_ALIVE_SECONDS = 620
 """Longer than balancers keep an idle connection (600 s at most), or one of their requests meets a closed one."""
 SHUTDOWN_SECONDS = 5
@@ -118,15 +123,94 @@ class Doors:
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers, as the gateway has its own; and with a certificate that may change."""
+class _OneByOne:
+    """Takes connections one at a time, as an `asyncio.Server`, and lets those of the other processes on the same socket
+    be first that have fewer. Event loops take all that wait at once.
+    """
 
-    def __init__(self, config: uvicorn.Config, certificate: Certificate | None) -> None:
+    def __init__(
+        self, listening: socket.socket, connection: Callable[[], asyncio.Protocol], worker: Worker, **options: Any
+    ) -> None:
+        self._listening = listening
+        self._connection = connection
+        self._worker = worker
+        self._options = options
+        self._closed = False
+        self._tasks = TaskSet()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listening, self._one_waits)
+
+    def _one_waits(self) -> None:
+        if self._worker.loads.has_more(self._worker.number):
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(COURTESY_SECONDS, self._take_and_go_on)
+        else:
+            self._take()
+
+    def _take_and_go_on(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._listening, self._one_waits)
+            self._take()
+
+    def _take(self) -> None:
+        try:
+            taken, _ = self._listening.accept()
+        except BlockingIOError:  # another process was first
+            return
+        except OSError as exc:  # no descriptor is free, or the client has gone
+            log.warning("a connection cannot be taken", error=str(exc))
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(ACCEPT_AGAIN_SECONDS, self._take_and_go_on)
+            return
+        self._tasks.start(self._serve(taken))
+
+    async def _serve(self, taken: socket.socket) -> None:
+        with contextlib.suppress(OSError, TimeoutError):  # it went, or is no client of TLS
+            taken.setblocking(False)
+            taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._loop.connect_accepted_socket(self._connection, taken, **self._options)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._worker.loads.gone(self._worker.number)
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+
+    async def wait_closed(self) -> None:
+        await self._tasks.wait()
+
+
+class _Counted(set[Any]):
+    """The connections of a worker; the others see how many."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        worker.loads.set(worker.number, 0)
+
+    def add(self, connection: Any) -> None:
+        super().add(connection)
+        self._worker.loads.set(self._worker.number, len(self))
+
+    def discard(self, connection: Any) -> None:
+        super().discard(connection)
+        self._worker.loads.set(self._worker.number, len(self))
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers, as the gateway has its own; with a certificate that may change, and with
+    other processes on the same socket.
+    """
+
+    def __init__(self, config: uvicorn.Config, certificate: Certificate | None, worker: Worker | None) -> None:
         super().__init__(config)
         self._certificate = certificate
+        self._worker = worker
+        if worker is not None:
+            self.server_state.connections = _Counted(worker)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._certificate is None:
+        if self._certificate is None and self._worker is None:
             await super().startup(sockets)
             return
         await super().startup([])
@@ -138,14 +222,17 @@ class _Server(uvicorn.Server):
             )
             return made
 
+        options: dict[str, Any] = {}
+        if self._certificate is not None:
+            options = {"ssl": self._certificate.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
         for listening in sockets or ():
-            server = await asyncio.get_running_loop().create_server(
-                connection,
-                sock=listening,
-                ssl=self._certificate.context,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                backlog=self.config.backlog,
-            )
+            server: Any
+            if self._worker is not None:
+                server = _OneByOne(listening, connection, self._worker, **options)
+            else:
+                server = await asyncio.get_running_loop().create_server(
+                    connection, sock=listening, backlog=self.config.backlog, **options
+                )
             self.servers.append(server)
 
     @contextlib.contextmanager
@@ -205,12 +292,16 @@ def bind_services(settings: Settings) -> tuple[Settings, socket.socket, socket.s
     return settings, sockets[0], sockets[1]
 
 
-async def _check_guarded(settings: Settings) -> None:
-    """Refuse to listen beyond this machine where nobody would be asked for anything.
+async def check_before_start(settings: Settings) -> None:
+    """Refuse to listen beyond this machine where nobody would be asked for anything, and with a certificate that is
+    none.
 
     Raises:
-        AddressInUse: with what to do.
+        AddressInUse, SettingsError: with what to do.
     """
+    http = settings.core_services.toolscore_http
+    if http.tls_cert:
+        Certificate(http.tls_cert, http.tls_key)  # before anything is started
     services = settings.core_services
     open_to = [
         (name, service.host)
@@ -236,9 +327,13 @@ async def _check_guarded(settings: Settings) -> None:
 
 @asynccontextmanager
 async def open_doors(
-    gateway: Gateway, http_socket: socket.socket, router_socket: socket.socket
+    gateway: Gateway, http_socket: socket.socket, router_socket: socket.socket, worker: Worker | None = None
 ) -> AsyncIterator[Doors]:
-    """Serve on both ports; leaving closes the doors, tells those inside, and waits for them, bounded."""
+    """Serve on both ports; leaving closes the doors, tells those inside, and waits for them, bounded.
+
+    Args:
+        worker: which it is of the processes that listen on the same sockets; `None`: it is alone.
+    """
     leases, uses = Leases(gateway.auth), Uses()
     guard = ConnectionGuard(lambda: gateway.settings.current.limits)
     config = uvicorn.Config(
@@ -258,7 +353,7 @@ async def open_doors(
     )
     http = gateway.settings.current.core_services.toolscore_http
     certificate = Certificate(http.tls_cert, http.tls_key) if http.tls_cert else None
-    server = _Server(config, certificate)
+    server = _Server(config, certificate, worker)
     async with guard, leases, serve_router(gateway, leases, uses, [router_socket]):
         task = asyncio.create_task(server.serve(sockets=[http_socket]))
         watching = asyncio.create_task(certificate.watch()) if certificate is not None else None
@@ -280,7 +375,7 @@ async def open_doors(
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Hold the data folder for this gateway, and keep others of this machine out of it.
 
     Raises:
@@ -325,9 +420,36 @@ async def serve(
     Raises:
         AddressInUse, StoreError, SettingsError.
     """
-    prepare_process()
+    stop = _stop_when_asked()
+    await check_before_start(loaded.settings)
+    with alone_in(loaded.settings.storage.folder):
+        settings, *sockets = bind_services(loaded.settings)
+        with sockets[0], sockets[1]:
+            loaded = Loaded(settings, loaded.problems, loaded.broken_servers, loaded.remarks)
+            await _serve(loaded, config_dir, sockets, ready, stop, while_used=while_used)
+
+
+async def serve_sockets(
+    loaded: Loaded,
+    config_dir: Path | None,
+    sockets: Sequence[socket.socket],
+    ready: Callable[[Gateway], None],
+    worker: Worker,
+) -> None:
+    """Be one of the processes of a gateway, until SIGTERM.
+
+    Args:
+        sockets: of HTTP and of the router; the others listen on them, too.
+        ready: called once calls are accepted.
+
+    Raises:
+        StoreError, SettingsError.
+    """
+    await _serve(loaded, config_dir, sockets, ready, _stop_when_asked(), worker=worker)
+
+
+def _stop_when_asked() -> asyncio.Event:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
 
     def asked() -> None:
         if stop.is_set():
@@ -335,40 +457,46 @@ async def serve(
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked)
-    await _check_guarded(loaded.settings)
-    http = loaded.settings.core_services.toolscore_http
-    if http.tls_cert:
-        Certificate(http.tls_cert, http.tls_key)  # before anything is started
-    with _alone_in(loaded.settings.storage.folder):
-        await _serve(loaded, config_dir, ready, stop, while_used)
+        asyncio.get_running_loop().add_signal_handler(number, asked)
+    return stop
 
 
 async def _serve(
-    loaded: Loaded, config_dir: Path | None, ready: Callable[[Gateway], None], stop: asyncio.Event, while_used: bool
+    loaded: Loaded,
+    config_dir: Path | None,
+    sockets: Sequence[socket.socket],
+    ready: Callable[[Gateway], None],
+    stop: asyncio.Event,
+    *,
+    while_used: bool = False,
+    worker: Worker | None = None,
 ) -> None:
-    settings, http_socket, router_socket = bind_services(loaded.settings)
-    with http_socket, router_socket:
-        loaded = Loaded(settings, loaded.problems, loaded.broken_servers, loaded.remarks)
-        async with open_gateway(loaded, config_dir=config_dir, hold=True) as gateway:
-            async with open_doors(gateway, http_socket, router_socket) as doors:
-                if is_loopback(settings.core_services.toolscore_http.host) and settings.access.local_without_key:
-                    log.info("open to this machine only, where nobody is asked for a key")
-                if os.geteuid() == 0:
-                    log.warning("running as root: servers that are not confined may read all of this gateway")
-                ready(gateway)
-                gateway.upstreams.opened.set()
-                gateway.watchdog.armed = True
-                ends: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait())]
-                if while_used:
-                    ends.append(asyncio.create_task(doors.uses.wait_unused()))
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                for end in ends:
-                    end.cancel()
-                leave = gateway.settings.current.servers.leave_seconds
-                if stop.is_set() and leave:
-                    log.info("leaving: calls are taken, but should go elsewhere", seconds=leave)
-                    gateway.calls.underway.leaving = True
-                    doors.send_away()
-                    await asyncio.sleep(leave)
-                log.info("shutting down")
+    prepare_process()
+    settings = loaded.settings
+    async with open_gateway(loaded, config_dir=config_dir, hold=True, worker=worker) as gateway:
+        async with open_doors(gateway, sockets[0], sockets[1], worker) as doors:
+            if worker is None or worker.number == 1:
+                _say_who_may(settings)
+            ready(gateway)
+            gateway.upstreams.opened.set()
+            gateway.watchdog.armed = True
+            ends: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait())]
+            if while_used:
+                ends.append(asyncio.create_task(doors.uses.wait_unused()))
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
+            leave = gateway.settings.current.servers.leave_seconds
+            if stop.is_set() and leave:
+                log.info("leaving: calls are taken, but should go elsewhere", seconds=leave)
+                gateway.calls.underway.leaving = True
+                doors.send_away()
+                await asyncio.sleep(leave)
+            log.info("shutting down")
+
+
+def _say_who_may(settings: Settings) -> None:
+    if is_loopback(settings.core_services.toolscore_http.host) and settings.access.local_without_key:
+        log.info("open to this machine only, where nobody is asked for a key")
+    if os.geteuid() == 0:
+        log.warning("running as root: servers that are not confined may read all of this gateway")

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
+from toolscore.core.drawn import Drawn
 from toolscore.core.errors import InvalidArguments, InvalidRequest, PayloadTooLarge, ToolScoreError
 from toolscore.core.jsonrpc import encode
 from toolscore.core.models import Principal, timestamp
@@ -67,8 +68,8 @@ DROP_SECONDS = 20.0
 SSE_COMMENT_SECONDS = 15.0
 """Proxies cut silent streams; a comment now and then keeps them open."""
 
-_run = uuid.uuid4().hex[:16]
 _count = itertools.count(1)
+_run = Drawn(lambda: uuid.uuid4().hex[:16])
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -97,7 +98,7 @@ def new_request_id(given: str | None) -> str:
     """The caller's own request id, if it is a reasonable one, else a new one."""
     if given and len(given) <= MAX_REQUEST_ID and given.isprintable():
         return given
-    return f"{_run}{next(_count):012x}"  # unique as a UUID is, at a tenth of its cost
+    return f"{_run.text}{next(_count):012x}"  # unique as a UUID is, at a tenth of its cost
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

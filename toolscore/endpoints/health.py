@@ -36,7 +36,7 @@ async def health(gateway: Gateway, principal: Principal) -> dict[str, Any]:
         if lost:
             checks[name]["unsaved"] = lost
     if gateway.shared is not None:
-        checks["redis"] = (
+        checks["redis" if gateway.settings.current.storage.redis_url is not None else "workers"] = (
             {"status": "healthy"} if gateway.shared.up else {"status": "degraded", "reason": gateway.shared.error}
         )
     if gateway.reload.problems:

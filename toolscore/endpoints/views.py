@@ -229,15 +229,17 @@ def stats_fields(gateway: Gateway, principal: Principal | None) -> dict[str, Any
             del figures["top_tools"]
     elif sees is not None:
         figures["top_tools"] = [one for one in figures["top_tools"] if gateway.library.find(one["tool_id"], sees)]
+    now = gateway.summed.now()
     return {
         **figures,
-        "cache": {**gateway.cache.hits, "misses": gateway.cache.misses},
-        "journal": {"written": gateway.journal.written, "lost": gateway.journal.lost},
+        "calls_in_flight": int(now["calls_in_flight"]),
+        "cache": {name: int(now[f"cache_{name}"]) for name in (*gateway.cache.hits, "misses")},
+        "journal": {"written": int(now["journal_written"]), "lost": int(now["journal_lost"])},
         "tools_total": gateway.library.count(sees),
         "servers": states,
-        "event_subscribers": len(gateway.events.notifier),
+        "event_subscribers": int(now["event_subscribers"]),
         "last_event_seq": gateway.events.last_seq,
-        "memory_bytes": psutil.Process().memory_info().rss,
+        "memory_bytes": int(now["memory_bytes"]),
         "server_stats": gateway.figures.latest,
     }
 

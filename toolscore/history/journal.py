@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import shutil
 import time
 from collections import deque
@@ -26,6 +24,7 @@ from pydantic import Field
 
 from toolscore.core.errors import ToolNotFound
 from toolscore.core.rules import Count, Places, Rules
+from toolscore.history.pipes import recorder_at
 from toolscore.history.recording import (
     CallRecord,
     Order,
@@ -46,8 +45,6 @@ log = structlog.get_logger(__name__)
 
 SEND_SECONDS = 0.002
 """Records of so long go through the pipe together."""
-PIPE_BYTES = 1024 * 1024
-"""What a recorder that lags leaves in its pipe outlives the gateway; a socket pair would hold a fifth of it."""
 MAX_UNCONFIRMED = 20_000
 MAX_UNCONFIRMED_BYTES = 64 * 1024 * 1024
 RESTART_SECONDS = 1.0
@@ -77,7 +74,7 @@ class Journal:
     """Use as `async with Journal(…) as journal`; leaving waits until what there is has been written.
 
     Args:
-        command: of the recorder.
+        recorder: its command, or the Unix socket of one that is there for several processes.
         order: what the recorder is told first, beside the rules: the database, how to log.
         folder: where starts are noted; `None`: nowhere.
 
@@ -89,13 +86,13 @@ class Journal:
     def __init__(
         self,
         database: Database,
-        command: Sequence[str],
+        recorder: Sequence[str] | Path,
         order: Order,
         rules: JournalRules | None = None,
         folder: Path | None = None,
     ) -> None:
         self._database = database
-        self._command = command
+        self._recorder = recorder
         self.rules = rules or JournalRules()
         self._order = _obeying(order, self.rules)
         self.written = 0
@@ -292,8 +289,8 @@ class Journal:
             await asyncio.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - started)))
 
     async def _run(self) -> None:
-        recorder, pipe = await self._launch()
-        assert recorder.stdout is not None
+        locks = () if self._starts is None else (self._starts.lock,)
+        pipe, said_lines, end = await recorder_at(self._recorder, locks)
         try:
             pipe.write(order_frame(self._order))
             self._unsent = [frame for frame, _ in self._unconfirmed]
@@ -302,7 +299,7 @@ class Journal:
             if self._closing:
                 pipe.close()
             confirmed = lost = 0
-            async for line in recorder.stdout:
+            async for line in said_lines:
                 said = _taken.decode(line)
                 self.store_error = said.error
                 for _ in range(said.taken - confirmed):
@@ -314,38 +311,11 @@ class Journal:
                 self._confirmed += said.taken - confirmed
                 confirmed, lost = said.taken, said.lost
                 self._progress.set()
-            await recorder.wait()
+            await end(True)
         finally:
             self._pipe = None
             pipe.abort()
-            if recorder.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    recorder.kill()
-                await recorder.wait()
-
-    async def _launch(self) -> tuple[asyncio.subprocess.Process, asyncio.WriteTransport]:
-        """A recorder, and the pipe to it."""
-        theirs, ours = os.pipe()
-        try:
-            if hasattr(fcntl, "F_SETPIPE_SZ"):
-                with contextlib.suppress(OSError):  # this user has as much in pipes as it may
-                    fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-            loop = asyncio.get_running_loop()
-            pipe, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(ours, "wb", 0))
-            try:
-                recorder = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    stdin=theirs,
-                    stdout=asyncio.subprocess.PIPE,
-                    pass_fds=() if self._starts is None else (self._starts.lock,),
-                    start_new_session=True,  # Ctrl-C is for the gateway; the recorder ends after it
-                )
-            except BaseException:
-                pipe.close()
-                raise
-            return recorder, pipe
-        finally:
-            os.close(theirs)
+            await end(False)
 
     # Reading
 

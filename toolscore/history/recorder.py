@@ -1,4 +1,8 @@
-"""`python -m toolscore.history.recorder`: writes the journal for the gateway that started it; ends when that does."""
+"""`python -m toolscore.history.recorder`: writes the journal for the gateway that started it; ends when that does.
+
+Where a gateway is several processes, one recorder is for all of them (`serve_recorders`): each hands it the ends of its
+pipes over a Unix socket.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +11,126 @@ from toolscore.telemetry.logs import configure_logging  # isort: skip  (before w
 import asyncio
 import os
 import signal
+import socket
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from toolscore.history.recording import first_order, run_recorder
+from toolscore.core.tasks import TaskSet
+from toolscore.history.pipes import HANDED_OVER
+from toolscore.history.recording import Order, Recording, first_order
 from toolscore.stores.database import StoreError
 
-__all__ = ["main"]
+__all__ = ["main", "serve_recorders"]
 
 MAX_FRAME = 64 * 1024
+HAND_OVER_SECONDS = 5.0
+
+
+async def _pipe_reader(pipe: Any) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    reader = asyncio.StreamReader(limit=MAX_FRAME)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    return reader, transport
 
 
 async def _run() -> None:
-    reader = asyncio.StreamReader(limit=MAX_FRAME)
-    protocol = asyncio.StreamReaderProtocol(reader)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    reader, _ = await _pipe_reader(sys.stdin)
     try:
         order = await first_order(reader)
     except asyncio.IncompleteReadError:
         return
     lines = configure_logging(order.log_level, order.log_format)
-    shown = lines.write if order.log_level in ("debug", "info") else len
+
+    def say(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
     try:
-        await run_recorder(reader, order, shown)
+        async with Recording(order, lines.write if _logs(order) else len) as recording:
+            await recording.record(reader, say, order)
     except StoreError as exc:
         sys.exit(f"the recorder cannot open the database: {exc}")
+
+
+def _logs(order: Order) -> bool:
+    return order.log_level in ("debug", "info")
+
+
+async def serve_recorders(path: Path, log_lines: Callable[[str], object], ended: asyncio.Event) -> None:
+    """Record for all processes that connect to a Unix socket and hand over their pipes, until `ended` is set and all
+    pipes have closed.
+
+    Args:
+        log_lines: takes the log's lines of the calls.
+
+    Raises:
+        StoreError: the database cannot be opened.
+    """
+    loop = asyncio.get_running_loop()
+    tasks = TaskSet()
+    opening = asyncio.Lock()
+    recording: Recording | None = None
+
+    async def take(connection: socket.socket) -> None:
+        nonlocal recording
+        with connection:
+            async with asyncio.timeout(HAND_OVER_SECONDS):
+                await _readable(connection)
+            descriptors = socket.recv_fds(connection, len(HANDED_OVER), 3)[1]
+        theirs, answers, *locks = descriptors
+        answering, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(answers, "wb", 0))
+        reader, reading = await _pipe_reader(os.fdopen(theirs, "rb", 0))
+        try:
+            order = await first_order(reader)
+            async with opening:
+                if recording is None:
+                    recording = await Recording(order, log_lines if _logs(order) else len).__aenter__()
+            await recording.record(reader, answering.write, order)
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            reading.close()
+            answering.close()
+            for lock in locks:
+                os.close(lock)
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        path.unlink(missing_ok=True)
+        listening.bind(str(path))
+        listening.listen(64)
+        listening.setblocking(False)
+
+        async def accept() -> None:
+            while True:
+                connection, _ = await loop.sock_accept(listening)
+                connection.setblocking(False)
+                tasks.start(take(connection))
+
+        accepting = asyncio.create_task(accept())
+        await ended.wait()
+        while len(tasks):
+            await tasks.wait()
+        accepting.cancel()
+        if recording is not None:
+            await recording.__aexit__(None, None, None)
+
+
+async def _readable(connection: socket.socket) -> None:
+    """Wait until something can be read."""
+    loop = asyncio.get_running_loop()
+    there: asyncio.Future[None] = loop.create_future()
+
+    def readable() -> None:
+        if not there.done():
+            there.set_result(None)
+
+    loop.add_reader(connection, readable)
+    try:
+        await there
+    finally:
+        loop.remove_reader(connection)
 
 
 def main() -> None:

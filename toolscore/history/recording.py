@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import os
 import struct
-import sys
 import time
 import zlib
 from collections import deque
@@ -29,6 +28,7 @@ import msgspec
 import structlog
 from msgspec import Raw
 
+from toolscore.core.drawn import Drawn
 from toolscore.core.redaction import redact_json, redact_text
 from toolscore.stores import Database, open_database, with_patience
 from toolscore.stores.database import StoreError
@@ -36,6 +36,7 @@ from toolscore.stores.database import StoreError
 __all__ = [
     "CallRecord",
     "Order",
+    "Recording",
     "Taken",
     "call_frame",
     "call_id_of",
@@ -43,7 +44,6 @@ __all__ = [
     "new_call_id",
     "order_frame",
     "prune",
-    "run_recorder",
     "start_frame",
     "unpacked",
 ]
@@ -66,14 +66,14 @@ ROW_BYTES = 400
 
 _HEAD = struct.Struct("<BIII")
 _CALL, _ORDER = 0, 1
-_process = os.urandom(2).hex()
 _numbers = count()
+_process = Drawn(lambda: os.urandom(2).hex())
 
 
 def new_call_id(moment: float | None = None) -> str:
     """An id that sorts by time: milliseconds since 1970, this process, a number; 22 hex digits."""
     milliseconds = int((time.time() if moment is None else moment) * 1000)
-    return f"{milliseconds:012x}{_process}{next(_numbers) & 0xFFFFFF:06x}"
+    return f"{milliseconds:012x}{_process.text}{next(_numbers) & 0xFFFFFF:06x}"
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -265,9 +265,15 @@ class _Recorder:
     """Reads frames, writes groups, says what it has done."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, database: Database, order: Order, log_lines: Callable[[str], object]
+        self,
+        reader: asyncio.StreamReader,
+        say: Callable[[bytes], object],
+        database: Database,
+        order: Order,
+        log_lines: Callable[[str], object],
     ) -> None:
         self._reader = reader
+        self._answer = say
         self._database = database
         self._rows = _Rows()
         self._rows.order = order
@@ -280,15 +286,13 @@ class _Recorder:
         self._taken = self._lost = 0
 
     async def run(self) -> None:
-        pruner = asyncio.create_task(self._prune())
         writer = asyncio.create_task(self._write())
         try:
             await self._read()
         finally:
             self._ended.set()
             self._wake.set()
-            pruner.cancel()
-            await asyncio.gather(writer, pruner, return_exceptions=True)
+            await asyncio.gather(writer, return_exceptions=True)
 
     async def _read(self) -> None:
         buffer = bytearray()
@@ -346,10 +350,10 @@ class _Recorder:
 
     def _say(self, error: str | None) -> None:
         with contextlib.suppress(OSError, ValueError):
-            sys.stdout.buffer.write(_encode(Taken(self._taken, self._lost, error)) + b"\n")
-            sys.stdout.buffer.flush()
+            self._answer(_encode(Taken(self._taken, self._lost, error)) + b"\n")
 
-    async def _prune(self) -> None:
+    async def prune(self) -> None:
+        """Forget what need not be kept any more, again and again."""
         while True:
             try:
                 await prune(self._database, self._rows.order)
@@ -378,18 +382,44 @@ async def _prune_before(database: Database, call_id: str) -> int:
     return await database.prune_calls(call_id, f"{milliseconds:012x}")
 
 
-async def run_recorder(reader: asyncio.StreamReader, order: Order, log_lines: Callable[[str], object]) -> None:
-    """Record what comes until the pipe closes.
+class Recording:
+    """Records for whoever has a pipe to this process. Use as `async with Recording(…) as recording`.
 
     Args:
-        order: the first one, which came before.
+        order: the first one that came: it names the database.
         log_lines: takes the log's lines of the calls, each with its line end.
 
     Raises:
         StoreError: the database cannot be opened.
     """
-    async with open_database(order.database_url) as database:
-        await _Recorder(reader, database, order, log_lines).run()
+
+    def __init__(self, order: Order, log_lines: Callable[[str], object]) -> None:
+        self._order = order
+        self._log = log_lines
+        self._stack = contextlib.AsyncExitStack()
+        self._pruner: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Recording:
+        self._database = await self._stack.enter_async_context(open_database(self._order.database_url))
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._pruner is not None:
+            self._pruner.cancel()
+            await asyncio.gather(self._pruner, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def record(self, reader: asyncio.StreamReader, say: Callable[[bytes], object], order: Order) -> None:
+        """Record what comes until the pipe closes.
+
+        Args:
+            say: takes the lines that say what was done.
+            order: the pipe's first one, which came before.
+        """
+        recorder = _Recorder(reader, say, self._database, order, self._log)
+        if self._pruner is None or self._pruner.done():
+            self._pruner = asyncio.create_task(recorder.prune())
+        await recorder.run()
 
 
 async def first_order(reader: asyncio.StreamReader) -> Order:

@@ -1,4 +1,5 @@
-"""Sealed messages over TCP between gateways that share a key: who has it not can neither read, write nor repeat one.
+"""Sealed messages between gateways that share a key, over TCP or, on one machine, a Unix socket: who has it not can
+neither read, write nor repeat one.
 
 Each side sends `key id, nonce`; both make one key of it (HKDF). From then on a message is `length, AES-256-GCM`, its
 nonce the number of the message. The first that can be opened proves who is there.
@@ -192,11 +193,12 @@ def _notice_silence(socket: Any) -> None:
 
 @asynccontextmanager
 async def listen_sealed(
-    host: str, port: int, ring: KeyRing, max_bytes: int, opened: Callable[[SealedChannel], None]
+    address: str, ring: KeyRing, max_bytes: int, opened: Callable[[SealedChannel], None]
 ) -> AsyncIterator[int]:
-    """Take connections of other gateways. Yields the port.
+    """Take connections of other gateways. Yields the port, 0 where there is none.
 
     Args:
+        address: `host:port`, or the path of a Unix socket.
         opened: gets each that has shown that it has a key; it sets `take` and `closed`.
 
     Raises:
@@ -233,9 +235,13 @@ async def listen_sealed(
         unknown.pop(channel, None)
         channel.end("it said nothing")
 
-    server = await loop.create_server(coming, host, port)
+    if address.startswith("/"):
+        server, port = await loop.create_unix_server(coming, address), 0
+    else:
+        server = await loop.create_server(coming, *_host_and_port(address))
+        port = server.sockets[0].getsockname()[1]
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield port
     finally:
         server.close()
         for timer in unknown.values():
@@ -244,8 +250,11 @@ async def listen_sealed(
             channel.end("the gateway stops")
 
 
-async def dial_sealed(host: str, port: int, ring: KeyRing, max_bytes: int) -> SealedChannel:
+async def dial_sealed(address: str, ring: KeyRing, max_bytes: int) -> SealedChannel:
     """Connect to another gateway.
+
+    Args:
+        address: as of `listen_sealed`.
 
     Raises:
         OSError: nobody there, or nobody with a key of ours.
@@ -262,9 +271,11 @@ async def dial_sealed(host: str, port: int, ring: KeyRing, max_bytes: int) -> Se
             there.set_exception(ConnectionResetError(reason))
 
     async with asyncio.timeout(HELLO_SECONDS):
-        _, channel = await loop.create_connection(
-            lambda: SealedChannel(ring, max_bytes, dialled=True, greeted=greeted), host, port
-        )
+        dialling = lambda: SealedChannel(ring, max_bytes, dialled=True, greeted=greeted)  # noqa: E731
+        if address.startswith("/"):
+            _, channel = await loop.create_unix_connection(dialling, address)
+        else:
+            _, channel = await loop.create_connection(dialling, *_host_and_port(address))
         channel.closed = lost
         try:
             if channel.reason is not None:
@@ -274,3 +285,8 @@ async def dial_sealed(host: str, port: int, ring: KeyRing, max_bytes: int) -> Se
             channel.end("given up")
             raise
     return channel
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -116,13 +116,16 @@ class Hops:
             task.cancel()
         await self._stack.aclose()
 
-    async def listen(self, host: str, port: int) -> int:
+    async def listen(self, address: str) -> int:
         """Take connections of others from now on. Returns the port.
+
+        Args:
+            address: `host:port`, or the path of a Unix socket.
 
         Raises:
             OSError: the address cannot be listened on.
         """
-        return await self._stack.enter_async_context(listen_sealed(host, port, self._ring, self._max, self._take))
+        return await self._stack.enter_async_context(listen_sealed(address, self._ring, self._max, self._take))
 
     def on_end(self, ended: Callable[[Link], None]) -> None:
         """Be told of each conversation that has ended."""
@@ -160,10 +163,9 @@ class Hops:
         address = self.members.others.get(other) if await self.members.is_there(other) else None
         if address is None:
             raise ConnectionResetError("it is not there any more")
-        host, _, port = address.rpartition(":")
         try:
-            channel = await dial_sealed(host.strip("[]"), int(port), self._ring, self._max)
-        except ConnectionRefusedError:
+            channel = await dial_sealed(address, self._ring, self._max)
+        except (ConnectionRefusedError, FileNotFoundError):  # the socket of one that ended may be gone
             self.members.gone(other)
             raise
         channel.write(self.members.id.encode())

@@ -43,9 +43,11 @@ __all__ = ["HopConnection", "Owners"]
 
 BEGIN_SECONDS = 30.0
 """After so long a request that was on its way need not be begun any more."""
+START_SECONDS = 1.0
 HOME_SECONDS = 3600.0
 """For how long a session of Python is looked for where it was."""
 INSTANCES = "instances of "
+START = "start of "
 
 
 class HopConnection:
@@ -86,14 +88,18 @@ class HopConnection:
 class Owners:
     """Who has which server, and the near end of what is asked of theirs.
 
+    Args:
+        one_address: servers that dial in reach all these gateways at one address, as the workers of one machine.
+
     Attributes:
         on_let_go: told of a server that this gateway has no more.
         leaving: nothing is taken any more.
     """
 
-    def __init__(self, members: Members, hops: Hops) -> None:
+    def __init__(self, members: Members, hops: Hops, one_address: bool = False) -> None:
         self.members = members
         self.hops = hops
+        self._one_address = one_address
         self.on_let_go: Callable[[str], None] = lambda server_id: None
         self.leaving = False
         self._numbers = itertools.count(1)
@@ -153,6 +159,7 @@ class Owners:
 
     async def let_go(self, server_id: str) -> None:
         """Let another gateway have a server. Idempotent."""
+        await self.members.release(START + server_id)
         if self.members.holds(server_id):
             self.on_let_go(server_id)
             await self.members.release(server_id)
@@ -173,9 +180,13 @@ class Owners:
 
     def restart(self, server_id: str) -> bool:
         """Have the gateway that has a server start it again. Returns whether another has it."""
+        if self.starts(server_id):
+            return False
         links = [connection.link for (_, key), (connection, _) in self._open.items() if key == server_id]
         for link in links:
             link.tell("server/restart", {"server_id": server_id})
+        if self._one_address:
+            self.members.tell("start/again", server_id=server_id)
         return bool(links)
 
     async def leave(self) -> None:
@@ -186,6 +197,21 @@ class Owners:
         await self.members.release(*self.members.held())
 
     # A server that dialled in: one of those that have an instance is asked by those that have none
+
+    async def wait_to_start(self, server_id: str, lost: Callable[[], None]) -> None:
+        """Wait until it is for this gateway to start the process of a server that dials in: one does it for all where
+        they have one address.
+
+        Args:
+            lost: called if it turns out later that another does it.
+        """
+        what = START + server_id
+        while self._one_address and await self.members.claim(what, lost) != self.members.id:
+            await self.news(START_SECONDS)
+
+    def starts(self, server_id: str) -> bool:
+        """Whether this gateway starts the process of a server that dials in for all of them."""
+        return self.members.holds(START + server_id)
 
     async def instances_came(self, server_id: str, names: set[str]) -> None:
         """An instance has connected here.

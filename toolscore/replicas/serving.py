@@ -128,6 +128,7 @@ class Serving:
         hops.on_end(self._ended)
         owners.on_let_go = self._let_go
         owners.members.on("announced", self._announced)
+        owners.members.on("start/again", self._start_again)
         listen(self._server_told, lambda: None)
 
     @property
@@ -164,6 +165,11 @@ class Serving:
     def _restart(self, _: Link, asked: OfServer) -> None:
         upstream = self._upstreams.find(asked.server_id)
         if upstream is not None and self._owners.has(upstream):
+            upstream.orders.restart.set()
+
+    def _start_again(self, told: dict[str, Any]) -> None:
+        upstream = self._upstreams.find(str(told["server_id"]))
+        if upstream is not None and self._owners.starts(upstream.server_id):
             upstream.orders.restart.set()
 
     def _close(self, link: Link, closed: OfServer) -> None:

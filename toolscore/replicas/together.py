@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 
@@ -29,33 +30,44 @@ POLL_SECONDS = 0.02
 class Replicas:
     """The others, and what this gateway is to them. Made by `open_replicas`."""
 
-    def __init__(self, members: Members, ring: KeyRing, max_bytes: int) -> None:
+    def __init__(self, members: Members, ring: KeyRing, max_bytes: int, one_address: bool) -> None:
         self.members = members
         self.hops = Hops(members, ring, max_bytes)
-        self.owners = Owners(members, self.hops)
+        self.owners = Owners(members, self.hops, one_address)
         self._serving: Serving | None = None
 
     async def begin(
-        self, rules: ReplicaRules, advertised: str | None, upstreams: UpstreamPool, listen: Listen, place: Place
+        self,
+        rules: ReplicaRules,
+        advertised: str | None,
+        upstreams: UpstreamPool,
+        listen: Listen,
+        place: Place,
+        socket: Path | None = None,
     ) -> None:
         """Serve the others, and say where.
 
         Args:
             advertised: the host at which the others reach this gateway, with references replaced.
             listen, place: as of `Serving`.
+            socket: the Unix socket that is listened on instead, where all others are on this machine.
 
         Raises:
             SettingsError: the address cannot be listened on.
         """
         self._serving = Serving(self.hops, self.owners, upstreams, listen, place)
+        if socket is not None:
+            await self.hops.listen(str(socket))
+            await self.members.begin(str(socket))
+            return
         try:
-            port = await self.hops.listen(rules.host, rules.port)
+            port = await self.hops.listen(_address(rules.host, rules.port))
         except OSError as exc:
             where = f"{rules.host}:{rules.port} (replicas.host and replicas.port)"
             reason = f"other gateways cannot be listened for on {where}: {exc.strerror or exc}"
             raise SettingsError([reason]) from exc
         host = advertised or rules.host
-        await self.members.begin(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        await self.members.begin(_address(host, port))
         log.info("other gateways may reach this one", replica=self.members.id, host=host, port=port,
                  others=len(self.members.others))  # fmt: skip
 
@@ -67,20 +79,25 @@ class Replicas:
             await asyncio.sleep(POLL_SECONDS)
 
 
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @asynccontextmanager
 async def open_replicas(
-    shared: SharedStore | None, identity: str, ring: KeyRing, max_bytes: int
+    shared: SharedStore | None, identity: str, ring: KeyRing, max_bytes: int, one_address: bool = False
 ) -> AsyncIterator[Replicas | None]:
     """The others, if there is a Redis to meet them in.
 
     Args:
         identity: what the gateways of one database have in common.
         max_bytes: of one message between gateways.
+        one_address: as of `Owners`.
     """
     if shared is None:
         yield None
         return
     async with Members(shared, identity) as members:
-        replicas = Replicas(members, ring, max_bytes)
+        replicas = Replicas(members, ring, max_bytes, one_address)
         async with replicas.hops:
             yield replicas

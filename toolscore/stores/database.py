@@ -94,15 +94,21 @@ class Database:
 
     Args:
         had: the revision of its schema when it was opened; `None`: it was empty.
+        shared: whether several gateways write to it; `None`: to Postgres they may.
+
+    Attributes:
+        on_write: told that a part was written which gateways share, where the database itself does not tell the others.
 
     Raises:
         StoreError: from every method.
     """
 
-    def __init__(self, engine: AsyncEngine, had: str | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, had: str | None = None, shared: bool | None = None) -> None:
         self.had = had
         self._engine = engine
-        self.shared = engine.dialect.name == "postgresql"
+        self._tells = engine.dialect.name == "postgresql"
+        self.shared = self._tells if shared is None else shared
+        self.on_write: Callable[[], None] = lambda: None
         self._own: dict[str, set[int]] = {part: set() for part in SHARED_PARTS}
         self._upserts: dict[str, tuple[str, tuple[str, ...]]] = {}
 
@@ -379,7 +385,7 @@ class Database:
             What was written.
         """
         async with self._transaction("scores") as connection:
-            if not self.shared:
+            if not self.shared:  # else it has written already, and others wait
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")  # else what is read may be old by the write
             kept: dict[str, str] = {}
             for start in range(0, len(tool_ids), MAX_VARIABLES):
@@ -514,11 +520,13 @@ class Database:
         return len(taken)
 
     async def listen(self, heard: Callable[..., None]) -> None:
-        """Hear that somebody wrote, for as long as the connection lasts.
+        """Hear that somebody wrote, for as long as the connection lasts; where the database does not tell, of nothing.
 
         Raises:
             StoreError: it cannot be opened.
         """
+        if not self._tells:
+            await asyncio.get_running_loop().create_future()
         try:
             async with self._engine.connect() as connection:
                 driver = (await connection.get_raw_connection()).driver_connection
@@ -592,7 +600,8 @@ class Database:
                 if part is not None and self.shared:
                     number = await self._count(connection, part)
                     self._own[part].add(number)  # at once: the commit may be seen before we hear of it
-                    await connection.execute(select(func.pg_notify(CHANNEL, part)))
+                    if self._tells:
+                        await connection.execute(select(func.pg_notify(CHANNEL, part)))
                 yield connection
         except BaseException as exc:
             if part is not None and number is not None:
@@ -602,15 +611,18 @@ class Database:
             if isinstance(exc, SQLAlchemyError | OSError):
                 raise StoreError(str(getattr(exc, "orig", None) or exc)) from exc
             raise
+        if number is not None and not self._tells:
+            self.on_write()
 
 
 @asynccontextmanager
-async def open_database(url: str, *, migrate: bool = True) -> AsyncIterator[Database]:
+async def open_database(url: str, *, migrate: bool = True, shared: bool | None = None) -> AsyncIterator[Database]:
     """Open the database, making file and tables where they are missing, and migrating those of an older release.
 
     Args:
         url: SQLAlchemy's form: `sqlite+aiosqlite:///path`, `postgresql+asyncpg://…`.
         migrate: make and migrate tables; else they must be there.
+        shared: as of `Database`.
 
     Raises:
         StoreError: it cannot be opened.
@@ -638,7 +650,7 @@ async def open_database(url: str, *, migrate: bool = True) -> AsyncIterator[Data
         except (SQLAlchemyError, OSError) as exc:
             reason = getattr(exc, "orig", None) or exc
             raise StoreError(f"cannot open the database {parsed.render_as_string()}: {reason}") from exc
-        yield Database(engine, had)
+        yield Database(engine, had, shared)
     finally:
         await engine.dispose()
 

@@ -1,4 +1,6 @@
-"""Redis, which replicas share. When it is away or slow the gateway goes on with what it has itself, and says so."""
+"""Redis, which replicas share, or what the processes of one machine have in its place (`host.py`). When it is away or
+slow the gateway goes on with what it has itself, and says so.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
+
+from toolscore.stores.host import HostClient
 
 __all__ = ["SharedStore", "open_shared"]
 
@@ -39,14 +44,16 @@ class SharedStore:
     """One Redis. Its methods never raise: what is not to be had is `None`.
 
     Attributes:
+        client: of it, for libraries that speak to it themselves.
         up: whether it is used just now. It is asked again once a second while it is not.
         error: why not.
         outages: how often it went away.
     """
 
-    def __init__(self, client: Any, shown: str) -> None:
-        self._client = client
+    def __init__(self, client: Any, shown: str, name: str = "Redis") -> None:
+        self.client = client
         self.shown = shown
+        self.name = name
         self.up = False
         self.error: str | None = "it has not answered yet"
         self.outages = 0
@@ -54,25 +61,25 @@ class SharedStore:
 
     async def get(self, key: str) -> bytes | None:
         """The bytes of a key."""
-        found: bytes | None = await self.ask(self._client.get(key)) if self.up else None
+        found: bytes | None = await self.ask(self.client.get(key)) if self.up else None
         return found
 
     async def get_many(self, keys: list[str]) -> list[bytes | None] | None:
         """The bytes of several keys, as they are at one moment."""
-        found: list[bytes | None] | None = await self.ask(self._client.mget(keys)) if self.up else None
+        found: list[bytes | None] | None = await self.ask(self.client.mget(keys)) if self.up else None
         return found
 
     async def put(self, key: str, value: bytes, seconds: float) -> bool:
         """Keep bytes for so long. Returns whether it took them."""
         if not self.up or seconds <= 0:
             return False
-        return await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000)))) is not None
+        return await self.ask(self.client.set(key, value, px=max(1, int(seconds * 1000)))) is not None
 
     async def put_new(self, key: str, value: bytes, seconds: float) -> bool:
         """Keep bytes for so long, if the key has none. Returns whether it had none; true also where Redis is away."""
         if not self.up:
             return True
-        taken = await self.ask(self._client.set(key, value, px=max(1, int(seconds * 1000)), nx=True))
+        taken = await self.ask(self.client.set(key, value, px=max(1, int(seconds * 1000)), nx=True))
         return bool(taken) or not self.up
 
     async def drop_if(self, keys: list[str], value: bytes) -> None:
@@ -83,17 +90,28 @@ class SharedStore:
         """Forget keys."""
         for start in range(0, len(keys), 500):
             if self.up:
-                await self.ask(self._client.delete(*keys[start : start + 500]))
+                await self.ask(self.client.delete(*keys[start : start + 500]))
+
+    async def put_and_drop(self, key: str, value: bytes, seconds: float, dropped: list[str]) -> bool:
+        """Keep bytes for so long, then forget other keys. Returns whether it took them."""
+        if not dropped:
+            return await self.put(key, value, seconds)
+        if not self.up:
+            return False
+        pipe = self.client.pipeline(transaction=False)
+        pipe.set(key, value, px=int(seconds * 1000))
+        pipe.delete(*dropped)
+        return await self.ask(pipe.execute()) is not None
 
     async def run(self, script: str, keys: list[str], arguments: list[str | bytes | int]) -> Any:
         """What a Lua script makes of keys, at one moment."""
         if not self.up:
             return None
-        return await self.ask(self._client.eval(script, len(keys), *keys, *arguments), PATIENT_SECONDS)
+        return await self.ask(self.client.eval(script, len(keys), *keys, *arguments), PATIENT_SECONDS)
 
     async def publish(self, channel: str, message: bytes) -> bool:
         """Tell all who listen. Returns whether it was taken."""
-        return self.up and await self.ask(self._client.publish(channel, message)) is not None
+        return self.up and await self.ask(self.client.publish(channel, message)) is not None
 
     async def listen(self, channel: str, heard: Callable[[bytes], None], ready: Callable[[], None]) -> None:
         """Hear what is published on a channel, for as long as the connection lasts.
@@ -101,7 +119,7 @@ class SharedStore:
         Args:
             ready: called once it is heard: what was said before is not known.
         """
-        listener = self._client.pubsub(ignore_subscribe_messages=False)
+        listener = self.client.pubsub(ignore_subscribe_messages=False)
         try:
             await listener.subscribe(channel)
             silent = 0
@@ -126,7 +144,7 @@ class SharedStore:
         """
         if not self.up:
             return False
-        pipe = self._client.pipeline(transaction=False)
+        pipe = self.client.pipeline(transaction=False)
         for entry in entries:
             pipe.xadd(key, entry, maxlen=most, approximate=True)
         pipe.pexpire(key, int(seconds * 1000))
@@ -136,18 +154,21 @@ class SharedStore:
         """Entries of a stream, those behind the one with this id."""
         if not self.up:
             return []
-        request = self._client.xrange(key, min=b"(" + after if after else b"-", count=most)
+        request = self.client.xrange(key, min=b"(" + after if after else b"-", count=most)
         return await self.ask(request) or []
 
     async def ask(self, request: Awaitable[Any], seconds: float = ANSWER_SECONDS) -> Any:
         """Wait for an answer, so long at most; `None` if there is none. Then it counts as down."""
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await self._places.acquire()
-        except TimeoutError:  # we are busy, it is not down
-            if asyncio.iscoroutine(request):
-                request.close()
-            return None
+        if self._places.locked():
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await self._places.acquire()
+            except TimeoutError:  # we are busy, it is not down
+                if asyncio.iscoroutine(request):
+                    request.close()
+                return None
+        else:
+            await self._places.acquire()
         try:
             async with asyncio.timeout(seconds):
                 return await request
@@ -162,8 +183,8 @@ class SharedStore:
     def fail(self, error: str) -> None:
         """It did not answer."""
         if self.up:
-            log.warning("Redis is not used until it answers again: budgets are this process's own, no result is kept",
-                        redis=self.shown, error=error)  # fmt: skip
+            log.warning(f"{self.name} is not used until it answers again: budgets are this process's own, no result is "
+                        "kept", where=self.shown, error=error)  # fmt: skip
             self.outages += 1
         self.up = False
         self.error = error
@@ -175,42 +196,49 @@ class SharedStore:
                 was = self.error
                 try:
                     async with asyncio.timeout(ANSWER_SECONDS * 5):
-                        await self._client.ping()
+                        await self.client.ping()
                 except Exception as exc:  # whatever the driver makes of it
                     self.error = str(exc) or type(exc).__name__
                 else:
                     self.up, self.error = True, None
-                    log.info("Redis answers", redis=self.shown, before=was)
+                    log.info(f"{self.name} answers", where=self.shown, before=was)
             else:
-                await self.ask(self._client.ping())
+                await self.ask(self.client.ping())
             await asyncio.sleep(PROBE_SECONDS)
 
 
 @asynccontextmanager
-async def open_shared(url: str | None) -> AsyncIterator[SharedStore | None]:
-    """Connect to Redis, if one is configured. It need not be there yet.
+async def open_shared(url: str | None, host: Path | None = None) -> AsyncIterator[SharedStore | None]:
+    """Connect to Redis, if one is configured, or to the host of this machine's processes. It need not be there yet.
 
     Args:
         url: `redis://host:port/db`, `rediss://…` or `unix://…`.
+        host: the Unix socket of `serve_memory`, which is used where there is no Redis.
     """
-    if url is None:
+    if url is None and host is None:
         yield None
         return
-    import redis.asyncio as redis
+    client: Any
+    name = "Redis"
+    if url is not None:
+        import redis.asyncio as redis
 
-    parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    client = redis.Redis.from_url(
-        url, socket_timeout=PATIENT_SECONDS, socket_connect_timeout=ANSWER_SECONDS * 5, health_check_interval=0
-    )
-    store = SharedStore(client, shown)
+        parts = urlsplit(url)
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        client = redis.Redis.from_url(
+            url, socket_timeout=PATIENT_SECONDS, socket_connect_timeout=ANSWER_SECONDS * 5, health_check_interval=0
+        )
+    else:
+        assert host is not None
+        name, shown, client = "what this machine's workers share", str(host), HostClient(host)
+    store = SharedStore(client, shown, name)
     started = time.monotonic()
     watcher = asyncio.create_task(store.watch())
     try:
         while not store.up and time.monotonic() - started < ANSWER_SECONDS * 6 and not watcher.done():
             await asyncio.sleep(0.01)
         if not store.up:
-            log.warning("Redis does not answer: going on without", redis=shown, error=store.error)
+            log.warning(f"{name} does not answer: going on without", where=shown, error=store.error)
         yield store
     finally:
         watcher.cancel()

@@ -1,4 +1,5 @@
-"""What other gateways on the same database change, as soon as they do: Postgres tells, and is asked each second.
+"""What other gateways on the same database change, as soon as they do: Postgres tells (with SQLite whoever wrote), and
+it is asked each second.
 
 Every write of a part that replicas share (`Database`) gives that part its next number, in the same
 transaction. A number that is not of our own writing means that somebody else wrote: the part is read again.
@@ -56,6 +57,10 @@ class Tail:
         if self._database.shared:
             self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._follow())]
 
+    def told(self, *_: Any) -> None:
+        """Somebody wrote."""
+        self._told.set()
+
     async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
@@ -63,14 +68,10 @@ class Tail:
 
     async def _listen(self) -> None:
         """Keep a connection on which the database tells of writes."""
-
-        def heard(*_: Any) -> None:
-            self._told.set()
-
         while True:
             with contextlib.suppress(StoreError):
-                await self._database.listen(heard)
-            self._told.set()  # whatever was told meanwhile is asked for
+                await self._database.listen(self.told)
+            self.told()  # whatever was told meanwhile is asked for
             await asyncio.sleep(LISTEN_SECONDS)
 
     async def _follow(self) -> None:

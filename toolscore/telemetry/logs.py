@@ -82,12 +82,13 @@ class _Behind:
             time.sleep(0.005)
 
 
-def configure_logging(level: str, form: str) -> Any:
+def configure_logging(level: str, form: str, worker: int | None = None) -> Any:
     """Set up structlog, and let the standard library's loggers speak through stderr too.
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
         form: `console` or `json`.
+        worker: which of several processes this is: each line says so.
 
     Returns:
         What has a `write` for whole lines that are made elsewhere.
@@ -105,6 +106,7 @@ def configure_logging(level: str, form: str) -> Any:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            *([_of_worker(worker)] if worker is not None else []),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([structlog.processors.format_exc_info] if form == "json" else []),
             *([_shown] if form != "json" else []),
@@ -115,6 +117,14 @@ def configure_logging(level: str, form: str) -> Any:
         cache_logger_on_first_use=True,
     )
     return behind
+
+
+def _of_worker(number: int) -> Any:
+    def add(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        line["worker"] = number
+        return line
+
+    return add
 
 
 def _shown(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "summed"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -139,6 +140,53 @@ class Metrics:
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+AS_ONE = (
+    "toolscore_loop_busiest",
+    "toolscore_python_modules",
+    "toolscore_python_sandbox",
+    "toolscore_python_seconds",
+    "toolscore_server_circuit",
+    "toolscore_server_up",
+    "toolscore_tools",
+)
+"""What each worker says of the same thing: the largest counts. Everything else is each one's own, and summed."""
+
+
+def summed(texts: list[bytes]) -> bytes:
+    """The metrics of several workers as those of one, each as `Metrics.render` gave them."""
+    families: dict[str, Metric] = {}
+    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for text in texts:
+        for family in text_string_to_metric_families(text.decode()):
+            known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            found = values.setdefault(known.name, {})
+            for sample in family.samples:
+                key = sample.name, tuple(sample.labels.items())
+                before = found.get(key)
+                if before is None:
+                    found[key] = sample.value
+                elif sample.name.endswith("_created"):
+                    found[key] = min(before, sample.value)
+                else:
+                    found[key] = max(before, sample.value) if sample.name.startswith(AS_ONE) else before + sample.value
+    for name, family in families.items():
+        for (sample_name, labels), value in values[name].items():
+            family.add_sample(sample_name, dict(labels), value)
+    registry = CollectorRegistry()
+    registry.register(_Made(list(families.values())))
+    return generate_latest(registry)
+
+
+class _Made(Collector):
+    """Metrics that are there already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
 
 
 class _PythonExecutors(Collector):

@@ -49,6 +49,7 @@ class ServerFigures:
             for upstream in self._upstreams
             if upstream.spec.identify_callers  # ours: what others say would stand in our metrics unchecked
             and upstream.connections
+            and not upstream.connections[0].elsewhere  # the gateway that has it says it
             and STATS_METHOD in (upstream.connections[0].info.capabilities.get("experimental") or {})
         }
         figures = {server_id: self.latest.get(server_id, {}) for server_id in keepers}

@@ -302,6 +302,8 @@ class Life:
             await orders.stop.wait()
         failures = 0
         while not orders.stop.is_set():
+            if not await self._is_to_start():
+                break
             started = time.monotonic()
             error = hidden(await self._run_instance(upstream.spec) + self._last_line(), upstream.spec)
             if orders.stop.is_set():
@@ -317,6 +319,20 @@ class Life:
                 upstream.last_error = error
                 await self._back_off(failures)
         await upstream.drain()
+
+    async def _is_to_start(self) -> bool:
+        """Wait until it is for this gateway to start the process. `False`: the server shall stop before."""
+        owners, orders = self._host.owners, self._orders
+        if owners is None:
+            return True
+        turn = asyncio.ensure_future(owners.wait_to_start(self.upstream.server_id, orders.restart.set))
+        stopping = asyncio.create_task(orders.stop.wait())
+        try:
+            await asyncio.wait({turn, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return not orders.stop.is_set()
+        finally:
+            for task in (turn, stopping):
+                task.cancel()
 
     async def _run_instance(self, given: UpstreamSpec) -> str:
         """One life of the process that dials in. Returns how it ended."""

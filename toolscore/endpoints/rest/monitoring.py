@@ -67,6 +67,6 @@ def monitoring_router(gateway: Gateway) -> APIRouter:
     async def metrics(request: Request) -> Response:
         need_scope(principal_of(request.scope), ADMIN)  # its labels name all servers and tools
         await gateway.figures.refresh()
-        return Response(gateway.metrics.render(), headers={"content-type": CONTENT_TYPE})
+        return Response(await gateway.summed.metrics(), headers={"content-type": CONTENT_TYPE})
 
     return router

@@ -1,0 +1,202 @@
+"""What gateways share, in a real Redis and in the memory of one process of theirs: both do the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolscore.access.limits import RateLimits, RateRules
+from toolscore.core.errors import RateLimited
+from toolscore.core.models import Principal, Tool
+from toolscore.replicas import members
+from toolscore.stores import SharedStore, open_shared
+from toolscore.stores.host import Memory, serve_memory
+
+ENGINES = ("redis", "host")
+
+
+def running(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(**given: Any) -> None:
+        asyncio.run(test(**given))
+
+    return run
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "redis":
+        return request.getfixturevalue("redis").url
+    return tmp_path / "shared"
+
+
+@asynccontextmanager
+async def stores(engine: str | Path, count: int = 1) -> AsyncIterator[list[SharedStore]]:
+    """Some that share it, as processes would."""
+    async with contextlib.AsyncExitStack() as stack:
+        if isinstance(engine, Path):
+            await stack.enter_async_context(serve_memory(engine))
+        found = []
+        for _ in range(count):
+            host = engine if isinstance(engine, Path) else None
+            store = await stack.enter_async_context(open_shared(None if host else str(engine), host))
+            assert store is not None
+            assert store.up, store.error
+            found.append(store)
+        yield found
+
+
+@running
+async def test_keys_have_an_end(engine: Any) -> None:
+    async with stores(engine, 2) as (one, other):
+        assert await one.put("k:a", b"\x00\xff1", 30)
+        assert await other.get("k:a") == b"\x00\xff1"
+        assert await one.put_new("k:a", b"2", 30) is False
+        assert await one.put_new("k:b", b"2", 0.15) is True
+        assert await other.get_many(["k:a", "k:b", "k:none"]) == [b"\x00\xff1", b"2", None]
+        while await other.get("k:b") is not None:
+            await asyncio.sleep(0.02)
+        assert await one.put_new("k:b", b"3", 30) is True
+        await one.drop_if(["k:a", "k:b"], b"3")
+        assert await other.get_many(["k:a", "k:b"]) == [b"\x00\xff1", None]
+        await one.drop(["k:a"])
+        assert await other.get("k:a") is None
+
+
+@running
+async def test_scripts_make_the_same_of_keys(engine: Any) -> None:
+    async with stores(engine) as (store,):
+        claim = lambda who, instead="": store.run(members.CLAIM, ["s:x"], [who, 30_000, instead])  # noqa: E731
+        assert [await claim("a"), await claim("b"), await claim("b", "a")] == [b"a", b"a", b"b"]
+        assert await store.run(members.RENEW, ["s:x", "s:y"], ["a", 30_000]) == [1]
+        assert await store.get("s:y") == b"a"
+        keys = ["s:replica:a", "s:replicas"]
+        assert await store.run(members.PRESENT, keys, ["a", "1.2.3.4:5", 30_000, "s:replica:"]) == [b"a", b"1.2.3.4:5"]
+        assert await store.run(members.KNOWN, ["s:none"], []) == b""
+        first, second = b'["one", null]', b'["two", {"x": 1}]'
+        assert await store.run(members.OFFER, ["s:session"], [first, "", 30_000]) == first
+        assert await store.run(members.OFFER, ["s:session"], [second, "", 30_000]) == first
+        assert await store.run(members.OFFER, ["s:session"], [second, "one", 30_000]) == second
+        assert await store.run("return {1, 'two', false, 3}", [], []) == [1, b"two", None, 3]
+        assert await store.run("return redis.call('hgetall', KEYS[1])", ["s:none"], []) == []
+        assert await store.run("return 3.7", [], []) == 3
+        await store.drop(["s:x", "s:y", "s:session", *keys])
+
+
+@running
+async def test_a_mistake_in_a_script_is_none(engine: Any) -> None:
+    async with stores(engine) as (store,):
+        assert await store.run("return nothing.there", [], []) is None
+        assert not store.up  # it is asked again in a moment
+
+
+@running
+async def test_all_who_listen_are_told(engine: Any) -> None:
+    async with stores(engine, 2) as (one, other):
+        heard: asyncio.Queue[bytes] = asyncio.Queue()
+        ready = asyncio.Event()
+        task = asyncio.create_task(other.listen("a channel", heard.put_nowait, ready.set))
+        async with asyncio.timeout(10):
+            await ready.wait()
+            for number in range(100):
+                assert await one.publish("a channel", b"%d" % number)
+            assert [int(await heard.get()) for _ in range(100)] == list(range(100))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@running
+async def test_a_stream_keeps_about_so_many_entries(engine: Any) -> None:
+    async with stores(engine) as (store,):
+        assert await store.append("t:s", [{b"n": b"%d" % number} for number in range(500)], 100, 30)
+        kept = await store.entries("t:s", b"", 1000)
+        assert 100 <= len(kept) <= 300
+        assert kept[-1][1] == {b"n": b"499"}
+        assert [entry for _, entry in await store.entries("t:s", kept[-3][0], 1000)] == [{b"n": b"498"}, {b"n": b"499"}]
+        assert len(await store.entries("t:s", b"", 7)) == 7
+        await store.drop(["t:s"])
+
+
+@running
+async def test_a_budget_is_of_all_together(engine: Any) -> None:
+    async with stores(engine, 2) as (one, other):
+        who = Principal(f"somebody {id(engine)}")
+        tool = Tool(
+            tool_id="a__b", server_id="a", name="b", definition={"name": "b"}, definition_hash="b", first_seen="2026"
+        )
+        limits = [RateLimits(RateRules(per_minute=60, burst=10), store) for store in (one, other)]
+        taken = 0
+        with contextlib.suppress(RateLimited):
+            for number in range(30):
+                await limits[number % 2].take(who, tool)
+                taken += 1
+        assert 10 <= taken <= 11
+
+
+# The memory alone
+
+
+@running
+async def test_a_host_that_went_is_noticed_and_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    async with open_shared(None, path) as store:
+        assert store is not None
+        assert not store.up
+        ended = asyncio.Event()
+        async with serve_memory(path):
+            async with asyncio.timeout(10):
+                while not store.up:
+                    await asyncio.sleep(0.02)
+            assert await store.put("a", b"1", 30)
+            ready = asyncio.Event()
+            listening = asyncio.create_task(store.listen("c", lambda _: None, ready.set))
+            listening.add_done_callback(lambda _: ended.set())
+            await ready.wait()
+        async with asyncio.timeout(10):
+            await ended.wait()  # at once, not at the next silence
+        assert await store.get("a") is None
+        assert not store.up
+
+
+def test_the_oldest_goes_first_where_there_is_too_much() -> None:
+    memory = Memory(max_bytes=20_000)
+    memory.set(b"lease", b"mine", 60_000)
+    for number in range(100):
+        memory.set(b"%d" % number, bytes(1000), 60_000)
+        memory.set(b"lease", b"mine", 60_000)
+    assert memory.get(b"lease") == b"mine"
+    assert memory.get(b"99")
+    assert memory.get(b"0") is None
+
+
+def test_what_has_ended_is_forgotten_though_nobody_asks() -> None:
+    memory = Memory()
+    for number in range(1000):
+        memory.set(b"%d" % number, b"x", 0.0 if number % 2 else 60_000)
+    memory.sweep()
+    memory.sweep()
+    assert len(memory._kept) == 500
+
+
+@running
+async def test_strange_bytes_end_the_connection_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    async with serve_memory(path) as memory, open_shared(None, path) as store:
+        assert store is not None
+        assert store.up
+        for junk in (b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\0\5\x93\1\xa1x"):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(junk)
+            with contextlib.suppress(ConnectionError):
+                writer.write_eof()
+                assert await reader.read() == b""
+            writer.close()
+        memory.set(b"a", b"1")
+        assert await store.get("a") == b"1"

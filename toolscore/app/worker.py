@@ -1,0 +1,67 @@
+"""One of the processes that are a gateway together: `toolscore serve --workers N`."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Loads", "Worker"]
+
+NOBODY = 2**62
+
+
+class Loads:
+    """How many connections each worker has, in memory that all see. Made before they are forked.
+
+    Args:
+        workers: how many there are, numbered from 1.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._counts = memoryview(mmap.mmap(-1, 8 * workers)).cast("q")
+        for number in range(1, workers + 1):
+            self.gone(number)
+
+    def set(self, number: int, connections: int) -> None:
+        """A worker has so many now."""
+        self._counts[number - 1] = connections
+
+    def gone(self, number: int) -> None:
+        """A worker takes none."""
+        self._counts[number - 1] = NOBODY
+
+    def has_more(self, number: int) -> bool:
+        """Whether a worker has more than another one."""
+        return bool(self._counts[number - 1] > min(self._counts))
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that does what a gateway does, for the clients whose connections it took.
+
+    Attributes:
+        number: from 1.
+        folder: where the processes meet; nobody else may look into it.
+        loads: of all of them.
+    """
+
+    number: int
+    folder: Path
+    loads: Loads
+
+    @property
+    def hops(self) -> Path:
+        """The Unix socket on which the others reach this process."""
+        return self.folder / f"worker-{os.getpid()}"
+
+    @property
+    def host(self) -> Path:
+        """The Unix socket of what they share where there is no Redis."""
+        return self.folder / "shared"
+
+    @property
+    def recorder(self) -> Path:
+        """The Unix socket of the recorder of all."""
+        return self.folder / "recorder"

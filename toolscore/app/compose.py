@@ -65,6 +65,7 @@ from toolscore.history.recording import Order
 from toolscore.history.scores import Scores
 from toolscore.replicas import Replicas, open_replicas
 from toolscore.stores import Database, SharedStore, open_database, open_shared
+from toolscore.stores.database import caught_up
 from toolscore.stores.keys import open_ring
 from toolscore.stores.tail import Tail
 from toolscore.telemetry.metrics import Metrics
@@ -189,6 +190,7 @@ class Gateway:
         Raises:
             ServerNotFound; Conflict: it belongs to the configuration.
         """
+        await caught_up(self.database, self.installer.read_again)
         own = [tool.tool_id for tool in self.library.of_server(server_id)]
         if self.installer.holds(server_id):
             await self.installer.uninstall(server_id)
@@ -431,7 +433,13 @@ async def open_gateway(
             for server_id in features.servers() if permissions.use(new.policy) else ():
                 changes.lists_changed(server_id)  # what a client sees may be other things
 
-        reload = Reload(hub, servers, upstreams, events, use=use, config_dir=config_dir, problems=loaded.problems)
+        def settings_changed(event: str, **data: Any) -> None:
+            if worker is None or worker.number == 1:  # all workers read the same files
+                events.publish(event, **data)
+
+        reload = Reload(
+            hub, servers, upstreams, settings_changed, use=use, config_dir=config_dir, problems=loaded.problems
+        )
 
         if replicas is not None:
             rules = settings.replicas
@@ -442,7 +450,7 @@ async def open_gateway(
         await servers.start(() if loaded.problems else {*library.servers(), *features.servers()})
         for problem in loaded.problems:
             log.error("a setting was refused", problem=problem)
-            events.publish("settings_rejected", reason=problem)
+            settings_changed("settings_rejected", reason=problem)
         if watch and config_dir is not None and config_dir.is_dir():
             await enter(watch_files(config_dir, reload.reload))
 
@@ -457,7 +465,12 @@ async def open_gateway(
                 "memory_bytes": psutil.Process().memory_info().rss,
             }
 
-        summed = await enter(Summed(replicas if worker is not None else None, metrics, notes.stats, figures_now))
+        async def rendered() -> bytes:
+            await figures.refresh()
+            return metrics.render()
+
+        workers = replicas if worker is not None else None
+        summed = await enter(Summed(workers, rendered, notes.stats, figures_now))
 
         gateway = Gateway(
             settings=hub, reload=reload, servers=servers, database=database, shared=shared, metrics=metrics,

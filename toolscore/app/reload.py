@@ -12,7 +12,6 @@ from toolscore.app.files import load_settings
 from toolscore.app.servers import Servers, configured_servers, self_references
 from toolscore.app.settings import Settings, SettingsHub, differences, needs_restart
 from toolscore.core.errors import Conflict, UpstreamUnavailable
-from toolscore.history.events import EventLog
 from toolscore.upstreams import UpstreamPool
 
 __all__ = ["Reload", "with_bound_ports"]
@@ -40,7 +39,7 @@ class Reload:
         settings: SettingsHub,
         servers: Servers,
         upstreams: UpstreamPool,
-        events: EventLog,
+        publish: Callable[..., None],
         *,
         use: Callable[[Settings], None],
         config_dir: Path | None,
@@ -49,7 +48,7 @@ class Reload:
         self._settings = settings
         self._servers = servers
         self._upstreams = upstreams
-        self._events = events
+        self._publish = publish
         self._use = use
         self.config_dir = config_dir
         self.problems = problems
@@ -64,14 +63,14 @@ class Reload:
             changed, left_out = await self._apply(loaded.settings)
         except _Rejected as exc:
             log.error("settings rejected", reason=str(exc))
-            self._events.publish("settings_rejected", reason=str(exc))
+            self._publish("settings_rejected", reason=str(exc))
             self.problems = [f"the files were changed and rejected: {exc}"]
             return False
         self.problems = []
         self._servers.refuse({**self_references(loaded.settings), **left_out})
         if changed:
             log.info("settings applied", changed=changed)
-            self._events.publish("settings_applied", changed=changed)
+            self._publish("settings_applied", changed=changed)
         return bool(changed)
 
     async def _apply(self, new: Settings) -> tuple[list[str], dict[str, str]]:

@@ -16,7 +16,7 @@ from toolscore.core.hosts import is_loopback
 from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.stores import Database
-from toolscore.stores.database import StoreError, TakenError, or_overloaded
+from toolscore.stores.database import StoreError, TakenError, caught_up, or_overloaded
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, resolve_command
 from toolscore.upstreams.protocol import OURSELVES
@@ -136,6 +136,7 @@ class Servers:
         Raises:
             ServerNotFound, Conflict, Overloaded.
         """
+        await caught_up(self._database, self.read_again)
         if server_id in self.disabled:
             return
         spec = self._upstreams.get(server_id).spec
@@ -150,6 +151,7 @@ class Servers:
         Raises:
             ServerNotFound; Conflict: its entry in the configuration says so; Overloaded.
         """
+        await caught_up(self._database, self.read_again)
         if server_id not in self.off:
             if server_id in self.disabled:
                 raise Conflict(f"server {server_id!r} is disabled in mcp_servers.json: change it there")
@@ -184,6 +186,7 @@ class Servers:
                 raise InvalidArguments(f"server {server_id!r} cannot be started: {exc}") from exc
         if spec.inprocess:
             raise InvalidRequest("servers inside the gateway's process are a matter of its configuration files")
+        await caught_up(self._database, self.read_again)
         if server_id in self.broken:
             raise Conflict(f"server id {server_id!r} stands in mcp_servers.json, with a mistake: mend it there")
         if server_id in self.off:
@@ -216,6 +219,7 @@ class Servers:
         Raises:
             ServerNotFound; Conflict: it belongs to the configuration.
         """
+        await caught_up(self._database, self.read_again)
         if server_id not in self.off:
             self._upstreams.get(server_id)
         if server_id in configured_servers(self._settings.current):

@@ -6,7 +6,7 @@ Each tells the others every second what was added; for `/metrics`, whose figures
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from toolscore.calls.stats import CallStats
 from toolscore.core.errors import ToolScoreError
 from toolscore.core.jsonrpc import ConnectionLost, RemoteError
 from toolscore.replicas import Replicas
-from toolscore.telemetry.metrics import Metrics, summed
+from toolscore.telemetry.metrics import summed
 
 __all__ = ["Summed"]
 
@@ -36,14 +36,19 @@ class Summed:
 
     Args:
         replicas: the other workers; `None`: there are none.
+        render: makes this worker's metrics, in Prometheus' text format.
         own: this worker's figures that are as they are now, by name.
     """
 
     def __init__(
-        self, replicas: Replicas | None, metrics: Metrics, stats: CallStats, own: Callable[[], Figures]
+        self,
+        replicas: Replicas | None,
+        render: Callable[[], Awaitable[bytes]],
+        stats: CallStats,
+        own: Callable[[], Figures],
     ) -> None:
         self._replicas = replicas
-        self._metrics = metrics
+        self._render = render
         self._stats = stats
         self._own = own
         self._theirs: dict[str, Figures] = {}
@@ -74,25 +79,23 @@ class Summed:
 
     async def metrics(self) -> bytes:
         """The metrics of all in Prometheus' text format."""
-        own = self._metrics.render()
-        others = list(self._replicas.members.others) if self._replicas is not None and self._task is not None else []
-        if not others:
-            return own
-        found = await asyncio.gather(*(self._metrics_of(one) for one in others))
-        return await asyncio.to_thread(summed, [own, *(text.encode() for text in found if text is not None)])
+        others = list(self._replicas.members.others) if self._replicas is not None else []
+        found = await asyncio.gather(self._render(), *(self._metrics_of(one) for one in others))
+        texts = [text for text in found if text is not None]
+        return texts[0] if len(texts) == 1 else await asyncio.to_thread(summed, texts)
 
-    async def _metrics_of(self, other: str) -> str | None:
+    async def _metrics_of(self, other: str) -> bytes | None:
         assert self._replicas is not None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 link = await self._replicas.hops.to(other)
-                return msgspec.json.decode(await link.ask("worker/metrics", {}), type=str)
+                return msgspec.json.decode(await link.ask("worker/metrics", {}), type=str).encode()
         except (ConnectionLost, RemoteError, ToolScoreError, TimeoutError) as exc:
             log.warning("the metrics of another worker are missing", replica=other, error=str(exc))
             return None
 
     async def _show(self, *_: Any) -> str:
-        return self._metrics.render().decode()
+        return (await self._render()).decode()
 
     async def _tell(self) -> None:
         assert self._replicas is not None

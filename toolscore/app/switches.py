@@ -9,7 +9,7 @@ from toolscore.access.permissions import Permissions
 from toolscore.core.models import Tool
 from toolscore.history.events import EventLog
 from toolscore.stores import Database
-from toolscore.stores.database import or_overloaded
+from toolscore.stores.database import caught_up, or_overloaded
 from toolscore.tools.features import LIST_CHANGED, ChangeFeed
 
 __all__ = ["ToolSwitches"]
@@ -52,6 +52,7 @@ class ToolSwitches:
         Raises:
             Overloaded: the database refuses the change.
         """
+        await caught_up(self._database, self.read_again)
         async with self._writing:
             now = self._permissions.off
             if off == (tool.tool_id in now):

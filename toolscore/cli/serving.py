@@ -42,6 +42,7 @@ def serve(
     from toolscore.telemetry.logs import configure_logging  # isort: skip  (before whatever logs: it keeps structlog small)
 
     import asyncio
+    import os
     from functools import partial
 
     import uvloop
@@ -55,6 +56,8 @@ def serve(
     count = _count_of_workers(workers)
     if count > 1 and while_used:
         raise typer.BadParameter("--while-used is for a gateway of one process: leave out --workers")
+    if count > 1:  # one Python executor for all, which outlives each of them
+        os.environ.setdefault("TOOLSCORE_USE_INPROCESS_PYTHON_EXECUTOR", "false")
     config = config_folder(config)
     loaded = load_settings(config)
     if count == 1:  # else each process has a log of its own: a thread would not live through a fork

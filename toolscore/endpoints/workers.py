@@ -196,6 +196,8 @@ def run_workers(
     Raises:
         AddressInUse, StoreError, SettingsError.
     """
+    if loaded.settings.storage.redis_url is not None and loaded.settings.replicas.port:
+        raise SettingsError(["replicas.port must be 0 (any free port) with --workers: each of them listens on its own"])
     asyncio.run(check_before_start(loaded.settings))
     for name in LOADED_AHEAD:
         import_module(name)
@@ -212,11 +214,18 @@ def run_workers(
         first_up, tell_up = os.pipe()
         os.set_blocking(first_up, False)
 
+        def apart() -> None:
+            """What is no worker takes no connections."""
+            for one in sockets:
+                one.close()
+
         def host() -> int:
+            apart()
             asyncio.run(_host(Worker(0, folder, loads).host, launcher.alive))
             return 0
 
         def recorder() -> int:
+            apart()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             os.nice(5)
             lines = configure_logging(logging.level, logging.format)

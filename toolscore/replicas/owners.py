@@ -275,6 +275,8 @@ class Owners:
         answer = msgspec.json.decode(await link.ask("server/open", {"server_id": upstream.server_id}), type=Answer)
         info = msgspec.json.decode(answer_of(answer), type=ServerInfo)
         connection = HopConnection(link, upstream.server_id, self, info)
+        if self._one_address and not upstream.spec.dialin:
+            upstream.pid = answer.pid
         key = (other, upstream.server_id)
         self._open[key] = connection, upstream.notified
         try:

@@ -160,7 +160,7 @@ class Serving:
         except (ToolScoreError, ConnectionLost) as exc:
             return failure_of(exc)
         self._links[asked.server_id].add(link)
-        return Answer(result=Raw(encode(upstream.info)))
+        return Answer(result=Raw(encode(upstream.info)), pid=upstream.pid)
 
     def _restart(self, _: Link, asked: OfServer) -> None:
         upstream = self._upstreams.find(asked.server_id)

@@ -66,9 +66,10 @@ class UpstreamRequest(msgspec.Struct, omit_defaults=True):
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
-    """The server's answer, or one of three ways in which there is none."""
+    """The server's answer, or one of three ways in which there is none. `pid`: of a server that was opened."""
 
     result: Raw | UnsetType = UNSET
+    pid: int | None = None
     refused: dict[str, Any] | None = None
     lost: dict[str, Any] | None = None
     failed: dict[str, Any] | None = None

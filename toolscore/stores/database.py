@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from toolscore.stores.tables import (
     vectors,
 )
 
-__all__ = ["Database", "StoreError", "TakenError", "open_database", "or_overloaded"]
+__all__ = ["Database", "StoreError", "TakenError", "caught_up", "open_database", "or_overloaded"]
 
 BUSY_TIMEOUT_SECONDS = 5
 """How long a write waits for another process's lock before it fails."""
@@ -74,6 +74,15 @@ class StoreError(Exception):
 
 class TakenError(Exception):
     """Another gateway has given this id to something else."""
+
+
+async def caught_up(database: Database, read_again: Callable[[], Awaitable[None]]) -> None:
+    """Read again what another gateway may have changed a moment ago, before it is changed here: else what is asked for
+    would be held against what was. What the database does not say now it will refuse to take.
+    """
+    if database.shared:
+        with suppress(StoreError):
+            await read_again()
 
 
 @contextmanager

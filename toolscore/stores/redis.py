@@ -28,6 +28,7 @@ PATIENT_SECONDS = 1.0
 PROBE_SECONDS = 1.0
 LISTEN_SECONDS = 5.0
 """Without a message for so long, a listener asks whether the connection is there."""
+REDIS = "Redis"
 AT_ONCE = 64
 """Requests under way; each takes a connection, and the driver has a hundred."""
 
@@ -50,7 +51,7 @@ class SharedStore:
         outages: how often it went away.
     """
 
-    def __init__(self, client: Any, shown: str, name: str = "Redis") -> None:
+    def __init__(self, client: Any, shown: str, name: str) -> None:
         self.client = client
         self.shown = shown
         self.name = name
@@ -201,7 +202,8 @@ class SharedStore:
                     self.error = str(exc) or type(exc).__name__
                 else:
                     self.up, self.error = True, None
-                    log.info(f"{self.name} answers", where=self.shown, before=was)
+                    say = log.info if self.outages or self.name == REDIS else log.debug
+                    say(f"{self.name} answers", where=self.shown, before=was)
             else:
                 await self.ask(self.client.ping())
             await asyncio.sleep(PROBE_SECONDS)
@@ -219,7 +221,7 @@ async def open_shared(url: str | None, host: Path | None = None) -> AsyncIterato
         yield None
         return
     client: Any
-    name = "Redis"
+    name = REDIS
     if url is not None:
         import redis.asyncio as redis
 

@@ -23,7 +23,7 @@ class ServerFigures:
     """Figures by server.
 
     Args:
-        on_figures: gets all of them, whenever they were asked for.
+        on_figures: gets those of servers that this gateway has itself, whenever they were asked for.
 
     Attributes:
         latest: server id → its figures (a JSON object), as it last gave them.
@@ -49,7 +49,6 @@ class ServerFigures:
             for upstream in self._upstreams
             if upstream.spec.identify_callers  # ours: what others say would stand in our metrics unchecked
             and upstream.connections
-            and not upstream.connections[0].elsewhere  # the gateway that has it says it
             and STATS_METHOD in (upstream.connections[0].info.capabilities.get("experimental") or {})
         }
         figures = {server_id: self.latest.get(server_id, {}) for server_id in keepers}
@@ -63,4 +62,4 @@ class ServerFigures:
 
         await asyncio.gather(*map(ask, keepers))
         self.latest = figures
-        self._on_figures(figures)
+        self._on_figures({one: said for one, said in figures.items() if not keepers[one].elsewhere})

@@ -25,12 +25,12 @@ from toolscore.core.errors import (
 from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.install.failure import StepFailed, as_error
 from toolscore.discovery.install.fetch import fetcher_of, remove_image
-from toolscore.discovery.install.place import is_marked, remove
+from toolscore.discovery.install.place import held, is_marked, remove
 from toolscore.discovery.install.plan import Plan, Wish, check_allowed, plan_for
 from toolscore.discovery.install.policy import InstallRules, Kind
 from toolscore.discovery.install.prove import Proof, Proved, Tell, prove
 from toolscore.stores import Database
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import StoreError, caught_up
 from toolscore.upstreams import UpstreamPool
 
 __all__ = ["Installed", "Installer"]
@@ -117,8 +117,10 @@ class Installer:
         if self._folder.is_dir():
             for place in self._folder.iterdir():
                 if place.name not in self._installed and is_marked(place):
-                    log.warning("an install that was not finished is removed", server=place.name)
-                    await remove(place)
+                    with held(place) as ours:
+                        if ours:
+                            log.warning("an install that was not finished is removed", server=place.name)
+                            await remove(place)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -133,7 +135,10 @@ class Installer:
         rows = {row["server_id"]: row for row in await self._database.load_installs()}
         for server_id in self._installed.keys() - rows.keys() - self._leaving:
             del self._installed[server_id]
-            await remove(self._folder / server_id)
+            place = self._folder / server_id
+            with held(place) as ours:
+                if ours:  # else somebody installs it anew
+                    await remove(place)
         for server_id, row in rows.items():
             if server_id not in self._running and server_id not in self._leaving:
                 self._installed[server_id] = msgspec.json.decode(row["record"], type=Installed)
@@ -200,6 +205,7 @@ class Installer:
             InstallFailed: with the step, the command and its last output.
         """
         plan = self.plan(wish)
+        await caught_up(self._database, self.read_again)
         if (done := self.done(wish, plan)) is not None:
             return done
         check_allowed(wish, plan)
@@ -225,10 +231,27 @@ class Installer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _install(self, wish: Wish, plan: Plan, rules: InstallRules, on_progress: Tell) -> Installed:
-        about = {"server_id": plan.server_id, "name": plan.name, "registry": plan.kind, "package": plan.identifier}
         place = self._folder / plan.server_id
+        async with self._places:
+            with held(place) as ours:
+                if not ours or await self._is_there(plan.server_id):
+                    raise Conflict(f"{plan.server_id!r} was installed by another worker of this gateway just now")
+                return await self._install_at(place, wish, plan, rules, on_progress)
+
+    async def _is_there(self, server_id: str) -> bool:
+        """Whether another process of this machine, with the same folder, has installed it."""
+        if not self._database.shared or not is_marked(self._folder / server_id):
+            return False
+        with contextlib.suppress(StoreError):
+            return any(row["server_id"] == server_id for row in await self._database.load_installs())
+        return False
+
+    async def _install_at(
+        self, place: Path, wish: Wish, plan: Plan, rules: InstallRules, on_progress: Tell
+    ) -> Installed:
+        about = {"server_id": plan.server_id, "name": plan.name, "registry": plan.kind, "package": plan.identifier}
         started = time.monotonic()
-        step = "wait"
+        step = "fetch"
         attached: list[str] = []
 
         def tell(now: str, message: str) -> None:
@@ -238,26 +261,25 @@ class Installer:
             self._publish("install_progress", **about, step=now, message=message)
             on_progress(now, message)
 
-        async with self._places:
-            self._publish("install_started", **about, version=plan.version)
-            try:
-                proved = await self._fetch_and_prove(wish, plan, rules, place, tell)
-                tell("register", f"{len(proved.tools)} tools")
-                result = Installed(
-                    server_id=plan.server_id, name=plan.name, kind=plan.kind, identifier=plan.identifier,
-                    version=proved.fetched.version, tools=proved.tools, proof=proved.proof,
-                    notes=list(proved.fetched.notes), seconds=round(time.monotonic() - started, 2),
-                )  # fmt: skip
-                result = await self._register(result, proved.fetched.spec, attached)
-            except BaseException as exc:
-                await asyncio.shield(self._roll_back(plan.server_id, place, attached=bool(attached)))
-                if not isinstance(exc, Exception):
-                    self._publish("install_failed", **about, step=step, reason="the gateway was stopped")
-                    raise
-                failed = as_error(exc, step, plan)
-                self._publish("install_failed", **about, step=step, reason=failed.message)
-                log.error("an install failed", server=plan.server_id, step=step, error=failed.message)
-                raise failed from exc
+        self._publish("install_started", **about, version=plan.version)
+        try:
+            proved = await self._fetch_and_prove(wish, plan, rules, place, tell)
+            tell("register", f"{len(proved.tools)} tools")
+            result = Installed(
+                server_id=plan.server_id, name=plan.name, kind=plan.kind, identifier=plan.identifier,
+                version=proved.fetched.version, tools=proved.tools, proof=proved.proof,
+                notes=list(proved.fetched.notes), seconds=round(time.monotonic() - started, 2),
+            )  # fmt: skip
+            result = await self._register(result, proved.fetched.spec, attached)
+        except BaseException as exc:
+            await asyncio.shield(self._roll_back(plan.server_id, place, attached=bool(attached)))
+            if not isinstance(exc, Exception):
+                self._publish("install_failed", **about, step=step, reason="the gateway was stopped")
+                raise
+            failed = as_error(exc, step, plan)
+            self._publish("install_failed", **about, step=step, reason=failed.message)
+            log.error("an install failed", server=plan.server_id, step=step, error=failed.message)
+            raise failed from exc
         if proved.proof is not None:
             self._on_proved(plan.server_id, proved.proof)
         log.info("installed", server=plan.server_id, version=result.version, tools=len(proved.tools))
@@ -314,6 +336,7 @@ class Installer:
         Raises:
             ServerNotFound: no such server was installed. Conflict: the name is that of several.
         """
+        await caught_up(self._database, self.read_again)
         same = [one for one in self if one.name == name]
         if name not in self._installed and len(same) > 1:
             ids = ", ".join(sorted(one.server_id for one in same))

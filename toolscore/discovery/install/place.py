@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from toolscore.discovery.install.failure import StepFailed
 
-__all__ = ["is_marked", "prepare", "remove"]
+__all__ = ["held", "is_marked", "prepare", "remove"]
 
 MARKER = ".toolscore-install"
 """Stands in each folder that an install made: no other folder is ever removed."""
@@ -17,6 +20,19 @@ MARKER = ".toolscore-install"
 def is_marked(place: Path) -> bool:
     """Whether an install made this folder."""
     return (place / MARKER).is_file()
+
+
+@contextlib.contextmanager
+def held(place: Path) -> Iterator[bool]:
+    """Hold the folder of a server for one install. Yields whether no other process of this machine holds it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(place.with_name(f".{place.name}.lock"), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 async def prepare(place: Path) -> Path:

@@ -66,7 +66,6 @@ def monitoring_router(gateway: Gateway) -> APIRouter:
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         need_scope(principal_of(request.scope), ADMIN)  # its labels name all servers and tools
-        await gateway.figures.refresh()
         return Response(await gateway.summed.metrics(), headers={"content-type": CONTENT_TYPE})
 
     return router

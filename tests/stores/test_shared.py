@@ -17,7 +17,8 @@ from toolscore.core.errors import RateLimited
 from toolscore.core.models import Principal, Tool
 from toolscore.replicas import members
 from toolscore.stores import SharedStore, open_shared
-from toolscore.stores.host import Memory, serve_memory
+from toolscore.stores.host import serve_memory
+from toolscore.stores.memory import Memory
 
 ENGINES = ("redis", "host")
 

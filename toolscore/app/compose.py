@@ -93,6 +93,7 @@ class Gateway:
 
     Attributes:
         identity: what the gateways of one database have in common.
+        worker: which of several processes it is; `None`: it is one.
         started: when it was opened, by `time.monotonic()`.
     """
 
@@ -104,6 +105,7 @@ class Gateway:
     ring: KeyRing
     identity: str
     replicas: Replicas | None
+    worker: Worker | None
     metrics: Metrics
     watchdog: Watchdog
     events: EventLog
@@ -202,6 +204,12 @@ class Gateway:
         """Take on nothing more: give up what waits for clients, undo installs, let calls finish for so long."""
         self.changes.close()
         await self.installer.stop()
+        if self.worker is not None:  # all of them end: nobody takes over what this one has
+            began = time.monotonic()
+            await self.calls.underway.close(seconds)
+            self.worker.loads.gone(self.worker.number)
+            await self.worker.loads.all_gone(seconds - (time.monotonic() - began))
+            return
         hops = self.replicas.leave(seconds) if self.replicas is not None else asyncio.sleep(0)
         await asyncio.gather(hops, self.calls.underway.close(seconds))
 
@@ -479,7 +487,7 @@ async def open_gateway(
             journal=journal, firewall=firewall, cache=cache, circuits=circuits, notes=notes, relay=relay, calls=calls,
             code=code, replay=Replay(calls, library, permissions), search=search, gaps=gaps, catalog=catalog,
             installer=installer, broker=broker, watchdog=watchdog, started=time.monotonic(), ring=ring,
-            identity=identity, replicas=replicas, summed=summed,
+            identity=identity, replicas=replicas, summed=summed, worker=worker,
         )  # fmt: skip
         follow_others(gateway, tail)
         yield gateway

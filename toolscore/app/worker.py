@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["Loads", "Worker"]
 
 NOBODY = 2**62
+POLL_SECONDS = 0.02
 
 
 class Loads:
-    """How many connections each worker has, in memory that all see. Made before they are forked.
+    """How many connections each worker has, and who is done, in memory that all see. Made before they are forked.
 
     Args:
         workers: how many there are, numbered from 1.
     """
 
     def __init__(self, workers: int) -> None:
-        self._counts = memoryview(mmap.mmap(-1, 8 * workers)).cast("q")
+        shared = memoryview(mmap.mmap(-1, 16 * workers)).cast("q")
+        self._counts, self._busy = shared[:workers], shared[workers:]
         for number in range(1, workers + 1):
             self.gone(number)
+
+    def begin(self, number: int) -> None:
+        """A worker takes connections from now on."""
+        self._counts[number - 1], self._busy[number - 1] = 0, 1
 
     def set(self, number: int, connections: int) -> None:
         """A worker has so many now."""
         self._counts[number - 1] = connections
 
-    def gone(self, number: int) -> None:
-        """A worker takes none."""
+    def closed(self, number: int) -> None:
+        """A worker takes none any more."""
         self._counts[number - 1] = NOBODY
+
+    def gone(self, number: int) -> None:
+        """A worker is not there, or has nothing to do any more."""
+        self._counts[number - 1], self._busy[number - 1] = NOBODY, 0
 
     def has_more(self, number: int) -> bool:
         """Whether a worker has more than another one."""
         return bool(self._counts[number - 1] > min(self._counts))
+
+    async def all_gone(self, seconds: float) -> None:
+        """Wait until no worker has anything to do, for so long at most: they use one another's servers till then."""
+        deadline = time.monotonic() + seconds
+        while any(self._busy) and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def run_workers_bench(
             for name, (process, port) in running.items():
                 tell(f"load on {name}, round {number + 1} of {ROUNDS}")
                 found[name].append(_under_load(process, port, seconds / ROUNDS))
-        memory = statistics.median(_memory(worker) for worker in _workers(running["all"][0]))
+        memory = statistics.median(_memory(worker) for worker in _workers(*running["all"]))
 
     def ratio(figure: str) -> float:
         pairs = zip(found["all"], found["one"], strict=True)
@@ -90,9 +90,10 @@ def _processes(whole: psutil.Process) -> list[psutil.Process]:
     return [whole, *(one for one in whole.children() if ours & set(one.cmdline()))]
 
 
-def _workers(whole: psutil.Process) -> list[psutil.Process]:
-    """Those of several that take calls: they have sandboxes of their own."""
-    return [one for one in whole.children() if "serve" in one.cmdline() and one.children()]
+def _workers(whole: psutil.Process, port: int) -> list[psutil.Process]:
+    """Those of several that take calls: they listen."""
+    ours = [one for one in whole.children() if "serve" in one.cmdline()]
+    return [one for one in ours if any(link.laddr.port == port for link in one.net_connections("tcp"))]
 
 
 def _spent(process: psutil.Process) -> float:
@@ -110,7 +111,7 @@ def _under_load(whole: psutil.Process, port: int, seconds: float) -> dict[str, f
         "name": "echo__echo", "kind": "http", "port": port, "path": "/execute_tool", "body": body, "headers": {},
         "expect": TEXT,
     }  # fmt: skip
-    processes, workers = _processes(whole), _workers(whole)
+    processes, workers = _processes(whole), _workers(whole, port)
     before = {one.pid: _spent(one) for one in (*processes, *workers)}
     figures = measure(job, CONCURRENCY, seconds)
     spent = {one.pid: _spent(one) - before[one.pid] for one in (*processes, *workers)}

@@ -6,6 +6,8 @@ killed in that moment.
 
     gateway ── frames: rules, calls ──► recorder ──► database, log
             ◄── lines: {"taken", "lost", "error"} ──
+
+One module: it is one way, from the frame to the row.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from typing import Any
@@ -30,6 +31,7 @@ from msgspec import Raw
 
 from toolscore.core.drawn import Drawn
 from toolscore.core.redaction import redact_json, redact_text
+from toolscore.history.lines import console_line, json_line
 from toolscore.stores import Database, open_database, with_patience
 from toolscore.stores.database import StoreError
 
@@ -237,30 +239,6 @@ def _text(text: str) -> str:
     return text.replace("\0", "�").encode("utf-8", "replace").decode()
 
 
-_IN_LINE = ("outcome", "duration_ms", "principal", "request_id", "cache", "error")
-
-
-def _console_line(row: dict[str, Any]) -> str:
-    """As structlog writes them, at a tenth of its cost."""
-    facts = " ".join(
-        f"{name}={value if not isinstance(value, str) or value.isalnum() else repr(value[:200])}"
-        for name in _IN_LINE
-        if (value := row[name]) is not None
-    )
-    return f"{_moment(row)} [info     ] call                           tool={row['tool_id']} {facts}\n"
-
-
-def _json_line(row: dict[str, Any]) -> str:
-    facts = {name: row[name] for name in _IN_LINE if row[name] is not None}
-    line = {"event": "call", "tool": row["tool_id"], **facts, "level": "info", "timestamp": _moment(row)}
-    return _encode(line).decode() + "\n"
-
-
-def _moment(row: dict[str, Any]) -> str:
-    moment = datetime.fromtimestamp((row["at_ms"] + row["duration_ms"]) / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 class _Recorder:
     """Reads frames, writes groups, says what it has done."""
 
@@ -278,7 +256,7 @@ class _Recorder:
         self._rows = _Rows()
         self._rows.order = order
         self._log = log_lines
-        self._line = _json_line if order.log_format == "json" else _console_line
+        self._line = json_line if order.log_format == "json" else console_line
         self._waiting: deque[tuple[CallRecord, bytes, bytes]] = deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()

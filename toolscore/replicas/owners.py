@@ -21,6 +21,7 @@ from msgspec import Raw
 from toolscore.core.jsonrpc import INVALID_PARAMS, ConnectionLost, Params, RemoteError
 from toolscore.core.tasks import TaskSet
 from toolscore.replicas.hop import Hops, Link
+from toolscore.replicas.hop_connection import HopConnection
 from toolscore.replicas.members import Members
 from toolscore.replicas.remote_sessions import Together
 from toolscore.replicas.wire import (
@@ -39,7 +40,7 @@ from toolscore.replicas.wire import (
 from toolscore.upstreams import Caller, Upstream
 from toolscore.upstreams.protocol import ServerInfo
 
-__all__ = ["HopConnection", "Owners"]
+__all__ = ["Owners"]
 
 BEGIN_SECONDS = 30.0
 """After so long a request that was on its way need not be begun any more."""
@@ -48,41 +49,6 @@ HOME_SECONDS = 3600.0
 """For how long a session of Python is looked for where it was."""
 INSTANCES = "instances of "
 START = "start of "
-
-
-class HopConnection:
-    """A server that another gateway has, as a `Connection`."""
-
-    elsewhere = True
-
-    def __init__(self, link: Link, server_id: str, owners: Owners, info: ServerInfo) -> None:
-        self.info = info
-        self.in_flight = 0
-        self.log_level: str | None = None
-        self.link = link
-        self._server_id = server_id
-        self._owners = owners
-        self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        link.ended.add_done_callback(lambda ended: self.close(f"the gateway that has it went away: {ended.result()}"))
-
-    async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
-        try:
-            return await self._owners.request(self.link, self._server_id, method, params, caller)
-        except ConnectionLost as exc:
-            if not exc.sent and not exc.refused:
-                self.close(exc.reason)
-            raise
-
-    async def notify(self, method: str, params: Params | None = None) -> None:
-        """Nothing: what a server is told without being asked is its owner's matter."""
-
-    async def wait_closed(self) -> str:
-        return await asyncio.shield(self._closed)
-
-    def close(self, reason: str) -> None:
-        """It is used no more. Idempotent."""
-        if not self._closed.done():
-            self._closed.set_result(reason)
 
 
 class Owners:

@@ -1,0 +1,165 @@
+"""The sockets of the doors, and the HTTP server on them: alone, or with other processes on the same sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import structlog
+import uvicorn
+
+from toolscore.app.worker import Worker
+from toolscore.core.tasks import TaskSet
+from toolscore.endpoints.tls import Certificate
+
+__all__ = ["AddressInUse", "Server", "bind"]
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKE_SECONDS = 10.0
+ACCEPT_AGAIN_SECONDS = 0.5
+COURTESY_SECONDS = 0.003
+"""For so long a worker that has more connections leaves the next one to others."""
+
+
+class AddressInUse(Exception):
+    """A port is taken, or may not be listened on."""
+
+
+class _OneByOne:
+    """Takes connections one at a time, as an `asyncio.Server`, and lets those of the other processes on the same socket
+    be first that have fewer. Event loops take all that wait at once.
+    """
+
+    def __init__(
+        self, listening: socket.socket, connection: Callable[[], asyncio.Protocol], worker: Worker, **options: Any
+    ) -> None:
+        self._listening = listening
+        self._connection = connection
+        self._worker = worker
+        self._options = options
+        self._closed = False
+        self._tasks = TaskSet()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listening, self._one_waits)
+
+    def _one_waits(self) -> None:
+        if self._worker.loads.has_more(self._worker.number):
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(COURTESY_SECONDS, self._take_and_go_on)
+        else:
+            self._take()
+
+    def _take_and_go_on(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._listening, self._one_waits)
+            self._take()
+
+    def _take(self) -> None:
+        try:
+            taken, _ = self._listening.accept()
+        except BlockingIOError:  # another process was first
+            return
+        except OSError as exc:  # no descriptor is free, or the client has gone
+            log.warning("a connection cannot be taken", error=str(exc))
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(ACCEPT_AGAIN_SECONDS, self._take_and_go_on)
+            return
+        self._tasks.start(self._serve(taken))
+
+    async def _serve(self, taken: socket.socket) -> None:
+        with contextlib.suppress(OSError, TimeoutError):  # it went, or is no client of TLS
+            taken.setblocking(False)
+            taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._loop.connect_accepted_socket(self._connection, taken, **self._options)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._worker.loads.closed(self._worker.number)
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+
+    async def wait_closed(self) -> None:
+        await self._tasks.wait()
+
+
+class _Counted(set[Any]):
+    """The connections of a worker; the others see how many."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        worker.loads.begin(worker.number)
+
+    def add(self, connection: Any) -> None:
+        super().add(connection)
+        self._worker.loads.set(self._worker.number, len(self))
+
+    def discard(self, connection: Any) -> None:
+        super().discard(connection)
+        self._worker.loads.set(self._worker.number, len(self))
+
+
+class Server(uvicorn.Server):
+    """Uvicorn without its signal handlers, as the gateway has its own; with a certificate that may change, and with
+    other processes on the same socket.
+    """
+
+    def __init__(self, config: uvicorn.Config, certificate: Certificate | None, worker: Worker | None) -> None:
+        super().__init__(config)
+        self._certificate = certificate
+        self._worker = worker
+        if worker is not None:
+            self.server_state.connections = _Counted(worker)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._certificate is None and self._worker is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+
+        def connection() -> asyncio.Protocol:
+            make: Any = self.config.http_protocol_class
+            made: asyncio.Protocol = make(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        options: dict[str, Any] = {}
+        if self._certificate is not None:
+            options = {"ssl": self._certificate.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
+        for listening in sockets or ():
+            server: Any
+            if self._worker is not None:
+                server = _OneByOne(listening, connection, self._worker, **options)
+            else:
+                server = await asyncio.get_running_loop().create_server(
+                    connection, sock=listening, backlog=self.config.backlog, **options
+                )
+            self.servers.append(server)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        AddressInUse: with what to do.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(2048)
+    except OSError as exc:
+        listening.close()
+        raise AddressInUse(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
+    listening.setblocking(False)
+    return listening

@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import asynccontextmanager
+from ssl import SSLContext
 from typing import Any
 
 import aiohttp
@@ -45,6 +46,7 @@ from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
 from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for, with_cookies
 from toolscore.upstreams.in_flight import InFlight
+from toolscore.upstreams.lean import Answer, BadAnswer, ConnectFailed, LeanClient
 from toolscore.upstreams.protocol import (
     BROADCAST,
     LATEST_STATELESS_VERSION,
@@ -61,6 +63,8 @@ from toolscore.upstreams.protocol import (
 __all__ = ["HttpConnection", "Unexpected", "open_streamable_http"]
 
 log = structlog.get_logger(__name__)
+
+Response = aiohttp.ClientResponse | Answer
 
 PING_SECONDS = 15
 """How often a server that keeps no stream open is asked whether it is still there."""
@@ -114,10 +118,12 @@ class HttpConnection:
         shown: str | None = None,
         credentials: Callable[[], Mapping[str, str]] | None = None,
         shared: SharedSession | None = None,
+        lean: LeanClient | None = None,
     ) -> None:
         assert spec.url is not None
         self._url, authorization = plain_url(spec.url)
         self._proxy = proxy_for(self._url)
+        self._lean = lean if self._proxy is None else None
         self._tls: Any = tls_for(spec) or True
         self._cookies: dict[str, str] = {}
         self._credentials = credentials
@@ -353,11 +359,13 @@ class HttpConnection:
         """One HTTP request, as a context manager that gives the response."""
         if self._cookies:
             headers = CIMultiDict({**headers, **self._cookies})
+        if verb == "POST" and self._lean is not None and data is not None:
+            return self._lean.post(self._url, headers, data, self._tls if isinstance(self._tls, SSLContext) else None)
         return self._session.request(
             verb, self._url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy, ssl=self._tls
         )
 
-    def _keep_cookies(self, response: aiohttp.ClientResponse) -> None:
+    def _keep_cookies(self, response: Response) -> None:
         """Return to the server what a balancer before it set, so that we come back to the same one."""
         fresh = with_cookies(self._cookies or {"Cookie": self._headers.get("Cookie", "")}, response.cookies)
         if fresh is not None:
@@ -533,7 +541,7 @@ class HttpConnection:
         if self._forwarded and caller is not None and caller.headers:
             given = {name: caller.headers[name] for name in self._forwarded if name in caller.headers}
             sent = CIMultiDict({**headers, **given})
-        response: aiohttp.ClientResponse | None = None
+        response: Response | None = None
         try:
             async with self._exchange("POST", sent, request_frame(request_id, method, params)) as response:
                 if response.cookies:
@@ -550,7 +558,7 @@ class HttpConnection:
                     return await self._answered_elsewhere(request_id)
                 in_session = not self.info.stateless and method not in OPENING
                 return self._answer(response, body, request_id, in_session, caller)
-        except aiohttp.ClientConnectorError as exc:
+        except (aiohttp.ClientConnectorError, ConnectFailed) as exc:
             self.close(f"cannot connect to {self._shown}")
             raise ConnectionLost(f"cannot connect to {self._shown}: {_why(exc)}", sent=False) from exc
         except (aiohttp.ClientError, OSError) as exc:
@@ -587,7 +595,7 @@ class HttpConnection:
         finally:
             del self._elsewhere[request_id]
 
-    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read_body(self, response: Response) -> bytes:
         packed = "Content-Encoding" in response.headers
         if response.content_length is not None and response.content_length <= self._max and not packed:
             return await response.read()
@@ -603,7 +611,7 @@ class HttpConnection:
 
     def _answer(
         self,
-        response: aiohttp.ClientResponse,
+        response: Response,
         body: bytes,
         request_id: int,
         in_session: bool,
@@ -674,7 +682,7 @@ class HttpConnection:
             waiting.set_exception(remote_error(frame.error if isinstance(frame.error, Raw) else Raw(b"null")))
         return True
 
-    def _check_id(self, response: aiohttp.ClientResponse, found: Any, request_id: int) -> None:
+    def _check_id(self, response: Response, found: Any, request_id: int) -> None:
         """An answer to another request than ours came first: whoever is next on this connection must not get ours."""
         if isinstance(found, int | str) and not _matches(found, request_id):
             response.close()
@@ -684,7 +692,7 @@ class HttpConnection:
 
     async def _read_stream(
         self,
-        response: aiohttp.ClientResponse,
+        response: Response,
         request_id: int,
         headers: MutableMapping[str, str],
         caller: Caller | None,
@@ -695,7 +703,7 @@ class HttpConnection:
         while tries < RESUME_TRIES:
             try:
                 answer = await self._answer_in(stream, request_id, caller)
-            except (aiohttp.ClientError, ConnectionError):
+            except (aiohttp.ClientError, BadAnswer, ConnectionError):
                 if self.info.stateless or not stream.last_id:
                     raise
                 answer = None
@@ -805,11 +813,11 @@ class _SessionGone(RemoteError):
         self.error: Any = error
 
 
-def _is_stream(response: aiohttp.ClientResponse) -> bool:
+def _is_stream(response: Response) -> bool:
     return response.headers.get("Content-Type", "").lstrip().lower().startswith("text/event-stream")
 
 
-async def _ignored(response: aiohttp.ClientResponse) -> None:
+async def _ignored(response: Response) -> None:
     """Read what a notification is answered with, unless that may never end."""
     if _is_stream(response):
         response.close()
@@ -817,7 +825,9 @@ async def _ignored(response: aiohttp.ClientResponse) -> None:
         await response.content.read(MAX_IGNORED_BYTES)
 
 
-def _why(exc: aiohttp.ClientConnectorError) -> str:
+def _why(exc: aiohttp.ClientConnectorError | ConnectFailed) -> str:
+    if isinstance(exc, ConnectFailed):
+        return exc.reason
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         reason = getattr(exc.certificate_error, "verify_message", None) or exc.certificate_error
         return f"its certificate is not trusted ({reason}): name its authority with `ca_file`"
@@ -850,6 +860,7 @@ async def open_streamable_http(
     shown: str | None = None,
     credentials: Callable[[], Mapping[str, str]] | None = None,
     shared: SharedSession | None = None,
+    lean: LeanClient | None = None,
 ) -> AsyncIterator[HttpConnection]:
     """Negotiate with a server and listen for its changes while open.
 
@@ -860,12 +871,13 @@ async def open_streamable_http(
         shown: the address for messages, with references as they were written.
         credentials: gives the entry's headers anew, with what their references stand for now.
         shared: the session that other gateways have with it.
+        lean: makes the requests that are calls, where no proxy is between.
 
     Raises:
         ConnectionLost, RemoteError, UpstreamProtocolError.
     """
     connection = HttpConnection(
-        spec, session, on_notification, max_message_bytes, side, on_asked, shown, credentials, shared
+        spec, session, on_notification, max_message_bytes, side, on_asked, shown, credentials, shared, lean
     )
     await connection.negotiate(probe=probe)
     listener = asyncio.create_task(connection.listen())

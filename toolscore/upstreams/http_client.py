@@ -25,12 +25,14 @@ from toolscore import __version__
 from toolscore.core.errors import UpstreamProtocolError
 from toolscore.core.hosts import is_loopback
 from toolscore.core.models import UpstreamSpec
+from toolscore.upstreams.lean import Answer, LeanClient
 from toolscore.upstreams.process.spawn import CommandNotFound
 
 __all__ = [
     "Unpacked",
     "fetch_json",
     "http_session",
+    "lean_client",
     "plain_url",
     "proxy_for",
     "seconds_to_wait",
@@ -70,6 +72,11 @@ async def http_session(*, public_only: bool = False) -> AsyncIterator[aiohttp.Cl
         skip_auto_headers=("Accept-Encoding",),  # servers nearby: packing costs more than it saves
     ) as session:
         yield session
+
+
+def lean_client() -> LeanClient:
+    """What makes the requests that are calls."""
+    return LeanClient(USER_AGENT)
 
 
 def plain_url(url: str) -> tuple[URL, dict[str, str]]:
@@ -157,8 +164,8 @@ class Unpacked:
         UpstreamProtocolError: it is packed in another way than gzip or deflate.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._content = response.content
+    def __init__(self, response: aiohttp.ClientResponse | Answer) -> None:
+        self._content: Any = response.content
         self._coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if self._coding not in ENCODINGS and self._coding not in ("identity", ""):
             raise UpstreamProtocolError(f"the server packs its answers with {self._coding!r}, which we did not ask for")

@@ -14,7 +14,7 @@ from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.core.rules import LimitRules
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification, SharedSession
-from toolscore.upstreams.http_client import http_session
+from toolscore.upstreams.http_client import http_session, lean_client
 from toolscore.upstreams.inprocess import InProcessServer, open_inprocess
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.references import resolved
@@ -45,6 +45,7 @@ class Dialer:
         self._stack = AsyncExitStack()
         self.http = await self._stack.enter_async_context(http_session())
         self.http_public = await self._stack.enter_async_context(http_session(public_only=True))
+        self._lean = await self._stack.enter_async_context(lean_client())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -110,7 +111,10 @@ class Dialer:
                 return spec.headers  # it stands for nothing any more: the old one is refused, and says so
 
             http = self.http_for(spec)
-            return open_http(spec, http, probe=probe, shown=shown, credentials=credentials, shared=shared, **common)
+            lean = None if spec.public_only else self._lean
+            return open_http(
+                spec, http, probe=probe, shown=shown, credentials=credentials, shared=shared, lean=lean, **common
+            )
         if spec.endpoint:
             return open_endpoint(server_id, spec, max_message_bytes=max_bytes)
         return open_inprocess(spec, on_notification=on_notification, ready=self._inside)

@@ -25,6 +25,7 @@ from toolscore.upstreams.connection import Connection, OnNotification, PeerConne
 from toolscore.upstreams.event_stream import MESSAGE, EventStream
 from toolscore.upstreams.http import Unexpected, open_streamable_http
 from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for
+from toolscore.upstreams.lean import LeanClient
 
 __all__ = ["SseConnection", "open_http"]
 
@@ -225,6 +226,7 @@ async def open_http(
     shown: str,
     credentials: Callable[[], Mapping[str, str]] | None = None,
     shared: SharedSession | None = None,
+    lean: LeanClient | None = None,
 ) -> AsyncIterator[Connection]:
     """Negotiate with a server over whichever of the HTTP transports it speaks. Arguments as `open_streamable_http`.
 
@@ -240,7 +242,7 @@ async def open_http(
         refusal: Unexpected | None = None
         if spec.type != "sse":
             try:
-                opening = open_streamable_http(spec, session, probe=probe, shared=shared, **common)
+                opening = open_streamable_http(spec, session, probe=probe, shared=shared, lean=lean, **common)
                 connection = await stack.enter_async_context(opening)
             except Unexpected as exc:
                 if exc.http_status not in OLD_REFUSALS:

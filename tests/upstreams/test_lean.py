@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from toolscore.core.errors import InvalidRequest
-from toolscore.upstreams import lean
-from toolscore.upstreams.lean import BadAnswer, ConnectFailed, LeanClient
+from toolscore.upstreams import http_channel, lean
+from toolscore.upstreams.http_channel import Answer, BadAnswer, HttpChannel
+from toolscore.upstreams.lean import ConnectFailed, LeanClient
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -255,7 +256,7 @@ async def test_a_stream_is_read_as_it_comes_and_no_faster_than_it_is_read() -> N
         async with client.post(url, {}, b"{}") as answer:
             await asyncio.sleep(0.3)
             connection = answer._connection
-            assert sum(map(len, connection.chunks)) < lean.HIGH_BYTES + 512 * 1024
+            assert sum(map(len, connection.chunks)) < http_channel.HIGH_BYTES + 512 * 1024
             size = 0
             async for piece in answer.content.iter_any():
                 size += len(piece)
@@ -319,7 +320,7 @@ def fed(answer: bytes, cuts: list[int]) -> tuple[int, bytes]:
         def resume_reading(self) -> None: ...
 
     async def run() -> tuple[int, bytes]:
-        connection = lean._Connection()
+        connection = HttpChannel()
         connection.transport = Nowhere()
         head = connection.ask(b"")
         at = 0
@@ -329,6 +330,6 @@ def fed(answer: bytes, cuts: list[int]) -> tuple[int, bytes]:
             at += cut
         connection.connection_lost(None)
         await head
-        return connection.status, await lean.Answer(connection).read()
+        return connection.status, await Answer(connection).read()
 
     return asyncio.run(run())

@@ -44,9 +44,10 @@ from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification, SharedSession, with_input
 from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
+from toolscore.upstreams.http_channel import Answer, BadAnswer
 from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for, with_cookies
 from toolscore.upstreams.in_flight import InFlight
-from toolscore.upstreams.lean import Answer, BadAnswer, ConnectFailed, LeanClient
+from toolscore.upstreams.lean import ConnectFailed, LeanClient
 from toolscore.upstreams.protocol import (
     BROADCAST,
     LATEST_STATELESS_VERSION,

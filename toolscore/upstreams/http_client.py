@@ -25,7 +25,8 @@ from toolscore import __version__
 from toolscore.core.errors import UpstreamProtocolError
 from toolscore.core.hosts import is_loopback
 from toolscore.core.models import UpstreamSpec
-from toolscore.upstreams.lean import Answer, LeanClient
+from toolscore.upstreams.http_channel import Answer
+from toolscore.upstreams.lean import LeanClient
 from toolscore.upstreams.process.spawn import CommandNotFound
 
 __all__ = [

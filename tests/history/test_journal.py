@@ -292,7 +292,7 @@ def test_starts_take_a_bounded_number_of_files_and_none_is_lost(tmp_path: Path) 
 
     async def found() -> set[bytes]:
         await starts.close()
-        ((_, frames),) = await left_by_others(tmp_path, None)
+        ((_, frames),) = [one async for one in left_by_others(tmp_path, None)]
         return set(frames)
 
     assert still_open <= asyncio.run(found())

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yarl import URL
@@ -261,6 +262,38 @@ async def test_a_stream_is_read_as_it_comes_and_no_faster_than_it_is_read() -> N
             async for piece in answer.content.iter_any():
                 size += len(piece)
             assert size == 200 * 65536
+
+
+@pytest.mark.parametrize("size", [1_000_000, 1_060_000, 1_200_000, 3_000_000])
+def test_a_connection_is_read_again_after_a_large_answer(size: int) -> None:
+    """As the gateway runs it: uvloop gives several reads in one turn."""
+
+    async def run() -> None:
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+        async with scripted(answer, repeat=True) as (script, client, url):
+            for _ in range(20):
+                status, body = await posted(client, url)
+                assert (status, len(body)) == (200, size)
+            assert script.connections <= 20
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(run(), 60))
+
+
+@running
+async def test_trailers_without_end_are_an_error() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nT: "
+    async with scripted([head, *[b"x" * 60_000] * 20]) as (_, client, url):
+        with pytest.raises((BadAnswer, ConnectionError)):
+            await posted(client, url)
+
+
+@running
+async def test_a_given_host_takes_the_place_of_the_addresses_own() -> None:
+    async with scripted(OK) as (script, client, url):
+        await posted(client, url, {"host": "town.example"})
+    assert script.requests[0].count(b"ost: ") == 1
+    assert b"\r\nHost: town.example\r\n" in script.requests[0]
 
 
 @running

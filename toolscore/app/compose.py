@@ -478,7 +478,8 @@ async def open_gateway(
             return metrics.render()
 
         workers = replicas if worker is not None else None
-        summed = await enter(Summed(workers, rendered, notes.stats, figures_now))
+        together = str(worker.folder) if worker is not None else ""
+        summed = await enter(Summed(workers, rendered, notes.stats, figures_now, together))
 
         gateway = Gateway(
             settings=hub, reload=reload, servers=servers, database=database, shared=shared, metrics=metrics,

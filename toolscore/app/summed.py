@@ -6,23 +6,23 @@ Each tells the others every second what was added; for `/metrics`, whose figures
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-import structlog
 
 from toolscore.calls.stats import CallStats
-from toolscore.core.errors import ToolScoreError
+from toolscore.core.errors import Overloaded, ToolScoreError
 from toolscore.core.jsonrpc import ConnectionLost, RemoteError
 from toolscore.replicas import Replicas
 from toolscore.telemetry.metrics import summed
 
 __all__ = ["Summed"]
 
-log = structlog.get_logger(__name__)
-
 TELL_SECONDS = 1.0
+AGAIN_SECONDS = 5.0
+"""For those that came meanwhile."""
 ANSWER_SECONDS = 2.0
 Figures = dict[str, float]
 
@@ -38,6 +38,7 @@ class Summed:
         replicas: the other workers; `None`: there are none.
         render: makes this worker's metrics, in Prometheus' text format.
         own: this worker's figures that are as they are now, by name.
+        gateway: what the workers of this gateway have in common, and those of others have not.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Summed:
         render: Callable[[], Awaitable[bytes]],
         stats: CallStats,
         own: Callable[[], Figures],
+        gateway: str,
     ) -> None:
         self._replicas = replicas
         self._render = render
         self._stats = stats
         self._own = own
+        self._gateway = gateway
         self._theirs: dict[str, Figures] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -70,29 +73,34 @@ class Summed:
     def now(self) -> Figures:
         """The figures of all that are as they are now, each summed."""
         figures = dict(self._own())
-        others = self._replicas.members.others if self._replicas is not None else {}
-        self._theirs = {one: theirs for one, theirs in self._theirs.items() if one in others}
-        for theirs in self._theirs.values():
+        for theirs in self._there().values():
             for name, value in theirs.items():
                 figures[name] = figures.get(name, 0) + value
         return figures
 
+    def _there(self) -> dict[str, Figures]:
+        """The workers of this gateway that are there, and what each told last."""
+        others = self._replicas.members.others if self._replicas is not None else {}
+        self._theirs = {one: theirs for one, theirs in self._theirs.items() if one in others}
+        return self._theirs
+
     async def metrics(self) -> bytes:
-        """The metrics of all in Prometheus' text format."""
-        others = list(self._replicas.members.others) if self._replicas is not None else []
-        found = await asyncio.gather(self._render(), *(self._metrics_of(one) for one in others))
-        texts = [text for text in found if text is not None]
+        """The metrics of all in Prometheus' text format.
+
+        Raises:
+            Overloaded: those of a worker are missing: a sum without them would look as if all began anew.
+        """
+        texts = await asyncio.gather(self._render(), *(self._metrics_of(one) for one in self._there()))
         return texts[0] if len(texts) == 1 else await asyncio.to_thread(summed, texts)
 
-    async def _metrics_of(self, other: str) -> bytes | None:
+    async def _metrics_of(self, other: str) -> bytes:
         assert self._replicas is not None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 link = await self._replicas.hops.to(other)
                 return msgspec.json.decode(await link.ask("worker/metrics", {}), type=str).encode()
         except (ConnectionLost, RemoteError, ToolScoreError, TimeoutError) as exc:
-            log.warning("the metrics of another worker are missing", replica=other, error=str(exc))
-            return None
+            raise Overloaded(f"the metrics of another worker are missing: {exc}", retry_after_seconds=1) from exc
 
     async def _show(self, *_: Any) -> str:
         return (await self._render()).decode()
@@ -100,13 +108,18 @@ class Summed:
     async def _tell(self) -> None:
         assert self._replicas is not None
         told: Figures = {}
+        told_at = 0.0
         while True:
             await asyncio.sleep(TELL_SECONDS)
+            if not self._replicas.members.others:
+                continue  # whoever comes is told all of it
             figures, more = self._own(), self._stats.take_more()
-            if self._replicas.members.others and (more or figures != told):
-                self._replicas.members.tell("figures", now=figures, more=more)
-                told = figures
+            if more or figures != told or time.monotonic() > told_at + AGAIN_SECONDS:
+                self._replicas.members.tell("figures", gateway=self._gateway, now=figures, more=more)
+                told, told_at = figures, time.monotonic()
 
     def _heard(self, told: dict[str, Any]) -> None:
+        if told["gateway"] != self._gateway:
+            return
         self._theirs[str(told["from"])] = {str(name): float(value) for name, value in told["now"].items()}
         self._stats.add_more(told["more"])

@@ -27,8 +27,16 @@ ROUNDS = 3
 """Everything is measured so often, in turn, and each figure is the median: neighbours on the machine come and go."""
 Results = dict[str, dict[str, dict[str, Any]]]
 TEXT = "hello"
+FLOOR = "bare FastAPI"
+CPU_AT = 16
+"""At so many calls at once the CPU of a call is measured: where others use the cores, it is steadier than calls/s."""
 
 TARGETS = {
+    "rest_cpu_ratio": ("POST /execute_tool at 16, CPU a call of the gateway against bare FastAPI", "<=", 1.15),
+    "session_cpu_ratio": ("/mcp (session) at 16, the same", "<=", 1.25),
+    "stateless_cpu_ratio": ("/mcp (stateless) at 16, the same", "<=", 1.25),
+    "router_cpu_ratio": ("router (mcp) at 16, the same", "<=", 1.25),
+    "recorder_cpu_ratio": ("POST /execute_tool at 16, CPU a call of the recorder against bare FastAPI", "<=", 0.25),
     "rest_throughput_ratio": ("POST /execute_tool at 16, calls/s against bare FastAPI", ">=", 0.45),
     "rest_added_p50_ms": ("POST /execute_tool at 1, p50 added to the direct call", "<=", 0.5),
     "mcp_throughput_ratio": ("/mcp (stateless) at 16, calls/s against bare FastAPI", ">=", 0.7),
@@ -48,7 +56,7 @@ def run_gateway_bench(*, seconds: float = 2.0, quiet: bool = False) -> dict[str,
     with ExitStack() as stack:
         echo_port, floor_port = free_port(), free_port()
         stack.enter_context(echo("mcp", echo_port))
-        stack.enter_context(echo("fastapi", floor_port))
+        floor = stack.enter_context(echo("fastapi", floor_port))
         gateway = stack.enter_context(_gateway(echo_port))
         jobs = _jobs(echo_port, floor_port, gateway)
         progress = stack.enter_context(
@@ -64,7 +72,9 @@ def run_gateway_bench(*, seconds: float = 2.0, quiet: bool = False) -> dict[str,
             results: Results = {}
             for job, level in steps:
                 progress.update(task, description=f"{job['name']}, {level} at once")
-                results.setdefault(job["name"], {})[str(level)] = measure(job, level, seconds / ROUNDS)
+                watched = {"gateway": floor} if job["name"] == FLOOR else gateway["processes"]
+                found = measure(job, level, seconds / ROUNDS, watched if level == CPU_AT else None)
+                results.setdefault(job["name"], {})[str(level)] = found
                 progress.advance(task)
             rounds.append(results)
     summary = _summary(rounds, gateway)
@@ -99,7 +109,7 @@ def _jobs(echo_port: int, floor_port: int, gateway: dict[str, Any]) -> list[dict
     full = {"name": "echo__echo", "arguments": arguments}
     hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
     return [
-        post("bare FastAPI", floor_port, "/echo", json.dumps(arguments)),
+        post(FLOOR, floor_port, "/echo", json.dumps(arguments)),
         post(
             "direct call", echo_port, "/mcp", rpc("tools/call", call, stateless=True),
             headers=routing("tools/call", "echo"),
@@ -154,9 +164,17 @@ def _summary(rounds: list[Results], gateway: dict[str, Any]) -> dict[str, Any]:
         return round(statistics.median(figure(results) for results in rounds), 3)
 
     def throughput(path: str) -> float:
-        return median(lambda r: r[path]["16"]["calls_per_second"] / r["bare FastAPI"]["16"]["calls_per_second"])
+        return median(lambda r: r[path]["16"]["calls_per_second"] / r[FLOOR]["16"]["calls_per_second"])
+
+    def cpu(path: str, process: str = "gateway") -> float:
+        return median(lambda r: r[path][str(CPU_AT)][f"cpu_{process}_ms"] / r[FLOOR][str(CPU_AT)]["cpu_gateway_ms"])
 
     figures = {
+        "rest_cpu_ratio": cpu("REST"),
+        "session_cpu_ratio": cpu("/mcp, session"),
+        "stateless_cpu_ratio": cpu("/mcp, stateless"),
+        "router_cpu_ratio": cpu("router, mcp"),
+        "recorder_cpu_ratio": cpu("REST", "recorder"),
         "rest_throughput_ratio": throughput("REST"),
         "rest_added_p50_ms": median(lambda r: r["REST"]["1"]["p50_ms"] - r["direct call"]["1"]["p50_ms"]),
         "mcp_throughput_ratio": throughput("/mcp, stateless"),
@@ -174,18 +192,20 @@ def _print(console: Any, report: dict[str, Any]) -> None:
 
     results = report["results"]
     table = Table(
-        "path", "p50 ms", "p95 ms", "p99 ms", "calls/s at 16", "at 64", "of the floor",
+        "path", "p50 ms", "p95 ms", "p99 ms", "calls/s at 16", "at 64", "of the floor", "CPU ms", "recorder",
         box=box.SIMPLE_HEAD, title=f"{report['cores']} cores, {report['seconds_each']:g} s each",
     )  # fmt: skip
     table.columns[0].no_wrap = True
-    floor = results["bare FastAPI"]["16"]["calls_per_second"]
+    floor = results[FLOOR]["16"]["calls_per_second"]
     for name, levels in results.items():
         one, sixteen = levels["1"], levels["16"]["calls_per_second"]
         more = f"{levels['64']['calls_per_second']:,.0f}" if "64" in levels else ""
         share = f"{sixteen / floor:.2f} x" if not name.startswith("tools/list") else ""
+        cpu, recorder = (levels[str(CPU_AT)].get(f"cpu_{process}_ms") for process in ("gateway", "recorder"))
         table.add_row(
-            name, f"{one['p50_ms']:.3f}", f"{one['p95_ms']:.3f}", f"{one['p99_ms']:.3f}", f"{sixteen:,.0f}", more, share
-        )
+            name, f"{one['p50_ms']:.3f}", f"{one['p95_ms']:.3f}", f"{one['p99_ms']:.3f}", f"{sixteen:,.0f}", more,
+            share, f"{cpu:.3f}" if cpu else "", f"{recorder:.3f}" if recorder else "",
+        )  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"
     console.print(table)
@@ -244,7 +264,11 @@ def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
             )
             with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
                 session_id = response.headers["mcp-session-id"]
+            recorder = next(
+                one for one in psutil.Process(process.pid).children() if "toolscore.history.recorder" in one.cmdline()
+            )
             yield {
+                "processes": {"gateway": process.pid, "recorder": recorder.pid},
                 "http_port": http_port,
                 "router_port": router_port,
                 "session_id": session_id,

@@ -102,13 +102,16 @@ async def _run(job: dict[str, Any]) -> dict[str, Any]:
     callers = [await _open(job) for _ in range(job["concurrency"])]
     expected = job["expect"].encode()
     times: list[float] = []
+    made = 0
     begin = time.perf_counter() + WARM_UP_SECONDS
     end = begin + job["seconds"]
 
     async def work(call: Call) -> None:
+        nonlocal made
         while True:
             started = time.perf_counter()
             answer = await call()
+            made += 1
             done = time.perf_counter()
             if expected not in answer:
                 raise RuntimeError(f"unexpected answer: {answer[:300]!r}")
@@ -118,7 +121,7 @@ async def _run(job: dict[str, Any]) -> dict[str, Any]:
                 times.append(done - started)
 
     await asyncio.gather(*(work(call) for call in callers))
-    return figures(times, job["seconds"])
+    return {**figures(times, job["seconds"]), "made": made}
 
 
 def figures(times: list[float], seconds: float) -> dict[str, Any]:

@@ -16,8 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 __all__ = [
     "answers",
+    "cpu_seconds",
     "echo",
     "free_port",
     "judged",
@@ -30,7 +33,16 @@ __all__ = [
 ]
 
 
-def measure(job: dict[str, Any], concurrency: int, seconds: float) -> dict[str, Any]:
+def measure(
+    job: dict[str, Any], concurrency: int, seconds: float, watched: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """Figures of a load.
+
+    Args:
+        watched: name → pid: of each there is `cpu_NAME_ms`, its CPU for each call that was made, in ms.
+    """
+    processes = {name: psutil.Process(pid) for name, pid in (watched or {}).items()}
+    before = {name: cpu_seconds(process) for name, process in processes.items()}
     order = {key: value for key, value in job.items() if key not in ("name", "levels")}
     done = subprocess.run(
         [sys.executable, "-m", "toolscore.bench.load"],
@@ -44,7 +56,16 @@ def measure(job: dict[str, Any], concurrency: int, seconds: float) -> dict[str, 
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise RuntimeError(f"{job['name']} at {concurrency}: {last[0]}")
     result: dict[str, Any] = json.loads(done.stdout)
+    for name, process in processes.items():
+        spent = cpu_seconds(process) - before[name]
+        result[f"cpu_{name}_ms"] = round(spent / max(1, result["made"]) * 1000, 4)
     return result
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """The CPU time that a process has taken."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def settle(folder: Path, http_port: int) -> None:
@@ -79,8 +100,8 @@ def serving(folder: Path, http_port: int, workers: int = 1) -> Iterator[tuple[su
 
 
 @contextmanager
-def echo(kind: str, port: int) -> Iterator[None]:
-    """The echo of `toolscore.bench.echo`, in a process of its own, from when it listens on."""
+def echo(kind: str, port: int) -> Iterator[int]:
+    """The echo of `toolscore.bench.echo`, in a process of its own, from when it listens on. Yields its pid."""
     process = subprocess.Popen([sys.executable, "-m", "toolscore.bench.echo", kind, str(port)])
     try:
         deadline = time.monotonic() + 15
@@ -88,7 +109,7 @@ def echo(kind: str, port: int) -> Iterator[None]:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"nothing listens on port {port}")
             time.sleep(0.02)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait(5)

@@ -13,7 +13,17 @@ from typing import Any
 
 import psutil
 
-from toolscore.bench.process import echo, free_port, judged, measure, print_judged, serving, settle, wait_for_servers
+from toolscore.bench.process import (
+    cpu_seconds,
+    echo,
+    free_port,
+    judged,
+    measure,
+    print_judged,
+    serving,
+    settle,
+    wait_for_servers,
+)
 
 __all__ = ["TARGETS", "run_workers_bench"]
 
@@ -96,11 +106,6 @@ def _workers(whole: psutil.Process, port: int) -> list[psutil.Process]:
     return [one for one in ours if any(link.laddr.port == port for link in one.net_connections("tcp"))]
 
 
-def _spent(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
 def _memory(process: psutil.Process) -> float:
     return float(process.memory_full_info().pss)
 
@@ -112,13 +117,13 @@ def _under_load(whole: psutil.Process, port: int, seconds: float) -> dict[str, f
         "expect": TEXT,
     }  # fmt: skip
     processes, workers = _processes(whole), _workers(whole, port)
-    before = {one.pid: _spent(one) for one in (*processes, *workers)}
+    before = {one.pid: cpu_seconds(one) for one in (*processes, *workers)}
     figures = measure(job, CONCURRENCY, seconds)
-    spent = {one.pid: _spent(one) - before[one.pid] for one in (*processes, *workers)}
+    spent = {one.pid: cpu_seconds(one) - before[one.pid] for one in (*processes, *workers)}
     of_workers = [spent[one.pid] for one in workers]
     return {
         "calls_per_second": figures["calls_per_second"],
         "p50_ms": figures["p50_ms"],
-        "cpu_ms": sum(spent[one.pid] for one in processes) / max(1, figures["calls"]) * 1000,
+        "cpu_ms": sum(spent[one.pid] for one in processes) / max(1, figures["made"]) * 1000,
         "busiest": max(of_workers) / sum(of_workers) if of_workers else 1.0,
     }

@@ -23,10 +23,14 @@ __all__ = ["SharedEpochs", "Validity"]
 
 MAX_NOTED = 10_000
 EPOCH = "toolscore:epoch:"
-CHANGING = "toolscore:changing:"
+CHANGING = "toolscore:changes:"
+"""Of a server: gateway → until when a call of it may change something there, in ms of Redis' clock."""
 EPOCH_SECONDS = 7 * 86400.0
 """An epoch that is forgotten makes results worthless, and nothing worse."""
+EPOCH_MS = int(EPOCH_SECONDS * 1000)
 EVERYTHING = "*"
+ANSWER_SECONDS = 0.1
+"""As long as a call waits for Redis."""
 MORE = 30.0
 """Seconds beyond what a call may take for which Redis is told that something changes: the next ones need not."""
 KEEPS = "toolscore:keeps:"
@@ -36,6 +40,52 @@ GRACE_SECONDS = 2 * LOOK_SECONDS
 """After so long all gateways know that somebody means to."""
 LONG_AGO_SECONDS = 15.0
 """Their clocks are not further apart."""
+AGAIN_SECONDS = 3600.0
+"""So often it is said again that results are kept, as that has an end."""
+
+READ = """
+local now = redis.call('time')
+now = now[1] * 1000 + now[2] / 1000
+local changing = redis.call('hgetall', KEYS[3])
+local busy = 0
+for at = 1, #changing, 2 do
+  if tonumber(changing[at + 1]) > now then
+    busy = 1
+  else
+    redis.call('hdel', KEYS[3], changing[at])
+  end
+end
+local found = {busy}
+for at, key in ipairs({KEYS[1], KEYS[2], KEYS[4], KEYS[5]}) do
+  found[at + 1] = redis.call('get', key) or ''
+end
+return found
+"""
+"""Whether something is being changed; the two epochs; when results were first kept; a value."""
+MARK = """
+local now = redis.call('time')
+now = now[1] * 1000 + now[2] / 1000
+redis.call('hset', KEYS[1], ARGV[1], string.format('%.0f', now + tonumber(ARGV[2])))
+redis.call('pexpire', KEYS[1], ARGV[3])
+redis.call('set', KEYS[2], ARGV[4], 'px', ARGV[3])
+return 1
+"""
+"""A gateway changes something: also if it never says that it has."""
+TELL = """
+redis.call('set', KEYS[2], ARGV[2], 'px', ARGV[3])
+if ARGV[4] == '1' then redis.call('hdel', KEYS[1], ARGV[1]) end
+return 1
+"""
+KEEP = """
+if redis.call('get', KEYS[1]) then
+  redis.call('pexpire', KEYS[1], ARGV[3])
+else
+  redis.call('set', KEYS[2], ARGV[2], 'px', ARGV[3])
+  redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[3])
+end
+return 1
+"""
+"""Results are kept from now on: whatever was kept before nobody has been told of."""
 
 
 class _Server:
@@ -109,6 +159,7 @@ class _Changes:
     """Calls of this process that may change something at one server.
 
     Attributes:
+        said_at: when it was last said here that results are kept, by `time.monotonic()`.
         looked_at: when Redis was last asked whether somebody keeps results of it, by `time.monotonic()`.
         kept: whether somebody does, as far as is known.
         kept_since: when that was first known here, by the same clock; infinite where it is not.
@@ -120,11 +171,12 @@ class _Changes:
     """
 
     __slots__ = (
-        "ended", "kept", "kept_since", "looked_at", "marked_until", "open", "told", "turn", "unsettled_until"
+        "ended", "kept", "kept_since", "looked_at", "marked_until", "open", "said_at", "told", "turn", "unsettled_until"
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.looked_at, self.kept, self.kept_since = -math.inf, True, math.inf
+        self.said_at = self.looked_at = -math.inf
+        self.kept, self.kept_since = True, math.inf
         self.open = self.ended = self.told = 0
         self.marked_until = self.unsettled_until = 0.0
         self.turn = asyncio.Lock()
@@ -135,6 +187,7 @@ class SharedEpochs:
 
     def __init__(self, store: SharedStore) -> None:
         self._store = store
+        self._id = secrets.token_hex(6)
         self._untold: set[str] = set()
         self._outages = 0
         self._changes: dict[str, _Changes] = {}
@@ -157,31 +210,36 @@ class SharedEpochs:
             return None, None
         names = [EPOCH + EVERYTHING, EPOCH + server_id]
         for _ in range(2):
-            found = await self._store.get_many([*names, CHANGING + server_id, key, KEEPS + server_id])
-            if found is None or found[2] is not None:
+            keys = [*names, CHANGING + server_id, KEEPS + server_id, key]
+            found = await self._store.run(READ, keys, [], ANSWER_SECONDS)
+            if found is None or found[0]:
                 break
-            if not self._all_know(server_id, found[4]):
-                if keeps and found[4] is None:
-                    await self.keep(server_id)
+            _, everything, epoch, said_at, value = found
+            known = self._all_know(server_id, said_at)
+            if keeps and (not said_at or time.monotonic() > self._of(server_id).said_at + AGAIN_SECONDS):
+                await self.keep(server_id)
+            if not known:
                 break
-            if found[0] is not None and found[1] is not None:
-                return (found[0] + found[1]).hex(), found[3]
+            if everything and epoch:
+                return (everything + epoch).hex(), value or None
             for name in names:
                 await self._store.put_new(name, secrets.token_bytes(12), EPOCH_SECONDS)
         return None, None
 
     async def keep(self, server_id: str) -> None:
         """Say that results of a server will be kept."""
-        await self._store.put_new(KEEPS + server_id, repr(time.time()).encode(), EPOCH_SECONDS)
+        arguments: list[str | bytes | int] = [repr(time.time()), secrets.token_bytes(12), EPOCH_MS]
+        if await self._store.run(KEEP, [KEEPS + server_id, EPOCH + server_id], arguments, ANSWER_SECONDS) is not None:
+            self._of(server_id).said_at = time.monotonic()
 
-    def _all_know(self, server_id: str, said_at: bytes | None) -> bool:
+    def _all_know(self, server_id: str, said_at: bytes) -> bool:
         """Whether all gateways know by now that results of a server are kept.
 
         Args:
-            said_at: when somebody said so, by its clock; `None`: nobody did.
+            said_at: when somebody said so, by its clock; empty: nobody did.
         """
         changes = self._of(server_id)
-        if said_at is None:
+        if not said_at:
             changes.kept_since = math.inf
             return False
         now = time.monotonic()
@@ -226,9 +284,15 @@ class SharedEpochs:
         return changes.kept
 
     async def _mark(self, changes: _Changes, server_id: str, until: float) -> None:
-        seconds = until + MORE - time.time()
-        if changes.marked_until < until and await self._store.put(CHANGING + server_id, b"1", seconds):
+        if changes.marked_until >= until:
+            return
+        milliseconds = int((until + MORE - time.time()) * 1000)
+        arguments: list[str | bytes | int] = [self._id, milliseconds, EPOCH_MS, secrets.token_bytes(12)]
+        keys = [CHANGING + server_id, EPOCH + server_id]
+        if await self._store.run(MARK, keys, arguments, ANSWER_SECONDS) is not None:
             changes.marked_until = until + MORE
+        else:
+            self.end(server_id)
 
     def ended(self, server_id: str, seconds: float, settled: bool) -> Awaitable[None] | None:
         """It ended: nothing holds that was asked for before. Who ends meanwhile is told of together. Returns what has
@@ -242,24 +306,27 @@ class SharedEpochs:
         changes.ended += 1
         if not settled:
             changes.unsettled_until = max(changes.unsettled_until, time.time() + seconds)
-        return self._end(changes, server_id, changes.ended) if self._is_kept(changes) else None
+        tells = not settled or self._is_kept(changes)  # what may still come may come when results are kept
+        return self._end(changes, server_id, changes.ended, settled) if tells else None
 
-    async def _end(self, changes: _Changes, server_id: str, mine: int) -> None:
+    async def _end(self, changes: _Changes, server_id: str, mine: int, settled: bool) -> None:
         try:
             async with changes.turn:
-                if changes.told < mine and await self._look(changes, server_id):
+                if changes.told < mine and (not settled or await self._look(changes, server_id)):
                     await self._tell_of(changes, server_id)
         except BaseException:  # the call is given up: then it is told by whoever reads next
             self.end(server_id)
             raise
 
     async def _tell_of(self, changes: _Changes, server_id: str) -> None:
-        now, over = changes.ended, []
+        now, over = changes.ended, "0"
         if changes.unsettled_until > time.time():
             await self._mark(changes, server_id, changes.unsettled_until)
         elif changes.open <= 0:
-            over, changes.marked_until = [CHANGING + server_id], 0.0
-        if await self._store.put_and_drop(EPOCH + server_id, secrets.token_bytes(12), EPOCH_SECONDS, over):
+            over, changes.marked_until = "1", 0.0
+        arguments: list[str | bytes | int] = [self._id, secrets.token_bytes(12), EPOCH_MS, over]
+        keys = [CHANGING + server_id, EPOCH + server_id]
+        if await self._store.run(TELL, keys, arguments, ANSWER_SECONDS) is not None:
             changes.told = now
         else:
             self.end(server_id)

@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ log = structlog.get_logger(__name__)
 
 KEEP_ALIVE_SECONDS = 620
 """Longer than balancers keep an idle connection (600 s at most), or one of their requests meets a closed one."""
+ECHO_SECONDS = 1.0
+"""A service manager may tell each process of ours to end, and so does the launcher."""
 SHUTDOWN_SECONDS = 5
 """How long those inside may take to finish once the doors are closed."""
 
@@ -210,7 +213,8 @@ async def open_doors(
     http = gateway.settings.current.core_services.toolscore_http
     certificate = Certificate(http.tls_cert, http.tls_key) if http.tls_cert else None
     server = Server(config, certificate, worker)
-    async with guard, leases, serve_router(gateway, leases, uses, [router_socket]):
+    own_path = worker is None or worker.number == 1
+    async with guard, leases, serve_router(gateway, leases, uses, [router_socket], own_path=own_path):
         task = asyncio.create_task(server.serve(sockets=[http_socket]))
         watching = asyncio.create_task(certificate.watch()) if certificate is not None else None
         try:
@@ -301,16 +305,25 @@ async def serve_sockets(
     Raises:
         StoreError, SettingsError.
     """
-    await _serve(loaded, config_dir, sockets, ready, _stop_when_asked(), worker=worker)
+    await _serve(loaded, config_dir, sockets, ready, _stop_when_asked(ECHO_SECONDS), worker=worker)
 
 
-def _stop_when_asked() -> asyncio.Event:
+def _stop_when_asked(echo_seconds: float = 0.0) -> asyncio.Event:
+    """Set when this process is asked to end; asked again, it ends at once.
+
+    Args:
+        echo_seconds: for so long the same question may come by two ways.
+    """
     stop = asyncio.Event()
+    asked_at = 0.0
 
     def asked() -> None:
-        if stop.is_set():
-            os._exit(130)  # asked twice: at once. The reapers end the servers.
-        stop.set()
+        nonlocal asked_at
+        if not stop.is_set():
+            asked_at = time.monotonic()
+            stop.set()
+        elif time.monotonic() > asked_at + echo_seconds:
+            os._exit(130)  # the reapers end the servers
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, asked)

@@ -66,9 +66,9 @@ TYPED = Subprotocol("toolscore.v1")
 
 @asynccontextmanager
 async def serve_router(
-    gateway: Gateway, leases: Leases, uses: Uses, sockets: list[socketlib.socket]
+    gateway: Gateway, leases: Leases, uses: Uses, sockets: list[socketlib.socket], *, own_path: bool = True
 ) -> AsyncIterator[None]:
-    """Serve the router on TCP sockets that are bound already, and on the Unix socket of the settings.
+    """Serve the router on TCP sockets that are bound already, and (`own_path`) on the Unix socket of the settings.
 
     Leaving tells those inside (1001), waits for them, bounded, and removes the Unix socket.
     """
@@ -90,7 +90,7 @@ async def serve_router(
     async with AsyncExitStack() as stack:
         for listening in sockets:
             await stack.enter_async_context(serve(router.serve, sock=listening, **options))
-        if service.unix_socket:
+        if service.unix_socket and own_path:
             path = Path(service.unix_socket)
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_socket():

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import shutil
 import signal
@@ -51,6 +52,9 @@ LOADED_AHEAD = (
 HEALTHY_SECONDS = 10.0
 AGAIN_SECONDS, MAX_AGAIN_SECONDS = 0.2, 10.0
 """Until one that ended is started again; twice as long each time that it ended soon."""
+END_SECONDS = 20.0
+"""Beyond what calls may take: to end the servers, and what is no call."""
+AT_ONCE_SECONDS = 2.0
 LAST_SECONDS = 15.0
 """For the recorder to write what it has, once all others have ended."""
 PR_SET_PDEATHSIG = 1
@@ -77,12 +81,18 @@ class _Process:
 
 
 class _Launcher:
-    """Starts processes, and starts them again."""
+    """Starts processes, and starts them again.
 
-    def __init__(self) -> None:
+    Args:
+        end_seconds: in which workers that are asked to end do so; then they are killed.
+    """
+
+    def __init__(self, end_seconds: float) -> None:
         self.processes: list[_Process] = []
         self.ending = False
         self.code = 0
+        self._end_seconds = end_seconds
+        self._kill_at = math.inf
         self._alive_read, self._alive_write = os.pipe()
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
 
@@ -129,16 +139,24 @@ class _Launcher:
         came = signal.sigtimedwait(WATCHED, max(0.01, min(1.0, seconds)))
         if came is not None and came.si_signo in (signal.SIGTERM, signal.SIGINT):
             self.end()
+        if time.monotonic() > self._kill_at:
+            self._signal_workers(signal.SIGKILL)
         self._reap()
 
     def end(self) -> None:
         """Have the workers end: asked twice, at once."""
+        again = self.ending
         self.ending = True
+        self._kill_at = min(self._kill_at, time.monotonic() + (AT_ONCE_SECONDS if again else self._end_seconds))
+        self._signal_workers(signal.SIGTERM)
+        for process in self.processes:
+            process.due = None
+
+    def _signal_workers(self, number: int) -> None:
         for process in self.processes:
             if process.pid is not None and process.keep:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGTERM)
-            process.due = None
+                    os.kill(process.pid, number)
 
     def _reap(self) -> None:
         for process in self.processes:
@@ -164,7 +182,7 @@ class _Launcher:
             self.code = code if code > 0 else 1  # it said why
             self.end()
             return
-        wait = min(MAX_AGAIN_SECONDS, AGAIN_SECONDS * 2**process.failures)
+        wait = min(MAX_AGAIN_SECONDS, AGAIN_SECONDS * 2 ** min(process.failures, 20))
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         print(f"toolscore: {process.name} {how}: another takes its place in {wait:g} s", file=sys.stderr, flush=True)
         process.due = time.monotonic() + wait
@@ -209,7 +227,8 @@ def run_workers(
         for one in sockets:
             stack.enter_context(one)
         loaded = Loaded(settings, loaded.problems, loaded.broken_servers, loaded.remarks)
-        launcher = _Launcher()
+        servers = loaded.settings.servers
+        launcher = _Launcher(servers.leave_seconds + servers.grace_seconds + END_SECONDS)
         loads = Loads(count)
         first_up, tell_up = os.pipe()
         os.set_blocking(first_up, False)

@@ -248,7 +248,7 @@ class Journal:
         if self._folder is None or not self.rules.enabled:
             return
         own = self._starts.folder if self._starts is not None else None
-        for run, frames in await left_by_others(self._folder, own):
+        async for run, frames in left_by_others(self._folder, own):
             try:
                 noted = {call_id_of(frame): frame for frame in frames}
                 there = {row["call_id"] for row in await self._database.read_these_calls([*noted])}

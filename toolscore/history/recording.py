@@ -249,8 +249,10 @@ class _Recorder:
         database: Database,
         order: Order,
         log_lines: Callable[[str], object],
+        on_order: Callable[[Order], None],
     ) -> None:
         self._reader = reader
+        self._on_order = on_order
         self._answer = say
         self._database = database
         self._rows = _Rows()
@@ -286,6 +288,7 @@ class _Recorder:
                 at = end
                 if kind == _ORDER:
                     self._rows.order = _orders.decode(buffer[start : start + head])
+                    self._on_order(self._rows.order)
                     continue
                 body = bytes(buffer[start:end])
                 self._waiting.append((_records.decode(body[:head]), body[head : head + given], body[head + given :]))
@@ -329,15 +332,6 @@ class _Recorder:
     def _say(self, error: str | None) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._answer(_encode(Taken(self._taken, self._lost, error)) + b"\n")
-
-    async def prune(self) -> None:
-        """Forget what need not be kept any more, again and again."""
-        while True:
-            try:
-                await prune(self._database, self._rows.order)
-            except StoreError as exc:
-                log.warning("the journal cannot be pruned", error=str(exc))
-            await asyncio.sleep(PRUNE_SECONDS)
 
 
 async def prune(database: Database, order: Order) -> int:
@@ -394,10 +388,22 @@ class Recording:
             say: takes the lines that say what was done.
             order: the pipe's first one, which came before.
         """
-        recorder = _Recorder(reader, say, self._database, order, self._log)
-        if self._pruner is None or self._pruner.done():
-            self._pruner = asyncio.create_task(recorder.prune())
-        await recorder.run()
+        self._obey(order)
+        if self._pruner is None:
+            self._pruner = asyncio.create_task(self._prune())
+        await _Recorder(reader, say, self._database, order, self._log, self._obey).run()
+
+    def _obey(self, order: Order) -> None:
+        self._order = order
+
+    async def _prune(self) -> None:
+        """Forget what need not be kept any more, again and again."""
+        while True:
+            try:
+                await prune(self._database, self._order)
+            except StoreError as exc:
+                log.warning("the journal cannot be pruned", error=str(exc))
+            await asyncio.sleep(PRUNE_SECONDS)
 
 
 async def first_order(reader: asyncio.StreamReader) -> Order:

@@ -19,8 +19,9 @@ import os
 import secrets
 import shutil
 import struct
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 __all__ = ["MAX_SEGMENTS", "Start", "StartLog", "left_by_others"]
@@ -214,34 +215,41 @@ class StartLog:
             await asyncio.to_thread(shutil.rmtree, self.folder, True)
 
 
-async def left_by_others(folder: Path, own: Path | None) -> list[tuple[Path, list[bytes]]]:
-    """What other runs noted, once nobody writes to the journal for them: the folder of each, and its frames.
+async def left_by_others(folder: Path, own: Path | None) -> AsyncIterator[tuple[Path, list[bytes]]]:
+    """What other runs noted, as soon as nobody writes to the journal for them: the folder of each, and its frames. Runs
+    that go on, as those of other workers do, are not among them.
 
     Args:
         folder: of all runs. own: this run's folder.
     """
-    found = []
-    for run in await asyncio.to_thread(lambda: sorted(path for path in folder.glob("*") if path.is_dir())):
-        if run != own:
-            await _ended(run)
-            found.append((run, await asyncio.to_thread(list, _frames(run))))
-    return found
+    runs = await asyncio.to_thread(lambda: sorted(path for path in folder.glob("*") if path.is_dir()))
+    deadline = time.monotonic() + WAIT_SECONDS
+    waiting = [run for run in runs if run != own]
+    while waiting:
+        for run in [run for run in waiting if _has_ended(run)]:
+            waiting.remove(run)
+            yield run, await asyncio.to_thread(list, _frames(run))
+        if time.monotonic() > deadline:
+            return
+        if waiting:
+            await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _ended(run: Path) -> None:
-    """Wait until the recorders of a run are gone; not for ever."""
-    with contextlib.suppress(OSError, TimeoutError):
+def _has_ended(run: Path) -> bool:
+    """Whether the recorders of a run are gone."""
+    try:
         lock = os.open(run / "lock", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                while True:
-                    try:
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        return
-                    except BlockingIOError:
-                        await asyncio.sleep(LOOK_SECONDS)
-        finally:
-            os.close(lock)
+    except OSError:  # it never began, or begins just now
+        with contextlib.suppress(OSError):
+            return time.time() - run.stat().st_mtime > WAIT_SECONDS
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def _frames(run: Path) -> Iterator[bytes]:

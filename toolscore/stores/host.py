@@ -269,12 +269,6 @@ class _Pipeline:
     def xadd(self, key: str, entry: dict[bytes, bytes], maxlen: int, approximate: bool = True) -> None:
         self._commands.append(("xadd", [_key(key), entry, maxlen]))
 
-    def set(self, key: str, value: bytes, px: int) -> None:
-        self._commands.append(("set", [_key(key), value, px]))
-
-    def delete(self, *keys: str) -> None:
-        self._commands.append(("delete", [_key(key) for key in keys]))
-
     def pexpire(self, key: str, milliseconds: int) -> None:
         self._commands.append(("pexpire", [_key(key), milliseconds]))
 

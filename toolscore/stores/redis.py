@@ -93,22 +93,13 @@ class SharedStore:
             if self.up:
                 await self.ask(self.client.delete(*keys[start : start + 500]))
 
-    async def put_and_drop(self, key: str, value: bytes, seconds: float, dropped: list[str]) -> bool:
-        """Keep bytes for so long, then forget other keys. Returns whether it took them."""
-        if not dropped:
-            return await self.put(key, value, seconds)
-        if not self.up:
-            return False
-        pipe = self.client.pipeline(transaction=False)
-        pipe.set(key, value, px=int(seconds * 1000))
-        pipe.delete(*dropped)
-        return await self.ask(pipe.execute()) is not None
-
-    async def run(self, script: str, keys: list[str], arguments: list[str | bytes | int]) -> Any:
-        """What a Lua script makes of keys, at one moment."""
+    async def run(
+        self, script: str, keys: list[str], arguments: list[str | bytes | int], seconds: float = PATIENT_SECONDS
+    ) -> Any:
+        """What a Lua script makes of keys, at one moment; for no longer than so many seconds."""
         if not self.up:
             return None
-        return await self.ask(self.client.eval(script, len(keys), *keys, *arguments), PATIENT_SECONDS)
+        return await self.ask(self.client.eval(script, len(keys), *keys, *arguments), seconds)
 
     async def publish(self, channel: str, message: bytes) -> bool:
         """Tell all who listen. Returns whether it was taken."""

@@ -76,13 +76,16 @@ class HttpChannel(asyncio.Protocol):
     def ask(self, request: bytes) -> asyncio.Future[None]:
         """Send a request. What is returned is done once its answer has begun."""
         assert self.transport is not None
+        if self._paused:  # the answer before was whole in that moment
+            self._paused = False
+            self.transport.resume_reading()
         self._head = asyncio.get_running_loop().create_future()
         self.headers: dict[bytes, bytes] = {}
         self.cookies: list[bytes] = []
         self.reason = b""
         self.status = 0
         self.chunks: deque[bytes] = deque()
-        self._unread = self._head_bytes = self._informations = self._fields = 0
+        self._unread = self._bare_bytes = self._informations = self._fields = 0
         self._until_end = self.keeps = self.is_complete = False
         self._parser = httptools.HttpResponseParser(self)
         self.transport.write(request)
@@ -116,6 +119,7 @@ class HttpChannel(asyncio.Protocol):
             self._head.set_result(None)
 
     def on_body(self, body: bytes) -> None:
+        self._bare_bytes = 0
         self.chunks.append(body)
         self._unread += len(body)
         if self._unread > HIGH_BYTES and not self._paused and self.transport is not None:
@@ -127,7 +131,7 @@ class HttpChannel(asyncio.Protocol):
             self._informations += 1
             if self.status == HTTPStatus.SWITCHING_PROTOCOLS or self._informations > MAX_INFORMATIONS:
                 raise BadAnswer(f"HTTP {self.status} in the place of an answer")
-            self.headers, self.cookies, self.reason, self._head_bytes = {}, [], b"", 0
+            self.headers, self.cookies, self.reason, self._bare_bytes = {}, [], b"", 0
             return
         self.keeps = bool(self._parser.should_keep_alive()) and not self._until_end
         self.is_complete = True
@@ -138,17 +142,15 @@ class HttpChannel(asyncio.Protocol):
         if self.is_complete:  # nobody asked for anything: it cannot be told what it belongs to
             self.close()
             return
-        if self._head is not None and not self._head.done():
-            self._head_bytes += len(data)
+        self._bare_bytes += len(data)  # head, ends of chunks, trailers: all that is no body
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
             cause = exc.__context__ if isinstance(exc.__context__, BadAnswer) else None
             self._fail(cause or BadAnswer(f"what came is no HTTP answer: {exc}"))
         else:
-            waits = self._head is not None and not self._head.done()
-            if waits and self._head_bytes > MAX_HEAD_BYTES:
-                self._fail(BadAnswer(f"the head of an answer has more than {MAX_HEAD_BYTES:,} bytes"))
+            if not self.is_complete and self._bare_bytes > MAX_HEAD_BYTES:
+                self._fail(BadAnswer(f"an answer with more than {MAX_HEAD_BYTES:,} bytes that are no body"))
         self._tell()
 
     def eof_received(self) -> bool:

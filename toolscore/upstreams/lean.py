@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from aiohappyeyeballs import start_connection
 from yarl import URL
 
 from toolscore.core.errors import InvalidRequest
@@ -27,6 +29,8 @@ __all__ = ["ConnectFailed", "LeanClient"]
 KEEPALIVE_SECONDS = 4.0
 """Below uvicorn's 5 s and Node's 5 s: we let go of an idle connection before the server closes it under a request."""
 CONNECT_SECONDS = 10.0
+NEXT_SECONDS = 0.25
+"""After so long the next address of a name is tried, too (RFC 8305)."""
 MAX_HEADS = 1000
 """Heads of requests that are kept: of each tool or session one."""
 MAX_IDLE = 256
@@ -177,7 +181,10 @@ class LeanClient:
             if UNFIT.search(value) or not TOKEN.fullmatch(name):
                 raise InvalidRequest(f"the header {name!r:.80} cannot be sent: a line break stands in it")
             lower = name.lower()
-            if lower in ("host", "content-length", "transfer-encoding", "connection"):
+            if lower in ("content-length", "transfer-encoding", "connection"):
+                continue
+            if lower == "host":
+                lines[1] = f"Host: {value}"
                 continue
             given.add(lower)
             lines.append(f"{name}: {value}")
@@ -200,8 +207,13 @@ class LeanClient:
             tls = self._usual_tls
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    HttpChannel, host, port, ssl=tls if scheme == "https" else None
+                loop = asyncio.get_running_loop()
+                places = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                opened = await start_connection(places, happy_eyeballs_delay=NEXT_SECONDS)
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                secure = scheme == "https"
+                _, connection = await loop.create_connection(
+                    HttpChannel, sock=opened, ssl=tls if secure else None, server_hostname=host if secure else None
                 )
         except TimeoutError as exc:
             raise ConnectFailed(f"no answer within {CONNECT_SECONDS:g} s") from exc

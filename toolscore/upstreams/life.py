@@ -44,7 +44,7 @@ HEALTHY_SECONDS = 10.0
 
 def backoff_seconds(failures: int, jitter: float) -> float:
     """The wait before try number `failures` + 1; `jitter` in [0, 1) spreads servers that failed together."""
-    return float(min(MAX_BACKOFF_SECONDS, FIRST_RESTART_SECONDS * 2.0**failures) * (0.75 + jitter / 2))
+    return float(min(MAX_BACKOFF_SECONDS, FIRST_RESTART_SECONDS * 2.0 ** min(failures, 20)) * (0.75 + jitter / 2))
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class Installer:
             for place in self._folder.iterdir():
                 if place.name not in self._installed and is_marked(place):
                     with held(place) as ours:
-                        if ours:
+                        if ours and not await self._is_there(place.name):
                             log.warning("an install that was not finished is removed", server=place.name)
                             await remove(place)
         return self
@@ -347,7 +347,11 @@ class Installer:
             raise ServerNotFound(f"no server {name!r} was installed", suggestion=f"installed: {known}")
         self._leaving.add(found.server_id)
         try:
-            await self._roll_back(found.server_id, self._folder / found.server_id)
+            place = self._folder / found.server_id
+            with held(place) as ours:
+                if not ours:
+                    raise Conflict(f"{found.server_id!r} is being installed by another worker of this gateway")
+                await self._roll_back(found.server_id, place)
         finally:
             self._leaving.discard(found.server_id)
         if found.kind == "oci":

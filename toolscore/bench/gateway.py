@@ -193,7 +193,7 @@ def _print(console: Any, report: dict[str, Any]) -> None:
     results = report["results"]
     table = Table(
         "path", "p50 ms", "p99 ms", "/s at 16", "at 64", "x floor", "CPU ms", "recorder",
-        box=box.SIMPLE_HEAD, padding=0, collapse_padding=False, title=f"{report['cores']} cores, {report['seconds_each']:g} s each",
+        box=box.SIMPLE_HEAD, padding=0, title=f"{report['cores']} cores, {report['seconds_each']:g} s each",
     )  # fmt: skip
     for column in table.columns:
         column.no_wrap = True

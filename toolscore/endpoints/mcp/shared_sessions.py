@@ -7,15 +7,19 @@ cancelling of what another gateway carries out.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from toolscore.core.errors import ToolScoreError
+from toolscore.core.jsonrpc import ConnectionLost, RemoteError
 from toolscore.endpoints.mcp.mirror import Mirrors
 from toolscore.endpoints.mcp.session_ids import MAX_AGE_SECONDS
-from toolscore.replicas import Replicas
+from toolscore.replicas import Link, Replicas
 from toolscore.stores import SharedStore
 
 __all__ = ["Kept", "SharedSessions"]
@@ -34,9 +38,17 @@ redis.call('pexpire', KEYS[1], ARGV[4])
 return 1
 """
 MAX_ENDED = 10_000
+END_SECONDS = 1.0
+"""For so long a client that ends its session waits for the other gateways."""
 KINDS = ("set", "ended", "cancelled", "roots", "own", "taken")
 MAX_TOLD_BYTES = 1024 * 1024
 """Of a message that goes to the gateway that has a client's stream."""
+
+
+class _Named(msgspec.Struct):
+    """Which session is meant."""
+
+    name: str
 
 
 class Kept(msgspec.Struct, omit_defaults=True):
@@ -75,6 +87,12 @@ class SharedSessions:
             for kind in KINDS:
                 replicas.members.on(f"session/{kind}", lambda told, kind=kind: on_told(f"session/{kind}", told))  # type: ignore[misc]
 
+            async def end(_: Link, asked: _Named) -> dict[str, Any]:
+                on_told("session/ended", {"name": asked.name})
+                return {}
+
+            replicas.hops.served["session/end"] = (_Named, end)
+
     @property
     def instance(self) -> str:
         """Of this gateway; empty where it is alone."""
@@ -93,6 +111,18 @@ class SharedSessions:
             await self._shared.put(f"{self._space}{name}:ended", b"1", MAX_AGE_SECONDS)
             await self._shared.drop([f"{self._space}{name}"])
         self.tell("session/ended", name=name)
+        others = list(self._replicas.members.others) if self._replicas is not None else []
+        await asyncio.gather(*(self._end_at(other, name) for other in others))
+
+    async def _end_at(self, other: str, name: str) -> None:
+        """Have another gateway end it before its client is answered, who may come there next. One that does not answer
+        hears of it when it listens again.
+        """
+        assert self._replicas is not None
+        with contextlib.suppress(ConnectionLost, RemoteError, ToolScoreError, TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                link = await self._replicas.hops.to(other)
+                await link.ask("session/end", {"name": name})
 
     def note_ended(self, name: str) -> None:
         self._ended[name] = None

@@ -265,6 +265,7 @@ def test_python_has_a_cell_and_sessions(gateway: GatewayProcess, opened: Opened)
     expect(sessions).to_contain_text("No session is open")
     write(page, "Python code", "while True: pass")
     page.get_by_role("button", name="Run", exact=True).click()
+    wait_for(lambda: gateway.get("/api/v1/stats")["calls_in_flight"])  # one that has not come is no call
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("region", name="What it gave")).to_contain_text("cancelled")
     wait_for(lambda: gateway.get("/api/v1/calls", outcome="cancelled")["calls"])

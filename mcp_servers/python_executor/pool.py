@@ -310,7 +310,7 @@ class Pool:
             )
         began = time.perf_counter()
         if self._failures:
-            await asyncio.sleep(min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**self._failures))
+            await asyncio.sleep(min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures, 20)))
         try:
             interpreter = await asyncio.to_thread(find_interpreter, self._options.interpreter, self._options.cache)
         except OSError as exc:

@@ -255,7 +255,7 @@ class Dialling:
                     reason = "the router closed the connection"
             except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError, Refused) as exc:
                 reason = str(exc) or type(exc).__name__
-            wait = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**failures) * random.uniform(0.75, 1.25)
+            wait = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 20)) * random.uniform(0.75, 1.25)
             failures += 1
             print(f"not connected to {shown}: {reason}; again in {wait:.1f} s", file=sys.stderr, flush=True)
             await asyncio.sleep(wait)

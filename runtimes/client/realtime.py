@@ -140,7 +140,7 @@ class RealTimeToolClient:
                     if not answer.done():
                         error = ToolScoreClientError("the connection broke before the answer", code="outcome_unknown")
                         answer.set_exception(error)
-            wait = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**failures)
+            wait = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 20))
             await asyncio.sleep(wait * random.uniform(0.5, 1))
 
     async def _follow(self, socket: ClientConnection) -> None:

@@ -285,11 +285,11 @@ def test_host_and_recorder_that_are_killed_are_replaced(gateway: GatewayProcess)
 
 
 def _listens(one: psutil.Process, process: GatewayProcess) -> bool:
-    """Whether a process has clients' connections, or opened servers: it is a worker."""
+    """Whether a process takes clients' connections: it is a worker."""
     port = int(process.url.rpartition(":")[2])
     with contextlib.suppress(psutil.Error):
         connections = one.net_connections("tcp")
-        return any(link.laddr.port == port for link in connections) and one.num_fds() > 20
+        return any(link.laddr.port == port for link in connections)
     return False
 
 
@@ -299,7 +299,7 @@ def test_one_signal_ends_it_all_and_calls_under_way_are_answered(number: int) ->
         everything = process.family()
         said: list[dict[str, Any]] = []
         body = {"tool_id": "python-executor-mcp-server__python_execute",
-                "parameters": {"code": "import time; time.sleep(1.5); 42"}}  # fmt: skip
+                "parameters": {"code": "import time; time.sleep(4); 42"}}  # fmt: skip
 
         def run() -> None:
             said.append(httpx.post(f"{process.url}/execute_tool", json=body, timeout=30).json())

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.coroutines import running
 
 from toolscore.calls import validity
 from toolscore.calls.validity import KEEPS, SharedEpochs
 from toolscore.stores import SharedStore, open_shared
 from toolscore.stores.host import serve_memory
-
-
-def running(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(**given: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(**given), 60))
-
-    return run
 
 
 @pytest.fixture(autouse=True)

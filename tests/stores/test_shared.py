@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.coroutines import running
 
 from toolscore.access.limits import RateLimits, RateRules
 from toolscore.core.errors import RateLimited
@@ -21,14 +21,6 @@ from toolscore.stores.host import serve_memory
 from toolscore.stores.memory import Memory
 
 ENGINES = ("redis", "host")
-
-
-def running(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(**given: Any) -> None:
-        asyncio.run(test(**given))
-
-    return run
 
 
 @pytest.fixture(params=ENGINES)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.coroutines import running
 from yarl import URL
 
 from toolscore.core.errors import InvalidRequest
@@ -21,14 +21,6 @@ from toolscore.upstreams.http_channel import Answer, BadAnswer, HttpChannel
 from toolscore.upstreams.lean import ConnectFailed, LeanClient
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
-
-
-def running(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(**given: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(**given), 30))
-
-    return run
 
 
 class Scripted:
@@ -212,7 +204,7 @@ async def test_a_connection_that_the_server_closed_is_not_written_to() -> None:
 async def test_the_end_of_an_idle_connection_is_noticed_before_the_loop_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted(OK, OK) as (script, client, url):
         assert await posted(client, url) == (200, b"hi")
-        connection = next(iter(client._origins.values())).idle[0]
+        connection = next(iter(client._idle.values()))[0]
         assert connection.is_fit
         (writer,) = script.open
         sock = writer.get_extra_info("socket")

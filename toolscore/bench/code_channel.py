@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from toolscore.bench.process import free_port, serving, wait_for_servers
+from toolscore.bench.process import configure, free_port, serving, wait_for_servers
 
 __all__ = ["BOUNDS", "run_channel_bench"]
 
@@ -110,13 +110,8 @@ def _started(stack: ExitStack, folder: Path, *, inside: bool) -> str:
     folder.mkdir()
     http_port, router_port = free_port(), free_port()
     entry = {"command": sys.executable, "args": ["-m", "toolscore.bench.echo", "stdio", "0"]}
-    (folder / "mcp_servers.json").write_text(json.dumps({"mcpServers": {"echo": entry}}))
-    settings = {"storage": {"data_dir": str(folder / "data")}, "journal": {"log_calls": False}}
-    (folder / "toolscore.yaml").write_text(json.dumps(settings))
-    services = {"toolscore_http": {"port": http_port}, "toolscore_mcp": {"port": router_port}}
-    (folder / "ports_config.yaml").write_text(
-        json.dumps({"use_inprocess_python_executor": inside, "core_services": services})
-    )
+    settings = {"journal": {"log_calls": False}}
+    configure(folder, http_port, router_port, {"echo": entry}, settings, use_inprocess_python_executor=inside)
     stack.enter_context(serving(folder, http_port))
     base = f"http://127.0.0.1:{http_port}"
     wait_for_servers(base, 3)

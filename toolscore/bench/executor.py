@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolscore.app.executor import EXECUTOR_ID, executor_command
-from toolscore.bench.process import free_port, measure, serving, settle, wait_for_servers
+from toolscore.bench.process import configure, free_port, measure, serving, settle, wait_for_servers
 
 __all__ = ["run_executor_bench"]
 
@@ -61,10 +61,7 @@ def _through_the_gateway(workloads: dict[str, str], seconds: float, options: str
     with tempfile.TemporaryDirectory(prefix="toolscore-bench-") as name:
         folder = Path(name)
         port = free_port()
-        settings = {"storage": {"data_dir": str(folder / "data")}, "python_executor": json.loads(options)}
-        (folder / "toolscore.yaml").write_text(json.dumps(settings))
-        ports = {"toolscore_http": {"port": port}, "toolscore_mcp": {"port": free_port()}}
-        (folder / "ports_config.yaml").write_text(json.dumps({"core_services": ports}))
+        configure(folder, port, free_port(), settings={"python_executor": json.loads(options)})
         settle(folder, port)
         with serving(folder, port):
             wait_for_servers(f"http://127.0.0.1:{port}", 1)

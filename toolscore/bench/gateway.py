@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from toolscore.bench.process import echo, free_port, judged, measure, serving, settle, wait_for_servers
+from toolscore.bench.process import configure, echo, free_port, judged, measure, serving, settle, wait_for_servers
 
 __all__ = ["TARGETS", "run_gateway_bench"]
 
@@ -240,11 +240,7 @@ def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
             "ten": stdio(10),
             "many": stdio(500),
         }
-        (folder / "mcp_servers.json").write_text(json.dumps({"mcpServers": servers}))
-        (folder / "toolscore.yaml").write_text(f"storage: {{data_dir: {json.dumps(str(folder / 'data'))}}}\n")
-        (folder / "ports_config.yaml").write_text(
-            f"core_services:\n  toolscore_http: {{port: {http_port}}}\n  toolscore_mcp: {{port: {router_port}}}\n"
-        )
+        configure(folder, http_port, router_port, servers)
         settle(folder, http_port)  # a first start, so that the measured one finds compiled files
         with serving(folder, http_port) as (process, seconds_to_ready):
             base = f"http://127.0.0.1:{http_port}"

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from toolscore.bench.process import free_port, measure, serving, wait_for_servers
+from toolscore.bench.process import configure, free_port, measure, serving, wait_for_servers
 
 __all__ = ["BOUND_MS", "run_pipeline_bench"]
 
@@ -104,11 +104,7 @@ def _started(stack: ExitStack, folder: Path, echo_port: int, steps: dict[str, An
     folder.mkdir()
     http_port, router_port = free_port(), free_port()
     entry = {"url": f"http://127.0.0.1:{echo_port}/mcp"}
-    (folder / "mcp_servers.json").write_text(json.dumps({"mcpServers": {"echo": entry}}))
-    settings = {**OFF, **steps, "storage": {"data_dir": str(folder / "data")}}
-    (folder / "toolscore.yaml").write_text(json.dumps(settings))
-    services = {"toolscore_http": {"port": http_port}, "toolscore_mcp": {"port": router_port}}
-    (folder / "ports_config.yaml").write_text(json.dumps({"core_services": services}))
+    configure(folder, http_port, router_port, {"echo": entry}, {**OFF, **steps})
     headers: dict[str, str] = {}
     stack.enter_context(serving(folder, http_port))
     if "access" in steps:

@@ -20,6 +20,7 @@ import psutil
 
 __all__ = [
     "answers",
+    "configure",
     "cpu_seconds",
     "echo",
     "free_port",
@@ -66,6 +67,28 @@ def cpu_seconds(process: psutil.Process) -> float:
     """The CPU time that a process has taken."""
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def configure(
+    folder: Path,
+    http_port: int,
+    router_port: int,
+    servers: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    **more: Any,
+) -> None:
+    """Write the settings of a gateway into its folder, where it also keeps its data.
+
+    Args:
+        settings: of toolscore.yaml. more: of ports_config.yaml, beside the ports.
+    """
+    ports = {"toolscore_http": {"port": http_port}, "toolscore_mcp": {"port": router_port}}
+    for name, content in (
+        ("mcp_servers.json", {"mcpServers": servers or {}}),
+        ("toolscore.yaml", {**(settings or {}), "storage": {"data_dir": str(folder / "data")}}),
+        ("ports_config.yaml", {**more, "core_services": ports}),
+    ):
+        (folder / name).write_text(json.dumps(content))
 
 
 def settle(folder: Path, http_port: int) -> None:

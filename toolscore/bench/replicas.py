@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from toolscore.bench.process import echo, free_port, judged, measure, print_judged, wait_for_servers
+from toolscore.bench.process import cpu_seconds, echo, free_port, judged, measure, print_judged, wait_for_servers
 from toolscore.bench.rig import Gateway, Rig, rig
 
 __all__ = ["TARGETS", "run_replicas_bench"]
@@ -92,8 +92,7 @@ def _cpu_seconds(gateways: list[Gateway]) -> float:
         whole = psutil.Process(gateway.process.pid)
         recorders = [child for child in whole.children() if "toolscore.history.recorder" in child.cmdline()]
         for process in (whole, *recorders):
-            times = process.cpu_times()
-            spent += times.user + times.system
+            spent += cpu_seconds(process)
     return spent
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolscore.bench.process import answers, free_port, listens
+from toolscore.bench.process import answers, configure, free_port, listens
 from toolscore.core.seal import new_key
 
 __all__ = ["Gateway", "ProgramMissing", "Rig", "haproxy", "postgres", "redis", "rig", "run_rig"]
@@ -232,11 +232,9 @@ def rig(
         for number in range(1, count + 1):
             own = folder / f"gateway-{number}"
             own.mkdir()
-            ports = {"toolscore_http": {"port": free_port()}, "toolscore_mcp": {"port": free_port()}}
-            (own / "mcp_servers.json").write_text(json.dumps({"mcpServers": dict(servers or {})}))
-            (own / "ports_config.yaml").write_text(json.dumps({"core_services": ports}))
-            (own / "toolscore.yaml").write_text(json.dumps({"storage": {"data_dir": str(own / "data")}}))
-            url = f"http://127.0.0.1:{ports['toolscore_http']['port']}"
+            http_port = free_port()
+            configure(own, http_port, free_port(), dict(servers or {}))
+            url = f"http://127.0.0.1:{http_port}"
             gateway = Gateway(own, url, environment)
             stack.callback(gateway.stop)
             gateways.append(gateway)

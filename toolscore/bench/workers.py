@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from toolscore.bench.process import (
+    configure,
     cpu_seconds,
     echo,
     free_port,
@@ -82,11 +83,7 @@ def _gateway(echo_port: int, workers: int) -> Iterator[tuple[psutil.Process, int
     with tempfile.TemporaryDirectory(prefix="toolscore-bench-") as name:
         folder, port = Path(name), free_port()
         servers = {"echo": {"url": f"http://127.0.0.1:{echo_port}/mcp"}}
-        (folder / "mcp_servers.json").write_text(json.dumps({"mcpServers": servers}))
-        (folder / "toolscore.yaml").write_text(f"storage: {{data_dir: {json.dumps(str(folder / 'data'))}}}\n")
-        (folder / "ports_config.yaml").write_text(
-            f"core_services:\n  toolscore_http: {{port: {port}}}\n  toolscore_mcp: {{port: 0}}\n"
-        )
+        configure(folder, port, 0, servers)
         settle(folder, port)
         with serving(folder, port, workers) as (process, _):
             whole = psutil.Process(process.pid)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["CallStats", "More", "Windows"]
+__all__ = ["CallStats", "Latencies", "More", "Windows"]
 
 WINDOWS = {"10s": 10.0, "1m": 60.0, "5m": 300.0, "1h": 3600.0}
 STEP_SECONDS = 5.0
@@ -22,36 +22,67 @@ MOST = 1e12
 _log = math.log(FINENESS)
 
 
-class _Bucket:
-    """The calls of a few seconds."""
+class Latencies(msgspec.Struct, array_like=True):
+    """How long calls took, in ms; `steps`: how many took how long."""
 
-    __slots__ = ("counts", "errors", "high", "kept", "low", "outcomes", "sum")
-
-    def __init__(self) -> None:
-        self.counts: dict[int, int] = {}
-        self.sum = 0.0
-        self.low = math.inf
-        self.high = 0.0
-        self.errors = 0
-        self.kept = 0
-        self.outcomes: dict[str, int] = {}
-
-    def quantile(self, share: float) -> float | None:
-        """A latency in ms that this share of the calls did not exceed; `None` without calls."""
-        return _quantile(sorted(self.counts.items()), share, self.low, self.high)
-
-
-class More(msgspec.Struct, array_like=True):
-    """Calls of a tool that ended alike in the last moment. Times in ms; `steps`: how many took how long."""
-
-    tool: str
-    outcome: str
-    kept: bool
     count: int = 0
     sum: float = 0.0
     low: float = MOST
     high: float = 0.0
     steps: dict[int, int] = {}
+
+    def add(self, milliseconds: float) -> None:
+        """Take one call."""
+        step = math.ceil(math.log(milliseconds) / _log) if milliseconds > 0.001 else -80
+        self.steps[step] = self.steps.get(step, 0) + 1
+        self.count += 1
+        self.sum += milliseconds
+        self.low, self.high = min(self.low, milliseconds), max(self.high, milliseconds)
+
+    def merge(self, others: Latencies) -> None:
+        """Take others, too."""
+        for step, count in others.steps.items():
+            self.steps[step] = self.steps.get(step, 0) + count
+        self.count += others.count
+        self.sum += others.sum
+        self.low, self.high = min(self.low, others.low), max(self.high, others.high)
+
+    def percentiles(self) -> dict[str, float | None]:
+        """p50, p95 and p99 in ms; `None` without calls."""
+        steps = sorted(self.steps.items())
+        return {
+            name: self._quantile(steps, share) for name, share in (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
+        }
+
+    def _quantile(self, steps: list[tuple[int, int]], share: float) -> float | None:
+        """A latency in ms that this share of the calls did not exceed, out of counts by step, the smallest first."""
+        seen = 0
+        for step, count in steps:
+            seen += count
+            if seen >= share * self.count:
+                return round(min(max(FINENESS**step, self.low), self.high), 3)
+        return None
+
+
+class _Bucket:
+    """The calls of a few seconds."""
+
+    __slots__ = ("errors", "kept", "latencies", "outcomes")
+
+    def __init__(self) -> None:
+        self.latencies = Latencies()
+        self.errors = 0
+        self.kept = 0
+        self.outcomes: dict[str, int] = {}
+
+
+class More(msgspec.Struct, array_like=True):
+    """Calls of a tool that ended alike in the last moment; `kept`: out of the cache."""
+
+    tool: str
+    outcome: str
+    kept: bool
+    latencies: Latencies
 
 
 class Windows:
@@ -68,23 +99,15 @@ class Windows:
     def add(self, milliseconds: float, failed: bool, now: float) -> _Bucket:
         """Take one call. Returns the figures of its moment."""
         bucket = self._at(now)
-        step = _step(milliseconds)
-        bucket.counts[step] = bucket.counts.get(step, 0) + 1
-        bucket.sum += milliseconds
-        bucket.low = min(bucket.low, milliseconds)
-        bucket.high = max(bucket.high, milliseconds)
+        bucket.latencies.add(milliseconds)
         bucket.errors += failed
         return bucket
 
-    def add_more(self, more: More, failed: bool, now: float) -> _Bucket:
+    def merge(self, latencies: Latencies, failed: bool, now: float) -> _Bucket:
         """Take calls that were counted elsewhere. Returns the figures of their moment."""
         bucket = self._at(now)
-        for step, count in more.steps.items():
-            bucket.counts[step] = bucket.counts.get(step, 0) + count
-        bucket.sum += more.sum
-        bucket.low = min(bucket.low, more.low)
-        bucket.high = max(bucket.high, more.high)
-        bucket.errors += failed * more.count
+        bucket.latencies.merge(latencies)
+        bucket.errors += failed * latencies.count
         return bucket
 
     def _at(self, now: float) -> _Bucket:
@@ -100,27 +123,21 @@ class Windows:
     def over(self, seconds: float, now: float) -> dict[str, Any]:
         """Count, errors, and avg, min, p50, p95, p99, max in ms (`None` without calls) of the last seconds."""
         first = int((now - seconds) / self._seconds) + 1
-        counts: Counter[int] = Counter()
-        total, low, high, errors = 0.0, math.inf, 0.0, 0
+        all_of_them, errors = Latencies(), 0
         for key, bucket in self._buckets.items():
             if key >= first:
-                counts.update(bucket.counts)
-                total += bucket.sum
-                low, high, errors = min(low, bucket.low), max(high, bucket.high), errors + bucket.errors
-        number = counts.total()
+                all_of_them.merge(bucket.latencies)
+                errors += bucket.errors
+        number = all_of_them.count
         figures: dict[str, Any] = {"count": number, "errors": errors}
         if not number:
             return {**figures, **dict.fromkeys(("avg_ms", "min_ms", "p50_ms", "p95_ms", "p99_ms", "max_ms"))}
-        steps = sorted(counts.items())
-
         return {
             **figures,
-            "avg_ms": round(total / number, 3),
-            "min_ms": round(low, 3),
-            "p50_ms": _quantile(steps, 0.5, low, high),
-            "p95_ms": _quantile(steps, 0.95, low, high),
-            "p99_ms": _quantile(steps, 0.99, low, high),
-            "max_ms": round(high, 3),
+            "avg_ms": round(all_of_them.sum / number, 3),
+            "min_ms": round(all_of_them.low, 3),
+            **all_of_them.percentiles(),
+            "max_ms": round(all_of_them.high, 3),
         }
 
     def points(self, seconds: float, now: float) -> list[dict[str, Any]]:
@@ -131,30 +148,14 @@ class Windows:
         return [
             {
                 "age_seconds": round(max(0.0, now - (key + 1) * self._seconds), 3),
-                "count": sum(bucket.counts.values()),
+                "count": bucket.latencies.count,
                 "outcomes": dict(bucket.outcomes),
                 "cached": bucket.kept,
-                "p50_ms": bucket.quantile(0.5),
-                "p95_ms": bucket.quantile(0.95),
-                "p99_ms": bucket.quantile(0.99),
+                **bucket.latencies.percentiles(),
             }
             for key, bucket in self._buckets.items()
             if key >= first
         ]
-
-
-def _quantile(steps: list[tuple[int, int]], share: float, low: float, high: float) -> float | None:
-    """A latency in ms, out of counts by step, the smallest first."""
-    seen, wanted = 0, share * sum(count for _, count in steps)
-    for step, count in steps:
-        seen += count
-        if seen >= wanted:
-            return round(min(max(FINENESS**step, low), high), 3)
-    return None
-
-
-def _step(milliseconds: float) -> int:
-    return math.ceil(math.log(milliseconds) / _log) if milliseconds > 0.001 else -80
 
 
 class CallStats:
@@ -186,15 +187,16 @@ class CallStats:
         """
         now = time.monotonic()
         for more in msgspec.convert(told, list[More], strict=False):
-            self._count(more.tool, more.outcome, more.count)
-            moment = self._all.add_more(more, more.outcome != "ok", now)
-            moment.outcomes[more.outcome] = moment.outcomes.get(more.outcome, 0) + more.count
-            moment.kept += more.kept * more.count
-            self._windows(more.tool).add_more(more, more.outcome != "ok", now)
+            failed = more.outcome != "ok"
+            moment = self._all.merge(more.latencies, failed, now)
+            self._count(moment, more.tool, more.outcome, more.kept, more.latencies.count)
+            self._windows(more.tool).merge(more.latencies, failed, now)
 
-    def _count(self, tool: str, outcome: str, calls: int) -> None:
+    def _count(self, moment: _Bucket, tool: str, outcome: str, kept: bool, calls: int) -> None:
         self.outcomes[outcome] += calls
         self.tools[tool] += calls
+        moment.outcomes[outcome] = moment.outcomes.get(outcome, 0) + calls
+        moment.kept += kept * calls
 
     def add(self, tool: str, outcome: str, milliseconds: float, *, kept: bool = False) -> None:
         """Take one call's end.
@@ -203,28 +205,16 @@ class CallStats:
             kept: its result came out of the cache.
         """
         now, failed = time.monotonic(), outcome != "ok"
-        self._count(tool, outcome, 1)
         moment = self._all.add(milliseconds, failed, now)
-        moment.outcomes[outcome] = moment.outcomes.get(outcome, 0) + 1
-        moment.kept += kept
+        self._count(moment, tool, outcome, kept, 1)
         self._windows(tool).add(milliseconds, failed, now)
         if self._more is not None:
-            self._gather(self._more, tool, outcome, milliseconds, kept)
-
-    @staticmethod
-    def _gather(
-        gathered: dict[tuple[str, str, bool], More], tool: str, outcome: str, milliseconds: float, kept: bool
-    ) -> None:
-        more = gathered.get((tool, outcome, kept))
-        if more is None:
-            if len(gathered) >= MAX_GATHERED:
-                return
-            more = gathered[tool, outcome, kept] = More(tool, outcome, kept)
-        step = _step(milliseconds)
-        more.count += 1
-        more.sum += milliseconds
-        more.low, more.high = min(more.low, milliseconds), max(more.high, milliseconds)
-        more.steps[step] = more.steps.get(step, 0) + 1
+            more = self._more.get((tool, outcome, kept))
+            if more is None:
+                if len(self._more) >= MAX_GATHERED:
+                    return
+                more = self._more[tool, outcome, kept] = More(tool, outcome, kept, Latencies())
+            more.latencies.add(milliseconds)
 
     def _windows(self, tool: str) -> Windows:
         of_tool = self._of_tool.get(tool)

@@ -181,6 +181,11 @@ class _Changes:
         self.marked_until = self.unsettled_until = 0.0
         self.turn = asyncio.Lock()
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether something is under way, or may still come."""
+        return self.open > 0 or self.turn.locked() or self.unsettled_until > time.time()
+
 
 class SharedEpochs:
     """The epochs of servers in Redis. While it is away nothing is known to hold."""
@@ -335,7 +340,7 @@ class SharedEpochs:
         changes = self._changes.get(server_id)
         if changes is None:
             if len(self._changes) >= MAX_NOTED:  # servers that came and went
-                self._changes = {name: one for name, one in self._changes.items() if one.open or one.turn.locked()}
+                self._changes = {name: one for name, one in self._changes.items() if one.is_needed}
             changes = self._changes[server_id] = _Changes()
         return changes
 

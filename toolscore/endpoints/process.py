@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import resource
+import signal
 
-__all__ = ["prepare_process"]
+__all__ = ["end_with_parent", "prepare_process"]
 
 MAX_DESCRIPTORS = 65_536
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 LARGE_BYTES, MAX_ARENAS = 1024 * 1024, 2
-PR_SET_DUMPABLE = 4
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 
 
 def prepare_process() -> None:
@@ -21,10 +22,19 @@ def prepare_process() -> None:
     _keep_to_itself()
 
 
+def end_with_parent() -> None:
+    """Have the kernel ask this process to end (SIGTERM) when the one that started it is killed."""
+    _ask_kernel(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _keep_to_itself() -> None:
     """Keep other processes of this user from reading our memory and environment, where keys and tokens stand."""
+    _ask_kernel(PR_SET_DUMPABLE, 0)
+
+
+def _ask_kernel(option: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def _give_memory_back() -> None:

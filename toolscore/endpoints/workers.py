@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import math
 import os
@@ -23,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from toolscore.app.files import Loaded
 from toolscore.app.worker import Loads, Worker
 from toolscore.core.errors import SettingsError
 from toolscore.endpoints.app import alone_in, bind_services, check_before_start, serve_sockets
+from toolscore.endpoints.process import end_with_parent
 from toolscore.history.recorder import serve_recorders
 from toolscore.stores.database import StoreError
 from toolscore.stores.host import serve_memory
@@ -57,8 +58,9 @@ END_SECONDS = 20.0
 AT_ONCE_SECONDS = 2.0
 LAST_SECONDS = 15.0
 """For the recorder to write what it has, once all others have ended."""
-PR_SET_PDEATHSIG = 1
-WATCHED = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+FIRST_IS_UP = signal.SIGUSR1
+"""What the first worker tells the launcher once it takes calls: the database is up to date, the others may come."""
+WATCHED = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, FIRST_IS_UP})
 
 Work = Callable[[], int]
 
@@ -90,6 +92,7 @@ class _Launcher:
     def __init__(self, end_seconds: float) -> None:
         self.processes: list[_Process] = []
         self.ending = False
+        self.first_is_up = False
         self.code = 0
         self._end_seconds = end_seconds
         self._kill_at = math.inf
@@ -139,6 +142,8 @@ class _Launcher:
         came = signal.sigtimedwait(WATCHED, max(0.01, min(1.0, seconds)))
         if came is not None and came.si_signo in (signal.SIGTERM, signal.SIGINT):
             self.end()
+        elif came is not None and came.si_signo == FIRST_IS_UP:
+            self.first_is_up = True
         if time.monotonic() > self._kill_at:
             self._signal_workers(signal.SIGKILL)
         self._reap()
@@ -229,9 +234,7 @@ def run_workers(
         loaded = Loaded(settings, loaded.problems, loaded.broken_servers, loaded.remarks)
         servers = loaded.settings.servers
         launcher = _Launcher(servers.leave_seconds + servers.grace_seconds + END_SECONDS)
-        loads = Loads(count)
-        first_up, tell_up = os.pipe()
-        os.set_blocking(first_up, False)
+        outside = Worker(0, folder, Loads(count))
 
         def apart() -> None:
             """What is no worker takes no connections."""
@@ -240,7 +243,7 @@ def run_workers(
 
         def host() -> int:
             apart()
-            asyncio.run(_host(Worker(0, folder, loads).host, launcher.alive))
+            asyncio.run(_host(outside.host, launcher.alive))
             return 0
 
         def recorder() -> int:
@@ -248,23 +251,21 @@ def run_workers(
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             os.nice(5)
             lines = configure_logging(logging.level, logging.format)
-            asyncio.run(_recorder(Worker(0, folder, loads).recorder, lines.write, launcher.alive))
+            asyncio.run(_recorder(outside.recorder, lines.write, launcher.alive))
             return 0
 
         def worker(number: int) -> Work:
             def up(gateway: Gateway) -> None:
                 if number == 1:
-                    with contextlib.suppress(OSError):
-                        os.write(tell_up, b"1")
+                    os.kill(os.getppid(), FIRST_IS_UP)
                 ready(gateway, first=number == 1)
 
             def work() -> int:
-                _end_with_launcher()
+                end_with_parent()
                 configure_logging(logging.level, logging.format, worker=number)
                 with runner() as running:
-                    return _outcome(
-                        running, serve_sockets(loaded, config_dir, sockets, up, Worker(number, folder, loads))
-                    )
+                    own = replace(outside, number=number)
+                    return _outcome(running, serve_sockets(loaded, config_dir, sockets, up, own))
 
             return work
 
@@ -274,12 +275,12 @@ def run_workers(
             launcher.processes.append(_Process("the recorder", recorder, keep=False))
 
         def process(number: int) -> _Process:
-            return _Process(f"worker {number}", worker(number), on_end=lambda: loads.gone(number))
+            return _Process(f"worker {number}", worker(number), on_end=lambda: outside.loads.gone(number))
 
         launcher.processes.append(process(1))
         gc.collect()
         gc.freeze()  # so that no collection in a process of ours copies the pages that all share
-        launcher.run(lambda: launcher.ending or _is_told(first_up))
+        launcher.run(lambda: launcher.ending or launcher.first_is_up)
         if not launcher.ending:
             launcher.processes += [process(number) for number in range(2, count + 1)]
         launcher.run(lambda: launcher.ending and not any(one.keep and one.pid for one in launcher.processes))
@@ -297,12 +298,6 @@ def _outcome(running: Any, work: Any) -> int:
     return 0
 
 
-def _is_told(pipe: int) -> bool:
-    with contextlib.suppress(BlockingIOError):
-        return bool(os.read(pipe, 1))
-    return False
-
-
 @contextlib.contextmanager
 def _meeting_place() -> Iterator[Path]:
     """A folder for sockets, whose path is short enough for them."""
@@ -311,12 +306,6 @@ def _meeting_place() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_with_launcher() -> None:
-    """Have the kernel end this process as if it was asked to, when the launcher is killed."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 async def _launcher_ended(alive: int) -> asyncio.Event:

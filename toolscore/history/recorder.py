@@ -9,6 +9,7 @@ from __future__ import annotations
 from toolscore.telemetry.logs import configure_logging  # isort: skip  (before whatever logs: it keeps structlog small)
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -17,12 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from toolscore.core.tasks import TaskSet
 from toolscore.history.pipes import HANDED_OVER
 from toolscore.history.recording import Order, Recording, first_order
 from toolscore.stores.database import StoreError
 
 __all__ = ["main", "serve_recorders"]
+
+log = structlog.get_logger(__name__)
 
 MAX_FRAME = 64 * 1024
 HAND_OVER_SECONDS = 5.0
@@ -64,9 +69,6 @@ async def serve_recorders(path: Path, log_lines: Callable[[str], object], ended:
 
     Args:
         log_lines: takes the log's lines of the calls.
-
-    Raises:
-        StoreError: the database cannot be opened.
     """
     loop = asyncio.get_running_loop()
     tasks = TaskSet()
@@ -74,29 +76,39 @@ async def serve_recorders(path: Path, log_lines: Callable[[str], object], ended:
     recording: Recording | None = None
 
     async def take(connection: socket.socket) -> None:
-        nonlocal recording
         with connection:
-            async with asyncio.timeout(HAND_OVER_SECONDS):
-                await _readable(connection)
+            try:
+                async with asyncio.timeout(HAND_OVER_SECONDS):
+                    await _readable(connection)
+            except TimeoutError:
+                return
             descriptors = socket.recv_fds(connection, len(HANDED_OVER), 3)[1]
-        theirs, answers, *locks = descriptors
+        if len(descriptors) >= 2:
+            await record(*descriptors)
+
+    async def record(theirs: int, answers: int, *locks: int) -> None:
+        nonlocal recording
         answering, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(answers, "wb", 0))
         reader, reading = await _pipe_reader(os.fdopen(theirs, "rb", 0))
         try:
             order = await first_order(reader)
             async with opening:
                 if recording is None:
-                    recording = await Recording(order, log_lines if _logs(order) else len).__aenter__()
+                    fresh = Recording(order, log_lines if _logs(order) else len)
+                    recording = await stack.enter_async_context(fresh)
             await recording.record(reader, answering.write, order)
         except asyncio.IncompleteReadError:
             pass
+        except StoreError as exc:  # whoever it is comes again
+            log.error("the recorder cannot open the database", error=str(exc))
         finally:
             reading.close()
             answering.close()
             for lock in locks:
                 os.close(lock)
 
-    with socket.socket(socket.AF_UNIX) as listening:
+    async with contextlib.AsyncExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX))
         path.unlink(missing_ok=True)
         listening.bind(str(path))
         listening.listen(64)
@@ -113,8 +125,6 @@ async def serve_recorders(path: Path, log_lines: Callable[[str], object], ended:
         while len(tasks):
             await tasks.wait()
         accepting.cancel()
-        if recording is not None:
-            await recording.__aexit__(None, None, None)
 
 
 async def _readable(connection: socket.socket) -> None:

@@ -106,7 +106,8 @@ class Database:
         shared: whether several gateways write to it; `None`: to Postgres they may.
 
     Attributes:
-        on_write: told that a part was written which gateways share, where the database itself does not tell the others.
+        tells: whether the database itself tells those who listen that somebody wrote.
+        on_write: told that a part was written which gateways share, where the database does not tell.
 
     Raises:
         StoreError: from every method.
@@ -115,8 +116,8 @@ class Database:
     def __init__(self, engine: AsyncEngine, had: str | None = None, shared: bool | None = None) -> None:
         self.had = had
         self._engine = engine
-        self._tells = engine.dialect.name == "postgresql"
-        self.shared = self._tells if shared is None else shared
+        self.tells = engine.dialect.name == "postgresql"
+        self.shared = self.tells if shared is None else shared
         self.on_write: Callable[[], None] = lambda: None
         self._own: dict[str, set[int]] = {part: set() for part in SHARED_PARTS}
         self._upserts: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -529,13 +530,11 @@ class Database:
         return len(taken)
 
     async def listen(self, heard: Callable[..., None]) -> None:
-        """Hear that somebody wrote, for as long as the connection lasts; where the database does not tell, of nothing.
+        """Hear that somebody wrote, for as long as the connection lasts. Only of a database that tells.
 
         Raises:
             StoreError: it cannot be opened.
         """
-        if not self._tells:
-            await asyncio.get_running_loop().create_future()
         try:
             async with self._engine.connect() as connection:
                 driver = (await connection.get_raw_connection()).driver_connection
@@ -609,7 +608,7 @@ class Database:
                 if part is not None and self.shared:
                     number = await self._count(connection, part)
                     self._own[part].add(number)  # at once: the commit may be seen before we hear of it
-                    if self._tells:
+                    if self.tells:
                         await connection.execute(select(func.pg_notify(CHANNEL, part)))
                 yield connection
         except BaseException as exc:
@@ -620,7 +619,7 @@ class Database:
             if isinstance(exc, SQLAlchemyError | OSError):
                 raise StoreError(str(getattr(exc, "orig", None) or exc)) from exc
             raise
-        if number is not None and not self._tells:
+        if number is not None and not self.tells:
             self.on_write()
 
 

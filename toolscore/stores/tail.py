@@ -55,7 +55,9 @@ class Tail:
     def start(self) -> None:
         """Begin to follow: everything that is read again is there."""
         if self._database.shared:
-            self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._follow())]
+            self._tasks = [asyncio.create_task(self._follow())]
+            if self._database.tells:
+                self._tasks.append(asyncio.create_task(self._listen()))
 
     def told(self, *_: Any) -> None:
         """Somebody wrote."""

@@ -14,7 +14,6 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from ssl import SSLContext
 from typing import Any
 
 import aiohttp
@@ -125,7 +124,7 @@ class HttpConnection:
         self._url, authorization = plain_url(spec.url)
         self._proxy = proxy_for(self._url)
         self._lean = lean if self._proxy is None else None
-        self._tls: Any = tls_for(spec) or True
+        self._tls = tls_for(spec)
         self._cookies: dict[str, str] = {}
         self._credentials = credentials
         self._given = dict(spec.headers)
@@ -361,9 +360,9 @@ class HttpConnection:
         if self._cookies:
             headers = CIMultiDict({**headers, **self._cookies})
         if verb == "POST" and self._lean is not None and data is not None:
-            return self._lean.post(self._url, headers, data, self._tls if isinstance(self._tls, SSLContext) else None)
+            return self._lean.post(self._url, headers, data, self._tls)
         return self._session.request(
-            verb, self._url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy, ssl=self._tls
+            verb, self._url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy, ssl=self._tls or True
         )
 
     def _keep_cookies(self, response: Response) -> None:

@@ -14,9 +14,8 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from aiohappyeyeballs import start_connection
 from yarl import URL
@@ -47,37 +46,8 @@ class ConnectFailed(OSError):
         self.reason = reason
 
 
-class _Origin:
-    """The kept connections of one server."""
-
-    def __init__(self, connect: Callable[[], Any]) -> None:
-        self.connect = connect
-        self.idle: list[HttpChannel] = []
-
-    def take(self) -> HttpChannel | None:
-        """One that is idle, and was not closed."""
-        long_ago = time.monotonic() - KEEPALIVE_SECONDS
-        while self.idle:
-            connection = self.idle.pop()
-            if connection.idle_since >= long_ago and connection.is_fit:
-                return connection
-            connection.close()
-        return None
-
-    def give_back(self, connection: HttpChannel) -> None:
-        if len(self.idle) >= MAX_IDLE:
-            self.idle.pop(0).close()
-        connection.idle_since = time.monotonic()
-        self.idle.append(connection)
-
-    def sweep(self) -> None:
-        """Close those that were idle for too long."""
-        long_ago = time.monotonic() - KEEPALIVE_SECONDS
-        kept = [one for one in self.idle if not one.is_closed and one.idle_since >= long_ago]
-        for one in self.idle:
-            if one.idle_since < long_ago:
-                one.close()
-        self.idle = kept
+Origin = tuple[str, str, int, ssl.SSLContext | None]
+"""Scheme, host, port, and how it is trusted: whose connections are alike."""
 
 
 class _Exchange:
@@ -85,17 +55,14 @@ class _Exchange:
 
     __slots__ = ("_client", "_connection", "_key", "_request")
 
-    def __init__(self, client: LeanClient, key: tuple[Any, ...], request: bytes) -> None:
+    def __init__(self, client: LeanClient, key: Origin, request: bytes) -> None:
         self._client = client
         self._key = key
         self._request = request
         self._connection: HttpChannel | None = None
 
     async def __aenter__(self) -> Answer:
-        origin = self._client.origin(self._key)
-        connection = origin.take()
-        if connection is None:
-            connection = await origin.connect()
+        connection = self._client.take(self._key) or await self._client.connect(*self._key)
         self._connection = connection
         try:
             await connection.ask(self._request)
@@ -110,8 +77,7 @@ class _Exchange:
         connection = self._connection
         assert connection is not None
         if connection.is_complete and connection.keeps and not connection.is_closed:
-            connection.chunks.clear()
-            self._client.origin(self._key).give_back(connection)
+            self._client.give_back(self._key, connection)
         else:
             connection.close()
 
@@ -124,7 +90,7 @@ class LeanClient:
     """
 
     def __init__(self, user_agent: str) -> None:
-        self._origins: dict[tuple[Any, ...], _Origin] = {}
+        self._idle: dict[Origin, list[HttpChannel]] = {}
         self._heads: dict[tuple[URL, tuple[tuple[str, str], ...]], bytes] = {}
         self._user_agent = user_agent
         self._usual_tls: ssl.SSLContext | None = None
@@ -138,18 +104,43 @@ class LeanClient:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        for origin in self._origins.values():
-            for connection in origin.idle:
+        for connections in self._idle.values():
+            for connection in connections:
                 connection.close()
-        self._origins.clear()
+        self._idle.clear()
 
     async def _sweep(self) -> None:
+        """Close connections that were idle for too long."""
         while True:
             await asyncio.sleep(KEEPALIVE_SECONDS / 2)
-            for key, origin in list(self._origins.items()):
-                origin.sweep()
-                if not origin.idle:
-                    del self._origins[key]
+            long_ago = time.monotonic() - KEEPALIVE_SECONDS
+            for key, connections in list(self._idle.items()):
+                for one in connections:
+                    if one.idle_since < long_ago:
+                        one.close()
+                kept = self._idle[key] = [one for one in connections if not one.is_closed]
+                if not kept:
+                    del self._idle[key]
+
+    def take(self, origin: Origin) -> HttpChannel | None:
+        """A connection that is idle, and was not closed; `None`: there is none."""
+        idle = self._idle.get(origin)
+        long_ago = time.monotonic() - KEEPALIVE_SECONDS
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since >= long_ago and connection.is_fit:
+                return connection
+            connection.close()
+        return None
+
+    def give_back(self, origin: Origin, connection: HttpChannel) -> None:
+        """Keep a connection for the next request."""
+        idle = self._idle.setdefault(origin, [])
+        if len(idle) >= MAX_IDLE:
+            idle.pop(0).close()
+        connection.chunks.clear()
+        connection.idle_since = time.monotonic()
+        idle.append(connection)
 
     def post(self, url: URL, headers: Mapping[str, str], body: bytes, tls: ssl.SSLContext | None = None) -> _Exchange:
         """A POST, as a context manager that gives the `Answer`.
@@ -166,7 +157,7 @@ class LeanClient:
                 self._heads.clear()
             self._heads[given] = head
         request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
-        return _Exchange(self, (url.scheme, url.raw_host, url.port, tls), request)
+        return _Exchange(self, (url.scheme, url.raw_host or "", url.port or 0, tls), request)
 
     def _head(self, url: URL, headers: Mapping[str, str]) -> bytes:
         """The head of a request up to the length of its body."""
@@ -193,14 +184,12 @@ class LeanClient:
         lines.append("Content-Length: ")
         return "\r\n".join(lines).encode("utf-8", "surrogateescape")
 
-    def origin(self, key: tuple[Any, ...]) -> _Origin:
-        """The kept connections of a server."""
-        origin = self._origins.get(key)
-        if origin is None:
-            origin = self._origins[key] = _Origin(lambda: self._connect(*key))
-        return origin
+    async def connect(self, scheme: str, host: str, port: int, tls: ssl.SSLContext | None) -> HttpChannel:
+        """A new connection.
 
-    async def _connect(self, scheme: str, host: str, port: int, tls: ssl.SSLContext | None) -> HttpChannel:
+        Raises:
+            ConnectFailed.
+        """
         if scheme == "https" and tls is None:
             if self._usual_tls is None:
                 self._usual_tls = await asyncio.to_thread(ssl.create_default_context)

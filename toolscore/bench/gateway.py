@@ -18,7 +18,17 @@ from typing import Any
 
 import psutil
 
-from toolscore.bench.process import configure, echo, free_port, judged, measure, serving, settle, wait_for_servers
+from toolscore.bench.process import (
+    configure,
+    echo,
+    free_port,
+    judged,
+    measure,
+    print_judged,
+    serving,
+    settle,
+    wait_for_servers,
+)
 
 __all__ = ["TARGETS", "run_gateway_bench"]
 
@@ -216,11 +226,7 @@ def _print(console: Any, report: dict[str, Any]) -> None:
         "is a bare FastAPI route that checks and returns its body. CPU is that of a\n"
         "call at 16 at once, in the gateway and in its recorder.\n"
     )
-    goals = Table("figure", "measured", "to reach", "", box=box.SIMPLE_HEAD)
-    for line in report["summary"].values():
-        mark = "[green]met[/]" if line["met"] else "[red]missed[/]"
-        goals.add_row(line["label"], f"{line['value']:g}", line["target"], mark)
-    console.print(goals)
+    print_judged("", report["summary"])
 
 
 @contextmanager

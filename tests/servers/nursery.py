@@ -12,6 +12,7 @@ With TEST_COVERAGE, the beginning of a file's name, it is written there which li
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -100,6 +101,21 @@ def become(request: dict[str, object], descriptors: list[int]) -> None:
             os._exit(code)
 
 
+def received(client: socket.socket) -> tuple[bytes, list[int]]:
+    """A request and its descriptors; nothing when the client has hung up, an answer of ours unread or not."""
+    try:
+        data, descriptors, _, _ = socket.recv_fds(client, MAX_REQUEST, 3)
+    except ConnectionError:
+        return b"", []
+    return data, descriptors
+
+
+def tell(client: socket.socket, **answer: int) -> None:
+    """Answer a client. One that has hung up is noticed at the next read."""
+    with contextlib.suppress(OSError):
+        client.send(json.dumps(answer).encode())
+
+
 def main() -> None:
     parent = os.getppid()
     preload()
@@ -122,7 +138,7 @@ def main() -> None:
                 client, _ = listening.accept()
                 clients[client.fileno()] = client
             elif one is not wake:
-                data, descriptors, _, _ = socket.recv_fds(one, MAX_REQUEST, 3)
+                data, descriptors = received(one)
                 if not data:
                     for pid in [pid for pid, client in born.items() if client is one]:
                         os.kill(pid, signal.SIGKILL)
@@ -140,16 +156,12 @@ def main() -> None:
                 for descriptor in descriptors:
                     os.close(descriptor)
                 born[pid] = one
-                one.send(json.dumps({"pid": pid}).encode())
+                tell(one, pid=pid)
         while born:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
-            client = born.pop(pid)
-            try:
-                client.send(json.dumps({"pid": pid, "status": os.waitstatus_to_exitcode(status)}).encode())
-            except OSError:
-                pass  # whoever started it has gone
+            tell(born.pop(pid), pid=pid, status=os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":

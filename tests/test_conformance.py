@@ -183,7 +183,9 @@ def test_the_gateway_as_a_client() -> None:
 
         def run(scenario: str) -> tuple[int, str]:
             there = ("nsenter", f"--net=/proc/{pid}/ns/net", "env", f"{VARIABLE}={address}")
-            return run_suite("client", "--command", command, "--scenario", scenario, prefix=there)
+            return run_suite(
+                "client", "--timeout", "120000", "--command", command, "--scenario", scenario, prefix=there
+            )
 
         for scenario, (code, output) in zip(AS_CLIENT, pool.map(run, AS_CLIENT), strict=True):
             assert code == 0, f"{scenario}: {output[-3000:]}"

@@ -293,10 +293,10 @@ def test_rules_are_applied_while_it_runs(gateway: GatewayProcess) -> None:
         path.write_text(before.replace("servers: [secret]", "servers: [nothing]"))
         with as_(gateway, "guest") as guest:
             call = {"tool_id": "secret__echo", "parameters": {"text": "x"}}
-            wait_for(lambda: guest.post("/execute_tool", json=call).json()["success"], 10)
+            wait_for(lambda: guest.post("/execute_tool", json=call).json()["success"], 60)
             path.write_text(before)
-            wait_for(lambda: not guest.post("/execute_tool", json=call).json()["success"], 10)
+            wait_for(lambda: not guest.post("/execute_tool", json=call).json()["success"], 60)
         path.write_text(before.replace('"^rm "', '"("'))
-        wait_for(lambda: gateway.event_seen("settings_rejected"), 10)
+        wait_for(lambda: gateway.event_seen("settings_rejected"), 60)
     finally:
         path.write_text(before)

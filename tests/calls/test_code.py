@@ -259,7 +259,7 @@ def test_nothing_goes_on_after_a_run(gateway: GatewayProcess, how: str) -> None:
                 "time.sleep(0.3)"
             )
             assert not run(gateway, code)["is_error"]
-        wait_for(lambda: gateway.server("city-hall")["calls_in_flight"] == 0, 5, "for the inner call to be cancelled")
+        wait_for(lambda: gateway.server("city-hall")["calls_in_flight"] == 0, 60, "for the inner call to be cancelled")
     finally:
         gateway.city.order()  # type: ignore[attr-defined]
 

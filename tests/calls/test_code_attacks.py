@@ -147,7 +147,7 @@ def test_a_run_ends_in_time_though_others_take_all_places(gateway: GatewayProces
     others = [threading.Thread(target=run, args=(gateway, slow), kwargs={"timeout_seconds": 20}) for _ in range(4)]
     for other in others:
         other.start()
-    wait_for(lambda: gateway.server("say")["calls_in_flight"] >= 40, 20)
+    wait_for(lambda: gateway.server("say")["calls_in_flight"] >= 40, 60)
     started = time.monotonic()
     run(gateway, "tools.say.say(say='quick')", timeout_seconds=1)
     took = time.monotonic() - started

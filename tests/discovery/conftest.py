@@ -31,7 +31,7 @@ def new_key() -> Callable[[GatewayProcess, str], str]:
                 return (await KeyRing(database).create(name, ()))[1]
 
         key = asyncio.run(create())
-        wait_for(lambda: process.http.get("/api/v1/servers", headers=bearer(key)).status_code != 401, 5, "for its key")
+        wait_for(lambda: process.http.get("/api/v1/servers", headers=bearer(key)).status_code != 401, 60, "for its key")
         return key
 
     return make

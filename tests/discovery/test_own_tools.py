@@ -139,7 +139,7 @@ def test_they_can_be_switched_off(process: GatewayProcess) -> None:
     file = process.config / "toolscore.yaml"
     settings = file.read_text()
     file.write_text(settings.replace("discovery: {", "discovery: {mcp_tools: false, "))
-    wait_for(lambda: process.http.get("/api/v1/servers/toolscore").status_code == 404, 20)
+    wait_for(lambda: process.http.get("/api/v1/servers/toolscore").status_code == 404, 60)
     assert not [name for name in listed(process) if name.startswith("toolscore__")]
     assert "error" in call(process, "toolscore__search_tools", {"query": "echo a text"})
     file.write_text(settings)

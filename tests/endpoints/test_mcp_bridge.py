@@ -127,7 +127,7 @@ def test_a_request_state_is_good_for_its_request_and_once(gateway: GatewayProces
 
 def test_a_client_that_stays_away_is_waited_for_no_longer_than_set(gateway: GatewayProcess) -> None:
     first = call(gateway, "sessions", "test_elicitation", arguments={"message": "who?"})["result"]
-    wait_for(lambda: gateway.server("sessions")["calls_in_flight"] == 0, 10)
+    wait_for(lambda: gateway.server("sessions")["calls_in_flight"] == 0, 60)
     late = call(
         gateway,
         "sessions",

@@ -244,7 +244,7 @@ def test_an_http_server_of_each_era_serves_a_client_of_each(tmp_path: Any) -> No
             answer = process.execute("session__add", {"a": 1, "b": 1}, timeout_seconds=5)
             assert answer["error"]["code"] in ("upstream_unavailable", "outcome_unknown")
             running[0] = subprocess.Popen([sys.executable, script, "session", str(ports["session"])])
-            wait_for(lambda: process.execute("session__add", {"a": 1, "b": 1})["success"], 20)
+            wait_for(lambda: process.execute("session__add", {"a": 1, "b": 1})["success"], 60)
     finally:
         for child in running:
             child.kill()

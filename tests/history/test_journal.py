@@ -56,7 +56,7 @@ def recorder_of(gateway: GatewayProcess) -> psutil.Process:
             (child for child in gateway.family() if "toolscore.history.recorder" in " ".join(child.cmdline())), None
         )
 
-    process = wait_for(found, 10, "for the recorder")
+    process = wait_for(found, 60, "for the recorder")
     assert isinstance(process, psutil.Process)
     return process
 
@@ -220,7 +220,7 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
             process.kill()
             for one in calls:
                 one.result()
-        wait_for(lambda: not recorder.is_running() or recorder.status() == psutil.STATUS_ZOMBIE, 10, "for its end")
+        wait_for(lambda: not recorder.is_running() or recorder.status() == psutil.STATUS_ZOMBIE, 60, "for its end")
         with sqlite3.connect(process.folder / "data" / "toolscore.db") as database:
             kept = {row[0] for row in database.execute("select call_id from calls")}
         assert len(sure) > 150
@@ -261,12 +261,12 @@ def test_what_was_sent_survives_a_kill_of_gateway_and_recorder_together(starts: 
         def kept() -> dict[str, dict[str, Any]]:
             return {call["call_id"]: call for call in process.get("/api/v1/calls", limit=1000)["calls"]}
 
-        wait_for(lambda: set(answered) <= kept().keys(), 10, "for what was cut off")
+        wait_for(lambda: set(answered) <= kept().keys(), 60, "for what was cut off")
         assert {call["outcome"] for call in kept().values()} == {"ok", "outcome_unknown"}
         unknown = [process.get(f"/api/v1/calls/{one}") for one in kept() if kept()[one]["outcome"] == "outcome_unknown"]
         assert [one["arguments"] for one in unknown].count({"text": "sleep 60"}) == 1
         assert all("it may have done its work" in one["error"] for one in unknown)
-        wait_for(lambda: len(list((process.folder / "data" / "journal").iterdir())) == 1, 10, "for the old run to go")
+        wait_for(lambda: len(list((process.folder / "data" / "journal").iterdir())) == 1, 60, "for the old run to go")
         process.wait_for_output("calls were under way when the gateway was killed")
         number = len(kept())
         process.stop()
@@ -306,7 +306,7 @@ def test_another_recorder_takes_the_place_of_one_that_dies(tmp_path: Path) -> No
             if number == 100:
                 os.kill(recorder_of(process).pid, signal.SIGKILL)
             ids.append(process.execute("echo__echo", {"text": str(number)})["data"]["call_id"])
-        wait_for(lambda: process.get("/api/v1/stats")["journal"]["written"] == 300, 20, "for all records")
+        wait_for(lambda: process.get("/api/v1/stats")["journal"]["written"] == 300, 60, "for all records")
         kept = process.get("/api/v1/calls", limit=1000)["calls"]
         assert sorted(call["call_id"] for call in kept) == ids
         assert process.get("/health")["checks"]["journal"] == {"status": "healthy"}
@@ -375,8 +375,8 @@ def test_a_full_disk_costs_no_call(tmp_path: Path) -> None:
             assert check["status"] == "degraded"
             assert "full" in check["checks"]["journal"]["reason"]
             (disk / "filler").unlink()
-            wait_for(lambda: process.get("/health")["checks"]["journal"] == {"status": "healthy"}, 20, "for recovery")
-            wait_for(lambda: process.get("/api/v1/stats")["journal"]["written"] == 51, 20, "for all records")
+            wait_for(lambda: process.get("/health")["checks"]["journal"] == {"status": "healthy"}, 60, "for recovery")
+            wait_for(lambda: process.get("/api/v1/stats")["journal"]["written"] == 51, 60, "for all records")
             assert process.get("/api/v1/stats")["journal"] == {"written": 51, "lost": 0}
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)

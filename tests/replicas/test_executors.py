@@ -115,4 +115,4 @@ def test_executors_dial_every_gateway_and_leave_without_losing_a_call(
                 wait_for(lambda process=process: instances(process) == 1)  # type: ignore[misc]
                 assert process.is_ready()
     for process in two:
-        wait_for(lambda process=process: process.http.get("/readyz").status_code == 503, 15)  # type: ignore[misc]
+        wait_for(lambda process=process: process.http.get("/readyz").status_code == 503, 60)  # type: ignore[misc]

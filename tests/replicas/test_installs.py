@@ -64,7 +64,7 @@ def test_a_server_that_one_installed_is_there_for_all_and_stays_until_somebody_r
     away = one.folder / "data-of-another-machine"
     (one.folder / "data").rename(away)  # as if it were on another machine
     one.stop()
-    wait_for(lambda: other.server("shared")["state"] in ("failed", "down"), 20)
+    wait_for(lambda: other.server("shared")["state"] in ("failed", "down"), 60)
     answer = other.execute("shared__look", timeout_seconds=5)
     assert answer["error"]["code"] == "upstream_unavailable", answer
     away.rename(one.folder / "data")
@@ -77,5 +77,5 @@ def test_a_server_that_one_installed_is_there_for_all_and_stays_until_somebody_r
     assert not (other.folder / "data" / "servers" / "shared").exists()
     assert other.http.delete("/api/v1/catalog/installed/shared").is_success
     for process in two:
-        wait_for(lambda process=process: process.http.get("/api/v1/servers/shared").status_code == 404, 20)  # type: ignore[misc]
-    wait_for(lambda: not home.exists(), 20, "for the gateway that has the folder to remove it")
+        wait_for(lambda process=process: process.http.get("/api/v1/servers/shared").status_code == 404, 60)  # type: ignore[misc]
+    wait_for(lambda: not home.exists(), 60, "for the gateway that has the folder to remove it")

@@ -218,4 +218,4 @@ def test_calls_go_on_while_postgres_stands_still_and_while_redis_is_killed(
     assert set(callers.ended.values()) == {"ok"}, Counter(callers.ended.values())
     assert not callers.unexpected, callers.unexpected[:3]
     for process in three:
-        wait_for(lambda process=process: process.get("/health")["checks"]["redis"]["status"] == "healthy", 20)  # type: ignore[misc]
+        wait_for(lambda process=process: process.get("/health")["checks"]["redis"]["status"] == "healthy", 60)  # type: ignore[misc]

@@ -30,7 +30,7 @@ def test_a_server_that_dialled_in_to_one_is_reached_through_all(replicas: Replic
             first.kill()
             first.wait()
             for process in (one, other):  # which go on over the gateway that has the other instance
-                wait_for(lambda process=process: process.execute(tool)["success"], 20)  # type: ignore[misc]
+                wait_for(lambda process=process: process.execute(tool)["success"], 60)  # type: ignore[misc]
         finally:
             second.kill()
             second.wait()

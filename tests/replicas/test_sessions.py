@@ -222,7 +222,7 @@ def test_a_change_is_heard_on_a_stream_wherever_it_is_open(replicas: Replicas) -
         third.http.post("/api/v1/tools/good__safe/enable")
         return heard.wait(0.5)
 
-    wait_for(change, 20)
+    wait_for(change, 60)
     thread.join(10)
 
 

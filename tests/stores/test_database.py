@@ -243,7 +243,7 @@ def test_a_database_that_fails_at_run_time_costs_no_call(tmp_path: Path) -> None
             process.http.post("/api/v1/servers/alpha/restart")
             for number in range(20):
                 assert process.text("alpha__echo", {"text": str(number)}) == str(number)
-            wait_for(lambda: process.get("/health")["checks"]["events"]["status"] == "degraded", 20)
+            wait_for(lambda: process.get("/health")["checks"]["events"]["status"] == "degraded", 60)
             other.execute("ROLLBACK")
         process.http.post("/api/v1/servers/alpha/restart")
-        wait_for(lambda: process.get("/health")["status"] == "healthy", 20, "for recovery")
+        wait_for(lambda: process.get("/health")["status"] == "healthy", 60, "for recovery")

@@ -21,7 +21,7 @@ UNSCORED = {
 """What the suite runs beside the required scenarios, and the gateway passes."""
 
 
-def run_suite(*arguments: str, prefix: tuple[str, ...] = (), seconds: float = 150) -> tuple[int, str]:
+def run_suite(*arguments: str, prefix: tuple[str, ...] = (), seconds: float = 500) -> tuple[int, str]:
     """Exit code and output of the suite."""
     command = [*prefix, str(SERVERS / "node"), str(SUITE / "dist" / "index.js"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)

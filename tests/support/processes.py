@@ -37,7 +37,7 @@ EXECUTOR = "python-executor-mcp-server"
 PYTHON = f"{EXECUTOR}__python_execute"
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 15, message: str = "") -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 60, message: str = "") -> Any:
     """The first true value of `what`, asked again and again for at most `seconds`."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
@@ -140,7 +140,7 @@ class GatewayProcess:
             f"storage: {{data_dir: {json.dumps(str(folder / 'data'))}}}\n{settings}"
         )
         self.servers(servers)
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.http = httpx.Client(base_url=self.url, timeout=120)
         self.process: Born | None = None
         self.environment: dict[str, str] = {}
 
@@ -174,7 +174,7 @@ class GatewayProcess:
                 stderr=self.log.fileno(),
             )
         if ready:
-            wait_for(self.is_ready, 30, "for /readyz")
+            wait_for(self.is_ready, 120, "for /readyz")
         return self
 
     def is_ready(self) -> bool:
@@ -221,7 +221,7 @@ class GatewayProcess:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(30)
+            code = self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
@@ -243,7 +243,7 @@ class GatewayProcess:
         assert found is not None
         return float(found[1])
 
-    def wait_for_state(self, server_id: str, *states: str, seconds: float = 30) -> dict[str, Any]:
+    def wait_for_state(self, server_id: str, *states: str, seconds: float = 120) -> dict[str, Any]:
         """Wait until a server is in one of these states."""
 
         def there() -> dict[str, Any] | None:
@@ -265,22 +265,28 @@ class GatewayProcess:
         return "\n".join(block["text"] for block in answer["data"]["content"])
 
     def events(self, since: int = 0, seconds: float = 1) -> list[dict[str, Any]]:
-        """The stored events behind `since`."""
-        found = []
+        """The stored events behind `since`: those that come until nothing has come for so long."""
+        return list(self._heard(since, seconds))
+
+    def event_seen(self, kind: str, seconds: float = 20, **fields: Any) -> dict[str, Any] | None:
+        """The first event of its kind with these fields, of those before and those that come in so many seconds."""
+        until = time.monotonic() + seconds
+        for event in self._heard(0, seconds):
+            if event["type"] == kind and all(event.get(key) == value for key, value in fields.items()):
+                return event
+            if time.monotonic() > until:
+                break
+        return None
+
+    def _heard(self, since: int, seconds: float) -> Iterator[dict[str, Any]]:
+        """Events behind `since`, until nothing was said for so long."""
         with contextlib.suppress(httpx.ReadTimeout):
             with self.http.stream(
                 "GET", "/api/v1/events/stream", params={"since": since}, timeout=httpx.Timeout(10, read=seconds)
             ) as stream:
                 for line in stream.iter_lines():
                     if line.startswith("data: "):
-                        found.append(json.loads(line[6:]))
-        return found
-
-    def event_seen(self, kind: str, **fields: Any) -> dict[str, Any] | None:
-        for event in self.events(seconds=0.3):
-            if event["type"] == kind and all(event.get(key) == value for key, value in fields.items()):
-                return event
-        return None
+                        yield json.loads(line[6:])
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def test_spans_reach_the_collector_within_the_callers_trace(tmp_path: Path) -> N
                 found.append(spans.get())
             return len([span for span in found if span.trace_id.hex() == TRACE]) >= 4
 
-        wait_for(both, 20, "for the spans")
+        wait_for(both, 60, "for the spans")
     server.shutdown()
     by_id = {span.span_id.hex(): span for span in found}
     received = [span for span in found if span.parent_span_id.hex() == SPAN]

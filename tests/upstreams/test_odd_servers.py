@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 from support import GatewayProcess, odd, process_gone, running_gateway, wait_for
+from support.stalls import stall_seconds
 
 KINDS = ("junk", "dies", "huge", "nonsense", "refuses", "never", "long", "exact", "changing", "latin")
 
@@ -219,8 +220,8 @@ def test_what_a_server_started_dies_with_it(tmp_path: Path) -> None:
         import signal
 
         os.kill(server["pid"], signal.SIGKILL)
-        wait_for(lambda: process_gone(grandchild), 5, "for the grandchild's end")
-        wait_for(lambda: len(pids.read_text().split()) == 2, 10, "for the restart")
+        wait_for(lambda: process_gone(grandchild), 60, "for the grandchild's end")
+        wait_for(lambda: len(pids.read_text().split()) == 2, 60, "for the restart")
         second = int(pids.read_text().split()[1])
         process.stop()
         assert process_gone(second)
@@ -245,7 +246,7 @@ def test_kill_9_of_a_server_under_load_loses_only_what_was_in_flight() -> None:
         wait_for(lambda: len(outcomes) > 100)
         killed_at = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: process.server("good")["pid"] not in (None, pid), 10)
+        wait_for(lambda: process.server("good")["pid"] not in (None, pid), 60)
         back_after = time.monotonic() - killed_at
         count = len(outcomes)
         wait_for(lambda: len(outcomes) > count + 100)
@@ -274,7 +275,6 @@ def test_a_lazy_server_starts_at_its_first_call_and_stops_when_idle(tmp_path: Pa
         assert process.text("lazy__echo", {"text": "again"}) == "again"
 
 
-STALL_SECONDS = 0.25
 UNCOUNTED = {"TEST_COVERAGE": ""}
 """Counting lines takes CPU time, too."""
 
@@ -292,7 +292,7 @@ def test_a_server_that_floods_keeps_nobody_waiting(what: str, cut: bool) -> None
             assert "lines without end" in process.server("flood")["last_error"] or server["restarts"]
         for number in range(20):
             assert process.text("good__echo", {"text": str(number)}) == str(number)
-        assert process.busiest_seconds() < STALL_SECONDS
+        assert process.busiest_seconds() < stall_seconds()
 
 
 def test_a_list_of_a_million_empties_is_refused() -> None:
@@ -304,7 +304,7 @@ def test_a_list_of_a_million_empties_is_refused() -> None:
         server = one.wait_for_state("bad", "failed")
         assert "over the bound" in server["last_error"]
         assert psutil.Process(one.pid).memory_info().rss - before < 80 * 1024 * 1024
-        assert one.busiest_seconds() < STALL_SECONDS
+        assert one.busiest_seconds() < stall_seconds()
 
 
 def test_what_a_server_said_before_it_went_is_heard() -> None:

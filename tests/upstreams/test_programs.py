@@ -73,7 +73,7 @@ def test_no_container_outlives_its_server(tmp_path: Path, end: str) -> None:
     with running_gateway({"box": {"command": str(docker), "args": ["run", "-i", *server["args"][-2:]]}}) as process:
         process.wait_for_state("box", "up")
         getattr(process, end)()
-    wait_for(lambda: "rm --force 5eed" in log.read_text(), 10, "for the container to be removed")
+    wait_for(lambda: "rm --force 5eed" in log.read_text(), 60, "for the container to be removed")
 
 
 UVX = """#!/bin/sh

@@ -131,10 +131,10 @@ def test_our_own_port_has_a_certificate_that_may_be_renewed(authority: Authority
             assert _over_stdio(variables, tmp_path)["result"]["serverInfo"]["name"] == "toolscore"
             seen = _serial(gateway)
             file.write_text("no certificate")
-            wait_for(lambda: "is of no use" in gateway.output(), 20, "for the gateway to look again")
+            wait_for(lambda: "is of no use" in gateway.output(), 60, "for the gateway to look again")
             assert _serial(gateway) == seen
             authority.certificate("gateway")
-            wait_for(lambda: _serial(gateway) != seen, 20, "for the new certificate")
+            wait_for(lambda: _serial(gateway) != seen, 60, "for the new certificate")
             assert http.get("/livez").status_code == 200  # on the old connection
 
 

@@ -27,8 +27,9 @@ from toolscore.upstreams.protocol import input_required
 __all__ = ["StatelessCalls"]
 
 MAX_SUSPENDED = 1000
-GATHER_SECONDS = 0.01
-"""Questions that a server puts within this time go to the client together."""
+GATHER_SECONDS = 0.05
+"""A question that a server puts so soon after another goes to the client together with it."""
+MAX_GATHER_SECONDS = 0.5
 
 
 class _Question:
@@ -68,12 +69,19 @@ class _Call:
                 asked.cancel()
             if self.task.done():
                 return self.task.result()
-            await asyncio.wait({self.task}, timeout=GATHER_SECONDS)
+            await self._gather()
             if not self.task.done() and self.questions:
                 self._asked.clear()
                 self.caller.suspended = True
                 return {key: question.request for key, question in self.questions.items()}
             self._asked.clear()
+
+    async def _gather(self) -> None:
+        """Wait until the server puts no more questions, or has ended."""
+        seen, until = -1, time.monotonic() + MAX_GATHER_SECONDS
+        while not self.task.done() and seen != self._count and time.monotonic() < until:
+            seen = self._count
+            await asyncio.wait({self.task}, timeout=GATHER_SECONDS)
 
     def answered(self, responses: Mapping[str, Raw]) -> None:
         """Give the server what the client answered; what was not answered is asked again.

@@ -43,7 +43,7 @@ def answer(request: dict[str, Any], listed: list[dict[str, Any]]) -> bytes:
         result = {"tools": listed, "ttlMs": 0, "cacheScope": "public"}
     elif method == "initialize":
         result = {
-            "protocolVersion": "2025-11-25",
+            "protocolVersion": request["params"]["protocolVersion"],
             "capabilities": {"tools": {}},
             "serverInfo": {"name": "echo", "version": "1"},
         }

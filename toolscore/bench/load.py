@@ -17,7 +17,10 @@ import uvloop
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
-__all__ = ["figures", "main"]
+__all__ = ["OWN_ID", "figures", "main"]
+
+OWN_ID = '"$ID"'
+"""In a body it becomes the number of the caller."""
 
 WARM_UP_SECONDS = 0.3
 
@@ -32,11 +35,17 @@ class HttpCaller(asyncio.Protocol):
         self._requests = itertools.cycle(requests)
         self._buffer = bytearray()
         self._answer: asyncio.Future[bytes] | None = None
+        self.session_id: str | None = None
+        """The session that an answer has opened (`Mcp-Session-Id`)."""
 
     def _request(self, job: dict[str, Any], body: bytes) -> bytes:
         head = [f"POST {job['path']} HTTP/1.1", f"host: 127.0.0.1:{job['port']}", f"content-length: {len(body)}"]
         head += [f"{name}: {value}" for name, value in {"content-type": "application/json", **job["headers"]}.items()]
         return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+    def itself(self) -> HttpCaller:
+        """What serves the connection that is being made."""
+        return self
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -50,17 +59,25 @@ class HttpCaller(asyncio.Protocol):
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0 or self._answer is None:
             return
-        head = bytes(self._buffer[:end]).lower()
-        start = head.find(b"content-length:")
-        size = int(head[start + 15 :].split(b"\r\n", 1)[0])
-        if len(self._buffer) < end + 4 + size:
+        head = bytes(self._buffer[:end])
+        body = self._body(head.lower(), end + 4)
+        if body is None:
             return
-        body = bytes(self._buffer[end + 4 : end + 4 + size])
         self._buffer.clear()
-        if not head.startswith(b"http/1.1 200"):
+        if not head.startswith(b"HTTP/1.1 2"):
             self._answer.set_exception(RuntimeError(f"{head[:40]!r} {body[:300]!r}"))
-        else:
-            self._answer.set_result(body)
+            return
+        if (found := head.lower().find(b"mcp-session-id:")) >= 0:
+            self.session_id = head[found + 15 :].split(b"\r\n", 1)[0].strip().decode()
+        self._answer.set_result(body)
+
+    def _body(self, head: bytes, start: int) -> bytes | None:
+        """The body of an answer; `None` until it is whole. Of one in chunks all that came, their sizes between them."""
+        if b"transfer-encoding: chunked" in head:
+            return bytes(self._buffer[start:]) if self._buffer.endswith(b"0\r\n\r\n") else None
+        found = head.find(b"content-length:")
+        size = int(head[found + 15 :].split(b"\r\n", 1)[0]) if found >= 0 else 0
+        return bytes(self._buffer[start : start + size]) if len(self._buffer) >= start + size else None
 
     def call(self) -> Awaitable[bytes]:
         self._answer = asyncio.get_running_loop().create_future()
@@ -98,8 +115,28 @@ async def _open(job: dict[str, Any]) -> Call:
     return protocol.call
 
 
+async def _begun(job: dict[str, Any]) -> dict[str, Any]:
+    """The job with the header of a session of its own, which the requests of `opening` have begun."""
+    headers = dict(job["headers"])
+    for body in job["opening"]:
+        caller = HttpCaller({**job, "headers": headers, "body": body})
+        transport, _ = await asyncio.get_running_loop().create_connection(caller.itself, "127.0.0.1", job["port"])
+        await caller.call()
+        if caller.session_id is not None:
+            headers["mcp-session-id"] = caller.session_id
+        transport.close()
+    return {**job, "headers": headers}
+
+
+def _of_caller(job: dict[str, Any], number: int) -> dict[str, Any]:
+    """The job of one of several callers: in one session no two requests have the same id at a time."""
+    return {**job, "body": job["body"].replace(OWN_ID, str(number))} if "body" in job else job
+
+
 async def _run(job: dict[str, Any]) -> dict[str, Any]:
-    callers = [await _open(job) for _ in range(job["concurrency"])]
+    if job["kind"] == "http" and job.get("opening"):
+        job = await _begun(job)
+    callers = [await _open(_of_caller(job, number)) for number in range(1, job["concurrency"] + 1)]
     expected = job["expect"].encode()
     times: list[float] = []
     made = 0

@@ -13,6 +13,8 @@ from toolscore.cli.terminal import AsJson, print_json, say
 
 __all__ = ["bench"]
 
+Picture = Annotated[Path | None, typer.Option(help="Draw it, too: a PNG or SVG file.")]
+
 bench = typer.Typer(help="Measure, as ratios against a floor in the same run.", no_args_is_help=True)
 
 
@@ -63,6 +65,32 @@ def bench_workers(
         print_json(result)
 
 
+@bench.command("peers")
+def bench_peers(
+    peers: Annotated[list[str] | None, typer.Argument(help="Names of peers; without any, all.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where they are installed, once.", show_default=True)] = Path(
+        "~/.cache/toolscore/peers"
+    ),
+    seconds: Annotated[float, typer.Option(min=0.3, help="How long each load takes, over all rounds.")] = 6.0,
+    picture: Picture = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure other gateways and proxies beside this one, on the same server; installs them first."""
+    from toolscore.bench.peers import PEERS, run_peers_bench
+
+    names = [peer.name for peer in PEERS]
+    for name in peers or ():
+        if name not in names:
+            raise typer.BadParameter(f"no peer {name!r}; there are {', '.join(names)}")
+    _drawable(picture)
+    result = run_peers_bench(
+        folder.expanduser(), seconds=seconds, only=peers or (), picture=picture, quiet=as_json,
+        tell=lambda what: say(f"{what} ..."),
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+
+
 @bench.command("rig")
 def bench_rig(
     count: Annotated[int, typer.Option(min=1, max=20, help="How many gateways.")] = 3,
@@ -80,7 +108,6 @@ def bench_rig(
 Half = Annotated[str, typer.Option(help="`even` or `odd`: tune on one half, check on the other.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many questions a set.")]
 Mode = Annotated[str, typer.Option(help="What makes vectors: `light` or `semantic`.")]
-Picture = Annotated[Path | None, typer.Option(help="Draw it, too: a PNG or SVG file.")]
 
 
 @bench.command("search")

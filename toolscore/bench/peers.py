@@ -2,6 +2,8 @@
 
 Each peer is installed once, pinned, into a folder of its own. All run at the same time and are loaded in turn, round
 after round: neighbours on the machine come and go for all of them alike.
+
+One module: a table of peers, and the one run that it is for.
 """
 
 from __future__ import annotations

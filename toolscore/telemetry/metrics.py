@@ -10,15 +10,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from toolscore.telemetry.call_counts import CallCounts
+
 __all__ = ["CONTENT_TYPE", "Metrics", "summed"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-
-
 FEW_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60)
-MAX_TOOLS = 1000
 
 
 class Metrics:
@@ -26,20 +24,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._calls = Counter(
-            "toolscore_calls_total", "Tool calls by outcome (ok, tool_error, or an error code).", ["server", "outcome"],
-            registry=self.registry,
-        )  # fmt: skip
-        self._seconds = Histogram(
-            "toolscore_call_seconds", "How long a tool call took.", ["server"], buckets=SECONDS, registry=self.registry
-        )
-        self._tool_calls = Counter(
-            "toolscore_tool_calls_total", "Calls of a tool by outcome.", ["tool", "outcome"], registry=self.registry
-        )
-        self._tool_seconds = Histogram(
-            "toolscore_tool_seconds", "How long calls of a tool took.", ["tool"], buckets=FEW_SECONDS,
-            registry=self.registry,
-        )  # fmt: skip
+        self._calls = CallCounts()
+        self.registry.register(self._calls)
         self._cache = Counter(
             "toolscore_cache_hits_total", "Cache hits, by the level that had the result.", ["level"],
             registry=self.registry,
@@ -68,11 +54,6 @@ class Metrics:
         )  # fmt: skip
         self._executors = _PythonExecutors()
         self.registry.register(self._executors)
-        # labels() costs as much as the observation itself: keep its answers
-        self._call_children: dict[tuple[str, str], Counter] = {}
-        self._seconds_children: dict[str, Histogram] = {}
-        self._tool_children: dict[tuple[str, str], Counter] = {}
-        self._tool_seconds_children: dict[str, Histogram] = {}
 
     def call_finished(self, server_id: str, tool_id: str, outcome: str, seconds: float, level: str | None) -> None:
         """Count one call. Beyond a thousand tools the others are counted as `other`.
@@ -82,24 +63,7 @@ class Metrics:
         """
         if level is not None:
             self._cache.labels(level).inc()
-        of_tool = self._tool_seconds_children.get(tool_id)
-        if of_tool is None:
-            if len(self._tool_seconds_children) >= MAX_TOOLS:
-                tool_id = "other"
-            of_tool = self._tool_seconds_children[tool_id] = self._tool_seconds.labels(tool_id)
-        of_tool.observe(seconds)
-        calls = self._tool_children.get((tool_id, outcome))
-        if calls is None:
-            calls = self._tool_children[tool_id, outcome] = self._tool_calls.labels(tool_id, outcome)
-        calls.inc()
-        counter = self._call_children.get((server_id, outcome))
-        if counter is None:
-            counter = self._call_children[server_id, outcome] = self._calls.labels(server_id, outcome)
-        counter.inc()
-        histogram = self._seconds_children.get(server_id)
-        if histogram is None:
-            histogram = self._seconds_children[server_id] = self._seconds.labels(server_id)
-        histogram.observe(seconds)
+        self._calls.add(server_id, tool_id, outcome, seconds)
 
     def server_up(self, server_id: str, up: bool) -> None:
         self._up.labels(server_id).set(1 if up else 0)
@@ -115,20 +79,13 @@ class Metrics:
 
     def server_gone(self, server_id: str) -> None:
         """Forget a server that was removed, so that labels do not pile up."""
-        self._seconds_children.pop(server_id, None)
-        for metric in (self._up, self._restarts, self._seconds):
+        for metric in (self._up, self._restarts):
             metric.remove_by_labels({"server": server_id})
-        self._calls.remove_by_labels({"server": server_id})
-        self._call_children = {key: child for key, child in self._call_children.items() if key[0] != server_id}
+        self._calls.server_gone(server_id)
 
     def tools_gone(self, tool_ids: Collection[str]) -> None:
         """Forget tools that were removed."""
-        for tool_id in tool_ids:
-            if self._tool_seconds_children.pop(tool_id, None) is not None:
-                self._tool_seconds.remove_by_labels({"tool": tool_id})
-                self._tool_calls.remove_by_labels({"tool": tool_id})
-        gone = set(tool_ids)
-        self._tool_children = {key: child for key, child in self._tool_children.items() if key[0] not in gone}
+        self._calls.tools_gone(tool_ids)
 
     def show_servers(self, figures: Mapping[str, dict[str, Any]]) -> None:
         """Show what our own servers say of themselves: server id → figures."""

@@ -39,6 +39,7 @@ from toolscore.bench.process import (
     settle,
     wait_for_servers,
 )
+from toolscore.upstreams.process.last_words import cause_of
 
 __all__ = ["PEERS", "Peer", "run_peers_bench"]
 
@@ -206,7 +207,7 @@ class Row(NamedTuple):
     door: str
     backend: str
     job: dict[str, Any]
-    processes: Sequence[psutil.Process]
+    process: psutil.Process
 
 
 def run_peers_bench(
@@ -289,7 +290,9 @@ def installed(peer: Peer, folder: Path, tell: Callable[[str], None]) -> Path:
     home.mkdir(parents=True)
     uv = str(Path(sys.executable).with_name("uv"))
     if peer.registry == "npm":
-        commands = [[_npm(), "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(home), *peer.packages]]
+        commands = [
+            [_npm(), "install", "--loglevel", "error", "--no-audit", "--no-fund", "--prefix", str(home), *peer.packages]
+        ]
     else:
         commands = [
             [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(home)],
@@ -301,7 +304,8 @@ def installed(peer: Peer, folder: Path, tell: Callable[[str], None]) -> Path:
         except (OSError, subprocess.TimeoutExpired) as exc:
             raise InstallFailed(f"it could not be installed: {exc}") from exc
         if ended.returncode != 0:
-            raise InstallFailed(f"it could not be installed: {_last_line(ended.stderr) or _last_line(ended.stdout)}")
+            said = cause_of([*ended.stdout.splitlines(), *ended.stderr.splitlines()])
+            raise InstallFailed(f"it could not be installed: {said}")
     done.touch()
     return home
 
@@ -316,11 +320,6 @@ def _node() -> str:
 
 def _npm() -> str:
     return shutil.which("npm") or "npm"
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else ""
 
 
 @contextmanager
@@ -340,7 +339,7 @@ def _ours(backends: Sequence[Backend]) -> Iterator[list[Row]]:
                     Door("MCP", "/mcp", tool),
                 ):
                     job = _job(door, port)
-                    rows.append(Row(OURS, door.kind, backend.kind, job, _own(psutil.Process(process.pid))))
+                    rows.append(Row(OURS, door.kind, backend.kind, job, psutil.Process(process.pid)))
             yield rows
 
 
@@ -375,11 +374,11 @@ def _started(peer: Peer, home: Path, files: Path, backend: Backend) -> Iterator[
             if process.poll() is not None or time.monotonic() > deadline:
                 log.seek(0)
                 ended = f"it ended ({process.returncode})" if process.returncode is not None else why
-                raise StartFailed(f"{ended}: {_last_line(log.read().decode(errors='replace'))}")
+                raise StartFailed(f"{ended}: {cause_of(log.read().decode(errors='replace').splitlines()) or ''}")
             time.sleep(0.2)
-        processes = _own(psutil.Process(process.pid))
         yield [
-            Row(peer.name, door.kind, backend.kind, job, processes) for door, job in zip(peer.doors, jobs, strict=True)
+            Row(peer.name, door.kind, backend.kind, job, psutil.Process(process.pid))
+            for door, job in zip(peer.doors, jobs, strict=True)
         ]
     finally:
         whole = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -416,9 +415,21 @@ def _job(door: Door, port: int, headers: Mapping[str, str] | None = None) -> dic
     return {**job, "opening": [json.dumps(one) for one in opening], "body": json.dumps(body)}
 
 
-def _own(process: psutil.Process) -> list[psutil.Process]:
-    """The processes of a peer: all of its own, and not the server that it stands before."""
-    return [one for one in (process, *process.children(recursive=True)) if "toolscore.bench.echo" not in one.cmdline()]
+def _own(process: psutil.Process) -> Iterator[psutil.Process]:
+    """The processes of a peer just now: all of its own, and not the server that it stands before."""
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            if "toolscore.bench.echo" not in one.cmdline():
+                yield one
+
+
+def _sum(process: psutil.Process, figure: Callable[[psutil.Process], float]) -> float:
+    """A figure of all of a peer's processes, but of those that have just gone."""
+    total = 0.0
+    for one in _own(process):
+        with suppress(psutil.NoSuchProcess):
+            total += figure(one)
+    return total
 
 
 def _measured(
@@ -448,15 +459,15 @@ def _measured(
 
 def _under_load(row: Row, seconds: float) -> dict[str, float]:
     alone = measure(row.job, CONCURRENCY[0], seconds)
-    before = sum(cpu_seconds(one) for one in row.processes)
+    before = _sum(row.process, cpu_seconds)
     many = measure(row.job, CONCURRENCY[1], seconds)
-    spent = sum(cpu_seconds(one) for one in row.processes) - before
+    spent = _sum(row.process, cpu_seconds) - before
     return {
         "p50_ms": alone["p50_ms"],
         "calls_per_second": many["calls_per_second"],
         "p99_ms": many["p99_ms"],
         "cpu_ms": round(spent / max(1, many["made"]) * 1000, 4),
-        "memory_mb": round(sum(one.memory_info().rss for one in row.processes) / 2**20, 1),
+        "memory_mb": round(_sum(row.process, lambda one: float(one.memory_info().rss)) / 2**20, 1),
     }
 
 

@@ -19,6 +19,7 @@ from toolscore.core.jsonrpc import ConnectionLost, RemoteError
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.lists import read_tools
+from toolscore.upstreams.process.last_words import cause_of, hint_for
 from toolscore.upstreams.process.old_sdk import needs_old_sdk, with_old_sdk
 from toolscore.upstreams.process.spawn import ChildProtocol, CommandNotFound, spawn, stop
 from toolscore.upstreams.protocol import OURSELVES
@@ -142,7 +143,7 @@ class Life:
             if self._up_at is not None:
                 upstream.restarts += 1
                 self._host.restarted(upstream)
-            error = hidden(ended.reason + self._last_line(), upstream.spec)
+            error = hidden(ended.reason + self._last_words(), upstream.spec)
             # What worked before, or stands elsewhere, may come back; a process of ours that never started is given up.
             never_started = start_failures >= self._host.rules.max_start_failures and not was_ever_up
             if ended.hopeless or (never_started and upstream.spec.command):
@@ -305,7 +306,7 @@ class Life:
             if not await self._is_to_start():
                 break
             started = time.monotonic()
-            error = hidden(await self._run_instance(upstream.spec) + self._last_line(), upstream.spec)
+            error = hidden(await self._run_instance(upstream.spec) + self._last_words(), upstream.spec)
             if orders.stop.is_set():
                 break
             failures = 0 if time.monotonic() - started > HEALTHY_SECONDS else failures + 1
@@ -385,7 +386,8 @@ class Life:
         finally:
             self.upstream.next_try_at = None
 
-    def _last_line(self) -> str:
-        """What the process said last: most often the reason."""
-        said = [line for line in self.upstream.stderr if not line.startswith((" ", "Traceback", "["))]
-        return f"; its last line: {said[-1]}" if said else ""
+    def _last_words(self) -> str:
+        """What the process said of the reason, and what mends it."""
+        lines = list(self.upstream.stderr)
+        cause, hint = cause_of(lines), hint_for(lines)
+        return (f"; it said: {cause}" if cause else "") + (f" ({hint})" if hint else "")

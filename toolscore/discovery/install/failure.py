@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from toolscore.core.errors import Conflict, InstallFailed, InvalidArguments, NotAllowedByPolicy, ToolScoreError
 from toolscore.discovery.install.plan import Plan
+from toolscore.upstreams.process.last_words import cause_of, hint_for
 
 __all__ = ["OUTPUT_LINES", "StepFailed", "as_error"]
 
@@ -32,9 +33,11 @@ def as_error(exc: Exception, step: str, plan: Plan) -> ToolScoreError:
     if isinstance(exc, Conflict | NotAllowedByPolicy | InvalidArguments):
         return exc
     command, output = (exc.command, exc.output) if isinstance(exc, StepFailed) else ([], [])
-    last_line = f"; its last line: {output[-1].strip()}" if output else ""
+    cause, hint = cause_of(output), hint_for(output)
+    said = f"; it said: {cause}" if cause else ""
     return InstallFailed(
-        f"{plan.name} could not be installed (step `{step}`): {str(exc) or type(exc).__name__}{last_line}. "
+        f"{plan.name} could not be installed (step `{step}`): {str(exc) or type(exc).__name__}{said}. "
         "Nothing of it is left",
+        suggestion=hint,
         data={"step": step, "command": command, "output": output},
     )

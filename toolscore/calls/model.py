@@ -42,6 +42,7 @@ class Call:
 
     Attributes:
         call_id: of its record in the journal.
+        at_ms: when it began, in ms since 1970.
         tool: what it calls, from the step `resolve` on.
         patience: seconds that it waits for a server that starts, for a place, or for an equal call; from `resolve` on.
         slot: where its result may be kept; `None`: nowhere.
@@ -57,9 +58,9 @@ class Call:
     """
 
     __slots__ = (
-        "_values", "action", "answer", "arguments", "attempt", "call_id", "caller", "error", "extra", "is_stale",
-        "kept", "outcome", "parent", "patience", "queued", "replay", "request_id", "served", "server_id", "slot",
-        "start", "started", "timeout_seconds", "tool", "tool_id", "use_cache",
+        "_values", "action", "answer", "arguments", "at_ms", "attempt", "call_id", "caller", "error", "extra",
+        "is_stale", "kept", "outcome", "parent", "patience", "queued", "replay", "request_id", "served", "server_id",
+        "slot", "start", "started", "timeout_seconds", "tool", "tool_id", "use_cache",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +90,9 @@ class Call:
         self.use_cache = use_cache
         self.replay = replay
         self.parent = parent
-        self.call_id = new_call_id()
+        moment = time.time()
+        self.call_id = new_call_id(moment)
+        self.at_ms = int(moment * 1000)
         self.started = time.perf_counter()
         self.tool: Tool | None = None
         self.patience = timeout_seconds or 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +70,7 @@ class Notes:
             CallRecord(
                 call_id=call.call_id,
                 request_id=call.request_id,
-                at_ms=int(time.time() * 1000 - call.seconds * 1000),
+                at_ms=call.at_ms,
                 principal=call.principal.name,
                 tool_id=tool.tool_id,
                 server_id=tool.server_id,
@@ -132,7 +131,7 @@ class Notes:
             CallRecord(
                 call_id=call.call_id,
                 request_id=call.request_id,
-                at_ms=int(time.time() * 1000 - seconds * 1000),
+                at_ms=call.at_ms,
                 principal=call.principal.name,
                 tool_id=name,
                 server_id=server_id,

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["CallStats", "Latencies", "More", "Windows"]
+__all__ = ["CallStats", "Latencies", "More", "Windows", "step_of"]
 
 WINDOWS = {"10s": 10.0, "1m": 60.0, "5m": 300.0, "1h": 3600.0}
 STEP_SECONDS = 5.0
@@ -22,6 +22,11 @@ MOST = 1e12
 _log = math.log(FINENESS)
 
 
+def step_of(milliseconds: float) -> int:
+    """In which step of a tenth a latency lies."""
+    return math.ceil(math.log(milliseconds) / _log) if milliseconds > 0.001 else -80
+
+
 class Latencies(msgspec.Struct, array_like=True):
     """How long calls took, in ms; `steps`: how many took how long."""
 
@@ -31,9 +36,12 @@ class Latencies(msgspec.Struct, array_like=True):
     high: float = 0.0
     steps: dict[int, int] = {}
 
-    def add(self, milliseconds: float) -> None:
-        """Take one call."""
-        step = math.ceil(math.log(milliseconds) / _log) if milliseconds > 0.001 else -80
+    def add(self, milliseconds: float, step: int) -> None:
+        """Take one call.
+
+        Args:
+            step: its own, `step_of(milliseconds)`.
+        """
         self.steps[step] = self.steps.get(step, 0) + 1
         self.count += 1
         self.sum += milliseconds
@@ -96,10 +104,14 @@ class Windows:
         self._seconds = bucket_seconds
         self._buckets: OrderedDict[int, _Bucket] = OrderedDict()
 
-    def add(self, milliseconds: float, failed: bool, now: float) -> _Bucket:
-        """Take one call. Returns the figures of its moment."""
+    def add(self, milliseconds: float, step: int, failed: bool, now: float) -> _Bucket:
+        """Take one call. Returns the figures of its moment.
+
+        Args:
+            step: of its latency, `step_of`.
+        """
         bucket = self._at(now)
-        bucket.latencies.add(milliseconds)
+        bucket.latencies.add(milliseconds, step)
         bucket.errors += failed
         return bucket
 
@@ -204,17 +216,17 @@ class CallStats:
         Args:
             kept: its result came out of the cache.
         """
-        now, failed = time.monotonic(), outcome != "ok"
-        moment = self._all.add(milliseconds, failed, now)
+        now, failed, step = time.monotonic(), outcome != "ok", step_of(milliseconds)
+        moment = self._all.add(milliseconds, step, failed, now)
         self._count(moment, tool, outcome, kept, 1)
-        self._windows(tool).add(milliseconds, failed, now)
+        self._windows(tool).add(milliseconds, step, failed, now)
         if self._more is not None:
             more = self._more.get((tool, outcome, kept))
             if more is None:
                 if len(self._more) >= MAX_GATHERED:
                     return
                 more = self._more[tool, outcome, kept] = More(tool, outcome, kept, Latencies())
-            more.latencies.add(milliseconds)
+            more.latencies.add(milliseconds, step)
 
     def _windows(self, tool: str) -> Windows:
         of_tool = self._of_tool.get(tool)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -55,8 +56,17 @@ def now() -> datetime:
 
 
 def timestamp(moment: datetime | None = None) -> str:
-    """RFC 3339 UTC with milliseconds."""
-    return (moment or now()).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """RFC 3339 UTC with milliseconds, of now without a moment."""
+    if moment is not None:
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_second(second)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(second: int) -> str:
+    """RFC 3339 UTC up to the second, which most that is asked for has in common."""
+    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
 
 
 def shown_url(url: str) -> str:

@@ -143,7 +143,10 @@ def start_frame(record: CallRecord, arguments: Raw) -> bytes:
     """A call that begins, as it goes through the pipe if its end never does; without secrets, since it is kept."""
     if record.arguments_bytes > INLINE_BYTES:
         return call_frame(record, Raw(b""), None)
-    clean = Raw(redact_json(arguments)[0])
+    data, hidden = redact_json(arguments)
+    if not hidden:
+        return call_frame(record, arguments, None)
+    clean = Raw(data)
     return call_frame(msgspec.structs.replace(record, arguments_bytes=memoryview(clean).nbytes), clean, None)
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -205,18 +206,18 @@ def test_every_call_is_in_one_journal_under_an_id_of_its_own(gateway: GatewayPro
 
 
 def test_a_budget_is_of_all_together() -> None:
-    with several({"good": odd("echo")}, settings="rates: {per_minute: 60, burst: 10}\n") as process:
+    with several({"good": odd("echo")}, settings="rates: {per_minute: 6, burst: 10}\n") as process:
         key = httpx.post(f"{process.url}/api/v1/keys", json={"name": "ada"}).json()["data"]["key"]
-        taken = 0
+        taken, began = 0, time.monotonic()
         for number in range(30):
             said = httpx.post(
                 f"{process.url}/execute_tool",
                 json={"tool_id": "good__echo", "parameters": {"text": f"{number}"}},
                 headers={"x-api-key": key},
-                timeout=30,
+                timeout=60,
             ).json()
             taken += bool(said["success"])
-        assert 10 <= taken <= 20  # ten, and what a minute's sixty give meanwhile
+        assert 10 <= taken <= 11 + (time.monotonic() - began) / 10  # ten, and what six a minute give meanwhile
 
 
 def test_no_result_is_given_that_another_worker_made_old(tmp_path: Path) -> None:

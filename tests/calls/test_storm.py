@@ -30,7 +30,7 @@ SETTINGS = """
 breaker: {min_calls: 400, failure_ratio: 0.6, open_seconds: 0.2, max_open_seconds: 0.5}
 servers: {max_concurrent: 64}
 journal: {log_calls: false}
-limits: {request_seconds: 1, write_seconds: 1, max_connections_per_address: 64}
+limits: {request_seconds: 5, write_seconds: 2, max_connections_per_address: 64}
 """
 GREEDY_BYTES = 200_000_000
 """What greedy clients may have the gateway hold at most; each asks for far more."""

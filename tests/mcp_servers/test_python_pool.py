@@ -297,10 +297,12 @@ def test_a_session_rests_between_its_calls_and_one_that_talks_unasked_is_ended(t
         first = int((await executor.execute("import time; time.sleep(0.1); n", session_id="s")).result or 0)
         assert int((await executor.execute("import time; time.sleep(0.1); n", session_id="s")).result or 0) > first > 0
         flood = (
-            "import threading, os, time\ndef f():\n    time.sleep(0.05)\n    while True: os.write(3, bytes(1 << 16))\n"
+            "import threading, os, time\ngo = False\ndef f():\n    while not go: time.sleep(0.001)\n"
+            "    while True: os.write(3, bytes(1 << 16))\n"
         )
-        await executor.execute(f"{flood}threading.Thread(target=f).start()\ntime.sleep(0.04)", session_id="f")
-        outcome = await executor.execute("import time; time.sleep(0.2); 'alive'", session_id="f")
+        begun = await executor.execute(f"{flood}threading.Thread(target=f).start()", session_id="f")
+        assert begun.exit == "ok"
+        outcome = await executor.execute("go = True; time.sleep(20); 'alive'", session_id="f")
         assert (outcome.exit, outcome.result) == ("killed", None)
         assert (await executor.execute("'fresh'", session_id="f")).result == "'fresh'"
 

@@ -270,7 +270,7 @@ def test_a_gateway_that_is_restarted_in_the_middle_is_waited_for(tmp_path: Path)
                 process.wait_for_state("city", "up")
             return [LOOK, LOOK.replace("Oslo", "Rome"), DONE][count]
 
-        events, _ = ran(process, script)
+        events, _ = ran(process, script, rules={"timeout_seconds": 120.0})  # so long the model restarts it
         assert ending(events) == ("answered", "done"), events
         assert [call["arguments"] for call in fickle.calls()] == [{"city": "Oslo"}, {"city": "Rome"}], events
 

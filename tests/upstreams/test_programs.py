@@ -111,7 +111,7 @@ def test_of_a_runner_only_its_program_stays(tmp_path: Path) -> None:
         assert "Europe/Berlin" in gateway.text("time__get_current_time", {"timezone": "Europe/Berlin"})
         assert gateway.execute("memory__read_graph")["success"]
         gateway.wait_for_state("none", "down", "failed")
-        wait_for(lambda: "No solution found" in (gateway.server("none")["last_error"] or ""))
+        wait_for(lambda: "toolscore-has-no-such-package was not found" in (gateway.server("none")["last_error"] or ""))
         below = [words for words in gateway.commands() if not any("reaper.py" in word for word in words)]
         assert len([words for words in below if "mcp-server-memory" in " ".join(words)]) == 1
         programs = {Path(words[0]).name for words in below if words and "no-such" not in " ".join(words)}

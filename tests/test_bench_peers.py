@@ -32,7 +32,7 @@ def test_peers_are_measured_and_those_that_fail_are_said(tmp_path: Path, monkeyp
     monkeypatch.setattr(peers, "ROUNDS", 1)
     for name in ("echo==1", "broken==1"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / ".installed").touch()
+        (tmp_path / name / ".installed").write_text(name)
     said: list[str] = []
     report = run_peers_bench(tmp_path, seconds=0.6, quiet=True, tell=said.append, picture=tmp_path / "picture.svg")
     rows = {(row["peer"], row["door"], row["backend"]): row for row in report["results"]}

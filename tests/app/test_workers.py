@@ -30,7 +30,7 @@ def several(servers: dict[str, Any] | None = None, workers: int = WORKERS, **mor
     """A gateway of so many processes, from when all of them take calls."""
     with running_gateway(servers, start=False, **more) as process:
         process.start("--workers", str(workers))
-        wait_for(lambda: len(workers_of(process)) == workers, 30, "for all workers")
+        wait_for(lambda: len(workers_of(process)) == workers, 120, "for all workers")
         for server_id in servers or {}:
             process.wait_for_state(server_id, "up")
         yield process
@@ -259,8 +259,8 @@ def test_a_worker_that_is_killed_is_replaced_and_calls_go_on(gateway: GatewayPro
         wait_for(lambda: answered[0] > 50, 60)
         victim.kill()
         count = answered[0]
-        wait_for(lambda: answered[0] > count + 200, 30, "for calls after the kill")
-        wait_for(lambda: len(workers_of(gateway)) == WORKERS and workers_of(gateway) != before, 30)
+        wait_for(lambda: answered[0] > count + 200, 120, "for calls after the kill")
+        wait_for(lambda: len(workers_of(gateway)) == WORKERS and workers_of(gateway) != before, 120)
     finally:
         ended.set()
         for thread in threads:

@@ -85,7 +85,7 @@ def test_ten_thousand_calls_through_a_storm(tmp_path: Path, record_property: Cal
             outcomes = Counter(outcome for _, _, outcome in seen)
             executed = Counter(ledger.read_text().split("\n")[:-1])
 
-            wait_for(lambda: process.get("/api/v1/stats")["journal"]["written"] == CALLS, 30, "for the journal")
+            wait_for(lambda: process.get("/api/v1/stats")["journal"]["written"] == CALLS, 120, "for the journal")
             stats, metrics = process.get("/api/v1/stats"), process.http.get("/metrics").text
             database = process.folder / "data" / "toolscore.db"
             recorded = _recorded(database)

@@ -195,7 +195,7 @@ def test_where_no_gateway_runs_one_is_started_for_all_and_ends_with_the_last(tmp
                 wait_for(lambda gone=dying: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE)
                 assert "error" not in second.request("tools/list")
             assert second.close()[0] == 0
-        wait_for(lambda: not gateways(), 30, "for the gateway to end")
+        wait_for(lambda: not gateways(), 120, "for the gateway to end")
     finally:
         for process in gateways():
             process.kill()

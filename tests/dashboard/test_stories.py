@@ -177,7 +177,7 @@ def test_a_server_that_is_killed_comes_back_before_ones_eyes(gateway: GatewayPro
     pid = gateway.server("city")["pid"]
     before = page.get_by_role("table", name="Events").get_by_role("row").count()
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: gateway.server("city")["pid"] not in (None, pid), 30)
+    wait_for(lambda: gateway.server("city")["pid"] not in (None, pid), 120)
     expect(page.get_by_role("table", name="Events").get_by_role("row").nth(max(1, before))).to_be_visible()
 
 

@@ -618,7 +618,7 @@ def test_an_id_belongs_to_one_at_a_time(local: tuple[GatewayProcess, Registries]
     done: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: done.append(install(process, "first", server_id="mine")))
     thread.start()
-    wait_for(lambda: any("/files/first-server" in path for path in registries.asked), 30)
+    wait_for(lambda: any("/files/first-server" in path for path in registries.asked), 120)
     assert install(process, "second", server_id="mine")["error"]["code"] == "conflict"
     attached = process.http.post("/api/v1/servers", json={"server_id": "mine", "command": "/bin/cat"})
     assert attached.json()["error"]["code"] == "conflict"
@@ -694,8 +694,8 @@ def test_kill_9_in_the_middle_leaves_a_clean_start(local: tuple[GatewayProcess, 
     registries.slow = 60
     threading.Thread(target=_ignore, args=(install, process, "slow"), daemon=True).start()
     place = process.folder / "data" / "servers" / "slow"
-    wait_for(lambda: (place / "requirements.in").exists(), 30)
-    wait_for(lambda: any("/files/slow-server" in path for path in registries.asked), 30)
+    wait_for(lambda: (place / "requirements.in").exists(), 120)
+    wait_for(lambda: any("/files/slow-server" in path for path in registries.asked), 120)
     children = process.family()
     process.kill()
     wait_for(lambda: not any(_runs(child) for child in children), 60, "for the fetcher to end")
@@ -721,7 +721,7 @@ def test_stopping_the_gateway_undoes_an_install_and_tells_whoever_waits(
     done: list[dict[str, Any]] = []
     waiter = threading.Thread(target=lambda: done.append(install(process, "late")))
     waiter.start()
-    wait_for(lambda: any("/files/late-server" in path for path in registries.asked), 30)
+    wait_for(lambda: any("/files/late-server" in path for path in registries.asked), 120)
     process.stop()
     let_go(registries)
     waiter.join(10)

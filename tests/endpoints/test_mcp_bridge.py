@@ -30,7 +30,7 @@ def gateway() -> Iterator[GatewayProcess]:
     with running_gateway({"both": servers["both"]}, settings="limits: {input_seconds: 5}\n") as process:
         wait_for(lambda: listed(process, "resources/list", "resources"))  # the first to have a URI keeps it
         process.servers(servers)
-        wait_for(lambda: len(listed(process, "resources/list", "resources")) == 8, 30)
+        wait_for(lambda: len(listed(process, "resources/list", "resources")) == 8, 120)
         process.wait_for_state("sessions", "up")
         yield process
 

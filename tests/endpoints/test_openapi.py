@@ -126,7 +126,7 @@ def test_real_answers_are_as_it_says(gateway: GatewayProcess, document: dict[str
     check("get", "/api/v1/pins")
     gateway.fickle.order(tools={"look": {"inputSchema": {"type": "object", "required": ["city"]}}})  # type: ignore[attr-defined]
     gateway.http.post("/api/v1/servers/city/restart")
-    pin = wait_for(lambda: check("get", "/api/v1/pins?quarantined=true")["pins"], 30)[0]
+    pin = wait_for(lambda: check("get", "/api/v1/pins?quarantined=true")["pins"], 120)[0]
     check("get", f"/api/v1/pins/{pin['tool_id']}", "/api/v1/pins/{tool_id}")
     check("get", f"/api/v1/tools/{pin['tool_id']}", "/api/v1/tools/{tool_id}")
     approval = {"definition_hash": pin["held_hash"]}

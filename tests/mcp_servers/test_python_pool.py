@@ -391,7 +391,7 @@ def test_a_machine_below_the_least_tier_is_refused_by_the_gateway() -> None:
         command = [*lower, sys.executable, "-m", "toolscore", "serve", "--config", str(process.config)]
         process.log = open(process.folder / "gateway.log", "ab")  # noqa: SIM115
         process.process = subprocess.Popen(command, stdout=process.log, stderr=process.log, cwd=process.folder)
-        wait_for(process.is_ready, 30)
+        wait_for(process.is_ready, 120)
         state = process.wait_for_state(EXECUTOR, "down", "failed")
         assert "at tier C only, and at least B is asked for" in state["last_error"]
 

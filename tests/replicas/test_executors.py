@@ -88,15 +88,15 @@ def test_executors_dial_every_gateway_and_leave_without_losing_a_call(
 ) -> None:
     port = two[0].router_port
     for process in two:
-        wait_for(lambda process=process: alive(process), 30)  # type: ignore[misc]
+        wait_for(lambda process=process: alive(process), 120)  # type: ignore[misc]
         assert process.http.get("/readyz").status_code == 503, "it needs an executor, and has none"
     with executor(port, tmp_path / "a") as first:
         for process in two:
-            wait_for(process.is_ready, 30)
+            wait_for(process.is_ready, 120)
             assert run(process, "1 + 1")["data"]["structured_content"]["result"] == "2"
         with executor(port, tmp_path / "b"):
             for process in two:
-                wait_for(lambda process=process: instances(process) == 2, 30)  # type: ignore[misc]
+                wait_for(lambda process=process: instances(process) == 2, 120)  # type: ignore[misc]
             for number in range(8):  # each session stays with one of the two, wherever its calls come in
                 for step, process in enumerate((*two, *two)):
                     code = "n = 0\nn" if step == 0 else "n += 1\nn"

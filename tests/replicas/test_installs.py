@@ -53,14 +53,14 @@ def test_a_server_that_one_installed_is_there_for_all_and_stays_until_somebody_r
     one, other = two
     assert install(one)["success"]
     for process in two:
-        wait_for(lambda process=process: works(process), 30)  # type: ignore[misc]
+        wait_for(lambda process=process: works(process), 120)  # type: ignore[misc]
     home = one.folder / "data" / "servers" / "shared"
     (home / "home" / "kept").write_text("precious")
     assert not (other.folder / "data" / "servers" / "shared").exists(), "the other reaches it over one hop"
 
     other.stop()
     other.start()
-    wait_for(lambda: works(other), 30)
+    wait_for(lambda: works(other), 120)
     away = one.folder / "data-of-another-machine"
     (one.folder / "data").rename(away)  # as if it were on another machine
     one.stop()

@@ -23,7 +23,7 @@ def test_a_server_that_dialled_in_to_one_is_reached_through_all(replicas: Replic
     first = subprocess.Popen(forked("fixture.py", "dial", one.register_url, "dialled"))
     try:
         for process in replicas:
-            wait_for(lambda process=process: process.execute(tool)["success"], 30)  # type: ignore[misc]
+            wait_for(lambda process=process: process.execute(tool)["success"], 120)  # type: ignore[misc]
         second = subprocess.Popen(forked("fixture.py", "dial", third.register_url, "dialled"))
         try:
             wait_for(lambda: third.server("dialled")["instances"] == 1 and third.execute(tool)["success"])
@@ -35,7 +35,7 @@ def test_a_server_that_dialled_in_to_one_is_reached_through_all(replicas: Replic
             second.kill()
             second.wait()
         for process in replicas:
-            wait_for(lambda process=process: not process.execute(tool, timeout_seconds=1)["success"], 30)  # type: ignore[misc]
+            wait_for(lambda process=process: not process.execute(tool, timeout_seconds=1)["success"], 120)  # type: ignore[misc]
     finally:
         if first.poll() is None:
             first.kill()

@@ -127,7 +127,7 @@ def test_what_one_approved_no_other_takes_back(replicas: Replicas, fickle: Fickl
     for process in replicas:
         answer(process, "POST", "/api/v1/servers/city/restart")
     for process in replicas:
-        wait_for(lambda process=process: process.get("/api/v1/pins", quarantined=True)["pins"], 30)
+        wait_for(lambda process=process: process.get("/api/v1/pins", quarantined=True)["pins"], 120)
     (pin,) = one.get("/api/v1/pins", quarantined=True)["pins"]
     approval = {"definition_hash": pin["held_hash"]}
     assert answer(one, "POST", "/api/v1/pins/city__look/approve", json=approval)["success"]

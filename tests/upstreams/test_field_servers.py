@@ -264,7 +264,7 @@ def test_a_server_that_is_gone_answers_at_once_and_says_when_it_is_tried_again(g
             error: dict[str, Any] = gateway.execute("web__go")["error"]
             return error if error["retry_after_seconds"] is not None else None
 
-        error = wait_for(refused, 30, "for the server to be given up for a while")
+        error = wait_for(refused, 120, "for the server to be given up for a while")
         assert error["code"] == "upstream_unavailable"
         assert 0 < error["retry_after_seconds"] <= 40
         assert wait_for(lambda: gateway.server("web")["next_try_at"], 60)

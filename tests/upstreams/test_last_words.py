@@ -141,7 +141,7 @@ SILENT = "see you"
 def test_the_line_that_says_why_is_found(output: str, cause: str | None, hint: str | None) -> None:
     lines = output.splitlines()
     assert cause_of(lines) == cause
-    said = hint_for(lines)
+    said = hint_for(cause)
     assert (said is None) if hint is None else (said is not None and hint in said)
 
 
@@ -150,4 +150,35 @@ def test_whatever_is_said_something_short_is_found(lines: list[str]) -> None:
     cause = cause_of(lines)
     assert (cause is None) == (not any(line.strip() for line in lines))
     assert len(cause or "") <= MAX_CAUSE
-    hint_for(lines)
+    hint_for(cause)
+
+
+def test_what_was_logged_long_before_is_not_the_cause() -> None:
+    logged = "Error: the file is not there, so the call failed"
+    assert cause_of([logged, "call done", "Error: out of memory"]) == "Error: out of memory"
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "TypeError: run() missing 1 argument (in mcp_server_time/server.py)",
+        "ModuleNotFoundError: No module named 'mcp'",
+        "ModuleNotFoundError: No module named 'mcp.server.mcpserver'",
+        "ImportError: cannot import name 'Client' from 'mcp' (/x/mcp/__init__.py)",
+        "ImportError: cannot import name 'x' from 'mcp_server_time' (/x/__init__.py)",
+    ],
+)
+def test_a_failure_that_has_nothing_to_do_with_an_older_sdk_is_not_laid_at_its_door(cause: str) -> None:
+    assert "older SDK" not in (hint_for(cause) or "")
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "ModuleNotFoundError: No module named 'mcp.server.fastmcp'. This is mcp 2.x, where FastMCP was renamed",
+        "ImportError: cannot import name 'McpError' from 'mcp' (/x/mcp/__init__.py)",
+        "ImportError: cannot import name 'streamablehttp_client' from 'mcp.client.streamable_http' (/x)",
+    ],
+)
+def test_what_only_the_older_sdk_had_says_so(cause: str) -> None:
+    assert "mcp<2" in (hint_for(cause) or "")

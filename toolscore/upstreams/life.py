@@ -388,6 +388,6 @@ class Life:
 
     def _last_words(self) -> str:
         """What the process said of the reason, and what mends it."""
-        lines = list(self.upstream.stderr)
-        cause, hint = cause_of(lines), hint_for(lines)
+        cause = cause_of(self.upstream.stderr)
+        hint = hint_for(cause)
         return (f"; it said: {cause}" if cause else "") + (f" ({hint})" if hint else "")

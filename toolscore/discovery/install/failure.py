@@ -33,11 +33,11 @@ def as_error(exc: Exception, step: str, plan: Plan) -> ToolScoreError:
     if isinstance(exc, Conflict | NotAllowedByPolicy | InvalidArguments):
         return exc
     command, output = (exc.command, exc.output) if isinstance(exc, StepFailed) else ([], [])
-    cause, hint = cause_of(output), hint_for(output)
+    cause = cause_of(output)
     said = f"; it said: {cause}" if cause else ""
     return InstallFailed(
         f"{plan.name} could not be installed (step `{step}`): {str(exc) or type(exc).__name__}{said}. "
         "Nothing of it is left",
-        suggestion=hint,
+        suggestion=hint_for(cause),
         data={"step": step, "command": command, "output": output},
     )

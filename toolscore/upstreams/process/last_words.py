@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from toolscore.upstreams.process.old_sdk import needs_old_sdk
-
 __all__ = ["cause_of", "hint_for"]
 
 MAX_CAUSE = 300
@@ -35,6 +33,11 @@ ARGUMENTS = re.compile(
     r"arguments are required|Missing (?:option|argument|required)|missing required argument|^Usage:|usage: ",
     re.IGNORECASE,
 )
+OLD_SDK = re.compile(
+    r"(?:ImportError|ModuleNotFoundError): (?:No module named 'mcp\.(?!server\.mcpserver)"
+    r"|cannot import name '(?!MCPServer'|Client')\w+' from 'mcp[.'])"
+)
+"""What SDK 1.x had and 2.x has not; not the other way round."""
 PROGRAM = re.compile(
     r"No such file or directory: '([^'/]+)'|spawn (\S+) ENOENT|(?:^|: )(\S+): (?:command )?not found"
     r"|executable file not found in \$PATH: (\S+)"
@@ -48,19 +51,20 @@ def cause_of(lines: Iterable[str]) -> str | None:
         lines: the last ones that it printed, the oldest first.
     """
     said = [line.rstrip() for line in lines if line.strip()]
-    found = _of_npm(said) or _of_resolver(said) or _of_python(said) or _first(NODE, said) or _first(SAID, said)
+    found = _of_npm(said) or _of_resolver(said) or _of_python(said) or _last(NODE, said) or _last(SAID, said)
     if found is None:
         plain = [line for line in said if not NOISE.match(line)] or said
-        found = next((line for line in plain if TELLING.search(line)), plain[-1] if plain else None)
+        telling = [line for line in plain if TELLING.search(line)]
+        found = (telling or plain)[-1] if plain else None
     return found.strip()[:MAX_CAUSE] if found is not None else None
 
 
-def hint_for(lines: Iterable[str]) -> str | None:
-    """What mends it, where that is plain from what the program printed."""
-    said = [line.rstrip() for line in lines if line.strip()]
-    if needs_old_sdk(said):
+def hint_for(cause: str | None) -> str | None:
+    """What mends it, where the cause that `cause_of` found says so plainly."""
+    if cause is None:
+        return None
+    if OLD_SDK.match(cause):
         return "it was written for an older SDK: run it with mcp<2 (`uvx --with 'mcp<2' …`)"
-    cause = cause_of(said) or ""
     missing = PROGRAM.search(cause)
     if missing is not None:
         return f"install the program {next(name for name in missing.groups() if name)!r}, which it starts"
@@ -99,6 +103,7 @@ def _of_python(said: Sequence[str]) -> str | None:
     return (alone or raised or [None])[-1]
 
 
-def _first(pattern: re.Pattern[str], said: Sequence[str]) -> str | None:
-    found = next((found for line in said if (found := pattern.match(line))), None)
+def _last(pattern: re.Pattern[str], said: Sequence[str]) -> str | None:
+    """The last line that begins so: a program that ran for long has told of other things before."""
+    found = next((found for line in reversed(said) if (found := pattern.match(line))), None)
     return found[found.lastindex or 0] if found is not None else None

@@ -9,9 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,9 @@ from typing import Any
 import psutil
 
 from toolscore.bench.process import (
+    ACCEPT,
+    OPENING,
+    SESSIONS,
     configure,
     echo,
     free_port,
@@ -111,13 +112,12 @@ def _jobs(echo_port: int, floor_port: int, gateway: dict[str, Any]) -> list[dict
         job = {"name": name, "kind": "http", "port": port, "path": path, "body": body, "headers": {}, "expect": TEXT}
         return {**job, "levels": CONCURRENCY, **more}
 
-    def ws(name: str, subprotocol: str | None, opening: list[str], body: str) -> dict[str, Any]:
+    def ws(name: str, subprotocol: str | None, opening: Sequence[str], body: str) -> dict[str, Any]:
         job = {"name": name, "kind": "ws", "port": router, "path": "/websocket", "subprotocol": subprotocol}
         return {**job, "opening": opening, "body": body, "expect": TEXT, "levels": CONCURRENCY}
 
     call = {"name": "echo", "arguments": arguments}
     full = {"name": "echo__echo", "arguments": arguments}
-    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
     return [
         post(FLOOR, floor_port, "/echo", json.dumps(arguments)),
         post(
@@ -134,11 +134,11 @@ def _jobs(echo_port: int, floor_port: int, gateway: dict[str, Any]) -> list[dict
         ),
         post(
             "/mcp, session", http, "/mcp", rpc("tools/call", full),
-            headers={"mcp-session-id": gateway["session_id"], "mcp-protocol-version": "2025-11-25", "accept": ACCEPT},
+            headers={"mcp-protocol-version": SESSIONS, "accept": ACCEPT}, opening=OPENING,
         ),
-        ws("router, mcp", "mcp", [rpc("initialize", hello)], rpc("tools/call", full)),
+        ws("router, mcp", "mcp", OPENING, rpc("tools/call", full)),
         ws(
-            "router, typed", None, [],
+            "router, typed", None, (),
             json.dumps({"type": "execute_tool", "request_id": "1", "tool_id": "echo__echo", "parameters": arguments}),
         ),
         post(
@@ -154,9 +154,6 @@ def _jobs(echo_port: int, floor_port: int, gateway: dict[str, Any]) -> list[dict
             headers=routing("tools/list"), expect="echo_0500", levels=(1, 16),
         ),
     ]  # fmt: skip
-
-
-ACCEPT = "application/json, text/event-stream"
 
 
 def _medians(rounds: list[Results]) -> Results:
@@ -253,21 +250,6 @@ def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
             wait_for_servers(base, len(servers) + 1)
             time.sleep(0.5)
             resident = psutil.Process(process.pid).memory_info().rss / 2**20
-            hello = {
-                "jsonrpc": "2.0",
-                "id": 0,
-                "method": "initialize",
-                "params": {
-                    "protocolVersion": "2025-11-25",
-                    "capabilities": {},
-                    "clientInfo": {"name": "bench", "version": "1"},
-                },
-            }
-            request = urllib.request.Request(  # noqa: S310
-                f"{base}/mcp", json.dumps(hello).encode(), {"accept": ACCEPT}
-            )
-            with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
-                session_id = response.headers["mcp-session-id"]
             recorder = next(
                 one for one in psutil.Process(process.pid).children() if "toolscore.history.recorder" in one.cmdline()
             )
@@ -275,7 +257,6 @@ def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
                 "processes": {"gateway": process.pid, "recorder": recorder.pid},
                 "http_port": http_port,
                 "router_port": router_port,
-                "session_id": session_id,
                 "resident_mb": round(resident, 1),
                 "seconds_to_ready": round(seconds_to_ready, 3),
             }

@@ -43,10 +43,6 @@ class HttpCaller(asyncio.Protocol):
         head += [f"{name}: {value}" for name, value in {"content-type": "application/json", **job["headers"]}.items()]
         return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
-    def itself(self) -> HttpCaller:
-        """What serves the connection that is being made."""
-        return self
-
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
@@ -78,6 +74,9 @@ class HttpCaller(asyncio.Protocol):
         found = head.find(b"content-length:")
         size = int(head[found + 15 :].split(b"\r\n", 1)[0]) if found >= 0 else 0
         return bytes(self._buffer[start : start + size]) if len(self._buffer) >= start + size else None
+
+    def close(self) -> None:
+        self._transport.close()
 
     def call(self) -> Awaitable[bytes]:
         self._answer = asyncio.get_running_loop().create_future()
@@ -111,20 +110,23 @@ async def _open(job: dict[str, Any]) -> Call:
         socket = SocketCaller(job)
         await socket.open()
         return socket.call
-    _, protocol = await asyncio.get_running_loop().create_connection(lambda: HttpCaller(job), "127.0.0.1", job["port"])
-    return protocol.call
+    return (await _connected(job)).call
+
+
+async def _connected(job: dict[str, Any]) -> HttpCaller:
+    _, caller = await asyncio.get_running_loop().create_connection(lambda: HttpCaller(job), "127.0.0.1", job["port"])
+    return caller
 
 
 async def _begun(job: dict[str, Any]) -> dict[str, Any]:
     """The job with the header of a session of its own, which the requests of `opening` have begun."""
     headers = dict(job["headers"])
     for body in job["opening"]:
-        caller = HttpCaller({**job, "headers": headers, "body": body})
-        transport, _ = await asyncio.get_running_loop().create_connection(caller.itself, "127.0.0.1", job["port"])
+        caller = await _connected({**job, "headers": headers, "body": body})
         await caller.call()
         if caller.session_id is not None:
             headers["mcp-session-id"] = caller.session_id
-        transport.close()
+        caller.close()
     return {**job, "headers": headers}
 
 

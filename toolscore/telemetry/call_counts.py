@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["CallCounts"]
+__all__ = ["FEW_SECONDS", "CallCounts"]
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 FEW_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60)

@@ -10,13 +10,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from toolscore.telemetry.call_counts import CallCounts
+from toolscore.telemetry.call_counts import FEW_SECONDS, CallCounts
 
 __all__ = ["CONTENT_TYPE", "Metrics", "summed"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-FEW_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60)
 
 
 class Metrics:

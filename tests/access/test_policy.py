@@ -173,7 +173,7 @@ def make_key(gateway: GatewayProcess, *arguments: str) -> str:
 
 def as_(gateway: GatewayProcess, name: str) -> httpx.Client:
     key = gateway.keys[name]  # type: ignore[attr-defined]
-    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=20)
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=120)
 
 
 def test_a_tool_that_is_denied_does_not_exist(gateway: GatewayProcess) -> None:

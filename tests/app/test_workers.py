@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 from support import Fickle, GatewayProcess, fixture, odd, running_gateway, wait_for
-from support.processes import free_port
+from support.processes import PYTHON, free_port
 
 WORKERS = 2
 
@@ -33,6 +33,10 @@ def several(servers: dict[str, Any] | None = None, workers: int = WORKERS, **mor
         wait_for(lambda: len(workers_of(process)) == workers, 120, "for all workers")
         for server_id in servers or {}:
             process.wait_for_state(server_id, "up")
+        if process.python:
+            with one_each(process, workers) as clients:
+                for client in clients:
+                    wait_for(lambda client=client: call(process, PYTHON, client, code="1")["success"], 120)  # type: ignore[misc]
         yield process
 
 
@@ -44,16 +48,16 @@ def gateway() -> Iterator[GatewayProcess]:
 
 def ask(process: GatewayProcess, path: str, **more: Any) -> dict[str, Any]:
     """An answer of some worker: each time over another connection."""
-    return dict(httpx.get(process.url + path, timeout=30, params=more).json()["data"])
+    return dict(httpx.get(process.url + path, timeout=120, params=more).json()["data"])
 
 
 @contextlib.contextmanager
-def one_each(process: GatewayProcess) -> Iterator[list[httpx.Client]]:
+def one_each(process: GatewayProcess, workers: int = WORKERS) -> Iterator[list[httpx.Client]]:
     """A client with an open connection to each worker."""
     clients: dict[str, httpx.Client] = {}
     with contextlib.ExitStack() as stack:
-        while len(clients) < WORKERS:
-            client = stack.enter_context(httpx.Client(base_url=process.url, timeout=30))
+        while len(clients) < workers:
+            client = stack.enter_context(httpx.Client(base_url=process.url, timeout=120))
             clients[request_run(client.get("/livez").json())] = client
         yield list(clients.values())
 
@@ -63,7 +67,7 @@ def call(
 ) -> dict[str, Any]:
     body = {"tool_id": tool_id, "parameters": parameters}
     post = client.post if client is not None else httpx.post
-    return dict(post(f"{process.url}/execute_tool", json=body, timeout=30).json())
+    return dict(post(f"{process.url}/execute_tool", json=body, timeout=120).json())
 
 
 def request_run(said: dict[str, Any]) -> str:
@@ -76,7 +80,7 @@ def workers_of(process: GatewayProcess) -> set[str]:
     found = set()
     with contextlib.ExitStack() as stack:
         for _ in range(8):
-            client = stack.enter_context(httpx.Client(base_url=process.url, timeout=30))
+            client = stack.enter_context(httpx.Client(base_url=process.url, timeout=120))
             with contextlib.suppress(httpx.TransportError):
                 said = client.get("/readyz")
                 if said.is_success:
@@ -88,7 +92,7 @@ def test_connections_are_shared_evenly(gateway: GatewayProcess) -> None:
     with contextlib.ExitStack() as stack:
         runs: collections.Counter[str] = collections.Counter()
         for _ in range(16):
-            client = stack.enter_context(httpx.Client(base_url=gateway.url, timeout=30))
+            client = stack.enter_context(httpx.Client(base_url=gateway.url, timeout=120))
             said = call(gateway, "good__echo", client, text="hi")
             assert said["success"]
             runs[request_run(said)] += 1
@@ -107,10 +111,9 @@ def test_a_server_on_this_machine_runs_once_and_is_everybodys(gateway: GatewayPr
 
 
 def test_a_session_of_python_is_the_same_on_each(gateway: GatewayProcess) -> None:
-    tool = "python-executor-mcp-server__python_execute"
-    assert call(gateway, tool, code="n = 0", session_id="mine")["success"]
+    assert call(gateway, PYTHON, code="n = 0", session_id="mine")["success"]
     for number in range(1, 9):
-        said = call(gateway, tool, code="n += 1\nn", session_id="mine")
+        said = call(gateway, PYTHON, code="n += 1\nn", session_id="mine")
         assert said["data"]["structured_content"]["result"] == str(number)
 
 
@@ -133,7 +136,7 @@ def test_a_session_of_mcp_goes_on_over_any_connection(gateway: GatewayProcess) -
 
     def post(method: str, params: dict[str, Any]) -> httpx.Response:
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        return httpx.post(f"{gateway.url}/mcp", json=body, headers=headers, timeout=30)
+        return httpx.post(f"{gateway.url}/mcp", json=body, headers=headers, timeout=120)
 
     headers["mcp-session-id"] = post("initialize", opening).headers["mcp-session-id"]
     for _ in range(8):
@@ -162,7 +165,7 @@ def test_each_event_is_told_once_in_one_order(gateway: GatewayProcess) -> None:
         thread.start()
     for _ in range(10):
         for how in ("disable", "enable"):
-            httpx.post(f"{gateway.url}/api/v1/tools/good__echo/{how}", timeout=30).raise_for_status()
+            httpx.post(f"{gateway.url}/api/v1/tools/good__echo/{how}", timeout=120).raise_for_status()
     wait_for(lambda: all(len(seen) >= 20 for seen in streams), 60, "for all events")
     for thread in threads:
         thread.join()
@@ -299,11 +302,11 @@ def test_one_signal_ends_it_all_and_calls_under_way_are_answered(number: int) ->
     with several({"good": odd("echo"), "fix": fixture("stdio")}, journal=True, python=True) as process:
         everything = process.family()
         said: list[dict[str, Any]] = []
-        body = {"tool_id": "python-executor-mcp-server__python_execute",
+        body = {"tool_id": PYTHON,
                 "parameters": {"code": "import time; time.sleep(4); 42"}}  # fmt: skip
 
         def run() -> None:
-            said.append(httpx.post(f"{process.url}/execute_tool", json=body, timeout=30).json())
+            said.append(httpx.post(f"{process.url}/execute_tool", json=body, timeout=120).json())
 
         threads = [threading.Thread(target=run) for _ in range(4)]
         for thread in threads:

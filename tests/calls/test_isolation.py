@@ -80,7 +80,7 @@ def over_a_socket(
                 for frame in frames:
                     await socket.send(json.dumps(frame).replace("CITY", city))
                 while True:
-                    said = await asyncio.wait_for(socket.recv(), 10)
+                    said = await asyncio.wait_for(socket.recv(), 60)
                     if f"{city} #" in str(said):
                         return f"{city} #" + str(said).partition(f"{city} #")[2].partition('"')[0]
 

@@ -130,7 +130,7 @@ def _calls(url: str) -> list[tuple[str, int, str]]:
     seen: list[tuple[str, int, str]] = []
 
     def work() -> None:
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=120) as client:
             while True:
                 with lock:
                     number = next(numbers, None)

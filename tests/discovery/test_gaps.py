@@ -349,7 +349,7 @@ def test_a_gap_is_told_to_its_own_principal_alone(
     def first_heard(key: str) -> str:
         """Whose gap comes first: ada's was the first of all."""
         url = "/api/v1/events/stream?events=gap_detected&since=0"
-        with process.http.stream("GET", url, headers=bearer(key), timeout=10) as stream:
+        with process.http.stream("GET", url, headers=bearer(key), timeout=120) as stream:
             line = next(line for line in stream.iter_lines() if line.startswith("data: "))
         return str(json.loads(line[6:])["principal"])
 

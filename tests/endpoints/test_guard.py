@@ -35,7 +35,7 @@ def gateway() -> Iterator[GatewayProcess]:
 
 @contextlib.contextmanager
 def connected(gateway: GatewayProcess, sent: bytes = b"") -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=15) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=120) as connection:
         if sent:
             connection.sendall(sent)
         yield connection
@@ -71,7 +71,7 @@ def test_who_does_not_send_a_whole_request_is_let_go(gateway: GatewayProcess, se
 
 
 def test_a_connection_that_rests_between_two_requests_stays(gateway: GatewayProcess) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.http_port, timeout=15)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.http_port, timeout=120)
     with contextlib.closing(connection):
         connection.request("GET", "/livez")
         assert connection.getresponse().read()
@@ -153,7 +153,7 @@ def test_a_body_over_the_bound_reaches_every_client(gateway: GatewayProcess, pat
         data = iter([body[:MEGABYTE], body[MEGABYTE:]]) if chunked else body
         request = urllib.request.Request(gateway.url + path, data=data, headers={"content-type": "application/json"})
         try:
-            return int(urllib.request.urlopen(request, timeout=20).status)
+            return int(urllib.request.urlopen(request, timeout=120).status)
         except urllib.error.HTTPError as refused:
             return refused.code
 

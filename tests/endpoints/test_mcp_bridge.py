@@ -399,7 +399,7 @@ def test_a_question_that_is_taken_back_is_so_for_the_client(gateway: GatewayProc
             called = {"name": "ask_and_give_up", "arguments": {}}
             question = await ask(socket, {"id": 1, "method": "tools/call", "params": called})
             assert question["method"] == "elicitation/create"
-            came = [json.loads(await asyncio.wait_for(socket.recv(), 10)) for _ in range(2)]
+            came = [json.loads(await asyncio.wait_for(socket.recv(), 60)) for _ in range(2)]
             told = next(message for message in came if message.get("method") == "notifications/cancelled")
             assert told["params"]["requestId"] == question["id"]
             answer = next(message for message in came if message.get("id") == 1)

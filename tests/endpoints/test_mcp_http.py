@@ -181,7 +181,7 @@ def test_a_cancelled_request_of_a_session_cancels_the_work(tmp_path: Any) -> Non
         process.wait_for_state("slow", "up")
 
         async def run() -> None:
-            async with httpx.AsyncClient(base_url=process.url, timeout=20) as http:
+            async with httpx.AsyncClient(base_url=process.url, timeout=120) as http:
                 hello = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}
                 headers = {"mcp-session-id": (await http.post("/mcp", json=hello)).headers["mcp-session-id"]}
                 call = {"jsonrpc": "2.0", "id": 7, "method": "tools/call",

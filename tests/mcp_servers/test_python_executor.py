@@ -182,7 +182,7 @@ def test_a_caller_that_hangs_up_ends_the_code(python: GatewayProcess) -> None:
     head = f"POST /execute_tool HTTP/1.1\r\nHost: localhost:{python.http_port}\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", python.http_port), timeout=5) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        wait_for(lambda: looping(python.pid), 9, "for the code to run")
+        wait_for(lambda: looping(python.pid), 60, "for the code to run")
     wait_for(lambda: not looping(python.pid), 60, "for the code's end")
 
 

@@ -70,7 +70,7 @@ def test_a_server_that_one_installed_is_there_for_all_and_stays_until_somebody_r
     away.rename(one.folder / "data")
     one.start()
     for process in two:
-        wait_for(lambda process=process: works(process), 40)  # type: ignore[misc]
+        wait_for(lambda process=process: works(process), 120)  # type: ignore[misc]
     assert (home / "home" / "kept").read_text() == "precious"
 
     assert install(other)["success"], "it is there already"

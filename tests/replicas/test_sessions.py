@@ -66,7 +66,7 @@ class Session:
         """The id and the message of each event, of a POST's response or of a stream."""
         headers = {**self.headers, **({"last-event-id": last} if last else {})}
         verb = "POST" if body is not None else "GET"
-        with httpx.stream(verb, f"{process.url}/mcp", json=body, headers=headers, timeout=30) as answer:
+        with httpx.stream(verb, f"{process.url}/mcp", json=body, headers=headers, timeout=120) as answer:
             assert answer.status_code == 200, answer.read()
             event_id = ""
             for line in answer.iter_lines():
@@ -144,7 +144,7 @@ def test_a_call_that_waits_for_its_client_goes_on_wherever_it_comes_back(asking:
         headers = {"mcp-protocol-version": STATELESS, "mcp-method": "tools/call", "mcp-name": params["name"],
                    "accept": "application/json, text/event-stream"}  # fmt: skip
         body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-        return dict(httpx.post(f"{process.url}/mcp", json=body, headers=headers, timeout=30).json())
+        return dict(httpx.post(f"{process.url}/mcp", json=body, headers=headers, timeout=120).json())
 
     for process, elsewhere in zip(asking, asking[1:] + asking[:1], strict=True):
         first = post(process)["result"]
@@ -252,7 +252,7 @@ def test_twenty_clients_of_the_sdk_through_the_balancer(asking: Replicas, balanc
 def test_a_client_of_the_first_revision_posts_to_any_gateway(replicas: Replicas) -> None:
     one, other, third = replicas
     headers = {"accept": "text/event-stream"}
-    with httpx.stream("GET", f"{one.url}/sse", headers=headers, timeout=20) as stream:
+    with httpx.stream("GET", f"{one.url}/sse", headers=headers, timeout=120) as stream:
         lines = (line[5:].strip() for line in stream.iter_lines() if line.startswith("data:"))
         place = next(lines)
         opening = {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "old", "version": "1"}}

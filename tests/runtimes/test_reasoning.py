@@ -437,7 +437,7 @@ def test_a_run_that_was_killed_goes_on_without_repeating_a_call(
 
 
 def test_ctrl_c_ends_the_code_and_says_how_to_go_on(gateway: GatewayProcess, city: Fickle, tmp_path: Path) -> None:
-    city.order(sleep=20)
+    city.order(sleep=300)
     try:
         with model_double({TASK: [LOOK, DONE]}) as double:
             process = subprocess.Popen(
@@ -446,7 +446,7 @@ def test_ctrl_c_ends_the_code_and_says_how_to_go_on(gateway: GatewayProcess, cit
             )  # fmt: skip
             wait_for(lambda: gateway.server("city")["calls_in_flight"] == 1, 60)
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=120)
         assert process.returncode == 130
         assert "--resume" in err
         wait_for(lambda: gateway.server("city")["calls_in_flight"] == 0, 60, "for the call to be cancelled")

@@ -193,3 +193,19 @@ async def test_strange_bytes_end_the_connection_and_nothing_else(tmp_path: Path)
             writer.close()
         memory.set(b"a", b"1")
         assert await store.get("a") == b"1"
+
+
+@running
+async def test_who_is_known_to_be_there_hears_what_is_told(engine: Any) -> None:
+    async with stores(engine, 2) as (one, other), members.Members(one, "s") as teller:
+        await teller.begin("1.2.3.4:5")
+        for _ in range(20):
+            async with members.Members(other, "s") as comer:
+                heard = asyncio.Event()
+                comer.on("news", lambda _, heard=heard: heard.set())  # type: ignore[misc]
+                coming = asyncio.create_task(comer.begin("1.2.3.4:6"))
+                while comer.id not in teller.others:
+                    await teller._tick()
+                teller.tell("news")
+                await heard.wait()
+                await coming

@@ -109,7 +109,7 @@ def exchange(processes: list[GatewayProcess], url: str, server_id: str, tool_id:
     done, refused, stop = [0] * callers, [], threading.Event()
 
     def call(number: int) -> None:
-        with httpx.Client(base_url=url, timeout=30, headers={"host": "localhost"}) as http:
+        with httpx.Client(base_url=url, timeout=120, headers={"host": "localhost"}) as http:
             while not stop.is_set():
                 said = http.post("/execute_tool", json={"tool_id": tool_id, "parameters": {"text": "hi"}})
                 if said.is_success and said.json()["success"]:

@@ -190,7 +190,7 @@ class GatewayProcess:
 
     def wait_for_output(self, text: str, times: int = 1) -> None:
         """Wait until its log has a text: a thread of its own writes that."""
-        wait_for(lambda: self.output().count(text) >= times, 10, f"for {text!r} in the log")
+        wait_for(lambda: self.output().count(text) >= times, 60, f"for {text!r} in the log")
 
     @property
     def pid(self) -> int:

@@ -125,7 +125,7 @@ def test_a_server_that_keeps_its_list_to_itself_is_restarted_and_detached_all_th
         assert process.text("secretive__echo", {"text": "x"}) == "told"
         threading.Event().wait(0.3)  # by now it is being asked
         process.http.post("/api/v1/servers/secretive/restart")
-        wait_for(lambda: process.server("secretive")["pid"] not in (None, pid), 8, "for the restart")
+        wait_for(lambda: process.server("secretive")["pid"] not in (None, pid), 60, "for the restart")
         process.wait_for_state("secretive", "up")
         assert process.http.delete("/api/v1/servers/secretive").status_code == 200
 

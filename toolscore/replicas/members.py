@@ -100,6 +100,8 @@ class Members:
         self.others: dict[str, str] = {}
         self.heard_first = asyncio.Event()
         """Set when it is known for the first time who is there."""
+        self._listens = asyncio.Event()
+        """Set when it listens for the first time, or Redis could not be reached."""
         self._shared = shared
         self._space = f"toolscore:{space}:"
         self._address = ""
@@ -119,11 +121,18 @@ class Members:
         return self
 
     async def begin(self, address: str) -> None:
-        """Say that this gateway is there, and where; returns when it is known who else is, or Redis does not answer."""
+        """Say that this gateway is there, and where; returns when it is known who else is, or Redis does not answer.
+
+        It listens before it says so: who knows that it is there may count on being heard.
+        """
         self._address = address
         self._began = asyncio.get_running_loop().time()
+        self._tasks = [asyncio.create_task(self._listen())]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._listens.wait()
         await self._tick()
-        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._listen())]
+        self._tasks.append(asyncio.create_task(self._keep()))
 
     async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
@@ -377,12 +386,14 @@ class Members:
 
     async def _listen(self) -> None:
         def ready() -> None:
+            self._listens.set()
             for missed in self._on_silence:
                 missed()
 
         while True:
             with contextlib.suppress(OSError):
                 await self._shared.listen(f"{self._space}bus", self._heard, ready)
+            self._listens.set()
             await asyncio.sleep(AGAIN_SECONDS)
 
 

@@ -93,8 +93,8 @@ def test_every_event_type_is_in_the_wire_page() -> None:
 async def routes_of_a_gateway(folder: Path) -> set[tuple[str, str]]:
     settings = Settings(storage={"data_dir": str(folder)})  # type: ignore[arg-type]
     async with open_gateway(Loaded(settings, [], {}), watch=False) as gateway:
-        front: Any = create_app(gateway)
-        return set(routes(front._app))  # what stands behind the front door
+        front = create_app(gateway)
+        return set(routes(await front.api()))  # what stands behind the front door
 
 
 def test_every_rest_address_is_in_the_wire_page(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def tool_ids(gateway: GatewayProcess) -> list[str]:
 def inspect(url: str, era: str, *arguments: str) -> dict[str, Any]:
     command = [str(SERVERS / "node"), str(INSPECTOR), "--cli", url, "--transport", "http", "--protocol-era", era]
     done = subprocess.run(
-        [*command, "--format", "json", *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT
+        [*command, "--format", "json", *arguments], capture_output=True, text=True, timeout=180, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(json.loads(done.stdout))
@@ -179,7 +179,7 @@ def test_the_inspector(gateway: GatewayProcess, era: str) -> None:
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 def test_fastmcp_as_client(gateway: GatewayProcess, mode: str) -> None:
     done = subprocess.run(
-        [str(FASTMCP), "-c", FASTMCP_CLIENT, f"{gateway.url}/mcp", mode], capture_output=True, text=True, timeout=60
+        [str(FASTMCP), "-c", FASTMCP_CLIENT, f"{gateway.url}/mcp", mode], capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -122,7 +122,7 @@ def test_what_one_changes_all_know(gateway: GatewayProcess) -> None:
         wait_for(lambda: all(check() for _ in range(6)), 60)
 
     entry = {"server_id": "late", **odd("echo")}
-    assert httpx.post(f"{gateway.url}/api/v1/servers", json=entry, timeout=60).json()["success"]
+    assert httpx.post(f"{gateway.url}/api/v1/servers", json=entry, timeout=180).json()["success"]
     everywhere(lambda: bool(call(gateway, "late__echo", text="hi")["success"]))
     httpx.post(f"{gateway.url}/api/v1/tools/late__echo/disable").raise_for_status()
     everywhere(lambda: not call(gateway, "late__echo", text="hi")["success"])
@@ -217,7 +217,7 @@ def test_a_budget_is_of_all_together() -> None:
                 f"{process.url}/execute_tool",
                 json={"tool_id": "good__echo", "parameters": {"text": f"{number}"}},
                 headers={"x-api-key": key},
-                timeout=60,
+                timeout=180,
             ).json()
             taken += bool(said["success"])
         assert 10 <= taken <= 11 + (time.monotonic() - began) / 10  # ten, and what six a minute give meanwhile
@@ -341,7 +341,7 @@ def test_a_launcher_that_is_killed_leaves_nobody() -> None:
 )
 def test_what_cannot_be_is_refused(arguments: list[str], said: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "toolscore", "serve", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "toolscore", "serve", *arguments], capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 2
     assert said in " ".join(done.stderr.replace("│", " ").split())
@@ -358,7 +358,7 @@ def test_one_port_for_hops_is_refused_where_each_worker_needs_one(tmp_path: Path
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         cwd=tmp_path,
     )
     assert done.returncode == 78
@@ -376,6 +376,6 @@ def test_a_port_that_is_taken_is_said_once() -> None:
                 "TOOLSCORE_CORE_SERVICES__TOOLSCORE_MCP__PORT": str(free_port()),
                 "TOOLSCORE_STORAGE__DATA_DIR": str(process.folder / "other"),
             },
-            capture_output=True, text=True, timeout=60, cwd=process.folder,
+            capture_output=True, text=True, timeout=180, cwd=process.folder,
         )  # fmt: skip
         assert done.stderr.count("cannot listen") == 1

@@ -50,7 +50,7 @@ def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def run(gateway: GatewayProcess, code: str, **more: Any) -> dict[str, Any]:
     """The envelope's `data` of a run."""
-    answer = gateway.http.post("/api/v1/code/run", json={"code": code, **more}, timeout=60).json()
+    answer = gateway.http.post("/api/v1/code/run", json={"code": code, **more}, timeout=180).json()
     assert answer["success"], answer
     return dict(answer["data"])
 

@@ -243,7 +243,7 @@ def test_a_pipe_gets_all_its_answers_and_sigterm_ends_it(gateway: GatewayProcess
     lines += [{"jsonrpc": "2.0", "id": number, "method": "ping"} for number in range(2, 50)]
     done = subprocess.run(
         [sys.executable, "-m", "toolscore", "stdio"], input="".join(json.dumps(line) + "\n" for line in lines),
-        capture_output=True, text=True, env=clean(TOOLSCORE_URL=gateway.url), cwd=tmp_path, timeout=60, check=True,
+        capture_output=True, text=True, env=clean(TOOLSCORE_URL=gateway.url), cwd=tmp_path, timeout=180, check=True,
     )  # fmt: skip
     assert sorted(json.loads(line)["id"] for line in done.stdout.splitlines()) == list(range(1, 50))
     with started(env=clean(TOOLSCORE_URL=gateway.url), cwd=tmp_path) as client:

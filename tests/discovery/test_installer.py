@@ -204,7 +204,7 @@ def test_policy_denies_by_default_and_says_how_to_go_on(
     assert error["suggestion"] == "whoever may can do so with: toolscore install org.nobody/plain"
     assert error["details"]["plan"]["commands"][0][:2] == ["uv", "venv"]
     nothing_left(process, "plain")
-    allowed = process.http.post("/api/v1/catalog/install", json={"name": "org.trusted/fine"}, timeout=60).json()
+    allowed = process.http.post("/api/v1/catalog/install", json={"name": "org.trusted/fine"}, timeout=180).json()
     assert allowed["success"], allowed
     assert allowed["data"]["proof"]["tool"] == "look"
     assert allowed["data"]["proof"]["ok"]
@@ -657,13 +657,13 @@ def test_what_is_unlikely_to_do_is_not_installed(local: tuple[GatewayProcess, Re
                        description="Knitting patterns for socks and scarfs")  # fmt: skip
     refreshed(process)
     task = {"task_description": "book a flight from Oslo to Rome for two people"}
-    answer = process.http.post("/api/v1/tools/request-capability", json=task, timeout=60).json()["data"]
+    answer = process.http.post("/api/v1/tools/request-capability", json=task, timeout=180).json()["data"]
     assert answer["status"] == "not_found", answer["status"]
     assert answer["installed"] == []
     assert all(one["confidence"] < 0.5 for one in answer["candidates"])
     nothing_left(process, "knitting")
     task = {"task_description": "find a knitting pattern for warm socks"}
-    answer = process.http.post("/api/v1/tools/request-capability", json=task, timeout=60).json()["data"]
+    answer = process.http.post("/api/v1/tools/request-capability", json=task, timeout=180).json()["data"]
     assert answer["status"] == "installed", answer
     process.http.delete("/api/v1/catalog/installed/knitting")
 

@@ -196,7 +196,7 @@ asyncio.run(main())
 """
     python = SERVERS / "sdk1" / "bin" / "python"
     done = subprocess.run(
-        [python, "-c", program, gateway.router_url], capture_output=True, text=True, timeout=60, check=False
+        [python, "-c", program, gateway.router_url], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.stdout == "True from version 1\n", done.stderr
 

@@ -20,7 +20,7 @@ from mcp_servers.python_executor.engine import ENGINES, Outcome
 from mcp_servers.python_executor.executor import Executor
 from mcp_servers.python_executor.isolation import PROBES, SESSION, SESSION_OF_ANOTHER, measure_isolation
 from mcp_servers.python_executor.pool import SandboxUnavailable
-from toolscore.cli.main import app
+from toolscore.cli.main import make_app
 
 POOLED = ("fork", "fresh", "restricted", "reset", "persistent")
 
@@ -222,7 +222,7 @@ def test_the_commands_print_and_write_what_they_measured(
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(tmp_path)
     arguments = ["bench", "executor", "--engines", "fork,persistent", "--seconds", "0.1", "--samples", "1"]
-    assert get_command(app).main(arguments, standalone_mode=False) == 0
+    assert get_command(make_app()).main(arguments, standalone_mode=False) == 0
     printed = capfd.readouterr().out
     for word in ("mixed_workload", "persistent", "calls/s at 16", "written to", "Behind POST /execute_tool"):
         assert word in printed
@@ -245,7 +245,7 @@ def test_doctor_tries_the_layers(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
@@ -263,7 +263,7 @@ def test_doctor_and_the_server_tell_a_machine_that_confines_less(tier: str, expe
     lower = [sys.executable, str(ROOT / "tests" / "servers" / "lower.py"), tier, sys.executable, "-m"]
     program = [*lower, "mcp_servers.python_executor"]
     done = subprocess.run(
-        [*program, "doctor", "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [*program, "doctor", "--json"], cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == expected, done.stderr
     found = json.loads(done.stdout)
@@ -273,7 +273,7 @@ def test_doctor_and_the_server_tell_a_machine_that_confines_less(tier: str, expe
     assert all(layer["mend"] for layer in missing.values())
     done = subprocess.run(
         [*program, "--stdio", "--min-tier", "A", "--options", json.dumps({"data_dir": str(tmp_path)})],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+        cwd=ROOT, capture_output=True, text=True, timeout=180, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 69
     assert f"at tier {tier} only, and at least A is asked for" in done.stderr

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support import ExecutorProcess, executor_process, wait_for
 
-IDLE = 1.5
-
 
 @pytest.fixture(scope="module", params=["fork", "fresh"])
 def box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorProcess]:
-    options: dict[str, Any] = {"max_sessions": 4, "max_sessions_per_principal": 2, "session_idle_seconds": IDLE}
+    options: dict[str, Any] = {"max_sessions": 4, "max_sessions_per_principal": 2, "session_idle_seconds": 600}
     with executor_process(
         engine=request.param, data_dir=str(tmp_path_factory.mktemp("data")), memory_mb=128, **options
     ) as process:
@@ -76,12 +75,13 @@ def test_their_number_is_bounded_for_each_and_in_all(box: ExecutorProcess) -> No
     assert [reset(box, name, principal) for principal in "ab" for name in "12"] == [True] * 4
 
 
-def test_an_idle_one_is_ended(box: ExecutorProcess) -> None:
-    box.run("z = 1", session_id="idle")
-    assert box.request("toolscore/stats")["sessions"]["open"] == 1
-    wait_for(lambda: box.request("toolscore/stats")["sessions"]["open"] == 0, 3 * IDLE)
-    assert box.run("'z' in globals()", session_id="idle")["result"] == "False"
-    reset(box, "idle")
+@pytest.mark.parametrize("engine", ["fork", "fresh"])
+def test_an_idle_one_is_ended(engine: str, tmp_path: Path) -> None:
+    with executor_process(engine=engine, data_dir=str(tmp_path), memory_mb=128, session_idle_seconds=1.5) as box:
+        box.run("z = 1", session_id="idle")
+        assert box.request("toolscore/stats")["sessions"]["open"] == 1
+        wait_for(lambda: box.request("toolscore/stats")["sessions"]["open"] == 0)
+        assert box.run("'z' in globals()", session_id="idle")["result"] == "False"
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,6 @@ def test_a_session_outlives_many_calls_of_others(box: ExecutorProcess) -> None:
     box.run("kept = 'here'", session_id="long")
     for number in range(30):
         assert box.run(f"{number}")["result"] == str(number)
-        if number % 5 == 4:  # on a slow machine they take longer than an unused session stays
-            assert box.run("kept", session_id="long")["result"] == "'here'"
     assert box.run("kept", session_id="long")["result"] == "'here'"
     reset(box, "long")
 

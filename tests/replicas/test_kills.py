@@ -66,7 +66,7 @@ class Callers:
             thread.join()
 
     def _work(self, worker: int) -> None:
-        with httpx.Client(base_url=self.url, timeout=60) as http:
+        with httpx.Client(base_url=self.url, timeout=180) as http:
             session: str | None = None
             while True:
                 with self._turn:
@@ -196,11 +196,11 @@ def test_calls_go_on_while_postgres_stands_still_and_while_redis_is_killed(
             one.suspend()
         try:
             began = time.monotonic()
-            said = three[0].http.post("/api/v1/servers", json={"server_id": "late", **odd("echo")}, timeout=60).json()
+            said = three[0].http.post("/api/v1/servers", json={"server_id": "late", **odd("echo")}, timeout=180).json()
             assert said["error"]["code"] == "overloaded", said
             assert "attached" in said["message"]
             for process in three:
-                who = process.http.get("/api/v1/whoami", headers=bearer(key), timeout=60).json()
+                who = process.http.get("/api/v1/whoami", headers=bearer(key), timeout=180).json()
                 assert who["data"]["principal"] == "ada"
             time.sleep(max(0.0, AWAY_SECONDS - (time.monotonic() - began)))
         finally:

@@ -55,6 +55,6 @@ def test_a_handful_of_packages_reaches_a_gateway(gateway: GatewayProcess, tmp_pa
     assert len(listed.splitlines()) - 2 <= 10, listed
     done = subprocess.run(
         [python, "-c", PROGRAM], env={**environment, "TOOLSCORE_URL": gateway.url}, cwd=tmp_path, capture_output=True,
-        text=True, timeout=60, check=False,
+        text=True, timeout=180, check=False,
     )  # fmt: skip
     assert done.stdout.split() == ["hi", "42", "True", "True", "echo"], done.stderr

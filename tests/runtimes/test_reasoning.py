@@ -424,7 +424,7 @@ def test_a_run_that_was_killed_goes_on_without_repeating_a_call(
         first.stderr.close()
         again = subprocess.run(
             command(gateway, double.url, "--resume", str(path), "--yes", "--json"), env=clean(), capture_output=True,
-            text=True, timeout=60, check=False,
+            text=True, timeout=180, check=False,
         )  # fmt: skip
     assert again.returncode == 0, again.stderr + again.stdout
     events = [json.loads(line) for line in again.stdout.splitlines()]
@@ -458,7 +458,7 @@ def test_the_command_shows_what_happens(gateway: GatewayProcess, tmp_path: Path)
     def reason(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "runtimes.reasoning", *arguments], env=clean(), capture_output=True, text=True,
-            timeout=60, check=False,
+            timeout=180, check=False,
         )  # fmt: skip
 
     one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"

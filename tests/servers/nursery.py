@@ -30,9 +30,10 @@ MAX_REQUEST = 256 * 1024
 
 def preload() -> None:
     """Import what the programs import."""
-    for name in ("toolscore.cli.main", "toolscore.app.compose", "toolscore.endpoints", "httpx", "rich.table",
-                 "rich.console", "uvloop", "cryptography.fernet", "jwt", "throttled.asyncio"):  # fmt: skip
+    for name in ("toolscore.app.compose", "toolscore.endpoints.api", "httpx", "rich.table", "rich.console", "uvloop",
+                 "cryptography.fernet", "jwt", "throttled.asyncio"):  # fmt: skip
         __import__(name)
+    __import__("toolscore.cli.main").cli.main.make_app()
     if "TEST_COVERAGE" in os.environ:
         __import__("coverage")
     gc.collect()

@@ -144,7 +144,7 @@ def test_many_that_open_a_database_at_once_migrate_it_once(url: str, old: bool) 
     replicas = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(5)
     ]
-    said = [one.communicate(timeout=60)[0].strip() for one in replicas]
+    said = [one.communicate(timeout=180)[0].strip() for one in replicas]
     first = "0001 set()" if old else "None set()"
     assert sorted(said) == sorted([first] + [f"{HEAD} set()"] * 4)
 

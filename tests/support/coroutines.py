@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["running"]
 
-SECONDS = 60
+SECONDS = 180
 """Then a test that waits for something is told what."""
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 __all__ = ["ADDRESS", "KINDS", "hostile_clients"]
 
 ADDRESS = "127.0.0.2"
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 GREED = 60
 """Requests for a large page at once, whose answers nobody reads."""
 

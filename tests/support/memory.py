@@ -24,7 +24,7 @@ from toolscore.upstreams import Caller
 
 __all__ = ["MemoryGateway", "eventually", "in_memory_gateway"]
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 QUIET: dict[str, Any] = {
     "use_inprocess_python_executor": False,
     "mcp_servers": {"python_executor": {"auto_start": False}},  # it is waited for, and never comes

@@ -221,7 +221,7 @@ class GatewayProcess:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(60)
+            code = self.process.wait(180)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
@@ -279,10 +279,20 @@ class GatewayProcess:
         return None
 
     def _heard(self, since: int, seconds: float) -> Iterator[dict[str, Any]]:
-        """Events behind `since`, until nothing was said for so long."""
+        """Events behind `since`: those that are stored by now, and what comes until nothing was said for so long."""
+        last = int(self.get("/api/v1/stats")["last_event_seq"])
+        if last > since:
+            for event in self._told(since, 120):
+                yield event
+                since = event.get("seq") or since
+                if since >= last:
+                    break
+        yield from self._told(since, seconds)
+
+    def _told(self, since: int, silence: float) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(httpx.ReadTimeout):
             with self.http.stream(
-                "GET", "/api/v1/events/stream", params={"since": since}, timeout=httpx.Timeout(10, read=seconds)
+                "GET", "/api/v1/events/stream", params={"since": since}, timeout=httpx.Timeout(10, read=silence)
             ) as stream:
                 for line in stream.iter_lines():
                     if line.startswith("data: "):

@@ -160,6 +160,6 @@ def _over_stdio(variables: dict[str, str], cwd: Path) -> dict[str, object]:
     done = subprocess.run(
         [sys.executable, "-m", "toolscore", "stdio"],
         input=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}) + "\n",
-        capture_output=True, text=True, timeout=60, check=True, cwd=cwd, env={"PATH": "/usr/bin:/bin", **variables},
+        capture_output=True, text=True, timeout=180, check=True, cwd=cwd, env={"PATH": "/usr/bin:/bin", **variables},
     )  # fmt: skip
     return dict(json.loads(done.stdout))

@@ -6,43 +6,57 @@ the gateway needs is not to be had (its database); 73 a port is taken; 78 a sett
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
 from toolscore import __version__
-from toolscore.cli.access import keys, policy
-from toolscore.cli.bench import bench
-from toolscore.cli.connect import connect, disconnect
-from toolscore.cli.discovery import catalog, gap, install, uninstall
-from toolscore.cli.operations import cache, calls, errors, pins
-from toolscore.cli.python import python
-from toolscore.cli.run import run
-from toolscore.cli.servers import servers
-from toolscore.cli.serving import doctor, migrate, serve
-from toolscore.cli.stdio import stdio
-from toolscore.cli.using import call, events, search, tools
 
-__all__ = ["app", "main"]
+__all__ = ["main", "make_app"]
 
-app = typer.Typer(
-    name="toolscore",
-    help="One address for every tool an agent can use.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+MODULES = {
+    "serve": "serving", "tools": "using", "search": "using", "gap": "discovery", "install": "discovery",
+    "uninstall": "discovery", "call": "using", "run": "run", "events": "using", "doctor": "serving",
+    "migrate": "serving", "stdio": "stdio", "connect": "connect", "disconnect": "connect", "servers": "servers",
+    "catalog": "discovery", "calls": "operations", "pins": "operations", "errors": "operations", "cache": "operations",
+    "keys": "access", "policy": "access", "python": "python", "bench": "bench",
+}  # fmt: skip
+"""Each command, in the order of the help, and the module that has it under the same name."""
 
 
 def main() -> None:
     """The console script."""
-    app()
+    make_app(next((one for one in sys.argv[1:] if not one.startswith("-")), None))()
 
 
-@app.callback(invoke_without_command=True)
-def version(
+def make_app(asked: str | None = None) -> typer.Typer:
+    """The command line.
+
+    Args:
+        asked: the command that is to run: the modules of the others need not be loaded then.
+    """
+    app = typer.Typer(
+        name="toolscore",
+        help="One address for every tool an agent can use.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback(invoke_without_command=True)(_version)
+    for name in [asked] if asked in MODULES else MODULES:
+        command: Any = getattr(import_module(f"toolscore.cli.{MODULES[name]}"), name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
+def _version(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
     """One address for every tool an agent can use."""
@@ -52,14 +66,3 @@ def version(
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit(2)
-
-
-for command in (
-    serve, tools, search, gap, install, uninstall, call, run, events, doctor, migrate, stdio, connect, disconnect,
-):  # fmt: skip
-    app.command()(command)
-for group, name in (
-    (servers, "servers"), (catalog, "catalog"), (calls, "calls"), (pins, "pins"), (errors, "errors"),
-    (cache, "cache"), (keys, "keys"), (policy, "policy"), (python, "python"), (bench, "bench"),
-):  # fmt: skip
-    app.add_typer(group, name=name)

@@ -17,27 +17,18 @@ from typing import Any
 
 import structlog
 import uvicorn
-from fastapi import Request
-from fastapi.responses import JSONResponse, Response
-from fastapi_offline import FastAPIOffline
 
-from toolscore import __version__
 from toolscore.access.auth import Authenticator
 from toolscore.app.compose import Gateway, open_gateway
 from toolscore.app.files import Loaded
 from toolscore.app.settings import Settings
 from toolscore.app.worker import Worker
-from toolscore.core.errors import MethodNotFound
 from toolscore.core.hosts import is_loopback
-from toolscore.dashboard import Page
-from toolscore.endpoints.front import Front, resource_url
+from toolscore.endpoints.front import Front
 from toolscore.endpoints.guard import ConnectionGuard
 from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.listening import AddressInUse, Server, bind
-from toolscore.endpoints.live import add_live
 from toolscore.endpoints.process import prepare_process
-from toolscore.endpoints.registry import add_registry
-from toolscore.endpoints.rest import add_rest
 from toolscore.endpoints.router import serve_router
 from toolscore.endpoints.tls import Certificate
 from toolscore.endpoints.uses import Uses
@@ -55,50 +46,9 @@ SHUTDOWN_SECONDS = 5
 """How long those inside may take to finish once the doors are closed."""
 
 
-def create_app(gateway: Gateway, leases: Leases | None = None, uses: Uses | None = None) -> Callable[..., Any]:
+def create_app(gateway: Gateway, leases: Leases | None = None, uses: Uses | None = None) -> Front:
     """The ASGI application of the HTTP port."""
-    app = FastAPIOffline(
-        docs_url="/docs",
-        redoc_url=None,
-        static_url="/docs/static",
-        title="ToolScore",
-        version=__version__,
-        description="One address for every tool an agent can use.",
-    )
-
-    page = Page()
-
-    @app.get("/", include_in_schema=False)
-    @app.get("/ui", include_in_schema=False)
-    @app.get("/ui/{path:path}", include_in_schema=False)
-    async def dashboard(request: Request, path: str = "") -> Response:
-        part = await asyncio.to_thread(page.part, path, request.headers.get("accept-encoding", ""))
-        if part is None:
-            raise MethodNotFound(f"there is nothing at {request.url.path}: load the page again, it is a newer one now")
-        return Response(part.content, part.status, part.headers)
-
-    @app.get("/.well-known/oauth-protected-resource", include_in_schema=False)
-    @app.get("/.well-known/oauth-protected-resource/{path:path}", include_in_schema=False)
-    async def protected_resource(request: Request, path: str = "mcp") -> JSONResponse:
-        """Which authorization server gives tokens for us (RFC 9728)."""
-        tokens = gateway.settings.current.access.tokens
-        if tokens is None:
-            raise MethodNotFound("this gateway takes API keys, and no tokens of an authorization server")
-        return JSONResponse(
-            {
-                "resource": resource_url(request.scope, f"/{path}", gateway.settings.current.access),
-                "authorization_servers": [tokens.issuer],
-                "bearer_methods_supported": ["header"],
-                "scopes_supported": list(tokens.scopes),
-                "resource_name": "ToolScore",
-            }
-        )
-
-    add_rest(app, gateway)
-    add_live(app, gateway)
-    if gateway.settings.current.discovery.subregistry:
-        add_registry(app, gateway)
-    return Front(gateway, app, leases or Leases(gateway.auth), uses or Uses())
+    return Front(gateway, leases or Leases(gateway.auth), uses or Uses())
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
+from toolscore.access.auth import AccessRules
 from toolscore.core.drawn import Drawn
 from toolscore.core.errors import InvalidArguments, InvalidRequest, PayloadTooLarge, ToolScoreError
 from toolscore.core.jsonrpc import encode
@@ -40,6 +41,7 @@ __all__ = [
     "principal_of",
     "read_as",
     "read_body",
+    "resource_url",
     "send_json",
     "send_stream",
     "sse_event",
@@ -358,3 +360,17 @@ class ClientWatch:
         self.gone = True
         if self._task is not None:
             self._task.cancel()
+
+
+def resource_url(scope: Scope, path: str, access: AccessRules) -> str:
+    """An address of ours as the client knows us: the public one, or as a proxy that is trusted says, or as it asked."""
+    if access.public_url is not None:
+        return access.public_url.rstrip("/") + path
+    scheme, host, prefix = scope.get("scheme", "http"), header(scope, b"host") or "localhost", ""
+    client = scope.get("client")
+    if client is not None and access.trusts_proxy(client[0]):
+        given = (header(scope, name) for name in (b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-prefix"))
+        proto, forwarded, prefix = ((value or "").split(",")[-1].strip() for value in given)
+        scheme = proto if proto in ("http", "https") else scheme
+        host, prefix = forwarded or host, prefix.rstrip("/")
+    return f"{scheme}://{host}{prefix}{path}"

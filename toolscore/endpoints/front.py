@@ -5,41 +5,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Callable
 
 import structlog
-from fastapi import FastAPI
 
-from toolscore.access.auth import AccessRules, check_origin
+from toolscore.access.auth import check_origin
 from toolscore.app.compose import Gateway
 from toolscore.core.errors import InternalError, InvalidRequest, ToolScoreError, Unauthenticated
 from toolscore.core.hosts import is_loopback
+from toolscore.core.jsonrpc import encode
 from toolscore.core.models import NOBODY
 from toolscore.endpoints.asgi import (
     Message,
     Receive,
     Scope,
     Send,
+    envelope,
     failure,
     header,
     new_request_id,
     principal_of,
     read_body,
+    resource_url,
     send_json,
 )
 from toolscore.endpoints.execute import EXECUTE_PATHS, ExecuteEndpoint
+from toolscore.endpoints.health import check_ready
 from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.mcp.http import McpHttpEndpoint
 from toolscore.endpoints.mcp.socket import AsgiChannel, McpSocketClient
 from toolscore.endpoints.mcp.sse_door import MESSAGES_PATH, SSE_PATH, SseDoor
-from toolscore.endpoints.registry import REGISTRY_PREFIX
 from toolscore.endpoints.uses import Uses
 
-__all__ = ["Front", "resource_url"]
+__all__ = ["Front"]
 
 log = structlog.get_logger(__name__)
 
 ONCE = (b"host", b"origin")
-SIGNS_OF_LIFE = frozenset({"/livez", "/readyz"})
+READY = "/readyz"
+SIGNS_OF_LIFE = frozenset({"/livez", READY})
 """Orchestrators ask for them under any name."""
 NO_USE = SIGNS_OF_LIFE | {"/health", "/metrics"}
 """Who asks for these looks whether the gateway is well, and does not use it."""
@@ -53,6 +57,7 @@ ALLOWED = (
     (b"access-control-max-age", b"600"),
 )
 MAX_HEADER_NAMES = 2000
+REGISTRY_PREFIX = "/v0.1/"
 BEARER_PROTOCOL = "toolscore.bearer."
 PUBLIC = frozenset({"/", "/ui", "/livez", "/readyz", "/openapi.json"})
 PUBLIC_BELOW = ("/docs", "/ui/", "/.well-known/")
@@ -67,14 +72,18 @@ class ClientGone(Exception):
     """Nobody is there to read the answer."""
 
 
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
 class Front:
     """What stands before FastAPI: who may come in, request ids, the body's bound, and the hot routes."""
 
-    def __init__(self, gateway: Gateway, app: FastAPI, leases: Leases, uses: Uses) -> None:
+    def __init__(self, gateway: Gateway, leases: Leases, uses: Uses) -> None:
         self._gateway = gateway
         self._uses = uses
         self._leases = leases
-        self._app = app
+        self._subregistry = gateway.settings.current.discovery.subregistry
+        self._making: asyncio.Future[Application] | None = None
         self._execute = ExecuteEndpoint(gateway)
         self._mcp = McpHttpEndpoint(gateway)
         self._sse = SseDoor(gateway)
@@ -83,9 +92,6 @@ class Front:
         self._hosts_seen: set[tuple[str | None, str | None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
         started = time.perf_counter()
         if scope["path"].endswith("/mcp/"):  # served in place: a redirect loses many a client's body or session
             scope["path"] = scope["path"][:-1]
@@ -102,6 +108,18 @@ class Front:
                 await self._held(scope, receive, send, started)
         else:
             await self._take(scope, receive, send, started)
+
+    async def api(self) -> Application:
+        """What FastAPI serves, made when it is asked for first: most gateways only take calls."""
+        if self._making is None or (self._making.done() and self._making.exception() is not None):
+
+            def make() -> Application:
+                from toolscore.endpoints.api import create_api
+
+                return create_api(self._gateway, subregistry=self._subregistry)
+
+            self._making = asyncio.ensure_future(asyncio.to_thread(make))
+        return await asyncio.shield(self._making)
 
     def _for_pages(self, scope: Scope, send: Send) -> Send:
         """What lets a page of an origin that we let in read the answer, whatever that is (Fetch standard, CORS)."""
@@ -173,6 +191,9 @@ class Front:
                     await self._mcp_socket(scope, receive, send, path[len("/servers/") : -len("/mcp")] or None)
                     return
             elif scope["type"] == "http":
+                if path in SIGNS_OF_LIFE and scope["method"] == "GET":
+                    await self._sign_of_life(scope, send, started)
+                    return
                 if path in EXECUTE_PATHS and scope["method"] == "POST":
                     await self._execute(scope, receive, send)
                     return
@@ -196,6 +217,13 @@ class Front:
             await _refuse(exc, scope, receive, send, started, challenge=challenge)
             return
         await self._to_fastapi(scope, receive, send, started)
+
+    async def _sign_of_life(self, scope: Scope, send: Send, started: float) -> None:
+        if scope["path"] == READY:
+            check_ready(self._gateway)
+        request_id = new_request_id(header(scope, b"x-request-id"))
+        body = envelope({"status": "ready"}, request_id=request_id, started=started)
+        await send_json(send, 200, encode(body), [(b"x-request-id", request_id.encode("latin-1", "replace"))])
 
     async def _mcp_socket(self, scope: Scope, receive: Receive, send: Send, server_id: str | None) -> None:
         principal = principal_of(scope)
@@ -241,7 +269,7 @@ class Front:
         request_id = new_request_id(header(scope, b"x-request-id"))
         scope.setdefault("state", {}).update(request_id=request_id, started=started)
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await (await self.api())(scope, receive, send)
             return
         answering = False
         replayed = False
@@ -272,7 +300,7 @@ class Front:
                 raise
 
         try:
-            await self._app(scope, replay, with_id)
+            await (await self.api())(scope, replay, with_id)
         except ClientGone:
             return
         except Exception:  # a request's outermost line
@@ -315,17 +343,3 @@ async def _refuse(
         await send({"type": "websocket.http.response.body", "body": body})
         return
     await send_json(send, error.status, body, headers)
-
-
-def resource_url(scope: Scope, path: str, access: AccessRules) -> str:
-    """An address of ours as the client knows us: the public one, or as a proxy that is trusted says, or as it asked."""
-    if access.public_url is not None:
-        return access.public_url.rstrip("/") + path
-    scheme, host, prefix = scope.get("scheme", "http"), header(scope, b"host") or "localhost", ""
-    client = scope.get("client")
-    if client is not None and access.trusts_proxy(client[0]):
-        given = (header(scope, name) for name in (b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-prefix"))
-        proto, forwarded, prefix = ((value or "").split(",")[-1].strip() for value in given)
-        scheme = proto if proto in ("http", "https") else scheme
-        host, prefix = forwarded or host, prefix.rstrip("/")
-    return f"{scheme}://{host}{prefix}{path}"

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, and what of it is not well."""
+"""Is it ready, and what of it is not well."""
 
 from __future__ import annotations
 
@@ -7,10 +7,27 @@ from typing import Any
 
 from toolscore import __version__
 from toolscore.app.compose import Gateway
+from toolscore.app.executor import EXECUTOR_ID
+from toolscore.core.errors import Overloaded
 from toolscore.core.models import Principal
 from toolscore.stores.database import StoreError
 
-__all__ = ["health"]
+__all__ = ["check_ready", "health"]
+
+
+def check_ready(gateway: Gateway) -> None:
+    """Whether calls should be sent to this gateway.
+
+    Raises:
+        Overloaded: it is to end: no more calls should be sent here, though they are taken for a while; or it has no
+            Python executor and is set to need one.
+    """
+    if gateway.calls.underway.leaving:
+        raise Overloaded("the gateway is about to end: call another", retry_after_seconds=5)
+    executor = gateway.upstreams.find(EXECUTOR_ID)
+    required = gateway.settings.current.mcp_servers.python_executor.required
+    if required and (executor is None or executor.state not in ("up", "idle")):
+        raise Overloaded("no Python executor is connected yet", retry_after_seconds=1)
 
 
 async def health(gateway: Gateway, principal: Principal) -> dict[str, Any]:

@@ -22,9 +22,8 @@ from toolscore.discovery import Entry
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.endpoints.asgi import header, principal_of
 
-__all__ = ["REGISTRY_PREFIX", "add_registry"]
+__all__ = ["add_registry"]
 
-REGISTRY_PREFIX = "/v0.1/"
 OFFICIAL = "io.modelcontextprotocol.registry/official"
 SCORES = "toolscore.gateway/scores"
 OWN_NAMESPACE = "local.toolscore"

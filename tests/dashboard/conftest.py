@@ -11,7 +11,7 @@ from support import GatewayProcess, debian_package
 
 from toolscore.dashboard.build import build
 
-expect.set_options(timeout=20_000)  # machines are slow at times
+expect.set_options(timeout=60_000)  # machines are slow at times
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def opened(browser: Browser) -> Iterator[Opened]:
     def opening(process: GatewayProcess, path: str = "/", *, expected: str = "", **options: Any) -> Page:
         """`expected`: what a message that is none of the page's faults has in it."""
         context = browser.new_context(base_url=process.url, permissions=["clipboard-write"], **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
 

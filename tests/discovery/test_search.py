@@ -13,7 +13,8 @@ from support import EXECUTOR, SERVERS, Fickle, GatewayProcess, bearer, odd, runn
 
 from runtimes.client import RealTimeToolClient
 from toolscore.bench.search import evaluate
-from toolscore.discovery.search.index import Doc, ExactVectors, Index, clauses, terms, vector_text
+from toolscore.core.words import terms
+from toolscore.discovery.search.index import Doc, ExactVectors, Index, clauses, vector_text
 from toolscore.embedding import LightEmbedder
 
 EMBEDDER = LightEmbedder()
@@ -195,10 +196,10 @@ def test_nothing_is_embedded_twice(open_rooms: Any) -> None:
         async with open_rooms(embedder) as rooms:
             rooms.list_tools("city", look="Looks a city up.", measure="Measures a city.")
             assert (await rooms.search.search("look up a city", principal="ada"))[0].tool.name == "look"
-            assert embedder.texts == ["look: Looks a city up.", "measure: Measures a city.", "look up a city"]
+            assert embedder.texts == ["city look: Looks a city up.", "city measure: Measures a city.", "look up a city"]
             rooms.list_tools("city", look="Looks a city up.", weather="Forecasts the weather.")
             assert (await rooms.search.search(query, principal="ada"))[0].tool.name == "weather"
-            assert embedder.texts[3:] == ["weather: Forecasts the weather.", query], "only what is new"
+            assert embedder.texts[3:] == ["city weather: Forecasts the weather.", query], "only what is new"
         again = Counting()
         async with open_rooms(again) as rooms:
             rooms.list_tools("city", look="Looks a city up.", weather="Forecasts the weather.")

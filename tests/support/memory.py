@@ -29,6 +29,7 @@ QUIET: dict[str, Any] = {
     "use_inprocess_python_executor": False,
     "mcp_servers": {"python_executor": {"auto_start": False}},  # it is waited for, and never comes
     "journal": {"enabled": False},  # its recorder is a process of its own
+    "embeddings": {"mode": "light"},  # as where no extra is installed
 }
 
 

@@ -94,7 +94,7 @@ def test_progress_in_a_stream_reaches_the_client(wild: GatewayProcess) -> None:
     ],
 )
 def test_what_is_no_answer_has_its_own_error(wild: GatewayProcess, kind: str, code: str, said: str) -> None:
-    answer = wild.execute(f"{kind}__go")
+    answer = wild.execute(f"{kind}__go", timeout_seconds=110)
     assert answer["error"]["code"] == code
     assert said in answer["error"]["message"]
     assert wild.text("plain__go") == "done"

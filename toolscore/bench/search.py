@@ -15,18 +15,20 @@ from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_te
 from toolscore.discovery.search.search import argument_words
 from toolscore.embedding import Embedder, LightEmbedder
 
-__all__ = ["doc_of_record", "evaluate", "print_table", "read_lines", "run_search_bench"]
+__all__ = ["LANGUAGES", "doc_of_record", "evaluate", "print_table", "read_lines", "run_search_bench"]
 
 TOP = 10
+LANGUAGES = frozenset({"de", "es", "zh"})
+"""Kinds of tasks that are translations of others of their set."""
 DRAWN = 30
 """Depth of the picture."""
 
 
 def run_search_bench(
-    folder: Path, *, half: str = "all", limit: int | None = None, picture: Path | None = None, quiet: bool = False,
-    embedder: Embedder | None = None,
+    folders: Sequence[Path], *, half: str = "all", limit: int | None = None, picture: Path | None = None,
+    quiet: bool = False, embedder: Embedder | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score each set below a folder, print a table unless `quiet`, and return the figures.
+    """Score each set below the folders, print a table unless `quiet`, and return the figures.
 
     Args:
         half: `even`, `odd` or `all` of the queries: tune on one half, check on the other.
@@ -39,15 +41,23 @@ def run_search_bench(
     from rich.console import Console
     from rich.progress import track
 
-    sets = sorted(path.parent for path in folder.rglob("queries.jsonl") if (path.parent / "tools.jsonl").is_file())
+    sets = sorted(
+        path.parent
+        for folder in folders
+        for path in folder.rglob("queries.jsonl")
+        if (path.parent / "tools.jsonl").is_file()
+    )
     if not sets:
-        raise FileNotFoundError(f"no set below {folder}: a folder with tools.jsonl and queries.jsonl")
+        raise FileNotFoundError(f"no set below {folders[0]}: a folder with tools.jsonl and queries.jsonl")
     embedder = embedder or LightEmbedder()
     results = {}
     for path in track(sets, "measuring", console=Console(stderr=True), transient=True, disable=quiet):
         queries = read_lines(path / "queries.jsonl")
         queries = queries if half == "all" else queries[(half == "odd") :: 2]
-        results[path.name] = evaluate(read_lines(path / "tools.jsonl"), queries[:limit], embedder)
+        tools = read_lines(path / "tools.jsonl")
+        for language in sorted({_language(query) for query in queries}):
+            own = [query for query in queries if _language(query) == language]
+            results[f"{path.name} {language}".strip()] = evaluate(tools, own[:limit], embedder)
     names = ("ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "mrr")
     mean = {name: round(statistics.mean(result[name] for result in results.values()), 4) for name in names}
     report = {"sets": results, "mean": mean, "half": half}
@@ -63,6 +73,12 @@ def run_search_bench(
     return report
 
 
+def _language(query: dict[str, Any]) -> str:
+    """Of a task that is a translation of another; else nothing."""
+    kind = query.get("kind")
+    return kind if kind in LANGUAGES else ""
+
+
 def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedder: Embedder) -> dict[str, Any]:
     """The figures of one set.
 
@@ -75,7 +91,9 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
     docs = [doc_of_record(tool) for tool in tools]
     embedder.embed(["warm"])
     started = time.perf_counter()
-    index = Index(docs, ExactVectors(embedder.embed([vector_text(doc) for doc in docs])), embedder.weight)
+    index = Index(
+        docs, ExactVectors(embedder.embed([vector_text(doc) for doc in docs])), embedder.weight, embedder.words
+    )
     built = time.perf_counter() - started
     sums = {"ndcg_at_10": 0.0, "recall_at_1": 0.0, "recall_at_5": 0.0, "recall_at_10": 0.0, "mrr": 0.0}
     milliseconds = []

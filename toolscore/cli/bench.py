@@ -107,12 +107,12 @@ def bench_rig(
 
 Half = Annotated[str, typer.Option(help="`even` or `odd`: tune on one half, check on the other.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many questions a set.")]
-Mode = Annotated[str, typer.Option(help="What makes vectors: `light` or `semantic`.")]
+Mode = Annotated[str, typer.Option(help="What makes vectors: `light`, `multilingual` or `semantic`.")]
 
 
 @bench.command("search")
 def bench_search(
-    folder: Annotated[Path, typer.Argument(help="Sets: folders with tools.jsonl and queries.jsonl.")],
+    folders: Annotated[list[Path], typer.Argument(help="Sets: folders with tools.jsonl and queries.jsonl.")],
     half: Half = "all",
     limit: Limit = None,
     mode: Mode = "light",
@@ -123,8 +123,8 @@ def bench_search(
     from toolscore.bench.search import run_search_bench
 
     result = _measured(
-        folder, half, mode, picture, lambda embedder: run_search_bench(
-            folder, half=half, limit=limit, picture=picture, quiet=as_json, embedder=embedder
+        folders, half, mode, picture, lambda embedder: run_search_bench(
+            folders, half=half, limit=limit, picture=picture, quiet=as_json, embedder=embedder
         ),
     )  # fmt: skip
     if as_json:
@@ -133,20 +133,26 @@ def bench_search(
 
 @bench.command("gaps")
 def bench_gaps(
-    folder: Annotated[Path, typer.Argument(help="Sets: folders with tools.jsonl and gap.jsonl.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Sets: folders with tools.jsonl, and gap.jsonl or queries.jsonl.")
+    ],
     half: Half = "all",
     limit: Limit = None,
     mode: Mode = "light",
     picture: Picture = None,
     fit: Annotated[Path | None, typer.Option(help="Fit the model on these sets first, into this file.")] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Judge each source of sets by a model that is fitted on the others.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a missing tool is noticed, on labelled sets."""
     from toolscore.bench.gaps import run_gap_bench
 
     result = _measured(
-        folder, half, mode, picture, lambda embedder: run_gap_bench(
-            folder, half=half, limit=limit, fit_into=fit, picture=picture, quiet=as_json, embedder=embedder
+        folders, half, mode, picture, lambda embedder: run_gap_bench(
+            folders, half=half, limit=limit, fit_into=fit, held_out=held_out, picture=picture, quiet=as_json,
+            embedder=embedder,
         ),
     )  # fmt: skip
     if as_json:
@@ -220,20 +226,21 @@ def _drawable(picture: Path | None) -> Path | None:
     return picture
 
 
-def _measured(folder: Path, half: str, mode: str, picture: Path | None, run: Callable[[Any], Any]) -> Any:
-    from toolscore.embedding import EmbeddingError, LightEmbedder, SemanticEmbedder
+def _measured(folders: list[Path], half: str, mode: str, picture: Path | None, run: Callable[[Any], Any]) -> Any:
+    from toolscore.embedding import EmbeddingError, LightEmbedder, MultilingualEmbedder, SemanticEmbedder
 
     if half not in ("all", "even", "odd"):
         say(f"--half takes `even`, `odd` or `all`, found {half!r}")
         raise typer.Exit(2)
-    if mode not in ("light", "semantic"):
-        say(f"--mode takes `light` or `semantic`, found {mode!r}")
+    embedders = {"light": LightEmbedder, "multilingual": MultilingualEmbedder, "semantic": SemanticEmbedder}
+    if mode not in embedders:
+        say(f"--mode takes {', '.join(f'`{one}`' for one in embedders)}, found {mode!r}")
         raise typer.Exit(2)
     _drawable(picture)
     try:
-        return run(SemanticEmbedder() if mode == "semantic" else LightEmbedder())
+        return run(embedders[mode]())
     except (FileNotFoundError, ValueError, KeyError) as exc:
-        say(f"{folder} cannot be measured: {exc}")
+        say(f"{folders[0]} cannot be measured: {exc}")
         raise typer.Exit(2) from None
     except EmbeddingError as exc:
         say(str(exc))

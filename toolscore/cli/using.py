@@ -68,7 +68,8 @@ def search(
 ) -> None:
     """Find the tools for a task: `toolscore search what time is it in Tokyo`."""
     with connected(url, timeout=120) as client:
-        found = answer_of(client.post("/api/v1/tools/search", json={"query": " ".join(query), "limit": limit}))["tools"]
+        data = answer_of(client.post("/api/v1/tools/search", json={"query": " ".join(query), "limit": limit}))
+    found = data["tools"]
     if as_json:
         print_json(found)
         return
@@ -85,6 +86,8 @@ def search(
     ]
     columns = ("tool", "arguments", "what it does", "relevance", "score", "state")
     print_table(columns, rows, empty="no tool here has anything to do with it")
+    if "hint" in data:
+        say(data["hint"])
 
 
 def call(

@@ -282,7 +282,8 @@ class OwnTools:
     async def _search_tools(self, given: dict[str, Any], who: Principal, _: Tell) -> dict[str, Any]:
         limit = given.get("limit", DEFAULT_LIMIT)
         found = await self._search.search(given["query"], principal=who.name, sees=self._sees(who), limit=limit)
-        return _result({"tools": [found_fields(one) for one in found]})
+        hint = self._search.hint(given["query"])
+        return _result({"tools": [found_fields(one) for one in found], **({"hint": hint} if hint else {})})
 
     async def _call_tool(self, given: dict[str, Any], who: Principal, _: Tell) -> dict[str, Any]:
         tool_id = given["tool_id"]

@@ -117,7 +117,8 @@ async def found_tools(gateway: Gateway, params: dict[str, Any], principal: Princ
         {**tool_fields(gateway, one.tool), "relevance": one.relevance, "score": one.score, "rank": one.rank}
         for one in found
     ]
-    return {"tools": tools, "total_count": len(tools)}
+    hint = gateway.search.hint(query)
+    return {"tools": tools, "total_count": len(tools), **({"hint": hint} if hint else {})}
 
 
 OPERATORS_OWN = ("command", "args", "env_keys", "header_names", "credentials_of", "stderr")

@@ -12,10 +12,11 @@ import msgspec
 from toolscore.core.errors import InvalidArguments, ServerNotFound, UpstreamUnavailable
 from toolscore.core.memo import Memo
 from toolscore.core.names import nearest
+from toolscore.core.words import STOP, raw_words, stem, terms
 from toolscore.discovery.catalog.registry import read_versions
 from toolscore.discovery.catalog.server_json import Entry, entries_of
 from toolscore.discovery.catalog.sources import CatalogRules, Sources, SourceState
-from toolscore.discovery.search.index import FEW, STOP, Doc, Index, raw_words, stem, terms
+from toolscore.discovery.search.index import FEW, Doc, Index
 from toolscore.discovery.search.search import build_index
 from toolscore.discovery.search.vectors import VectorCache
 from toolscore.embedding import Embedder, EmbeddingRules

@@ -133,7 +133,7 @@ class ToolGapDetector:
         """
         if not task.strip() or len(task) > MAX_TASK:
             raise InvalidArguments(f"`task_description` must be a task in words, of 1 to {MAX_TASK} characters")
-        index = await self._search.index()
+        index = await self._search.index(whole=True)
         if len(index) and index.vectors is None:
             raise UpstreamUnavailable("tasks cannot be analysed: texts cannot be embedded now (see the log)")
         try:
@@ -171,14 +171,13 @@ class ToolGapDetector:
         background = self._known_background()
         tools = [self._library.find(doc.key, sees) for doc in index.docs]
         places = numpy.array([number for number, tool in enumerate(tools) if tool is not None], numpy.int64)
-        required = [len(tool.input_schema.get("required") or ()) if tool is not None else 0 for tool in tools]
         parts = steps_of(task)
         found: list[tuple[str, list[float] | None, list[Tool]]] = []
         for text in (task, *(parts if len(parts) > 1 else [])):
             if not len(places):
                 found.append((text, None, []))
                 continue
-            seen = evidence_for(text, index, background, self._embedder, required, places)
+            seen = evidence_for(text, index, background, self._embedder, places)
             nearest = [tool for number in seen.best[:COVERING] if (tool := tools[number]) is not None]
             found.append((text, seen.features, nearest))
         return found
@@ -212,10 +211,9 @@ class ToolGapDetector:
 
         background = self._known_background()
         index = Index(docs, ExactVectors(self._embedder.embed([vector_text(doc) for doc in docs])))
-        none = [0] * len(docs)
         return [
             self._model.probability(
-                evidence_for(task, index, background, self._embedder, none, numpy.array([place])).features
+                evidence_for(task, index, background, self._embedder, numpy.array([place])).features
             )
             for place in range(len(docs))
         ]

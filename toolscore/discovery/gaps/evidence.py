@@ -1,9 +1,11 @@
 """Does any of our tools fit a task? A small model says so, with a confidence that was measured.
 
 The first evidence is how near the nearest tool is, compared with unrelated tools (a sample of real ones, the
-*background*): a tool that fits stands out from them. Three more are added: the words of the task that the tool covers,
-the words of the tool's name that the task covers, and whether the task says enough to fill the tool's arguments. A
-logistic regression turns all of it into a probability. `toolscore bench gaps` measures the model and can fit one.
+*background*): a tool that fits stands out from them. Two more are added: the words of the task that the tool covers,
+and the words of the tool's name that the task covers. A logistic regression turns all of it into a probability.
+`toolscore bench gaps` measures the model and can fit one. How long a task is, how many parts it has and how many
+arguments a tool wants were evidence once: they tell the sources of labelled tasks apart, and short tasks looked as if
+nothing fitted.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from toolscore.core.memo import Memo
-from toolscore.discovery.search.index import STOP, Doc, Index, Vectors, clauses, raw_words, stem, terms, vector_text
+from toolscore.core.words import STOP, raw_words, stem, terms
+from toolscore.discovery.search.index import Doc, Index, Vectors, clauses, vector_text
 from toolscore.embedding import Embedder
 
 if TYPE_CHECKING:
@@ -45,13 +48,10 @@ FEATURES = (
     "nearest",  # cosine of the nearest tool
     "outranked",  # logarithm of how many background tools are nearer
     "weakest_part",  # how far the nearest tool stands out from the background, for the worst part of the task
-    "parts",
     "words_covered",  # share of the task's words that one tool has, weighed by their rarity
     "name_covered",  # the least likely word of a tool's name, in the task
     "fit",  # nearest, words and name together, of the best tool
-    "required",  # number of the best tool's required arguments
     "tools",  # logarithm of the number of tools
-    "length",  # logarithm of the number of the task's words
     "margin",  # of the nearest tool over the second
 )
 
@@ -63,7 +63,6 @@ CANDIDATES_A_PART = 3
 NEIGHBOURS = 20
 MAX_WORDS = 120
 MAX_TOOL_WORDS = 80
-MAX_REQUIRED = 6
 FILLERS = STOP | frozenset(
     """again all also always another anything best currently each every everything here into just kind know let lot make
     many more most much new next now one right show so something sure task tell there today tomorrow tonight use using
@@ -78,7 +77,9 @@ class GapModel(msgspec.Struct, frozen=True):
     Attributes:
         model: the embedding model's name.
         weights, mean, scale: one number for each feature.
-        unsure: a confidence below this is `unsure`. The surest 70 % of the development answers lie above.
+        gap_below: a tool that fits with a smaller probability is none. Below it lies one in twenty of the development
+            tasks that a tool does.
+        sufficient_above: a tool that fits with a larger one does. Above it lies one in twenty of those that none does.
     """
 
     model: str
@@ -86,7 +87,8 @@ class GapModel(msgspec.Struct, frozen=True):
     mean: list[float]
     scale: list[float]
     bias: float
-    unsure: float
+    gap_below: float
+    sufficient_above: float
 
     def probability(self, features: Sequence[float]) -> float:
         """Estimate that a tool fits, if half of all tasks have a fitting tool."""
@@ -166,13 +168,11 @@ class Evidence(NamedTuple):
 
 
 def evidence_for(
-    task: str, index: Index, background: Background, embed: Embedder, required: Sequence[int],
-    places: numpy.ndarray[Any, Any] | None = None,
-) -> Evidence:  # fmt: skip
+    task: str, index: Index, background: Background, embed: Embedder, places: numpy.ndarray[Any, Any] | None = None
+) -> Evidence:
     """Compare a task with tools.
 
     Args:
-        required: number of required arguments, for each entry of the index.
         places: the places in the index to consider, at least one; `None`: all.
     """
     import numpy
@@ -221,13 +221,10 @@ def evidence_for(
         float(nearest[0]),
         math.log(1 + int((cohort[0] > nearest[0]).sum())),
         float(stands_out[1:].min() if parts else stands_out[0]),
-        float(len(parts)),
         covered,
         named,
         fits[0][0],
-        float(min(required[best[0]], MAX_REQUIRED)),
         math.log(count),
-        math.log(1 + len(words)),
         float(cosines[0][order[0]] - cosines[0][order[1]]) if count > 1 else 0.0,
     ]
     return Evidence(features, best)
@@ -248,13 +245,14 @@ def verdict_of(model: GapModel, features: Sequence[float]) -> tuple[Verdict, flo
     """Decide whether a tool fits.
 
     Returns:
-        The verdict, and how likely it is right, 0.5 to 1.
+        The verdict, and how likely it is right, 0 to 1; of `unsure`: how likely the likelier of the others would be.
     """
     probability = model.probability(features)
-    confidence = max(probability, 1 - probability)
-    if confidence < model.unsure:
-        return "unsure", confidence
-    return ("sufficient" if probability > 0.5 else "gap"), confidence
+    if probability < model.gap_below:
+        return "gap", 1 - probability
+    if probability > model.sufficient_above:
+        return "sufficient", probability
+    return "unsure", max(probability, 1 - probability)
 
 
 def keywords(step: str, background: Background, limit: int = 5) -> list[str]:

@@ -1,10 +1,11 @@
 """An index that ranks short texts for a query: BM25F over their fields, added to cosines of their vectors.
 
-    score = z(BM25F) + w z(cosine)
+    score = v z(BM25F) + w z(cosine)
 
-where z is the standard score over all entries. A query with several clauses adds the score of the clause that fits an
-entry best. BM25F: Robertson, Zaragoza, Taylor (2004). The weights were tuned on one half of the development sets and
-checked on the other (`toolscore bench search`). The index knows nothing of tools.
+where z is the standard score over all entries, and v is below 1 for a query in a language that the entries are not in.
+A query with several clauses adds the score of the clause that fits an entry best. BM25F: Robertson, Zaragoza, Taylor
+(2004). The weights were tuned on one half of the development sets and checked on the other (`toolscore bench search`).
+The index knows nothing of tools.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import structlog
 
+from toolscore.core.words import STOP, WORD, stem, terms
 from toolscore.embedding import EmbeddingError
 
 __all__ = [
     "FEW",
-    "STOP",
     "Doc",
     "ExactVectors",
     "Index",
@@ -32,10 +32,7 @@ __all__ = [
     "VectorIndex",
     "Vectors",
     "clauses",
-    "raw_words",
     "relevance_of",
-    "stem",
-    "terms",
     "vector_text",
     "without_runs",
 ]
@@ -64,13 +61,8 @@ MAX_QUERY = 4000
 MAX_TEXT = 2000
 """Characters of a field that are read."""
 
-_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
 _CLAUSE = re.compile(
     r"[.?!;\n]+\s|,\s+(?:and|then|also)\s+|\s+(?:and then|then|and also)\s+|\band\b|\balso\b|,", re.IGNORECASE
-)
-STOP = frozenset(
-    """a about an and any are as at be by can could do does for from get have has help how i if in into is it like me my
-    need of on or our please some that the this to want we what when where which who will with would you your""".split()
 )
 
 
@@ -95,32 +87,10 @@ def without_runs(text: str) -> str:
     return re.sub(r"\s+", lambda run: "\n" if "\n" in run[0] else " ", text)
 
 
-@lru_cache(maxsize=200_000)
-def stem(word: str) -> str:
-    """Reduce an English word in lower case to its stem."""
-    return str(_stemmer().stemWord(word))
-
-
-@lru_cache(maxsize=1)
-def _stemmer() -> Any:
-    import snowballstemmer
-
-    return snowballstemmer.stemmer("english")
-
-
-def terms(text: str) -> list[str]:
-    """List the words of a text, in lower case and stemmed; `camelCase` and `snake_case` are two words each."""
-    return [stem(word) for word in raw_words(text)]
-
-
-def raw_words(text: str) -> list[str]:
-    """List the words of a text, in lower case."""
-    return [word.lower() for word in _WORD.findall(text)]
-
-
 def vector_text(doc: Doc) -> str:
     """Return the text whose vector represents an entry."""
-    return f"{' '.join(_WORD.findall(doc.name))}: {doc.text[:300]}"
+    server, name, arguments = (" ".join(WORD.findall(part)) for part in (doc.server, doc.name, doc.arguments[:1000]))
+    return f"{server[:100]} {name}: {doc.text[:300]} {arguments[:200]}".strip()
 
 
 def relevance_of(score: float) -> float:
@@ -186,13 +156,18 @@ class Index:
     Args:
         vectors: of the entries' `vector_text`; `None`: rank by words only.
         weight: of cosines beside words.
+        words: says how much the words of a query count, from 0 to 1.
     """
 
-    def __init__(self, docs: Sequence[Doc], vectors: VectorIndex | None, weight: float = 1.0) -> None:
+    def __init__(
+        self, docs: Sequence[Doc], vectors: VectorIndex | None, weight: float = 1.0,
+        words: Callable[[str], float] = lambda query: 1.0,
+    ) -> None:  # fmt: skip
         self.docs = list(docs)
         self.built_at = time.monotonic()
         self.vectors = vectors
         self._weight = weight
+        self._words = words
         self._postings = _postings(self.docs)
 
     def __len__(self) -> int:
@@ -224,7 +199,8 @@ class Index:
         words = [self._lexical(text) for text in texts]
         scores = [_standard(found) for found in words]
         if cosines is not None:
-            scores = [score + self._weight * _standard(row) for score, row in zip(scores, cosines, strict=True)]
+            share = self._words(query)
+            scores = [share * score + self._weight * _standard(row) for score, row in zip(scores, cosines, strict=True)]
         total = scores[0] + CLAUSE_WEIGHT * numpy.max(scores[1:], axis=0) if len(texts) > 1 else scores[0]
         near = numpy.maximum(cosines[0] - FAR, 0) if cosines is not None else 0.0
         return Ranking(total, words[0] + near, vector)
@@ -261,7 +237,7 @@ def _postings(docs: Sequence[Doc]) -> dict[str, tuple[Vectors, Vectors]]:
     numbers = _Numbers()
     keys, weights = [], []
     for field in FIELDS:
-        found = [[numbers[word] for word in _WORD.findall(getattr(doc, field)[:MAX_TEXT])] for doc in docs]
+        found = [[numbers[word] for word in WORD.findall(getattr(doc, field)[:MAX_TEXT])] for doc in docs]
         lengths = numpy.array([len(one) for one in found], numpy.int64)
         if not lengths.sum():
             continue

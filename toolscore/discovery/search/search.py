@@ -21,7 +21,7 @@ from toolscore.core.models import Sees, Tool
 from toolscore.discovery.search.index import FEW, Doc, Index, Vectors, relevance_of, vector_text
 from toolscore.discovery.search.neighbours import vector_index
 from toolscore.discovery.search.vectors import VectorCache, digest
-from toolscore.embedding import Embedder, EmbeddingError, EmbeddingRules
+from toolscore.embedding import Embedder, EmbeddingError, EmbeddingRules, is_foreign
 from toolscore.history.scores import Scores
 from toolscore.stores import Database, WriteBehind
 from toolscore.tools.library import UnifiedToolLibrary
@@ -52,6 +52,12 @@ USE_NEAR = 0.3
 USE_HALF_LIFE_SECONDS = 30 * 86400.0
 SCORE_EXPONENT = 0.25
 """Relevance counts more than the score: a tool that always fails loses half its rank, a new tool loses little."""
+FOREIGN_HINT = (
+    "tools are found by English words here: ask in English (or have the operator install the extra `multilingual`, "
+    "for 16 languages)"
+)
+SOON = 500
+"""New texts that a search waits for. More of them are embedded while words alone rank."""
 AGAIN_SECONDS = 60.0
 """Texts that could not be embedded are tried again after so long."""
 CANDIDATES = 50
@@ -121,7 +127,7 @@ async def build_index(docs: list[Doc], vectors: VectorCache, rules: EmbeddingRul
     except EmbeddingError as exc:
         log.error("texts cannot be compared by meaning: words alone must do for now", reason=str(exc))
         return await asyncio.to_thread(Index, docs, None)
-    return await asyncio.to_thread(Index, docs, known, vectors.weight)
+    return await asyncio.to_thread(Index, docs, known, vectors.weight, vectors.words)
 
 
 class ToolSearch:
@@ -154,6 +160,7 @@ class ToolSearch:
         self._places: dict[str, int] = {}
         self._generation = -1
         self._building = asyncio.Lock()
+        self._filling: asyncio.Task[None] | None = None
         self._searches: OrderedDict[str, deque[tuple[float, str, frozenset[str]]]] = OrderedDict()
         self._uses: dict[str, list[_Use]] = {}
         self._use_vectors: Memo[str, Vectors] = Memo(USE_VECTORS_KEPT)
@@ -168,6 +175,9 @@ class ToolSearch:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.gather(self._filling, return_exceptions=True)
         await self.writes.__aexit__(*exc)
 
     async def search(
@@ -212,6 +222,12 @@ class ToolSearch:
             self._remember_search(principal, query[:MAX_TASK], tool_ids)
             self._tell(SEARCHED, principal=principal, task=query[:MAX_TASK], tool_ids=tool_ids)
         return found
+
+    def hint(self, query: str) -> str | None:
+        """What would find more; `None`: nothing that is known of."""
+        if self._embedder.english and is_foreign(query):
+            return FOREIGN_HINT
+        return None
 
     def hear(self, told: dict[str, Any]) -> None:
         """Take what another gateway was searched for, or has learned: a call that follows may come in anywhere."""
@@ -315,23 +331,49 @@ class ToolSearch:
 
     # Building
 
-    async def index(self) -> Index:
-        """Return the index of all tools as they are now; build it if the library has changed."""
-        if self._is_current():
-            assert self._index is not None
-            return self._index
-        async with self._building:
-            if not self._is_current():
-                generation = self._library.generation
-                docs = [doc_of_tool(tool) for tool in self._library if tool.server_id not in self._hidden]
-                self._index = await build_index(docs, self._vectors, self._embeddings, "tools")
-                self._places = {doc.key: number for number, doc in enumerate(docs)}
-                self._generation = generation
-            assert self._index is not None
-            return self._index
+    async def index(self, *, whole: bool = False) -> Index:
+        """Return the index of all tools as they are now; build it if the library has changed.
+
+        Args:
+            whole: wait for the vectors where many are new; else words alone rank until they are there.
+        """
+        if not self._is_current():
+            async with self._building:
+                if not self._is_current():
+                    await self._build()
+        while whole and self._filling is not None:
+            await asyncio.wait({self._filling})
+        assert self._index is not None
+        return self._index
+
+    async def _build(self) -> None:
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.gather(self._filling, return_exceptions=True)
+            self._filling = None
+        generation = self._library.generation
+        docs = [doc_of_tool(tool) for tool in self._library if tool.server_id not in self._hidden]
+        new = await self._vectors.new([vector_text(doc) for doc in docs])
+        if new > SOON:
+            self._index = await asyncio.to_thread(Index, docs, None)
+            self._filling = asyncio.create_task(self._fill(docs, new))
+        else:
+            self._index = await build_index(docs, self._vectors, self._embeddings, "tools")
+        self._places = {doc.key: number for number, doc in enumerate(docs)}
+        self._generation = generation
+
+    async def _fill(self, docs: list[Doc], new: int) -> None:
+        """Put an index with vectors in the place of the one without."""
+        log.info("tools are read: until that is done they are found by their words", texts=new)
+        started = time.monotonic()
+        try:
+            self._index = await build_index(docs, self._vectors, self._embeddings, "tools")
+            log.info("tools are read", texts=new, seconds=round(time.monotonic() - started, 1))
+        finally:
+            self._filling = None
 
     def _is_current(self) -> bool:
         if self._index is None or self._generation != self._library.generation:
             return False
-        lacks_vectors = len(self._index) and self._index.vectors is None
+        lacks_vectors = len(self._index) and self._index.vectors is None and self._filling is None
         return not lacks_vectors or time.monotonic() - self._index.built_at < AGAIN_SECONDS

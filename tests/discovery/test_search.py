@@ -55,6 +55,18 @@ def test_a_query_for_two_things_finds_both() -> None:
     assert clauses("what time is it") == []
 
 
+def test_what_a_small_part_of_a_task_needs_is_not_drowned() -> None:
+    near = [Doc(f"weather__{what}", f"get_weather_{what}", f"Weather {what} of a city for the next days")
+            for what in ("forecast", "history", "alerts", "averages", "maps", "warnings")]  # fmt: skip
+    docs = [*near, Doc("mail__send", "send", "Send an email to somebody"), *DOCS]
+    docs += [Doc(f"other__{number}", f"tool_{number}", f"Does the work of the kind {number}") for number in range(30)]
+    query = (
+        "get the weather forecast of Oslo, the weather history of Rome, the weather warnings, and send an email to Bob"
+    )
+    scores = index_of(docs).rank(query, EMBEDDER.embed).scores
+    assert "mail__send" in [docs[number].key for number in (-scores).argsort()[:3].tolist()]
+
+
 def test_words() -> None:
     assert terms("getCurrentTime HTTPServer snake_case files2go") == [
         "get", "current", "time", "http", "server", "snake", "case", "file", "2", "go",

@@ -3,9 +3,9 @@
     score = v z(BM25F) + w z(cosine)
 
 where z is the standard score over all entries, and v is below 1 for a query in a language that the entries are not in.
-A query with several clauses adds the score of the clause that fits an entry best. BM25F: Robertson, Zaragoza, Taylor
-(2004). The weights were tuned on one half of the development sets and checked on the other (`toolscore bench search`).
-The index knows nothing of tools.
+A query with several clauses adds the score of the clause that fits an entry best, and what stands out for one of them
+is not drowned by the others. BM25F: Robertson, Zaragoza, Taylor (2004). The weights were tuned on one half of the
+development sets and checked on the other (`toolscore bench search`). The index knows nothing of tools.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ SATURATION = 1.0
 RARITY = 1.3
 """Exponent of a term's inverse document frequency."""
 CLAUSE_WEIGHT = 0.3
+STANDS_OUT, PLACES = 2.0, 3
+"""An entry that is so far before all others for one part of a query is among the first three for the whole."""
 FAR = 0.25
 """A text with a smaller cosine than this is unrelated to the query."""
 FEW = 20
@@ -201,7 +203,7 @@ class Index:
         share = self._words(query)
         if cosines is not None:
             scores = [share * score + self._weight * _standard(row) for score, row in zip(scores, cosines, strict=True)]
-        total = scores[0] + CLAUSE_WEIGHT * numpy.max(scores[1:], axis=0) if len(texts) > 1 else scores[0]
+        total = scores[0] if len(texts) == 1 else _of_all_parts(scores)
         far = FAR * (0.2 + 0.8 * share)  # in another language a vector has the meaning alone, and is nearer to nothing
         near = numpy.maximum(cosines[0] - far, 0) if cosines is not None else 0.0
         return Ranking(total, words[0] + near, vector)
@@ -265,6 +267,25 @@ def _postings(docs: Sequence[Doc]) -> dict[str, tuple[Vectors, Vectors]]:
         )
         for term, number in numbers.terms.items()
     }
+
+
+def _of_all_parts(scores: list[Vectors]) -> Vectors:
+    """The scores of a query with several parts.
+
+    Args:
+        scores: of the whole query, and then of each part.
+    """
+    import numpy
+
+    total = scores[0] + CLAUSE_WEIGHT * numpy.max(scores[1:], axis=0)
+    if len(total) > PLACES:
+        least = numpy.partition(total, -PLACES)[-PLACES] + 1e-3
+        for part in scores[1:]:
+            second, first = numpy.partition(part, -2)[-2:]
+            if first - second > STANDS_OUT:
+                best = int(part.argmax())
+                total[best] = max(total[best], least)
+    return total
 
 
 def _standard(scores: Vectors) -> Vectors:

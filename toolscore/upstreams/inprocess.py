@@ -158,7 +158,9 @@ async def open_inprocess(
     assert spec.inprocess is not None
     module, _, factory = spec.inprocess.partition(":")
     try:
-        server = ready.get(spec.inprocess) or getattr(importlib.import_module(module), factory)(**spec.options)
+        server = ready.get(spec.inprocess)
+        if server is None:  # others are served meanwhile: a module that was never compiled takes its time
+            server = getattr(await asyncio.to_thread(importlib.import_module, module), factory)(**spec.options)
     except (ImportError, AttributeError, TypeError, ValueError) as exc:
         raise CommandNotFound(f"cannot make the in-process server {spec.inprocess!r}: {exc}") from exc
     connection = InProcessConnection(server)

@@ -136,9 +136,10 @@ class GatewayProcess:
         self.ports(ports)
         if "journal" not in settings and not journal:
             settings += "\njournal: {enabled: false}\n"  # its recorder is a process more, of no concern to most
+        if "embeddings:" not in settings:
+            settings += "\nembeddings: {mode: light}\n"  # as where no extra is installed
         (self.config / "toolscore.yaml").write_text(
             f"storage: {{data_dir: {json.dumps(str(folder / 'data'))}}}\n{settings}"
-            + ("" if "embeddings:" in settings else "embeddings: {mode: light}\n")  # as where no extra is installed
         )
         self.servers(servers)
         self.http = httpx.Client(base_url=self.url, timeout=120)

@@ -18,6 +18,8 @@ from toolscore.stores import SharedStore
 __all__ = ["Mirror", "Mirrors"]
 
 KEPT_SECONDS = 60.0
+HEAD_SECONDS = 3.0
+"""A client may come back elsewhere before it is written there that its stream is kept: it is looked for so long."""
 READER_SECONDS = 3.0
 """A gateway that reads a stream of another says so at least this often."""
 POLL_SECONDS = 0.1
@@ -61,9 +63,11 @@ class Mirrors:
     async def read(self, session: str, number: int, after: int) -> AsyncGenerator[bytes] | None:
         """A stream of another gateway, from the event behind `after` on, as bytes to send; `None`: it is not kept."""
         key = self.key(session, number)
-        found = await self.shared.get(f"{key}:head")
-        if found is None:
-            return None
+        until = time.monotonic() + HEAD_SECONDS
+        while (found := await self.shared.get(f"{key}:head")) is None:
+            if not self.shared.up or time.monotonic() > until:
+                return None
+            await asyncio.sleep(POLL_SECONDS)
         return self._chunks(key, number, after, msgspec.json.decode(found, type=_Head))
 
     async def _chunks(self, key: str, number: int, after: int, head: _Head) -> AsyncGenerator[bytes]:

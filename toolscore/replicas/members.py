@@ -139,7 +139,7 @@ class Members:
         while pending:  # a driver may take a cancelling for a time-out of its own
             for task in pending:
                 task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=1.0)
+            pending = (await asyncio.wait(pending, timeout=1.0))[1]
         if self._address:
             await self.release(*self._held)
             await self._shared.drop([f"{self._space}replica:{self.id}"])

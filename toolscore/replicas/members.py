@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.tasks import TaskSet
 from toolscore.stores import SharedStore
 
 __all__ = ["Members"]
@@ -121,9 +122,8 @@ class Members:
         return self
 
     async def begin(self, address: str) -> None:
-        """Say that this gateway is there, and where; returns when it is known who else is, or Redis does not answer.
-
-        It listens before it says so: who knows that it is there may count on being heard.
+        """Say that this gateway is there, and where, once it listens: who knows of it is heard. Returns when it is
+        known who else is there, or Redis does not answer.
         """
         self._address = address
         self._began = asyncio.get_running_loop().time()
@@ -371,9 +371,7 @@ class Members:
         if not self.others:
             return
         message = encode({**members, "kind": kind, "from": self.id})
-        task = asyncio.ensure_future(self._shared.publish(f"{self._space}bus", message))
-        _telling.add(task)
-        task.add_done_callback(_telling.discard)
+        _telling.start(self._shared.publish(f"{self._space}bus", message))
 
     def _heard(self, message: bytes) -> None:
         told = decode(message)
@@ -399,4 +397,4 @@ class Members:
             await asyncio.sleep(AGAIN_SECONDS)
 
 
-_telling: set[asyncio.Future[Any]] = set()
+_telling = TaskSet()

@@ -17,7 +17,7 @@ from toolscore.discovery.catalog.registry import read_versions
 from toolscore.discovery.catalog.server_json import Entry, entries_of
 from toolscore.discovery.catalog.sources import CatalogRules, Sources, SourceState
 from toolscore.discovery.search.index import FEW, Doc, Index
-from toolscore.discovery.search.search import build_index
+from toolscore.discovery.search.search import build_index, vector_texts
 from toolscore.discovery.search.vectors import VectorCache
 from toolscore.embedding import Embedder, EmbeddingRules
 from toolscore.stores import Database
@@ -141,7 +141,9 @@ class MCPSearchTool:
                 generation = self._sources.generation
                 by_key = {_key_of(entry): entry for entry in self._sources.first_of_each().values()}
                 docs = [doc_of_entry(entry) for entry in by_key.values()]
-                self._index = await build_index(docs, self._vectors, self._embeddings, "servers")
+                self._index = await build_index(
+                    docs, await vector_texts(docs), self._vectors, self._embeddings, "servers"
+                )
                 self._by_key, self._indexed_generation = by_key, generation
             return self._index, self._by_key
 

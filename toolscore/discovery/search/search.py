@@ -26,7 +26,7 @@ from toolscore.history.scores import Scores
 from toolscore.stores import Database, WriteBehind
 from toolscore.tools.library import UnifiedToolLibrary
 
-__all__ = ["LEARNED", "SEARCHED", "Found", "ToolSearch", "argument_words", "build_index", "doc_of_tool"]
+__all__ = ["LEARNED", "SEARCHED", "Found", "ToolSearch", "argument_words", "build_index", "doc_of_tool", "vector_texts"]
 
 log = structlog.get_logger(__name__)
 
@@ -113,13 +113,20 @@ def argument_words(schema: Any, words: list[str], depth: int = 0) -> None:
             argument_words(described.get("items"), words, depth + 1)
 
 
-async def build_index(docs: list[Doc], vectors: VectorCache, rules: EmbeddingRules, collection: str) -> Index:
+async def vector_texts(docs: list[Doc]) -> list[str]:
+    """The texts whose vectors represent documents, made in a thread: many take a quarter of a second."""
+    return await asyncio.to_thread(lambda: [vector_text(doc) for doc in docs])
+
+
+async def build_index(
+    docs: list[Doc], texts: list[str], vectors: VectorCache, rules: EmbeddingRules, collection: str
+) -> Index:
     """Build an index in a thread; without vectors if texts cannot be embedded now.
 
     Args:
+        texts: `vector_texts` of the documents.
         collection: the name of these documents in Milvus.
     """
-    texts = [vector_text(doc) for doc in docs]
     try:
         rows = await vectors.of(texts)
         keys = [digest(text) for text in texts]
@@ -353,21 +360,22 @@ class ToolSearch:
             self._filling = None
         generation = self._library.generation
         docs = [doc_of_tool(tool) for tool in self._library if tool.server_id not in self._hidden]
-        new = await self._vectors.new([vector_text(doc) for doc in docs])
+        texts = await vector_texts(docs)
+        new = await self._vectors.new(texts)
         if new > SOON:
             self._index = await asyncio.to_thread(Index, docs, None)
-            self._filling = asyncio.create_task(self._fill(docs, new))
+            self._filling = asyncio.create_task(self._fill(docs, texts, new))
         else:
-            self._index = await build_index(docs, self._vectors, self._embeddings, "tools")
+            self._index = await build_index(docs, texts, self._vectors, self._embeddings, "tools")
         self._places = {doc.key: number for number, doc in enumerate(docs)}
         self._generation = generation
 
-    async def _fill(self, docs: list[Doc], new: int) -> None:
+    async def _fill(self, docs: list[Doc], texts: list[str], new: int) -> None:
         """Put an index with vectors in the place of the one without."""
         log.info("tools are read: until that is done they are found by their words", texts=new)
         started = time.monotonic()
         try:
-            self._index = await build_index(docs, self._vectors, self._embeddings, "tools")
+            self._index = await build_index(docs, texts, self._vectors, self._embeddings, "tools")
             log.info("tools are read", texts=new, seconds=round(time.monotonic() - started, 1))
         finally:
             self._filling = None

@@ -473,3 +473,36 @@ def test_a_data_folder_serves_one_gateway_at_a_time() -> None:
         process.wait_for_state("echo", "up")
         process.kill()
         process.start()  # a lock does not outlive its holder
+
+
+NEVER_CLOSED = """
+import asyncio, sys
+from toolscore.app.summed import Summed
+from toolscore.endpoints import app
+from toolscore.cli.main import main
+
+async def lost(self, *_):
+    await asyncio.Event().wait()
+
+Summed.__aexit__ = lost
+app.CLOSE_SECONDS = app.SHUTDOWN_SECONDS = 0.2
+sys.argv = ["toolscore", "serve", "--config", sys.argv[1]]
+main()
+"""
+
+
+def test_a_gateway_that_cannot_close_ends_all_the_same_and_says_what_kept_it() -> None:
+    with running_gateway(settings="servers: {grace_seconds: 0}", start=False) as gateway:
+        command = [sys.executable, "-c", NEVER_CLOSED, str(gateway.config)]
+        with subprocess.Popen(command, cwd=gateway.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            assert process.stdout is not None
+            said = b""
+            while b"Ctrl-C ends it" not in said:
+                line = process.stdout.readline()
+                assert line, said.decode()
+                said += line
+            process.terminate()
+            said = process.communicate(timeout=120)[0]
+        assert process.returncode == 1
+        assert b"did not close in time" in said
+        assert b"> <string>:8 lost > locks.py" in said, said.decode()

@@ -209,3 +209,23 @@ async def test_who_is_known_to_be_there_hears_what_is_told(engine: Any) -> None:
                 teller.tell("news")
                 await heard.wait()
                 await coming
+
+
+@running
+async def test_whoever_is_cancelled_while_it_asks_ends_at_any_moment(engine: Any) -> None:
+    async with stores(engine) as (store,):
+        await store.ask(store.client.ping())
+        for turns in range(40):
+            ended = []
+
+            async def asks(ended: list[str] = ended) -> None:
+                await store.ask(store.client.ping(), 30)
+                ended.append("asked")
+                await asyncio.sleep(30)
+
+            task = asyncio.create_task(asks())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=10)
+            assert task.cancelled(), (turns, ended)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import inspect
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
-__all__ = ["TaskSet"]
+__all__ = ["TaskSet", "where_waiting"]
 
 
 class TaskSet:
@@ -43,3 +45,19 @@ class TaskSet:
         """Cancel all of them and wait for their ends."""
         self.cancel()
         await self.wait()
+
+
+def where_waiting(task: asyncio.Task[Any]) -> str:
+    """Where a task stands, from its first function to the innermost: `tail.py:88 _follow > database.py:400 _read`."""
+    places: list[str] = []
+    waiting: Any = task.get_coro()
+    while waiting is not None:
+        if type(waiting).__name__ in ("async_generator_asend", "async_generator_athrow"):
+            waiting = next((one for one in gc.get_referents(waiting) if inspect.isasyncgen(one)), None)
+        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "ag_frame", None)
+        if frame is None:
+            break
+        code = frame.f_code
+        places.append(f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_name}")
+        waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "ag_await", None)
+    return " > ".join(places)

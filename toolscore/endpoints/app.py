@@ -24,6 +24,7 @@ from toolscore.app.files import Loaded
 from toolscore.app.settings import Settings
 from toolscore.app.worker import Worker
 from toolscore.core.hosts import is_loopback
+from toolscore.core.tasks import where_waiting
 from toolscore.endpoints.front import Front
 from toolscore.endpoints.guard import ConnectionGuard
 from toolscore.endpoints.leases import Leases
@@ -44,6 +45,11 @@ ECHO_SECONDS = 1.0
 """A service manager may tell each process of ours to end, and so does the launcher."""
 SHUTDOWN_SECONDS = 5
 """How long those inside may take to finish once the doors are closed."""
+CLOSE_SECONDS = 60
+"""How long all the rooms may take to close, beside the grace of calls: then this process ends as it is."""
+MAX_TOLD = 20
+LOG_SECONDS = 1.0
+"""A thread writes the log."""
 
 
 def create_app(gateway: Gateway, leases: Leases | None = None, uses: Uses | None = None) -> Front:
@@ -312,6 +318,15 @@ async def _serve(
                 doors.send_away()
                 await asyncio.sleep(leave)
             log.info("shutting down")
+            grace = gateway.settings.current.servers.grace_seconds
+            asyncio.get_running_loop().call_later(grace + SHUTDOWN_SECONDS + CLOSE_SECONDS, _end_as_it_is)
+
+
+def _end_as_it_is() -> None:
+    """End this process, whatever still keeps it, and say what that is."""
+    tasks = sorted((where_waiting(task) for task in asyncio.all_tasks()), key=len, reverse=True)
+    log.error("it did not close in time, and ends as it is: a defect of the gateway's own", waiting=tasks[:MAX_TOLD])
+    asyncio.get_running_loop().call_later(LOG_SECONDS, os._exit, 1)  # the reapers end the servers
 
 
 def _say_who_may(settings: Settings) -> None:

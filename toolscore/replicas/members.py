@@ -135,11 +135,9 @@ class Members:
         self._tasks.append(asyncio.create_task(self._keep()))
 
     async def __aexit__(self, *_: object) -> None:
-        pending = set(self._tasks)
-        while pending:  # a driver may take a cancelling for a time-out of its own
-            for task in pending:
-                task.cancel()
-            pending = (await asyncio.wait(pending, timeout=1.0))[1]
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._address:
             await self.release(*self._held)
             await self._shared.drop([f"{self._space}replica:{self.id}"])

@@ -113,16 +113,19 @@ class SharedStore:
         """
         listener = self.client.pubsub(ignore_subscribe_messages=False)
         try:
-            await listener.subscribe(channel)
+            async with asyncio.timeout(PATIENT_SECONDS):
+                await listener.subscribe(channel)
             silent = 0
             while silent < 2:
-                message = await listener.get_message(timeout=LISTEN_SECONDS)
+                async with asyncio.timeout(2 * LISTEN_SECONDS):
+                    message = await listener.get_message(timeout=LISTEN_SECONDS)
+                    if message is None:
+                        await listener.ping()
                 silent = silent + 1 if message is None else 0
-                if message is None:
-                    await listener.ping()
-                elif message["type"] == "subscribe":
+                kind = message["type"] if message is not None else None
+                if kind == "subscribe":
                     ready()
-                elif message["type"] == "message":
+                elif kind == "message":
                     heard(message["data"])
         except Exception as exc:  # whatever the driver makes of it
             log.debug("a channel is heard no more", channel=channel, error=str(exc))
@@ -218,8 +221,10 @@ async def open_shared(url: str | None, host: Path | None = None) -> AsyncIterato
 
         parts = urlsplit(url)
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        # No time-outs of the driver for what it sends and reads: on Python 3.11 a cancelling is lost in them, and
+        # whoever is cancelled goes on for ever. All is asked through `ask`, or listens, and is bounded there.
         client = redis.Redis.from_url(
-            url, socket_timeout=PATIENT_SECONDS, socket_connect_timeout=ANSWER_SECONDS * 5, health_check_interval=0
+            url, socket_timeout=None, socket_connect_timeout=ANSWER_SECONDS * 5, health_check_interval=0
         )
     else:
         assert host is not None

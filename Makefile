@@ -11,7 +11,7 @@ PAGE := $(shell find toolscore/dashboard/src toolscore/dashboard/public -type f 
 # The tests start hundreds of programs: none of them should compile its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast storm soak interop known-servers replicas check pages types lock format clean
+.PHONY: run test test-fast storm soak interop known-servers well-known replicas check pages types lock format clean
 
 run: $(VENV)/.installed
 	@$(BIN)/toolscore serve
@@ -36,6 +36,10 @@ interop: $(VENV)/.tested
 # Twenty-three servers that people use, in one file: do they come up, how soon is the first answer, what do they cost?
 known-servers: $(VENV)/.tested
 	@PYTHONPATH=tests $(BIN)/python tests/interop/known_servers.py
+
+# The servers that `toolscore install NAME` knows by name: does each install, as far as an account allows?
+well-known: $(VENV)/.tested
+	@PYTHONPATH=tests $(BIN)/python tests/interop/well_known.py
 
 # Postgres, Redis, haproxy and three gateways on loopback, for trying; Ctrl-C stops all of it.
 COUNT ?= 3

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler.loadscope import LoadScopeScheduling
@@ -20,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from support import ROOT, GatewayProcess, odd, running_gateway
 
-# Machines are slow at times: that is no fault of what is tested.
+# Machines are slow at times: that is no fault of what is tested. httpx would give up after five seconds.
+for kind in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, kind, 120.0)
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 

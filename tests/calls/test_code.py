@@ -349,7 +349,7 @@ def test_progress_and_questions_reach_the_client_of_a_session(gateway: GatewayPr
 
         async def elicit(_context: Any, params: Any) -> types.ElicitResult:
             asked.append(params.message)
-            await asyncio.sleep(1.5)  # longer than the code has
+            await asyncio.sleep(5)  # longer than the code has
             return types.ElicitResult(action="accept", content={"username": "ada", "email": "a@example.com"})
 
         async def sample(_context: Any, params: Any) -> types.CreateMessageResult:
@@ -366,7 +366,7 @@ def test_progress_and_questions_reach_the_client_of_a_session(gateway: GatewayPr
             "tools.both.test_tool_with_progress()\n"
             "print(one, two)"
         )
-        arguments = {"code": code, "tools": ["sessions", "both"], "timeout_seconds": 1}
+        arguments = {"code": code, "tools": ["sessions", "both"], "timeout_seconds": 4}
         client = Client(
             f"{gateway.url}/mcp", mode="legacy", elicitation_callback=elicit, sampling_callback=sample,
         )  # fmt: skip

@@ -20,12 +20,16 @@ from hypothesis import strategies as st
 from support import EXECUTOR, ROOT, GatewayProcess, bearer, odd, running_gateway, toolscore, wait_for
 
 from toolscore.bench.gaps import fit, measure, run_gap_bench
+from toolscore.core.models import Tool
 from toolscore.discovery.gaps.detector import steps_of
 from toolscore.discovery.gaps.evidence import FEATURES, Background, evidence_for, keywords, load_model, verdict_of
+from toolscore.discovery.gaps.general import GeneralTools, kind_of
 from toolscore.discovery.gaps.judge import Judge, JudgeRules, Ruling
+from toolscore.discovery.gaps.reasons import needs_of, reason_for
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
 from toolscore.embedding import LightEmbedder
 
+GENERAL = ROOT / "tests/data/general_tasks/tasks.jsonl"
 LIGHT = LightEmbedder()
 BACKGROUND = Background(LIGHT, LIGHT)
 DOCS = [
@@ -73,6 +77,10 @@ def test_what_is_missing_is_said_in_words_that_catalogs_know() -> None:
         ("read notes.txt from the disk and then send it to Slack", 2),
         ("Find three flights to Rome. Book the cheapest one; put it into my calendar", 3),
         ("list cats and dogs", 1),
+        ("find a cheap flight to Rome and book it for Ada", 2),
+        ("what is the weather in Oslo and send it to Ada", 2),
+        ("show the profit and loss of last year", 1),
+        ("please fetch the page and summarize it and post the summary to Slack", 2),
         ("a b. c d. e f", 1),
     ],
 )
@@ -414,3 +422,94 @@ def test_a_judge_is_asked_what_the_model_is_unsure_of(process: GatewayProcess) -
     third = analyzed(unsure[2])
     assert (third["verdict"], third["judged_by"]) == ("unsure", "model"), "the judge said nothing of use"
     assert "do not pass on" not in process.output()
+
+
+def tool(name: str, description: str = "", **properties: Any) -> Tool:
+    required = [key for key, about in properties.items() if about.pop("required", True)]
+    schema = {"type": "object", "properties": properties, "required": required}
+    definition = {"name": name, "description": description, "inputSchema": schema}
+    return Tool(
+        tool_id=f"s__{name}", server_id="s", name=name, definition=definition, definition_hash="", first_seen=""
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("python_execute", "python"), ("runPythonCode", "python"), ("execute-code", "python"),
+        ("run_shell_command", "shell"), ("bash", "shell"), ("execute_command", "shell"),
+        ("browser_navigate", "browser"), ("puppeteer_navigate", "browser"),
+        ("python_sessions", None), ("run_query", None), ("list_commands", None), ("navigate_menu", None),
+    ],
+)  # fmt: skip
+def test_general_tools_are_known_by_their_names(name: str, kind: str | None) -> None:
+    assert kind_of(tool(name)) == kind
+
+
+def test_general_tools_cover_what_they_do_and_little_else() -> None:
+    general = GeneralTools(LIGHT, BACKGROUND, load_model("light"))
+    tasks = [json.loads(line) for line in GENERAL.read_text().splitlines()]
+    for kind, name in (("python", "python_execute"), ("shell", "bash"), ("browser", "browser_navigate")):
+        there = [tool(name), tool("something_else")]
+        done = [general.covering(one["query"], there) is not None for one in tasks if one["kind"] == kind]
+        wrong = [one["query"] for one in tasks if one["kind"] == "none" and general.covering(one["query"], there)]
+        assert sum(done) >= 0.7 * len(done), kind
+        assert len(wrong) <= 0.07 * 30, wrong
+    found = general.covering("what is the highest common factor of 12 and 18", [tool("x"), tool("python_execute")])
+    assert found is not None
+    assert (found.tool.name, found.ability) == ("python_execute", "number theory")
+    assert general.covering("what is the highest common factor of 12 and 18", [tool("x")]) is None
+
+
+NUMBER, TEXT = {"type": "number"}, {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "needs"),
+    [
+        ("read a web page", {"url": TEXT}, ["url"]),
+        ("read example.com", {"url": TEXT}, []),
+        ("read a web page", {"url": {**TEXT, "default": "https://x"}}, []),
+        ("send it", {"to_email": TEXT, "subject": TEXT}, ["to_email"]),
+        ("send it to ada@example.com", {"to_email": TEXT}, []),
+        ("add them", {"a": NUMBER, "b": NUMBER}, ["a", "b"]),
+        ("add two and three", {"a": NUMBER, "b": NUMBER}, []),
+        ("book a table", {"date": TEXT, "city": TEXT}, ["date"]),
+        ("book a table for tomorrow", {"date": TEXT}, []),
+        ("show the file", {"path": TEXT}, ["path"]),
+        ("show notes.txt", {"path": TEXT}, []),
+        ("how is the weather", {"city": TEXT, "days": {**NUMBER, "required": False}}, []),
+    ],
+)
+def test_what_a_task_does_not_give_is_said_where_it_can_be_told(
+    task: str, arguments: dict[str, Any], needs: list[str]
+) -> None:
+    given = {name: dict(about) for name, about in arguments.items()}
+    assert needs_of(task, tool("does", **given)) == needs
+
+
+@pytest.mark.parametrize(
+    "schema", [True, {}, {"required": "x"}, {"properties": [], "required": [1]}, {"properties": {}, "required": [{}]}]
+)
+def test_a_schema_of_any_shape_needs_nothing(schema: Any) -> None:
+    odd_one = msgspec.structs.replace(tool("does"), definition={"name": "does", "inputSchema": schema})
+    assert needs_of("do it", odd_one) == []
+    assert reason_for("do it", "gap", odd_one, BACKGROUND)
+
+
+def test_a_verdict_names_the_tool_and_the_reason() -> None:
+    weather = tool("get_forecast", "Weather forecast of a city for the next days")
+    said = [reason_for("the weather forecast for Oslo", verdict, weather, BACKGROUND)
+            for verdict in ("sufficient", "unsure", "gap")]  # fmt: skip
+    assert said == [
+        "s__get_forecast does it: it speaks of forecast and weather",
+        "perhaps s__get_forecast: it speaks of forecast and weather, not of oslo",
+        "s__get_forecast comes nearest: it speaks of forecast and weather, not of oslo",
+    ]
+    assert (
+        reason_for("wie wird das Wetter", "sufficient", weather, BACKGROUND) == "s__get_forecast does it in other words"
+    )
+    assert reason_for("order a pizza", "gap", weather, BACKGROUND) == (
+        "s__get_forecast comes nearest: no word of pizza and order"
+    )
+    assert reason_for("order a pizza", "gap", None, BACKGROUND) == "there is no tool"

@@ -9,18 +9,19 @@ from typing import Any
 import aiohttp
 import pytest
 
-from toolscore.core.errors import InvalidArguments, NotAllowedByPolicy, ToolScoreError
+from toolscore.core.errors import InstallFailed, InvalidArguments, NotAllowedByPolicy, ToolScoreError
 from toolscore.discovery import Entry, InstallRule, InstallRules, Plan, Wish
 from toolscore.discovery.catalog.server_json import entries_of
 from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch import fetcher_of
 from toolscore.discovery.install.fetch.npm import server_script
-from toolscore.discovery.install.plan import check_allowed, environment_of, image_of, plan_for
+from toolscore.discovery.install.plan import check_allowed, plan_for
 from toolscore.discovery.install.policy import check_url, check_variable
-from toolscore.discovery.install.prove import inferred_arguments
+from toolscore.discovery.install.prove import NO_ACCOUNT, inferred_arguments
+from toolscore.discovery.install.wish import environment_of, image_of, wish_for
 from toolscore.upstreams.process.old_sdk import needs_old_sdk
 
-FOLDER = Path("/servers")
+FOLDER = Path("/data/servers")
 PYPI = {"registryType": "pypi", "identifier": "some-server", "version": "1.0.0"}
 
 
@@ -78,7 +79,10 @@ def rules_of(*allow: dict[str, Any], **more: Any) -> InstallRules:
         ({"packages": [{"registryType": "nuget", "identifier": "x", "version": "1.0.0"}]},
          InvalidArguments, "no package that can be installed"),
         ({"packages": [{**PYPI, "packageArguments": [{"valueHint": "folder", "isRequired": True}]}]},
-         InvalidArguments, "needs the argument folder"),
+         InvalidArguments, "needs folder in `arguments`"),
+        ({"packages": [{**PYPI, "packageArguments": [{"valueHint": "folder", "format": "filepath",
+                                                      "isRequired": True}]}]},
+         InvalidArguments, "needs a folder to work on"),
         ({"remotes": [{"type": "streamable-http", "url": "http://example.com/mcp"}]},
          NotAllowedByPolicy, "no https address"),
         ({"remotes": [{"type": "streamable-http", "url": "https://user:pass@example.com/mcp"}]},
@@ -129,7 +133,7 @@ def test_a_plan_says_exactly_what_will_be_done() -> None:
     assert all("--only-binary" in command for command in plan.commands[1:])
     assert "--require-hashes" in plan.commands[2]
     assert plan.run == "some-server==1.0.0 --mode fast notes"
-    assert plan.sets == {"FILE": "/servers/asks/home/notes"}
+    assert plan.sets == {"FILE": "/data/servers/asks/home/notes"}
     assert plan.needs == ["KEY"]
     assert (plan.confined, plan.network, plan.allowed_by) == (True, False, None)
     builds = planned(InstallRules(source_builds=True), packages=[package])
@@ -306,3 +310,92 @@ def test_a_server_for_the_old_sdk_is_known_by_how_it_dies() -> None:
     assert needs_old_sdk(["Traceback", "ImportError: cannot import name 'FastMCP' from 'mcp.server'"])
     assert not needs_old_sdk(["ImportError: cannot import name 'x' from 'y'"])
     assert not needs_old_sdk(["mcp: no configuration found"])
+
+
+def asks(*arguments: dict[str, Any], **package: Any) -> list[dict[str, Any]]:
+    return [{**PYPI, "packageArguments": list(arguments), **package}]
+
+
+FOLDERS = {"type": "positional", "valueHint": "directory", "format": "filepath", "isRequired": True, "isRepeated": True}
+ONE_FOLDER = {"type": "named", "name": "--repository", "format": "filepath", "isRequired": True}
+FILE = {"type": "named", "name": "--db-path", "format": "filepath", "default": "{home}/database.db"}
+SECRET = {"type": "named", "name": "--url", "isRequired": True, "isSecret": True}
+
+
+def test_folders_that_it_is_given_stand_in_its_arguments_for_them(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    second.mkdir()
+    (tmp_path / "link").symlink_to(first)
+    plan = planned(packages=asks(FOLDERS), folders=[f"{tmp_path}/link", f"{second}:ro"])
+    assert plan.folders == [str(first), f"{second}:ro"], "links are followed before anybody approves them"
+    assert plan.run == f"some-server==1.0.0 {first} {second}"
+    assert not plan.needs_folder
+    plan = planned(packages=asks(ONE_FOLDER), folders=[str(first), str(second)])
+    assert plan.run == f"some-server==1.0.0 --repository {first}"
+    assert planned(packages=asks(FOLDERS)).needs_folder
+    assert planned(packages=asks(FOLDERS, FILE)).run.endswith("--db-path /data/servers/asks/home/database.db")
+    rules = rules_of({"registry": "pypi"})
+    assert planned(rules, packages=asks(FOLDERS)).allowed_by == 0
+    assert planned(rules, packages=asks(FOLDERS), folders=[str(first)]).allowed_by is None, "no rule grants a folder"
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({"folders": ["relative"]}, "no absolute path"),
+        ({"folders": ["/nowhere/at/all"]}, "is no folder on the gateway's machine"),
+        ({"folders": ["/"]}, "no server may be given /"),
+        ({"folders": ["/etc/ssl:ro"]}, "no server may be given /etc/ssl"),
+        ({"folders": ["/proc/self/root/etc"]}, "no server may be given"),
+        ({"arguments": {"db-path": "/var/lib/x.db"}}, "lies in no folder that it may use"),
+        ({"arguments": {"nobody": "x"}}, "knows no argument nobody it has: db-path, url"),
+        ({"arguments": {"--url": "redis://:secret@host"}}, "url is a secret: give a reference"),
+        ({"env": {"OTHER": "x"}}, "knows no variable OTHER it has: MODE"),
+    ],
+)
+def test_what_a_server_may_not_be_given(wish: dict[str, Any], expected: str) -> None:
+    packages = asks(FILE, SECRET, environmentVariables=[{"name": "MODE"}])
+    with pytest.raises((InvalidArguments, NotAllowedByPolicy)) as caught:
+        planned(packages=packages, **wish)
+    assert expected in f"{caught.value.message} {caught.value.suggestion}"
+
+
+def test_the_gateways_own_folder_is_given_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / "data" / "servers").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "data", tmp_path / "data" / "servers"):
+        with pytest.raises(NotAllowedByPolicy, match="no server may be given"):
+            plan_for(Wish(entry(packages=[PYPI]), folders=[str(folder)]), InstallRules(), tmp_path / "data" / "servers")
+
+
+def test_what_a_server_plainly_needs_is_said() -> None:
+    plan = planned(packages=asks(SECRET))
+    assert plan.needs_arguments == ["url"]
+    assert plan.wants_network
+    assert not planned(packages=asks(FILE)).wants_network
+    assert planned(packages=asks(FILE, environmentVariables=[{"name": "X_KEY", "isSecret": True}])).wants_network
+
+
+def test_an_image_is_no_offer_where_no_container_runs() -> None:
+    image = {"registryType": "oci", "identifier": "docker.io/x/y", "version": "1.0.0"}
+    remote = {"type": "streamable-http", "url": "https://example.com/mcp"}
+    wish = Wish(entry(packages=[image]), approved=True)
+    plan = plan_for(wish, InstallRules(), FOLDER, engine_error="docker does not run")
+    assert plan.obstacle == "docker does not run"
+    with pytest.raises(InstallFailed, match="cannot run here: docker does not run"):
+        check_allowed(wish, plan)
+    both = Wish(entry(packages=[image], remotes=[remote]))
+    assert plan_for(wish_for(both, containers=True), InstallRules(), FOLDER).kind == "oci"
+    assert plan_for(wish_for(both, containers=False), InstallRules(), FOLDER).kind == "remote"
+
+
+@pytest.mark.parametrize(
+    ("said", "account"),
+    [
+        ("Request failed with status code 401", True), ("Bad credentials", True), ("invalid_auth: not authed", True),
+        ("BRAVE_API_KEY is required", True), ("You must log in first", True), ("no such table: users", False),
+        ("the file was not found", False), ("division by zero", False),
+    ],
+)  # fmt: skip
+def test_a_server_that_needs_an_account_is_known_by_what_it_says(said: str, account: bool) -> None:
+    assert bool(NO_ACCOUNT.search(said)) is account

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from support import EXECUTOR, SERVERS, Fickle, GatewayProcess, bearer, odd, running_gateway, toolscore, wait_for
 
 from runtimes.client import RealTimeToolClient
-from toolscore.bench.search import evaluate
+from toolscore.bench.gaps import run_gap_bench
+from toolscore.bench.search import evaluate, run_search_bench
 from toolscore.core.words import terms
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, clauses, vector_text
 from toolscore.embedding import LightEmbedder
@@ -245,3 +248,39 @@ def test_tasks_are_remembered_over_a_restart_and_forgotten_with_their_tools(open
             assert await first(rooms, "ada") == usual
 
     asyncio.run(run())
+
+
+def test_a_bench_reads_every_form_of_a_set_and_says_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    tools = [{"id": "s/weather", "name": "weather", "description": "the weather of a city"}, "translate text",
+             {"id": "s/mail", "name": "send_mail", "description": "send an e-mail"},
+             {"id": "t/mail", "name": "send_mail", "description": "send an e-mail"}, 7]  # fmt: skip
+    asked = "send an e-mail to Ada"
+    queries = [
+        {"query": "the weather in Berlin", "relevant": ["weather"]},
+        {"query": "translate this text", "relevant": [{"name": "translate text"}]},
+        {"query": asked, "relevant": ["s/mail"], "exclude": ["t/mail"]},
+        {"query": asked, "relevant": ["s/mail"], "exclude": ["s/mail"]},
+        {"query": asked, "relevant": ["nobody"]}, {"query": " ", "relevant": ["weather"]}, ["weather"],
+    ]  # fmt: skip
+    for name, rows in (("tools", tools), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{not json\n")
+    report = run_search_bench([tmp_path])
+    assert report["sets"]["odd"]["queries"] == 3
+    assert report["sets"]["odd"]["recall_at_1"] == 1.0
+    expected = {"are no JSON object": 4, "have no text": 1, "name a tool that the set has not": 1,
+                "have nothing relevant": 1}  # fmt: skip
+    assert report["left_out"] == {"odd": expected}
+    said = capsys.readouterr().out
+    assert "left out of odd: 4 rows are no JSON object" in said
+
+    gaps = [{"query": "the weather in Berlin", "has_tool": True}, {"query": asked, "has_tool": False},
+            {"query": asked}]  # fmt: skip
+    (folder / "gap.jsonl").write_text("\n".join(map(json.dumps, gaps)))
+    (folder / "gap_registry.jsonl").write_text('["weather", "translate text"]\n"send_mail"\n"nobody"\n')
+    found = run_gap_bench([tmp_path], quiet=True)
+    assert found["sets"]["odd/gap"]["questions"] == 2
+    assert found["left_out"]["odd/gap"]["name a tool that the set has not"] == 1

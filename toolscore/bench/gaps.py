@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolscore.bench.search import LANGUAGES, doc_of_record, print_table, read_lines
+from toolscore.bench.labelled import LeftOut, gap_questions, queries_of, said_of, tools_of
+from toolscore.bench.search import LANGUAGES, doc_of_record, print_table
 from toolscore.discovery.gaps.evidence import FEATURES, Background, GapModel, evidence_for, load_model
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
 from toolscore.embedding import Embedder, LightEmbedder
@@ -77,15 +78,19 @@ def run_gap_bench(
     background = Background(embedder, words)
     unrelated = _unrelated(folders)
     samples: dict[str, Sample] = {}
+    left_out: dict[str, LeftOut] = {}
     for path in track(sets, "measuring", console=Console(stderr=True), transient=True, disable=quiet):
-        questions = read_lines(path)
+        skipped = left_out[f"{path.parent.name}/{path.stem}"] = LeftOut()
+        tools = tools_of(path.parent, skipped)
+        read = queries_of if path.name == "queries.jsonl" else gap_questions
+        questions = read(path, tools, skipped)
         if half != "all":
             questions = [one for number, one in enumerate(questions) if number // 2 % 2 == (half == "odd")]
         if path.name == "queries.jsonl":
-            made = _make(path, questions, min(MADE_TASKS, limit or MADE_TASKS), unrelated, embedder, background)
+            made = _make(tools, questions, min(MADE_TASKS, limit or MADE_TASKS), unrelated, embedder, background)
             samples[f"{path.parent.name}/{MADE}"] = made
         else:
-            samples[f"{path.parent.name}/{path.stem}"] = _evidence_of(path, questions[:limit], embedder, background)
+            samples[f"{path.parent.name}/{path.stem}"] = _evidence_of(tools, questions[:limit], embedder, background)
     if fit_into is not None:
         _save(_fit(samples, embedder.model), fit_into)
         models = dict.fromkeys(samples, _read(fit_into)[embedder.model])
@@ -105,7 +110,8 @@ def run_gap_bench(
             "p95_ms": milliseconds[int(len(milliseconds) * 0.95)],
         }
     mean = {key: round(statistics.mean(result[key] for result in results.values()), 4) for key in FIGURES}
-    report = {"sets": results, "mean": mean, "half": half, "model": embedder.model, "held_out": held_out}
+    report = {"sets": results, "mean": mean, "half": half, "model": embedder.model, "held_out": held_out,
+              "left_out": {name: dict(one) for name, one in left_out.items() if one}}  # fmt: skip
     if picture is not None:
         _draw(answers, picture)
         report["picture"] = str(picture)
@@ -117,6 +123,8 @@ def run_gap_bench(
             for name, result in results.items()
         ]
         print_table(heads, rows, ("mean", "", *(f"{mean[key]:.3f}" for key in FIGURES)))
+        for name, one in left_out.items():
+            print(*said_of(name, one), sep="\n", end="\n" if one else "")
         if picture is not None:
             Console().print(f"picture: {picture}")
     return report
@@ -155,25 +163,26 @@ def _unrelated(folders: Iterable[Path]) -> list[Doc]:
 
 
 def _make(
-    path: Path, queries: list[dict[str, Any]], limit: int, unrelated: list[Doc], embedder: Embedder,
+    tools: list[dict[str, Any]], queries: list[dict[str, Any]], limit: int, unrelated: list[Doc], embedder: Embedder,
     background: Background,
 ) -> Sample:  # fmt: skip
     """Questions of a set of tasks whose tools are known: half of the registries have them."""
     import numpy
 
     chance = random.Random(7)
-    own = [doc_of_record(tool) for tool in read_lines(path.parent / "tools.jsonl")]
+    own = [doc_of_record(tool) for tool in tools]
     known = {doc.key for doc in own}
     docs = own + [doc for doc in unrelated if doc.key not in known]
     vectors = embedder.embed([vector_text(doc) for doc in docs])
     index = Index(docs, ExactVectors(vectors))
     place = {doc.key: number for number, doc in enumerate(docs)}
-    queries = [one for one in queries if one["relevant"] and one.get("kind") not in LANGUAGES]
+    queries = [one for one in queries if one.get("kind") not in LANGUAGES]
     rows, truth, milliseconds = [], [], []
     for query in chance.sample(queries, min(limit, len(queries))):
         right = [place[key] for key in query["relevant"]]
         unlike = (vectors[len(own) :] @ vectors[right].T).max(axis=1) < LIKE
-        others = [number for number in range(len(own)) if number not in right]
+        left_out = {place[key] for key in query["exclude"]}
+        others = [number for number in range(len(own)) if number not in right and number not in left_out]
         fillers = [len(own) + number for number in range(len(unlike)) if unlike[number]]
         for has in (True, False):
             size = int(10 ** chance.uniform(math.log10(SMALLEST), math.log10(LARGEST)))
@@ -207,25 +216,23 @@ def _held_out(samples: dict[str, Sample], model: str) -> dict[str, GapModel]:
     return {name: fitted[_source(name)] for name in samples}
 
 
-def _evidence_of(path: Path, questions: list[dict[str, Any]], embedder: Embedder, background: Background) -> Sample:
+def _evidence_of(
+    tools: list[dict[str, Any]], questions: list[dict[str, Any]], embedder: Embedder, background: Background
+) -> Sample:
     import numpy
 
-    tools = read_lines(path.parent / "tools.jsonl")
     docs = [doc_of_record(tool) for tool in tools]
     index = Index(docs, ExactVectors(embedder.embed([vector_text(doc) for doc in docs])))
     place = {doc.key: number for number, doc in enumerate(docs)}
-    registry = path.with_name(f"{path.stem}_registry.jsonl")
-    everywhere = [one["id"] for one in read_lines(registry)] if registry.is_file() else None
     rows, truth, milliseconds = [], [], []
     for question in questions:
-        offered = everywhere if everywhere is not None else question["tools"]
-        places = numpy.array([place[key] for key in offered])
+        places = numpy.array([place[key] for key in question["tools"]])
         began = time.perf_counter()
         rows.append(evidence_for(question["query"], index, background, embedder, places).features)
         milliseconds.append(round((time.perf_counter() - began) * 1000, 3))
         truth.append(bool(question["has_tool"]))
     if not rows:
-        raise ValueError(f"{path} has no questions")
+        raise ValueError("a set needs questions")
     return rows, truth, sorted(milliseconds)
 
 

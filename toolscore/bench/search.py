@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -11,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolscore.bench.labelled import LeftOut, queries_of, said_of, tools_of
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
 from toolscore.discovery.search.search import argument_words
 from toolscore.embedding import Embedder, LightEmbedder
 
-__all__ = ["LANGUAGES", "doc_of_record", "evaluate", "print_table", "read_lines", "run_search_bench"]
+__all__ = ["LANGUAGES", "doc_of_record", "evaluate", "print_table", "run_search_bench"]
 
 TOP = 10
 LANGUAGES = frozenset({"de", "es", "zh"})
@@ -50,17 +50,20 @@ def run_search_bench(
     if not sets:
         raise FileNotFoundError(f"no set below {folders[0]}: a folder with tools.jsonl and queries.jsonl")
     embedder = embedder or LightEmbedder()
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, LeftOut] = {}
     for path in track(sets, "measuring", console=Console(stderr=True), transient=True, disable=quiet):
-        queries = read_lines(path / "queries.jsonl")
+        left_out[path.name] = LeftOut()
+        tools = tools_of(path, left_out[path.name])
+        queries = queries_of(path / "queries.jsonl", tools, left_out[path.name])
         queries = queries if half == "all" else queries[(half == "odd") :: 2]
-        tools = read_lines(path / "tools.jsonl")
         for language in sorted({_language(query) for query in queries}):
             own = [query for query in queries if _language(query) == language]
             results[f"{path.name} {language}".strip()] = evaluate(tools, own[:limit], embedder)
     names = ("ndcg_at_10", "recall_at_1", "recall_at_5", "recall_at_10", "mrr")
     mean = {name: round(statistics.mean(result[name] for result in results.values()), 4) for name in names}
-    report = {"sets": results, "mean": mean, "half": half}
+    skipped = {name: dict(one) for name, one in left_out.items() if one}
+    report = {"sets": results, "mean": mean, "half": half, "left_out": skipped}
     if picture is not None:
         _draw(results, picture)
         report["picture"] = str(picture)
@@ -68,6 +71,8 @@ def run_search_bench(
         del result["found_at"]
     if not quiet:
         _print(report)
+        for name, one in left_out.items():
+            print(*said_of(name, one), sep="\n", end="\n" if one else "")
         if picture is not None:
             Console().print(f"picture: {picture}")
     return report
@@ -84,11 +89,12 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
 
     Args:
         tools: `id`, `name`, `description`, optional `input_schema`, `server`, `category`, `tags`, `tools`.
-        queries: `query`, `relevant` (ids of tools, all equally right).
+        queries: `query`, `relevant` (ids of tools, all equally right), optional `exclude` (ids that do not count).
     """
     import numpy
 
     docs = [doc_of_record(tool) for tool in tools]
+    place = {doc.key: number for number, doc in enumerate(docs)}
     embedder.embed(["warm"])
     started = time.perf_counter()
     index = Index(
@@ -104,6 +110,7 @@ def evaluate(tools: list[dict[str, Any]], queries: list[dict[str, Any]], embedde
     for query in queries:
         began = time.perf_counter()
         scores = index.rank(query["query"], embedder.embed).scores
+        scores[[place[one] for one in query.get("exclude") or ()]] = -math.inf
         best = numpy.argpartition(-scores, DRAWN)[:DRAWN] if len(docs) > DRAWN else numpy.arange(len(docs))
         order = sorted(best.tolist(), key=lambda number: (-scores[number], docs[number].key))
         milliseconds.append((time.perf_counter() - began) * 1000)
@@ -140,11 +147,6 @@ def doc_of_record(tool: dict[str, Any]) -> Doc:
              *(tool.get("tags") or [])]  # fmt: skip
     server = " ".join(str(part) for part in about if part)
     return Doc(tool["id"], tool["name"], tool.get("description") or "", " ".join(words), server)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import threading
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,10 @@ def _print_analysis(analysis: dict[str, Any]) -> None:
         sure = f"{SIGN[step['verdict']]} ({step['confidence']:.0%})"
         rows.append((first_line(step["step"], 60), sure, tools or "-"))
     print_table(("step", "covered", "tools"), rows, empty="no steps")
+    for step in analysis["steps"]:
+        lead = f"{first_line(step['step'], 40)}: " if len(analysis["steps"]) > 1 else ""
+        needs = f"; needs: {', '.join(step['needs'])}" if step["needs"] else ""
+        print_text(f"{lead}{plain(step['reason'] + needs)}")
     for one in analysis["missing"]:
         label = "missing" if analysis["verdict"] == "gap" else "maybe missing"
         print(f"{label}: {plain(one['capability'])}   keywords: {plain(' '.join(one['keywords']))}")
@@ -77,6 +82,9 @@ def install(
     ],
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; a secret as NAME='${env:NAME}'.")] = None,
     argument: Annotated[list[str] | None, typer.Option("--arg", help="NAME=VALUE of its command line.")] = None,
+    folder: Annotated[
+        list[str] | None, typer.Option("--folder", metavar="PATH[:ro]", help="A folder that it may use; :ro to read.")
+    ] = None,
     registry: Annotated[str | None, typer.Option(help="pypi, npm, oci or remote, where it has several.")] = None,
     server_id: Annotated[str | None, typer.Option("--as", help="Its id here; from its name if not given.")] = None,
     network: Annotated[bool, typer.Option("--network", help="Let it use the network.")] = False,
@@ -89,7 +97,7 @@ def install(
     wanted, version = (name[:at], name[at + 1 :]) if at > 0 else (name, None)
     body = {
         "name": wanted, "version": version, "registry": registry, "server_id": server_id, "network": network,
-        "env": _pairs(env), "arguments": _pairs(argument),
+        "env": _pairs(env), "arguments": _pairs(argument), "folders": [_whole_path(one) for one in folder or ()],
     }  # fmt: skip
     with connected(url, timeout=INSTALL_SECONDS) as client:
         plan = answer_of(client.post("/api/v1/catalog/install", json={**body, "dry_run": True}))["plan"]
@@ -98,9 +106,9 @@ def install(
             return
         if not as_json:
             _print_plan(plan)
-        if plan["needs"]:
-            missing = plan["needs"][0]
-            tell(f"it needs {', '.join(plan['needs'])}: give --env {missing}='${{env:{missing}}}'")
+        if lacking := _lacking(plan):
+            for line in lacking:
+                tell(line)
             raise typer.Exit(2)
         approve = plan["allowed_by"] is None
         if approve and not yes:
@@ -130,8 +138,27 @@ def install(
     if proof is None:
         print("  no tool was tried: none is read-only with arguments that can be inferred")
     else:
-        print(f"  tried {plain(proof['tool'])}: {'ok' if proof['ok'] else 'failed'}, {proof['duration_ms']:.0f} ms")
+        ended = "ok" if proof["ok"] else "needs your account" if proof["needs_account"] else "failed"
+        said = f": {plain(proof['said'])}" if proof["said"] else ""
+        print(f"  tried {plain(proof['tool'])}: {ended}, {proof['duration_ms']:.0f} ms{said}")
     print("  tools: " + plain(", ".join(done["tools"])))
+
+
+def _whole_path(folder: str) -> str:
+    """A folder as seen from here, for a gateway that may run elsewhere on this machine."""
+    path = folder.removesuffix(":ro")
+    return str(Path(path).expanduser().absolute()) + folder[len(path) :]
+
+
+def _lacking(plan: dict[str, Any]) -> list[str]:
+    """What must be given or mended before it can be installed, and how."""
+    lines = [f"it needs {name}: give --env {name}='${{env:{name}}}'" for name in plan["needs"]]
+    lines += [f"it needs {name}: give --arg {name}=VALUE" for name in plan["needs_arguments"]]
+    if plan["needs_folder"]:
+        lines.append("it needs a folder to work on: give --folder PATH, or --folder PATH:ro to have it read only")
+    if plan["obstacle"] is not None:
+        lines.append(f"it cannot run here: {plain(plan['obstacle'])}")
+    return lines
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -140,7 +167,11 @@ def _print_plan(plan: dict[str, Any]) -> None:
     view = "sees its own files alone" if plan["confined"] else "NOT confined"
     if plan["kind"] in ("oci", "remote"):
         view = "in a container, pinned to the digest that is pulled" if plan["kind"] == "oci" else "runs elsewhere"
-    print(f"  {view}; {'with' if plan['network'] else 'without'} network")
+    wants = " (it plainly needs one: give --network)" if plan["wants_network"] and not plan["network"] else ""
+    print(f"  {view}; {'with' if plan['network'] else 'without'} network{wants}")
+    for folder in plan["folders"]:
+        path = folder.removesuffix(":ro")
+        print(f"  may {'read and write' if path == folder else 'read'} {plain(path)}")
     if plan["allowed_by"] is not None:
         print(f"  allowed by entry {plan['allowed_by'] + 1} of discovery.install.allow")
     for name, value in plan["sets"].items():

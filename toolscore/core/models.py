@@ -1,4 +1,7 @@
-"""The nouns: tools, results, upstreams, principals, events. Frozen; nothing here does I/O."""
+"""The nouns: tools, results, upstreams, principals, events. Frozen; nothing here does I/O.
+
+One module: every room speaks of them, and half of them name the other half.
+"""
 
 from __future__ import annotations
 
@@ -107,6 +110,8 @@ class Confinement(BaseModel):
 
     home: str = Field(description="the only folder it may write to, beside a temporary one")
     read: tuple[str, ...] = Field((), description="folders it may read, beside the system's")
+    write: tuple[str, ...] = Field((), description="folders of others that it may write to, too")
+    user: int = Field(0, ge=0, description="that it is where the gateway is root; 0: one of its own")
     network: bool = False
     memory_mb: Annotated[int, Field(ge=64)] = Field(2048, description="of data, each of its processes")
     processes: Annotated[int, Field(ge=1)] = Field(256, description="and threads, all together")

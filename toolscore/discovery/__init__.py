@@ -7,9 +7,10 @@ from toolscore.discovery.catalog.sources import CatalogRules, SourceState
 from toolscore.discovery.gaps.detector import Analysis, Step, ToolGapDetector
 from toolscore.discovery.gaps.judge import JudgeRules
 from toolscore.discovery.install.installer import Installed, Installer
-from toolscore.discovery.install.plan import Plan, Wish
+from toolscore.discovery.install.plan import Plan
 from toolscore.discovery.install.policy import InstallRule, InstallRules
 from toolscore.discovery.install.prove import Proof
+from toolscore.discovery.install.wish import Wish
 from toolscore.discovery.rules import DiscoveryRules
 from toolscore.discovery.search.search import Found, ToolSearch
 

@@ -12,8 +12,9 @@ from toolscore.core.models import Sees, timestamp
 from toolscore.discovery.catalog.catalog import Candidate, MCPSearchTool, doc_of_entry
 from toolscore.discovery.gaps.detector import Analysis, Step, ToolGapDetector
 from toolscore.discovery.install.installer import Installed, Installer
-from toolscore.discovery.install.plan import Plan, Wish
+from toolscore.discovery.install.plan import Plan
 from toolscore.discovery.install.prove import Tell
+from toolscore.discovery.install.wish import Wish
 from toolscore.discovery.search.search import Found, ToolSearch
 from toolscore.discovery.search.vectors import digest
 
@@ -38,7 +39,7 @@ class Offer(msgspec.Struct, frozen=True):
         confidence: how likely it can do the task, by its description in the catalog.
         plan: what installing would do; `None`: it cannot be installed here.
         allowed: whether a rule allows it without approval.
-        obstacle: why it cannot be installed, or which variables it needs; `None`: nothing is in the way.
+        obstacle: why it cannot be installed, or what must be given for it; `None`: nothing is in the way.
     """
 
     candidate: Candidate
@@ -121,12 +122,11 @@ class CapabilityBroker:
         for candidate, confidence in zip(candidates, likely, strict=True):
             sure = round(confidence, 3)
             try:
-                plan = self._installer.plan(Wish(candidate.entry))
-                obstacle = f"it needs {', '.join(plan.needs)}" if plan.needs else None
-                found.append(Offer(candidate, sure, plan, plan.allowed_by is not None, obstacle))
+                _, plan = await self._installer.plan(Wish(candidate.entry))
+                found.append(Offer(candidate, sure, plan, plan.allowed_by is not None, _obstacle(plan)))
             except ToolScoreError as exc:
                 found.append(Offer(candidate, sure, None, False, exc.message))
-        return sorted(found, key=lambda offer: offer.plan is None)[:limit]
+        return sorted(found, key=lambda offer: offer.plan is None or offer.plan.obstacle is not None)[:limit]
 
     async def request(
         self, task: str, *, context: str = "", principal: str, sees: Sees | None = None,
@@ -187,7 +187,7 @@ class CapabilityBroker:
         self._publish("approval_ended", approval_id=approval_id)
 
     def _await_approval(self, task: str, principal: str, offers: list[Offer]) -> None:
-        servers = [one.candidate.entry.name for one in offers if one.plan is not None and one.confidence >= LIKELY]
+        servers = [one.candidate.entry.name for one in offers if _may_do(one)]
         key = digest(principal, task, *servers)[:12]
         if key in self.waiting:
             return
@@ -195,6 +195,12 @@ class CapabilityBroker:
             del self.waiting[next(iter(self.waiting))]
         self.waiting[key] = Waiting(key, task[:MAX_TASK], principal, timestamp(), servers[:CANDIDATES])
         self._publish("approval_needed", approval_id=key, principal=principal, task=task[:MAX_TASK], servers=servers)
+
+
+def _obstacle(plan: Plan) -> str | None:
+    """What is in the way of an install without more being given."""
+    needs = [*plan.needs, *plan.needs_arguments, *(["a folder to work on"] if plan.needs_folder else [])]
+    return plan.obstacle or (f"it needs {', '.join(needs)}" if needs else None)
 
 
 def _status(lacking: list[Step], installed: list[Installed], offers: list[Offer], failures: list[str]) -> Status:
@@ -206,12 +212,17 @@ def _status(lacking: list[Step], installed: list[Installed], offers: list[Offer]
         return "failed"
     if not any(step.verdict == "gap" for step in lacking):
         return "unsure"
-    likely = any(offer.plan is not None and offer.confidence >= LIKELY for offer in offers)
-    return "needs_approval" if likely else "not_found"
+    return "needs_approval" if any(map(_may_do, offers)) else "not_found"
+
+
+def _may_do(offer: Offer) -> bool:
+    """Whether somebody could approve it, and it would help."""
+    return offer.plan is not None and offer.plan.obstacle is None and offer.confidence >= LIKELY
 
 
 def _whole(task: str, analysis: Analysis) -> Step:
-    return Step(task, "gap", analysis.confidence, [], analysis.missing[0] if analysis.missing else None, "model")
+    return Step(task, "gap", analysis.confidence, [], analysis.missing[0] if analysis.missing else None, "model",
+                analysis.steps[0].reason, [])  # fmt: skip
 
 
 def _keywords(step: Step) -> list[str]:

@@ -38,6 +38,8 @@ def _step_fields(step: Step) -> dict[str, Any]:
         ],
         "missing": msgspec.to_builtins(step.missing),
         "judged_by": step.judged_by,
+        "reason": step.reason,
+        "needs": step.needs,
     }  # fmt: skip
 
 

@@ -26,6 +26,8 @@ __all__ = ["Candidate", "MCPSearchTool", "doc_of_entry"]
 
 MAX_QUERY = 1000
 MAX_LIMIT = 100
+NAMED = 3
+"""A query of so few words that has the name of a well-known server means that one."""
 VERSIONS_SECONDS = 300.0
 """How long the versions of a server are remembered."""
 VERSIONS_KEPT = 500
@@ -124,7 +126,10 @@ class MCPSearchTool:
         ranking = await asyncio.to_thread(index.rank, query, self._embedder.embed)
         found: list[Candidate] = []
         asked = {stem(word): word for word in raw_words(query) if word not in STOP}
-        for number in (-ranking.scores).argsort(kind="stable").tolist():
+        words = raw_words(query)
+        meant = {entry.name for word in words if len(words) <= NAMED and (entry := self._sources.called(word))}
+        order = (-ranking.scores).argsort(kind="stable").tolist()
+        for number in sorted(order, key=lambda one: by_key[index.docs[one].key].name not in meant):
             if len(found) == limit or (ranking.scores[number] <= 0 and len(index) > FEW):
                 break
             if ranking.touched[number] > 0:
@@ -153,7 +158,8 @@ class MCPSearchTool:
         """Look up a server.
 
         Args:
-            name: its name; or the part after the slash, or a package's name, where only one server has it.
+            name: its name; or what most people call it; or the part after the slash, or a package's name, where only
+                one server has it.
             version: exact; `None`: the latest.
 
         Raises:
@@ -230,6 +236,8 @@ class MCPSearchTool:
         for entries in everywhere:
             if name in entries:
                 return entries[name]
+        if (meant := self._sources.called(name)) is not None:
+            return meant
         short = {
             entry.name: entry
             for entries in reversed(everywhere)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["OFFICIAL", "Entry", "entries_of"]
+__all__ = ["OFFICIAL", "PUBLISHER", "Entry", "entries_of"]
 
 OFFICIAL = "io.modelcontextprotocol.registry/official"
 """What a registry says of a server."""
@@ -80,19 +80,23 @@ class Entry(msgspec.Struct, frozen=True):
         found = self.meta.get(OFFICIAL)
         return found if isinstance(found, dict) else {}
 
-    def needs(self, package: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def needs(
+        self, package: dict[str, Any] | None = None, remote: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
         """List the environment variables or headers that somebody must set.
 
         Args:
-            package: one of its packages; `None`: its first package, or its first remote server.
+            package: one of its packages. remote: one of its remote servers. Neither: its first package, or remote.
 
         Returns:
             For each its `name`, whether it is a `secret`, and its `description`.
         """
-        if package is None and self.packages:
-            package = self.packages[0]
-        inputs: list[Any] = package.get("environmentVariables") or [] if package is not None else []
-        for remote in self.remotes[:1] if package is None else []:
+        if package is None and remote is None:
+            package, remote = next(iter(self.packages), None), next(iter(self.remotes), None)
+        inputs: list[Any] = []
+        if package is not None:
+            inputs = package.get("environmentVariables") or []
+        elif remote is not None:
             inputs = remote.get("headers") or []
         return [
             {"name": one["name"], "secret": bool(one.get("isSecret")), "description": one.get("description")}

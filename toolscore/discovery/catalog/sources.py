@@ -1,4 +1,5 @@
-"""Where servers are known from: registries, the operator's file, and the snapshot that comes with ToolScore.
+"""Where servers are known from: registries, the operator's file, and what comes with ToolScore: the servers that most
+people mean by a name, which were tried, and a snapshot of public ones, as it is.
 
 A registry is copied as a whole, once a day, and the copy is kept in the database. So nobody waits for a slow registry
 after the first copy, and everything works without a network. Searching the copies is `catalog.py`'s work.
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import aiohttp
 import msgspec
@@ -24,7 +25,7 @@ from pydantic import Field
 from toolscore.core.models import shown_url
 from toolscore.core.rules import HttpUrl, Rules
 from toolscore.discovery.catalog.registry import read_servers
-from toolscore.discovery.catalog.server_json import Entry, entries_of
+from toolscore.discovery.catalog.server_json import PUBLISHER, Entry, entries_of
 from toolscore.stores import Database, WriteBehind
 from toolscore.stores.database import StoreError
 
@@ -36,7 +37,7 @@ FIRST_COPY_SECONDS = 3.0
 """How long a first search waits for a registry that was never copied: a person waits for the answer."""
 RETRY_SECONDS = 300.0
 """A registry that could not be copied is asked again after so long."""
-SNAPSHOT = "snapshot"
+WELL_KNOWN, SNAPSHOT = "well-known", "snapshot"
 
 
 class CatalogRules(Rules):
@@ -47,7 +48,7 @@ class CatalogRules(Rules):
         description="base addresses of registries that speak the MCP Registry API v0.1",
     )
     file: str | None = Field(None, description="a JSON file of your own: a list of server.json objects")
-    snapshot: bool = Field(True, description="also search the snapshot that comes with ToolScore")
+    snapshot: bool = Field(True, description="also search the servers that come with ToolScore")
     max_age_hours: Annotated[float, Field(gt=0)] = Field(24.0, description="then a registry is copied again")
 
 
@@ -171,6 +172,9 @@ class Sources:
         for url in self._rules.registries:
             await self._load_copy(url)
         if self._rules.snapshot:
+            known = json.loads((files("toolscore.discovery") / "data" / "well_known.json").read_bytes())
+            state = self._states[WELL_KNOWN] = SourceState(WELL_KNOWN, "snapshot")
+            self._put(state, entries_of({"servers": [_server_json(one) for one in known]}, WELL_KNOWN))
             raw = (files("toolscore.discovery") / "data" / "catalog.jsonl.gz").read_bytes()
             servers = [json.loads(line) for line in gzip.decompress(raw).splitlines()]
             state = self._states[SNAPSHOT] = SourceState(SNAPSHOT, "snapshot")
@@ -200,6 +204,11 @@ class Sources:
                 self._put(state, entries_of({"servers": servers}, registry, vouched=True))
         except (StoreError, ValueError, zlib.error) as exc:
             log.warning("a registry's copy cannot be read", registry=registry, error=str(exc))
+
+    def called(self, name: str) -> Entry | None:
+        """The server that most people mean by a name, such as `github`."""
+        known = self._entries.get(WELL_KNOWN, {})
+        return next((entry for entry in known.values() if name.casefold() in entry.extra["known_as"]), None)
 
     def _put(self, state: SourceState, entries: Iterable[Entry]) -> None:
         self._entries[state.name] = {entry.name: entry for entry in entries}
@@ -233,3 +242,13 @@ class Sources:
         content = await asyncio.to_thread(lambda: zlib.compress(msgspec.json.encode(servers)))
         self.writes.put(lambda: self._database.save_catalog(registry, content, fetched))
         log.info("a registry was copied", registry=state.name, servers=state.entries)
+
+
+def _server_json(known: dict[str, Any]) -> dict[str, Any]:
+    """A server of `well_known.json` in the registry's format."""
+    members = ("name", "title", "description", "packages", "remotes")
+    server: dict[str, Any] = {key: known[key] for key in members if key in known}
+    if known["repository"]:
+        server["repository"] = {"url": known["repository"]}
+    extra = {key: known[key] for key in ("known_as", "categories", "network", "description") if key in known}
+    return {**server, "_meta": {PUBLISHER: extra}}

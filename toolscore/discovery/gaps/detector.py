@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import aiohttp
 import msgspec
 
 from toolscore.core.errors import InvalidArguments, UpstreamUnavailable
 from toolscore.core.models import Sees, Tool
+from toolscore.core.words import raw_words
 from toolscore.discovery.gaps.evidence import (
+    FILLERS,
     Background,
     Missing,
     Verdict,
@@ -25,7 +27,9 @@ from toolscore.discovery.gaps.evidence import (
     says_something,
     verdict_of,
 )
+from toolscore.discovery.gaps.general import Covered, GeneralTools
 from toolscore.discovery.gaps.judge import Judge, JudgeRules
+from toolscore.discovery.gaps.reasons import needs_of, reason_for
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text, without_runs
 from toolscore.discovery.search.search import Found, ToolSearch
 from toolscore.embedding import Embedder, EmbeddingError
@@ -46,6 +50,20 @@ were right in four of five, whatever it made of them."""
 MAX_MISSING = 300
 """Characters of what a judge says is missing."""
 
+VERBS = frozenset(
+    """add analyze append archive ask assign book build buy calculate call cancel change chart check clear close compare
+    compress compute convert copy count crawl create decode delete deploy describe disable download draft draw edit
+    email enable encode enrich execute explain export extract fetch fill filter find fork format generate get give
+    import insert inspect install invite list load log look make mark measure merge modify monitor move notify open
+    order pay place play plan plot post predict print publish pull push put query read recommend record remind remove
+    rename render replace reply report request reserve reset resize restart restore resume retrieve reverse run save
+    scan schedule scrape search sell send set share show sort split start stop store submit subscribe suggest summarize
+    tell test text track transcribe transfer translate turn update upgrade upload validate verify visit watch
+    write""".split()
+)
+"""What tools do, by the first words of the names of ten thousand real ones, and of tasks."""
+ASKING = frozenset("what when where which who whose why how is are was were does do did".split())
+
 Action = Literal["call", "look", "request-capability"]
 ACTION: dict[Verdict, Action] = {"sufficient": "call", "unsure": "look", "gap": "request-capability"}
 
@@ -62,6 +80,8 @@ class Step(msgspec.Struct, frozen=True):
         tools: the tools that cover it, the best first; for a gap the nearest tools, of which none fits.
         missing: `None`: nothing is missing.
         judged_by: `model`, or the name of the LLM that judged it.
+        reason: what the verdict rests on, in words.
+        needs: arguments of the best tool that the step does not give, as far as that can be told; none for a gap.
     """
 
     text: str
@@ -70,6 +90,8 @@ class Step(msgspec.Struct, frozen=True):
     tools: list[Found]
     missing: Missing | None
     judged_by: str
+    reason: str
+    needs: list[str]
 
 
 class Analysis(msgspec.Struct, frozen=True):
@@ -87,6 +109,15 @@ class Analysis(msgspec.Struct, frozen=True):
     missing: list[Missing]
     recommended_action: Action
     judged_by: str
+
+
+class _Seen(NamedTuple):
+    """A text, its features (`None`: there are no tools), the nearest tools, and the general tool that does it."""
+
+    text: str
+    features: list[float] | None
+    nearest: list[Tool]
+    covered: Covered | None
 
 
 class ToolGapDetector:
@@ -112,6 +143,7 @@ class ToolGapDetector:
         self._on_gap = on_gap
         self._model = load_model(embedder.model)
         self._background: Background | None = None
+        self._general: GeneralTools | None = None
 
     def use(self, rules: JudgeRules) -> None:
         """Put other rules of the judge in force."""
@@ -141,9 +173,9 @@ class ToolGapDetector:
         except EmbeddingError as exc:
             raise UpstreamUnavailable(f"tasks cannot be analysed: {exc}") from exc
         steps = [
-            await self._with_judge(await self._step(*one, principal=principal, sees=sees), context) for one in raw[1:]
+            await self._with_judge(await self._step(one, principal=principal, sees=sees), context) for one in raw[1:]
         ]
-        whole = await self._step(*raw[0], principal=principal, sees=sees)
+        whole = await self._step(raw[0], principal=principal, sees=sees)
         if not steps:
             whole = await self._with_judge(whole, context)
             steps = [whole]
@@ -164,27 +196,28 @@ class ToolGapDetector:
             self._on_gap(principal, analysis)
         return analysis
 
-    def _evidence(self, task: str, index: Index, sees: Sees | None) -> list[tuple[str, list[float] | None, list[Tool]]]:
-        """Text, features and nearest tools of the whole task, and then of each step if there are several."""
+    def _evidence(self, task: str, index: Index, sees: Sees | None) -> list[_Seen]:
+        """Of the whole task, and then of each step if there are several."""
         import numpy
 
         background = self._known_background()
         tools = [self._library.find(doc.key, sees) for doc in index.docs]
         places = numpy.array([number for number, tool in enumerate(tools) if tool is not None], numpy.int64)
         parts = steps_of(task)
-        found: list[tuple[str, list[float] | None, list[Tool]]] = []
+        found: list[_Seen] = []
+        here = [tool for tool in tools if tool is not None]
+        general = self._general = self._general or GeneralTools(self._embedder, background, self._model)
         for text in (task, *(parts if len(parts) > 1 else [])):
             if not len(places):
-                found.append((text, None, []))
+                found.append(_Seen(text, None, [], None))
                 continue
             seen = evidence_for(text, index, background, self._embedder, places)
             nearest = [tool for number in seen.best[:COVERING] if (tool := tools[number]) is not None]
-            found.append((text, seen.features, nearest))
+            found.append(_Seen(text, seen.features, nearest, general.covering(text, here)))
         return found
 
-    async def _step(
-        self, text: str, features: list[float] | None, nearest: list[Tool], *, principal: str, sees: Sees | None
-    ) -> Step:
+    async def _step(self, seen: _Seen, *, principal: str, sees: Sees | None) -> Step:
+        text, features, nearest, covered = seen
         verdict: Verdict = "gap"
         confidence = 1.0  # where there is no tool at all
         tools: list[Found] = []
@@ -193,7 +226,17 @@ class ToolGapDetector:
         elif features is not None:
             verdict, confidence = verdict_of(self._model, features)
             tools = await self._search.search(text, principal=principal, sees=sees, limit=COVERING, remember=False)
-        return Step(text, verdict, round(confidence, 3), tools, self._missing(text, verdict), "model")
+        best = nearest[0] if nearest else None
+        if verdict != "sufficient" and covered is not None and says_something(text):
+            reason = f"{covered.tool.tool_id} can do it ({covered.ability})"
+            first = self._search.scored(covered.tool, round(covered.confidence, 4))
+            tools = [first, *(one for one in tools if one.tool is not covered.tool)][:COVERING]
+            return Step(text, "sufficient", round(covered.confidence, 3), tools, None, "model", reason, [])
+        return Step(
+            text, verdict, round(confidence, 3), tools, self._missing(text, verdict), "model",
+            reason_for(text, verdict, best, self._known_background()),
+            needs_of(text, best) if best is not None and verdict != "gap" else [],
+        )  # fmt: skip
 
     async def fits(self, task: str, docs: list[Doc]) -> list[float]:
         """Estimate whether servers that are not ours yet can do a task, by their descriptions.
@@ -240,6 +283,8 @@ class ToolGapDetector:
             verdict=verdict,
             missing=self._missing(step.text, verdict, ruling.missing[:MAX_MISSING]),
             judged_by=self._judge.name,
+            reason=f"{self._judge.name} says so",
+            needs=step.needs if verdict == "sufficient" else [],
         )
 
 
@@ -274,6 +319,28 @@ def steps_of(task: str) -> list[str]:
     Returns:
         2 to 6 steps; else the task itself, as one.
     """
-    parts = [part.strip(" ,;") for part in _STEP.split(without_runs(task))]
+    rough = [part.strip(" ,;") for part in _STEP.split(without_runs(task))]
+    parts = [part for whole in rough for part in _at_and(whole)]
     parts = [part for part in parts if len(part.split()) >= MIN_STEP_WORDS]
     return parts if 1 < len(parts) <= MAX_STEPS else [task]
+
+
+def _at_and(part: str) -> list[str]:
+    """Split at each "and" that stands between two orders: `find a flight and book it`, not `copy and paste rules`."""
+    found = [part]
+    while True:
+        halves = re.split(r"\s+and\s+", found[-1], maxsplit=1, flags=re.IGNORECASE)
+        if len(halves) < 2 or not (_orders(halves[0]) or _asks(halves[0])) or not _orders(halves[1]):
+            return found
+        if len(halves[0].split()) < MIN_STEP_WORDS:
+            return found
+        found[-1:] = halves
+
+
+def _orders(text: str) -> bool:
+    """Whether a text begins with what somebody is to do."""
+    return next((word for word in raw_words(text) if word not in FILLERS or word in VERBS), "") in VERBS
+
+
+def _asks(text: str) -> bool:
+    return bool(ASKING.intersection(raw_words(text)[:1]))

@@ -24,11 +24,12 @@ from toolscore.core.errors import (
 )
 from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.install.failure import StepFailed, as_error
-from toolscore.discovery.install.fetch import fetcher_of, remove_image
+from toolscore.discovery.install.fetch import engine_error, fetcher_of, remove_image
 from toolscore.discovery.install.place import held, is_marked, remove
-from toolscore.discovery.install.plan import Plan, Wish, check_allowed, plan_for
+from toolscore.discovery.install.plan import Plan, check_allowed, plan_for
 from toolscore.discovery.install.policy import InstallRules, Kind
 from toolscore.discovery.install.prove import Proof, Proved, Tell, prove
+from toolscore.discovery.install.wish import Wish, wish_for
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError, caught_up
 from toolscore.upstreams import UpstreamPool
@@ -42,6 +43,8 @@ AT_ONCE = 2
 MAX_WAITING = 20
 UP_SECONDS = 60.0
 """How long a server that has proved itself may take to come up again."""
+ENGINE_SECONDS = 60.0
+"""So long it is remembered whether containers can run here."""
 OTHER_ID = "give another with `server_id` (`--as` on the command line)"
 
 
@@ -106,6 +109,8 @@ class Installer:
         self._running: dict[str, tuple[Wish, asyncio.Task[Installed]]] = {}
         self._leaving: set[str] = set()
         self._installed: dict[str, Installed] = {}
+        self._engine_error: str | None = None
+        self._engine_asked_at = float("-inf")
 
     async def __aenter__(self) -> Installer:
         attached = {row["server_id"] for row in await self._database.load_servers()}
@@ -176,7 +181,11 @@ class Installer:
                 raise Conflict(f"something else is being installed as {plan.server_id!r}: {OTHER_ID}")
         elif done is not None and taken:
             same = (done.name, done.kind, done.identifier) == (plan.name, plan.kind, plan.identifier)
-            if same and plan.version in (None, done.version) and not (wish.env or wish.arguments or wish.network):
+            if (
+                same
+                and plan.version in (None, done.version)
+                and not (wish.env or wish.arguments or wish.folders or wish.network)
+            ):
                 return done
             raise Conflict(f"{done.name} {done.version} is installed as {plan.server_id!r}: uninstall it first")
         elif taken:
@@ -185,13 +194,26 @@ class Installer:
 
     # Installing
 
-    def plan(self, wish: Wish) -> Plan:
+    async def plan(self, wish: Wish) -> tuple[Wish, Plan]:
         """Say what installing a server would do; nothing is done.
+
+        Returns:
+            The wish as this machine can fulfil it, and its plan.
 
         Raises:
             InvalidArguments, NotAllowedByPolicy: as `plan_for`.
         """
-        return plan_for(wish, self._rules, self._folder, self._reserved)
+        images = any(one.get("registryType") == "oci" for one in wish.entry.packages)
+        error = await self._look_at_engine() if images else None
+        wish = wish_for(wish, containers=error is None)
+        return wish, plan_for(wish, self._rules, self._folder, self._reserved, engine_error=error)
+
+    async def _look_at_engine(self) -> str | None:
+        """Why containers cannot run here, as it was a moment ago."""
+        if time.monotonic() > self._engine_asked_at + ENGINE_SECONDS:
+            self._engine_asked_at = time.monotonic()
+            self._engine_error = await engine_error()
+        return self._engine_error
 
     async def install(self, wish: Wish, on_progress: Tell = lambda step, message: None) -> Installed:
         """Install a server. Equal wishes at the same time are one install; one that fails leaves nothing.
@@ -204,7 +226,7 @@ class Installer:
             Conflict: its id is taken. Overloaded: too many installs wait.
             InstallFailed: with the step, the command and its last output.
         """
-        plan = self.plan(wish)
+        wish, plan = await self.plan(wish)
         await caught_up(self._database, self.read_again)
         if (done := self.done(wish, plan)) is not None:
             return done

@@ -11,14 +11,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from toolscore.core.errors import InvalidArguments, NotAllowedByPolicy
-from toolscore.discovery.catalog.server_json import Entry
+from toolscore.core.errors import InstallFailed, InvalidArguments, NotAllowedByPolicy
 from toolscore.discovery.install.policy import (
     InstallRules,
     Kind,
@@ -26,52 +24,25 @@ from toolscore.discovery.install.policy import (
     check_identifier,
     check_runtime_arguments,
     check_server_id,
-    check_set_variable,
     check_url,
-    check_variable,
-    literal,
 )
-from toolscore.upstreams.process.spawn import CommandNotFound
-from toolscore.upstreams.references import resolved_text
+from toolscore.discovery.install.wish import (
+    Wish,
+    check_given,
+    check_paths,
+    command_line,
+    environment_of,
+    folders_of,
+    headers_of,
+    image_of,
+    name_of,
+    package_of,
+    remote_of,
+    takes_folder,
+    wants_network,
+)
 
-__all__ = [
-    "Plan",
-    "Wish",
-    "arguments_of",
-    "check_allowed",
-    "container_engine",
-    "environment_of",
-    "headers_of",
-    "image_of",
-    "package_of",
-    "plan_for",
-    "remote_of",
-]
-
-PACKAGE_KINDS: tuple[Kind, ...] = ("pypi", "npm", "oci")
-"""The preferred kind first."""
-
-
-class Wish(msgspec.Struct, frozen=True):
-    """What somebody wants installed.
-
-    Attributes:
-        entry: from a catalog.
-        server_id: the id that it will have; `None`: made from its name.
-        registry: install this kind of package; `None`: the preferred one that it has.
-        env: its variables; secrets by reference, `${env:NAME}` or `${file:/path}`.
-        arguments: of its command line, by their names in the catalog.
-        network: whether it may use the network.
-        approved: by somebody with the scope `admin`, who saw the plan.
-    """
-
-    entry: Entry
-    server_id: str | None = None
-    registry: Kind | None = None
-    env: dict[str, str] = {}
-    arguments: dict[str, str] = {}
-    network: bool = False
-    approved: bool = False
+__all__ = ["Plan", "check_allowed", "container_engine", "plan_for"]
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -82,7 +53,12 @@ class Plan(msgspec.Struct, frozen=True):
         version: exact; `None`: the newest.
         commands: exactly the commands that fetch it.
         run: the package and the arguments of its command line, as people read them.
+        folders: that it may use beside its own, as of `Wish`.
+        wants_network: whether it plainly needs one: it has an account or an address to give it, or says so.
         needs: variables that must still be given.
+        needs_arguments: arguments of its command line that must still be given.
+        needs_folder: whether a folder must still be given: without one it has nothing to work on.
+        obstacle: why it cannot run on this machine as it is; `None`: nothing is known to be in the way.
         sets: variables or headers that its catalog entry sets.
         allowed_by: number of the rule that allows it; `None`: no rule does.
     """
@@ -96,7 +72,12 @@ class Plan(msgspec.Struct, frozen=True):
     run: str
     confined: bool
     network: bool
+    folders: list[str]
+    wants_network: bool
     needs: list[str]
+    needs_arguments: list[str]
+    needs_folder: bool
+    obstacle: str | None
     sets: dict[str, str]
     allowed_by: int | None
 
@@ -106,12 +87,15 @@ class Plan(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, allowed_by=None))).hexdigest()[:16]
 
 
-def plan_for(wish: Wish, rules: InstallRules, folder: Path, reserved: Collection[str] = ()) -> Plan:
+def plan_for(
+    wish: Wish, rules: InstallRules, folder: Path, reserved: Collection[str] = (), *, engine_error: str | None = None
+) -> Plan:
     """Say what installing a server would do.
 
     Args:
         folder: where servers are installed, each in a folder named by its id; absolute.
         reserved: ids that no server may be installed under.
+        engine_error: why containers cannot run here; `None`: they can.
 
     Raises:
         InvalidArguments: it cannot be installed as its catalog describes it, or without more being given.
@@ -134,12 +118,17 @@ def plan_for(wish: Wish, rules: InstallRules, folder: Path, reserved: Collection
             suggestion="pypi, npm, oci and remotes over streamable HTTP can be",
         )
     check_identifier(kind, identifier, version)
-    wanted = entry.needs(package)
-    _check_given(wish, {one["name"] for one in wanted if one["secret"]})
-    arguments = arguments_of(package or {}, wish.arguments)
+    wanted = entry.needs(package, remote)
+    check_given(wish, package, remote)
+    if wish.folders and kind == "remote":
+        raise InvalidArguments(f"{entry.name} runs elsewhere: it cannot be given a folder of this machine")
+    folders = [path if writes else f"{path}:ro" for path, writes in folders_of(wish, folder.parent)]
+    arguments, lacking = command_line(package or {}, wish, folders)
+    if kind == "oci" or (kind in ("pypi", "npm") and rules.confine):
+        check_paths(package or {}, wish, [one.removesuffix(":ro") for one in folders])
     server_id = wish.server_id or _server_id(entry.name)
     check_server_id(server_id, reserved)
-    rule = allowing_rule(rules, entry, kind, identifier, version, network=wish.network)
+    rule = allowing_rule(rules, entry, kind, identifier, version, network=wish.network) if not folders else None
     place = folder / server_id
     exact = f"{identifier}{'==' if kind == 'pypi' else '@'}{version}" if version and kind != "remote" else identifier
     return Plan(
@@ -149,9 +138,14 @@ def plan_for(wish: Wish, rules: InstallRules, folder: Path, reserved: Collection
         identifier=identifier,
         version=version,
         commands=_commands(kind, identifier, version, place, source_builds=rules.source_builds),
-        run=" ".join((exact, *arguments)),
+        run=" ".join((exact, *(one.replace("{home}", str(place / "home")) for one in arguments))),
         confined=kind in ("pypi", "npm") and rules.confine,
         network=wish.network or (rule is not None and rules.allow[rule].network) or kind == "remote",
+        folders=folders,
+        wants_network=wants_network(entry, package),
+        needs_arguments=[name_of(one) for one in lacking if not takes_folder(one)],
+        needs_folder=any(map(takes_folder, lacking)),
+        obstacle=engine_error if kind == "oci" else None,
         needs=[one["name"] for one in wanted if one["name"] not in wish.env],
         sets=environment_of(package, {}, place / "home") if package is not None else headers_of(remote or {}, {}),
         allowed_by=rule,
@@ -162,7 +156,8 @@ def check_allowed(wish: Wish, plan: Plan) -> None:
     """Check that a plan may be carried out.
 
     Raises:
-        NotAllowedByPolicy: no rule allows it, and it is not approved. InvalidArguments: it needs variables.
+        NotAllowedByPolicy: no rule allows it, and it is not approved. InvalidArguments: it needs more.
+        InstallFailed: something is in the way on this machine.
     """
     if plan.allowed_by is None and not wish.approved:
         raise NotAllowedByPolicy(
@@ -176,109 +171,12 @@ def check_allowed(wish: Wish, plan: Plan) -> None:
             f"{plan.name} needs {', '.join(plan.needs)} in `env`",
             suggestion=f'by reference: {{"{plan.needs[0]}": "${{env:{plan.needs[0]}}}"}}',
         )
-
-
-def _check_given(wish: Wish, secrets: Collection[str]) -> None:
-    """Check what is given with a wish: names, secrets by reference, references that can be resolved."""
-    for name, value in wish.env.items():
-        check_variable(name, value, secrets)
-    for value in (*wish.env.values(), *wish.arguments.values()):
-        try:
-            resolved_text(value)
-        except CommandNotFound as exc:
-            raise InvalidArguments(f"{value}: {exc}") from exc
-
-
-# What a catalog entry has
-
-
-def package_of(wish: Wish) -> dict[str, Any] | None:
-    """Choose the package to install: of the kind that was asked for, else of the preferred kind.
-
-    Returns:
-        A member of `packages` in server.json; `None`: there is none, or a remote server was asked for.
-    """
-    if wish.registry == "remote":
-        return None
-    found = [
-        one
-        for one in wish.entry.packages
-        if one.get("registryType") in PACKAGE_KINDS
-        and one.get("identifier")
-        and (one.get("transport") or {}).get("type", "stdio") == "stdio"
-        and wish.registry in (None, one["registryType"])
-    ]
-    return min(found, key=lambda one: PACKAGE_KINDS.index(one["registryType"]), default=None)
-
-
-def remote_of(entry: Entry) -> dict[str, Any] | None:
-    """Choose the remote server to attach: the first over streamable HTTP."""
-    return next((one for one in entry.remotes if one.get("type") == "streamable-http" and one.get("url")), None)
-
-
-def arguments_of(package: Mapping[str, Any], given: Mapping[str, str]) -> tuple[str, ...]:
-    """Make the server's own command line, as its catalog entry describes it.
-
-    Args:
-        given: values by the names of the arguments.
-
-    Raises:
-        InvalidArguments: a required argument is not given. NotAllowedByPolicy: a value refers to this machine.
-    """
-    line: list[str] = []
-    for argument in package.get("packageArguments") or []:
-        if not isinstance(argument, dict):
-            continue
-        name = literal(argument.get("name") or argument.get("valueHint")) or ""
-        fixed, default = argument.get("value"), argument.get("default")
-        value = literal(fixed) if fixed is not None else given.get(name) or literal(default)
-        if value is None and argument.get("isRequired"):
-            raise InvalidArguments(f"it needs the argument {name}: {argument.get('description') or ''}".rstrip(": "))
-        if argument.get("type") == "named":
-            if value is not None:
-                line += [name, value] if value else [name]
-        elif value is not None:
-            line.append(value)
-    return tuple(line)
-
-
-def environment_of(package: Mapping[str, Any], given: Mapping[str, str], home: Path) -> dict[str, str]:
-    """Make the server's variables: those that its catalog entry sets, and those that are given.
-
-    Args:
-        home: the server's own folder, which `{home}` in a value stands for.
-
-    Raises:
-        NotAllowedByPolicy: the entry sets a variable that steers other programs, or refers to this machine.
-    """
-    environment = {}
-    for variable in package.get("environmentVariables") or []:
-        name, value = variable["name"], literal(variable.get("value", variable.get("default")))
-        if value is None or name in given:
-            continue
-        check_set_variable(name)
-        environment[name] = value.replace("{home}", str(home))
-    return {**environment, **given}
-
-
-def headers_of(remote: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:
-    """Make a remote server's headers: those that its catalog entry sets, and those of them that are given.
-
-    Raises:
-        NotAllowedByPolicy: a value refers to this machine.
-    """
-    headers = {}
-    for header in remote.get("headers") or []:
-        value = given.get(header["name"]) or literal(header.get("value")) or literal(header.get("default"))
-        if value:
-            headers[header["name"]] = value
-    return headers
-
-
-def image_of(identifier: str, version: str | None) -> str:
-    """Name a container image with its tag; a tag or a digest in the identifier counts first."""
-    tagged = "@" in identifier or ":" in identifier.rpartition("/")[2]
-    return identifier if tagged or not version else f"{identifier}:{version}"
+    if plan.needs_arguments:
+        raise InvalidArguments(f"{plan.name} needs {', '.join(plan.needs_arguments)} in `arguments`")
+    if plan.needs_folder:
+        raise InvalidArguments(f"{plan.name} needs a folder to work on, in `folders`")
+    if plan.obstacle is not None:
+        raise InstallFailed(f"{plan.name} cannot run here: {plan.obstacle}")
 
 
 def _server_id(name: str) -> str:

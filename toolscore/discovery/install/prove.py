@@ -39,6 +39,16 @@ NO_NETWORK = re.compile(
     re.IGNORECASE,
 )
 """What servers print that die without a network."""
+NO_ACCOUNT = re.compile(
+    r"\b40[13]\b|unauthori[sz]ed|forbidden|not (?:authenticated|authorized|logged in)|authentication"
+    r"|_auth(?:ed)?\b|log ?in\b|sign in"
+    r"|(?:invalid|bad|wrong|missing|expired|no|required).{0,40}(?:token|api.?key|credential|password|account)"
+    r"|(?:token|api.?key|credentials?|password|account).{0,40}"
+    r"(?:invalid|required|missing|expired|not (?:set|found|valid))",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What servers say that have no account, or a wrong one."""
+MAX_SAID = 300
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -47,12 +57,16 @@ class Proof(msgspec.Struct, frozen=True):
     Attributes:
         ok: whether the tool succeeded.
         fits: whether the result is structured as the tool promises; `None`: it promises nothing, or failed.
+        said: what it said instead, the beginning; `None`: it succeeded.
+        needs_account: whether that asks for an account, or for another one than was given.
     """
 
     tool: str
     ok: bool
     duration_ms: float
     fits: bool | None
+    said: str | None = None
+    needs_account: bool = False
 
 
 class Proved(msgspec.Struct, frozen=True):
@@ -121,6 +135,8 @@ def _reason(exc: Exception, spec: UpstreamSpec, lines: list[str]) -> str:
     said = f"no answer within {spec.start_timeout_seconds:g} s" if isinstance(exc, TimeoutError) else str(exc)
     if spec.confine is not None and not spec.confine.network and NO_NETWORK.search("\n".join(lines)):
         said += "; it seems to want the network, and has none: install it with `network`"
+    elif NO_ACCOUNT.search(" ".join(lines)[-MAX_SAID:]) or NO_ACCOUNT.search(said[:MAX_SAID]):
+        said += "; it needs your account, and what it was given is none"
     return said
 
 
@@ -136,6 +152,7 @@ async def _call_one(connection: Connection, tools: list[dict[str, Any]], tell: T
         tell("prove", f"calling {tool['name']}")
         began = time.perf_counter()
         fits: bool | None = None
+        said: str | None = None
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 raw = await connection.request("tools/call", {"name": tool["name"], "arguments": arguments})
@@ -143,10 +160,23 @@ async def _call_one(connection: Connection, tools: list[dict[str, Any]], tell: T
             ok = isinstance(result, dict) and not result.get("isError")
             if ok and isinstance(tool.get("outputSchema"), dict):
                 fits = isinstance(result.get("structuredContent"), dict)
-        except (RemoteError, TimeoutError, ValueError):
-            ok = False
-        return Proof(str(tool["name"]), ok, round((time.perf_counter() - began) * 1000, 3), fits)
+            if not ok and isinstance(result, dict):
+                said = _text_of(result)
+        except TimeoutError:
+            ok, said = False, f"no answer within {PROBE_SECONDS:g} s"
+        except (RemoteError, ValueError) as exc:
+            ok, said = False, str(exc)
+        said = " ".join(said.split())[:MAX_SAID] if said else None
+        took = round((time.perf_counter() - began) * 1000, 3)
+        return Proof(str(tool["name"]), ok, took, fits, said, said is not None and bool(NO_ACCOUNT.search(said)))
     return None
+
+
+def _text_of(result: dict[str, Any]) -> str:
+    """The texts of a tool's result."""
+    content = result.get("content")
+    blocks = content if isinstance(content, list) else []
+    return " ".join(str(one.get("text") or "") for one in blocks if isinstance(one, dict))
 
 
 def inferred_arguments(schema: Any) -> dict[str, Any] | None:

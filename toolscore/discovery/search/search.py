@@ -219,9 +219,7 @@ class ToolSearch:
                 break
             tool = self._library.find(index.docs[number].key, sees) if touched[number] > 0 else None
             if tool is not None:
-                score = self._scores.of(tool).value
-                relevance = relevance_of(float(total[number]))
-                found.append(Found(tool, relevance, score, round(relevance * score**SCORE_EXPONENT, 4)))
+                found.append(self.scored(tool, relevance_of(float(total[number]))))
         found.sort(key=lambda one: (-one.rank, one.tool.tool_id))
         found = found[:limit]
         if remember:
@@ -229,6 +227,11 @@ class ToolSearch:
             self._remember_search(principal, query[:MAX_TASK], tool_ids)
             self._tell(SEARCHED, principal=principal, task=query[:MAX_TASK], tool_ids=tool_ids)
         return found
+
+    def scored(self, tool: Tool, relevance: float) -> Found:
+        """A tool of that relevance, with its score and the rank that both give it."""
+        score = self._scores.of(tool).value
+        return Found(tool, relevance, score, round(relevance * score**SCORE_EXPONENT, 4))
 
     def hint(self, query: str) -> str | None:
         """What would find more; `None`: nothing that is known of."""

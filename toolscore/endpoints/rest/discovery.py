@@ -43,6 +43,8 @@ class InstallRequest(msgspec.Struct, forbid_unknown_fields=True):
     Attributes:
         name: of the server in its catalog.
         env: secrets by reference: `${env:NAME}` or `${file:/path}`.
+        arguments: of its command line, by their names in the catalog.
+        folders: of the gateway's machine that it may use: absolute paths, `:ro` behind those that it may only read.
         approve: allow it though no rule does; takes the scope `admin`.
         digest: of the plan that was looked at: another one is refused.
         dry_run: only say what would be done.
@@ -54,6 +56,7 @@ class InstallRequest(msgspec.Struct, forbid_unknown_fields=True):
     server_id: str | None = None
     env: dict[str, str] = {}
     arguments: dict[str, str] = {}
+    folders: list[str] = []
     network: bool = False
     approve: bool = False
     digest: str | None = None
@@ -125,7 +128,8 @@ def discovery_router(gateway: Gateway) -> APIRouter:
     async def install(request: Request, body: Annotated[dict[str, Any], Body(examples=[INSTALL_EXAMPLE])]) -> Response:
         """What no rule under `discovery.install.allow` allows needs `approve`, and that the scope `admin`."""
         wanted = read_as(body, InstallRequest)
-        if wanted.approve or wanted.env or wanted.arguments or wanted.network or wanted.server_id:
+        own = wanted.env or wanted.arguments or wanted.folders or wanted.network or wanted.server_id
+        if wanted.approve or own:
             need_scope(principal_of(request.scope), ADMIN)
         wish = Wish(
             await catalog.get(wanted.name, wanted.version),
@@ -133,10 +137,11 @@ def discovery_router(gateway: Gateway) -> APIRouter:
             registry=wanted.registry,
             env=wanted.env,
             arguments=wanted.arguments,
+            folders=wanted.folders,
             network=wanted.network,
             approved=wanted.approve,
         )
-        plan = installer.plan(wish)
+        wish, plan = await installer.plan(wish)
         if wanted.dry_run:
             done = installer.done(wish, plan)
             shown = {

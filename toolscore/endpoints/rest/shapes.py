@@ -248,6 +248,8 @@ class StepShape(Shape, kw_only=True):
     tools: list[Fit]
     missing: MissingShape | None
     judged_by: str
+    reason: Annotated[str, Meta(description="what the verdict rests on, and the tool that is meant")]
+    needs: Annotated[list[str], Meta(description="arguments of that tool that the step does not give")]
 
 
 class AnalysisShape(Shape, kw_only=True):
@@ -352,7 +354,12 @@ class PlanShown(Shape, kw_only=True):
     run: str
     confined: bool
     network: bool
-    needs: list[str]
+    folders: Annotated[list[str], Meta(description="that it may use beside its own; `:ro`: only read")]
+    wants_network: Annotated[bool, Meta(description="it plainly needs one")]
+    needs: Annotated[list[str], Meta(description="variables that must still be given")]
+    needs_arguments: Annotated[list[str], Meta(description="of its command line, that must still be given")]
+    needs_folder: Annotated[bool, Meta(description="it has nothing to work on without one")]
+    obstacle: Annotated[str | None, Meta(description="why it cannot run on this machine")]
     sets: dict[str, str]
     allowed_by: int | None
     digest: str

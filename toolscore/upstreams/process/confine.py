@@ -1,4 +1,5 @@
-"""A server that sees little: its own files read-only, a home and a temporary folder of its own, no network, limits.
+"""A server that sees little: its own files read-only, a home and a temporary folder of its own, the folders that it was
+given, no network, limits.
 
 bubblewrap makes the view (user, mount, process and network namespaces); `confined.py` sets the limits inside it. Where
 the gateway runs as root the server becomes a user that owns nothing else.
@@ -82,7 +83,7 @@ def confined_command(
             "`discovery.install.confine: false` and install the server again, to run it with the gateway's own rights"
         )
     python = os.path.realpath(sys.executable)
-    home, uid = confinement.home, user_of(confinement.home)
+    home, uid = confinement.home, (confinement.user if os.geteuid() == 0 else 0) or user_of(confinement.home)
     options = ["--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent"]
     if uid:
         options += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
@@ -106,11 +107,13 @@ def confined_command(
                 options += ["--ro-bind-try", os.path.realpath(named), named]
     options += ["--perms", "1777", "--size", str(TEMPORARY_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
     shown = [path for path in (sys.base_prefix, str(INNER), *confinement.read) if not path.startswith("/usr/")]
-    ways = {parent for path in (*shown, home) for parent in Path(path).parents}
+    ways = {parent for path in (*shown, *confinement.write, home) for parent in Path(path).parents}
     for way in sorted(map(str, ways), key=len):  # bubblewrap makes them for itself alone
         options += ["--perms", "0755", "--dir", way]
     for path in dict.fromkeys(shown):
         options += ["--ro-bind-try", path, path]
+    for path in confinement.write:
+        options += ["--bind-try", path, path]
     options += ["--bind", home, home, "--chdir", "/"]
     orders = {
         "uid": uid, "home": home, "memory": confinement.memory_mb * 1024 * 1024, "processes": confinement.processes,

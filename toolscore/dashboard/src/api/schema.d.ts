@@ -1202,6 +1202,10 @@ export interface components {
             tools: components["schemas"]["Fit"][];
             missing: components["schemas"]["MissingShape"] | null;
             judged_by: string;
+            /** @description what the verdict rests on, and the tool that is meant */
+            reason: string;
+            /** @description arguments of that tool that the step does not give */
+            needs: string[];
         };
         /**
          * Fit
@@ -1267,12 +1271,18 @@ export interface components {
          *         Attributes:
          *             ok: whether the tool succeeded.
          *             fits: whether the result is structured as the tool promises; `None`: it promises nothing, or failed.
+         *             said: what it said instead, the beginning; `None`: it succeeded.
+         *             needs_account: whether that asks for an account, or for another one than was given.
          */
         Proof: {
             tool: string;
             ok: boolean;
             duration_ms: number;
             fits: boolean | null;
+            /** @default null */
+            said?: string | null;
+            /** @default false */
+            needs_account?: boolean;
         };
         /**
          * FoundFor
@@ -1355,7 +1365,12 @@ export interface components {
          *             version: exact; `None`: the newest.
          *             commands: exactly the commands that fetch it.
          *             run: the package and the arguments of its command line, as people read them.
+         *             folders: that it may use beside its own, as of `Wish`.
+         *             wants_network: whether it plainly needs one: it has an account or an address to give it, or says so.
          *             needs: variables that must still be given.
+         *             needs_arguments: arguments of its command line that must still be given.
+         *             needs_folder: whether a folder must still be given: without one it has nothing to work on.
+         *             obstacle: why it cannot run on this machine as it is; `None`: nothing is known to be in the way.
          *             sets: variables or headers that its catalog entry sets.
          *             allowed_by: number of the rule that allows it; `None`: no rule does.
          */
@@ -1370,7 +1385,12 @@ export interface components {
             run: string;
             confined: boolean;
             network: boolean;
+            folders: string[];
+            wants_network: boolean;
             needs: string[];
+            needs_arguments: string[];
+            needs_folder: boolean;
+            obstacle: string | null;
             sets: {
                 [key: string]: string;
             };
@@ -1519,7 +1539,18 @@ export interface components {
             run: string;
             confined: boolean;
             network: boolean;
+            /** @description that it may use beside its own; `:ro`: only read */
+            folders: string[];
+            /** @description it plainly needs one */
+            wants_network: boolean;
+            /** @description variables that must still be given */
             needs: string[];
+            /** @description of its command line, that must still be given */
+            needs_arguments: string[];
+            /** @description it has nothing to work on without one */
+            needs_folder: boolean;
+            /** @description why it cannot run on this machine */
+            obstacle: string | null;
             sets: {
                 [key: string]: string;
             };
@@ -2111,6 +2142,8 @@ export interface components {
          *         Attributes:
          *             name: of the server in its catalog.
          *             env: secrets by reference: `${env:NAME}` or `${file:/path}`.
+         *             arguments: of its command line, by their names in the catalog.
+         *             folders: of the gateway's machine that it may use: absolute paths, `:ro` behind those that it may only read.
          *             approve: allow it though no rule does; takes the scope `admin`.
          *             digest: of the plan that was looked at: another one is refused.
          *             dry_run: only say what would be done.
@@ -2131,6 +2164,8 @@ export interface components {
             arguments?: {
                 [key: string]: string;
             };
+            /** @default [] */
+            folders?: string[];
             /** @default false */
             network?: boolean;
             /** @default false */

@@ -11,8 +11,9 @@ import msgspec
 
 from toolscore.core.models import Confinement, UpstreamSpec
 from toolscore.discovery.install.failure import StepFailed
-from toolscore.discovery.install.plan import Plan, Wish, arguments_of, environment_of
+from toolscore.discovery.install.plan import Plan
 from toolscore.discovery.install.policy import InstallRules
+from toolscore.discovery.install.wish import Wish, arguments_of, environment_of
 from toolscore.upstreams.process.confine import user_of
 
 __all__ = ["MAX_DESCRIPTION", "TAGS", "Fetched", "Fetcher", "program_spec"]
@@ -63,24 +64,50 @@ def program_spec(
         interpreters: programs outside `place` that it must see.
 
     Raises:
-        StepFailed: its command refers to this machine.
+        StepFailed: its command refers to this machine, or it could not use the folders that it is given.
     """
     if any("${" in part for part in command):
         raise StepFailed(f"its command refers to this machine: {' '.join(command)!r:.200}")
-    args = (*command[1:], *arguments_of(package, wish.arguments))
     home = place / "home"
+    args = (*command[1:], *arguments_of(package, wish, plan.folders, str(home)))
     confine = None
     if rules.confine:
-        user = user_of(str(home))
+        read = tuple(one.removesuffix(":ro") for one in plan.folders if one.endswith(":ro"))
+        write = tuple(one for one in plan.folders if not one.endswith(":ro"))
+        user = _owner_of(read, write) or user_of(str(home))
         if user:
             os.chown(home, user, user)
         home.chmod(0o700)
         confine = Confinement(
-            home=str(home), read=(str(place), *interpreters), network=plan.network, memory_mb=rules.memory_mb,
-            processes=rules.processes,
+            home=str(home), read=(str(place), *interpreters, *read), write=write, network=plan.network,
+            memory_mb=rules.memory_mb, processes=rules.processes, user=user,
         )  # fmt: skip
     return UpstreamSpec(
         command=command[0], args=args, env=environment_of(package, wish.env, home),
         cwd=None if confine else str(home), confine=confine,
         description=wish.entry.description[:MAX_DESCRIPTION], tags=TAGS,
     )  # fmt: skip
+
+
+def _owner_of(read: Sequence[str], write: Sequence[str]) -> int:
+    """The user that a server must be to use its folders where the gateway is root; 0: whoever it is, it can.
+
+    Raises:
+        StepFailed: no user but root can use all of them.
+    """
+    if os.geteuid() != 0:
+        return 0
+    owners = set()
+    for path in (*read, *write):
+        found = os.stat(path)
+        wanted = 0o007 if path in write else 0o005
+        if found.st_mode & wanted != wanted:
+            owners.add(found.st_uid)
+            if found.st_uid == 0:
+                raise StepFailed(
+                    f"{path} belongs to root, and a server never runs as root: give it to another user "
+                    f"(chown -R 1000 {path}), or let others {'write' if path in write else 'read'} it"
+                )
+    if len(owners) > 1:
+        raise StepFailed(f"its folders belong to several users ({', '.join(map(str, sorted(owners)))}): it is one")
+    return owners.pop() if owners else 0

@@ -16,8 +16,9 @@ from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch.commands import run_command
 from toolscore.discovery.install.fetch.fetcher import Fetched, program_spec
 from toolscore.discovery.install.place import prepare
-from toolscore.discovery.install.plan import Plan, Wish, package_of
+from toolscore.discovery.install.plan import Plan
 from toolscore.discovery.install.policy import InstallRules
+from toolscore.discovery.install.wish import Wish, package_of
 from toolscore.upstreams.process.spawn import child_environment
 
 __all__ = ["NpmFetcher", "server_script"]

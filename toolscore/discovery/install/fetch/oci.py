@@ -11,19 +11,15 @@ from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch.commands import run_command
 from toolscore.discovery.install.fetch.fetcher import MAX_DESCRIPTION, TAGS, Fetched
 from toolscore.discovery.install.place import prepare
-from toolscore.discovery.install.plan import (
-    Plan,
-    Wish,
-    arguments_of,
-    container_engine,
-    environment_of,
-    image_of,
-    package_of,
-)
+from toolscore.discovery.install.plan import Plan, container_engine
 from toolscore.discovery.install.policy import InstallRules
+from toolscore.discovery.install.wish import Wish, arguments_of, environment_of, image_of, package_of
+from toolscore.upstreams.process.last_words import cause_of
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["OciFetcher", "remove_image"]
+__all__ = ["OciFetcher", "engine_error", "remove_image"]
+
+ENGINE_SECONDS = 10.0
 
 TMP_IN_CONTAINER = "/tmp"  # noqa: S108
 
@@ -38,16 +34,18 @@ class OciFetcher:
         """As `Fetcher`."""
         package = package_of(wish) or {}
         await prepare(place)
-        engine = container_engine()
-        if engine is None:
-            raise StepFailed("images need a container engine, and neither docker nor podman was found on PATH")
+        engine = container_engine() or "docker"
         for command in plan.commands:
             await run_command(command, place, self._rules.fetch_timeout_seconds)
         reference = await self._pinned(engine, image_of(plan.identifier, plan.version), place)
         environment = environment_of(package, wish.env, Path(TMP_IN_CONTAINER))
         spec = UpstreamSpec(
             command=engine,
-            args=(*self._options(plan, environment), reference, *arguments_of(package, wish.arguments)),
+            args=(
+                *self._options(plan, environment),
+                reference,
+                *arguments_of(package, wish, plan.folders, TMP_IN_CONTAINER),
+            ),
             env=environment,
             description=wish.entry.description[:MAX_DESCRIPTION],
             tags=TAGS,
@@ -71,6 +69,9 @@ class OciFetcher:
                    "--pids-limit", str(self._rules.processes)]  # fmt: skip
         if not plan.network:
             options += ["--network", "none"]
+        for folder in plan.folders:
+            path = folder.removesuffix(":ro")
+            options += ["--mount", f"type=bind,source={path},target={path}{',readonly' if folder != path else ''}"]
         for name in environment:
             options += ["--env", name]
         return options
@@ -87,3 +88,16 @@ async def remove_image(identifier: str, digest: str, folder: Path, timeout_secon
         with contextlib.suppress(StepFailed, CommandNotFound):
             image = f"{identifier.partition('@')[0]}@{digest}"
             await run_command([engine, "image", "rm", image], folder, timeout_seconds)
+
+
+async def engine_error() -> str | None:
+    """Why containers cannot run on this machine; `None`: they can."""
+    engine = container_engine()
+    if engine is None:
+        return "images need a container engine, and neither docker nor podman is on PATH"
+    try:
+        await run_command([engine, "version"], Path("/"), ENGINE_SECONDS)
+    except (StepFailed, CommandNotFound) as exc:
+        said = cause_of(exc.output) if isinstance(exc, StepFailed) else None
+        return f"images need a container engine, and {Path(engine).name} does not run: {said or exc}"
+    return None

@@ -12,8 +12,9 @@ from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch.commands import run_command
 from toolscore.discovery.install.fetch.fetcher import Fetched, program_spec
 from toolscore.discovery.install.place import prepare
-from toolscore.discovery.install.plan import Plan, Wish, package_of
+from toolscore.discovery.install.plan import Plan
 from toolscore.discovery.install.policy import InstallRules, is_package_name
+from toolscore.discovery.install.wish import Wish, package_of
 
 __all__ = ["PypiFetcher", "server_command"]
 

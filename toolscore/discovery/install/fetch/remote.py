@@ -14,8 +14,9 @@ import aiohttp
 from toolscore.core.models import UpstreamSpec
 from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch.fetcher import MAX_DESCRIPTION, TAGS, Fetched
-from toolscore.discovery.install.plan import Plan, Wish, headers_of, remote_of
+from toolscore.discovery.install.plan import Plan
 from toolscore.discovery.install.policy import InstallRules
+from toolscore.discovery.install.wish import Wish, headers_of, remote_of
 
 __all__ = ["RemoteFetcher"]
 

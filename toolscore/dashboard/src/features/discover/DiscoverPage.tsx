@@ -81,6 +81,10 @@ function Analysis({ analysis, task }: { analysis: Schemas["AnalysisShape"]; task
               <h3>
                 {oneLine(step.step, 300)} <State of={step.verdict} /> <span className="dim">{percent(step.confidence)}</span>
               </h3>
+              <p className="dim">
+                {oneLine(step.reason, 300)}
+                {step.needs.length > 0 && `; needs: ${step.needs.join(", ")}`}
+              </p>
               {step.missing !== null && <p className="problem">Missing: {oneLine(step.missing.capability, 300)}</p>}
               <ul className="rows">
                 {[...step.tools].sort((one, two) => two.relevance - one.relevance).map((one) => (

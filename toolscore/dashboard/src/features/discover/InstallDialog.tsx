@@ -16,13 +16,16 @@ const STEPS = ["fetch", "prove", "register"];
 export function InstallDialog({ candidate, onClose }: { candidate: Candidate; onClose: () => void }) {
   const me = useMe();
   const [env, setEnv] = useState<Record<string, string>>({});
+  const [args, setArgs] = useState<Record<string, string>>({});
+  const [folder, setFolder] = useState("");
   const [network, setNetwork] = useState(false);
   const [told, setTold] = useState<LiveEvent[]>([]);
   const wish = {
     name: candidate.name,
     env: Object.fromEntries(Object.entries(env).filter(([, value]) => value !== "")),
     network,
-    arguments: {},
+    arguments: Object.fromEntries(Object.entries(args).filter(([, value]) => value !== "")),
+    folders: folder === "" ? [] : [folder],
     approve: false,
     dry_run: false,
   };
@@ -70,15 +73,27 @@ export function InstallDialog({ candidate, onClose }: { candidate: Candidate; on
                     ["as the server", found.server_id],
                     ["package", `${found.kind} ${found.identifier} ${found.version ?? ""}`],
                     ["confined", found.confined ? <Badge key="c" tone="good">yes: its own files, nothing of yours</Badge> : <Badge key="c" tone="warn">no</Badge>],
-                    ["network", found.network ? <Badge key="n" tone="warn">yes</Badge> : <Badge key="n" tone="good">none</Badge>],
+                    ["network", found.network ? <Badge key="n" tone="warn">yes</Badge> : <Badge key="n" tone={found.wants_network ? "warn" : "good"}>{found.wants_network ? "none, though it plainly needs one" : "none"}</Badge>],
+                    ...(found.folders.length > 0 ? [["may use", found.folders.map((one) => visible(one)).join(", ")] as [string, string]] : []),
                     ["allowed by", found.allowed_by === null ? "no rule: it takes your approval" : `rule ${found.allowed_by}`],
                   ]}
                 />
+                {found.obstacle !== null && <p className="problem">It cannot run here: {oneLine(found.obstacle, 300)}</p>}
               </>
             )}
           </Asked>
           {me.admin && (
             <>
+              {[...new Set([...Object.keys(args), ...(plan.data?.needs_arguments ?? [])])].map((name) => (
+                <Field key={name} label={name} hint="Of its command line. A secret: give a reference, ${env:NAME} or ${file:/path}.">
+                  {(id) => <input id={id} value={args[name] ?? ""} autoComplete="off" spellCheck={false} onChange={(event) => setArgs({ ...args, [name]: event.target.value })} />}
+                </Field>
+              ))}
+              {(plan.data?.needs_folder || folder !== "") && (
+                <Field label="folder" hint="On the gateway's machine, to work on: an absolute path, with :ro behind it to have it read only.">
+                  {(id) => <input id={id} value={folder} autoComplete="off" spellCheck={false} onChange={(event) => setFolder(event.target.value)} />}
+                </Field>
+              )}
               {candidate.needs.map((need) => (
                 <Field key={need.name} label={need.name} hint={`${oneLine(need.description ?? "", 200)}${need.secret ? " A secret: give a reference, ${env:NAME} or ${file:/path}." : ""}`}>
                   {(id) => <input id={id} value={env[need.name] ?? ""} autoComplete="off" spellCheck={false} placeholder={need.secret ? "${env:" + need.name + "}" : ""} onChange={(event) => setEnv({ ...env, [need.name]: event.target.value })} />}
@@ -124,7 +139,8 @@ export function InstallDialog({ candidate, onClose }: { candidate: Candidate; on
           </p>
           {done.proof && (
             <p>
-              Tried: {oneLine(done.proof.tool, 60)} {done.proof.ok ? "answered" : "failed"} in {duration(done.proof.duration_ms)}.
+              Tried: {oneLine(done.proof.tool, 60)} {done.proof.ok ? "answered" : done.proof.needs_account ? "needs your account" : "failed"} in {duration(done.proof.duration_ms)}.
+              {done.proof.said !== null && done.proof.said !== undefined && <> It said: {oneLine(done.proof.said, 300)}</>}
             </p>
           )}
           {(done.notes ?? []).map((note) => (

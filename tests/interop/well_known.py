@@ -7,7 +7,6 @@ of `make test`. It prints a table, and fails if a server neither installs nor sa
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -33,6 +32,7 @@ ENVIRONMENT = {
     "A_REDIS": "redis://127.0.0.1:1/0",
     "A_MONGO": "mongodb://127.0.0.1:1/none",
     "A_TOKEN": "no-token-of-anybody",
+    "A_STRIPE": "rk_test_of_nobody",
 }
 
 
@@ -43,7 +43,9 @@ def options(known: dict[str, Any], folder: str) -> list[str]:
     for package in known["packages"][:1]:
         for variable in package.get("environmentVariables") or ():
             if variable.get("isRequired") and not any(one.startswith(f"{variable['name']}=") for one in given):
-                source = "A_MONGO" if "MDB" in variable["name"] else "A_TOKEN"
+                source = {"MDB_MCP_CONNECTION_STRING": "A_MONGO", "STRIPE_SECRET_KEY": "A_STRIPE"}.get(
+                    variable["name"], "A_TOKEN"
+                )
                 given += ["--env", f"{variable['name']}=${{env:{source}}}"]
         if any(
             one.get("format") == "filepath" and one.get("isRequired") for one in package.get("packageArguments", ())
@@ -62,8 +64,8 @@ def main() -> int:
     chosen = [one for one in known if not sys.argv[1:] or one["known_as"][0] in sys.argv[1:]]
     bad, installed, shown = [], 0, []
     with tempfile.TemporaryDirectory(dir=Path.home()) as folder, running_gateway(start=False) as gateway:
-        os.chmod(folder, 0o777)
-        (Path(folder) / "notes.txt").write_text("a note")
+        subprocess.run(["git", "init", "--quiet", folder], check=True)
+        subprocess.run(["chmod", "-R", "a+rwX", folder], check=True)
         gateway.environment = ENVIRONMENT
         gateway.start()
         for one in chosen:

@@ -17,6 +17,7 @@ from toolscore.core.models import UpstreamSpec
 from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch import Fetched
 from toolscore.upstreams.connection import Connection
+from toolscore.upstreams.process.last_words import cause_of
 from toolscore.upstreams.process.old_sdk import needs_old_sdk
 from toolscore.upstreams.process.spawn import CommandNotFound
 
@@ -135,7 +136,7 @@ def _reason(exc: Exception, spec: UpstreamSpec, lines: list[str]) -> str:
     said = f"no answer within {spec.start_timeout_seconds:g} s" if isinstance(exc, TimeoutError) else str(exc)
     if spec.confine is not None and not spec.confine.network and NO_NETWORK.search("\n".join(lines)):
         said += "; it seems to want the network, and has none: install it with `network`"
-    elif NO_ACCOUNT.search(" ".join(lines)[-MAX_SAID:]) or NO_ACCOUNT.search(said[:MAX_SAID]):
+    elif NO_ACCOUNT.search(cause_of(lines) or said[:MAX_SAID]):
         said += "; it needs your account, and what it was given is none"
     return said
 

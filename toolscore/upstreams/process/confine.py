@@ -26,7 +26,7 @@ INNER = Path(__file__).with_name("confined.py")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 CONFIGURATION = ("/etc/ssl", "/etc/ca-certificates", "/etc/pki", "/etc/hosts", "/etc/nsswitch.conf", "/etc/localtime",
                  "/etc/ld.so.cache", "/etc/alternatives", "/etc/os-release", "/etc/gai.conf",
-                 "/etc/mime.types")  # fmt: skip
+                 "/etc/mime.types", "/etc/fonts", "/etc/chromium.d")  # fmt: skip
 
 PASSED = ("LANG", "LANGUAGE", "TZ")
 PASSED_WITH_NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -451,6 +452,99 @@ def test_an_installed_server_is_confined(local: tuple[GatewayProcess, Registries
     assert "do not pass on" not in spec
     assert process.http.delete("/api/v1/catalog/installed/spy").json()["success"]
     nothing_left(process, "spy")
+
+
+FILES = """
+def tried(folders):
+    import os
+    found = [os.getuid()]
+    for folder in folders:
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as exc:
+            names = exc.strerror
+        try:
+            open(folder + '/written', 'w').write('by the server')
+            found.append([names, 'written'])
+        except OSError as exc:
+            found.append([names, exc.strerror])
+    return found
+"""
+A_FOLDER = {
+    "type": "positional",
+    "valueHint": "directory",
+    "format": "filepath",
+    "isRequired": True,
+    "isRepeated": True,
+}
+
+
+def test_a_server_uses_the_folders_that_it_is_given_and_no_others(
+    local: tuple[GatewayProcess, Registries], tmp_path: Path
+) -> None:
+    process, registries = local
+    folders = [tmp_path / name for name in ("work", "library", "private")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "note.txt").write_text("x")
+    if os.geteuid() == 0:
+        os.chown(folders[0], 4321, 4321)
+    answer = "[sys.argv[1:], *tried(" + repr([str(folder) for folder in folders]) + ")]"
+    package = registries.add_wheel("files-server", FILES + server_source("files", answer=answer, start="import sys"))
+    registries.publish("org.nobody/files", packages=[{**package, "packageArguments": [A_FOLDER]}])
+    refreshed(process)
+    bare = toolscore("install", "files", "--yes", gateway=process)
+    assert bare.returncode == 2
+    assert "it needs a folder to work on: give --folder PATH" in bare.stderr
+    given = ["--folder", "work", "--folder", f"{folders[1]}:ro"]
+    done = toolscore("install", "org.nobody/files", "--yes", *given, gateway=process, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"may read and write {folders[0]}" in done.stdout
+    assert f"may read {folders[1]}" in done.stdout
+    arguments, user, work, library, private = eval(process.text("files__look"))
+    assert arguments == [str(folders[0]), str(folders[1])]
+    assert work == [["note.txt", "written"], "written"], "the call on trial wrote it first"
+    assert library == [["note.txt"], "Read-only file system"]
+    assert private == ["No such file or directory", "No such file or directory"]
+    if os.geteuid() == 0:
+        assert user == 4321, "whose folder it is"
+        assert (folders[0] / "written").stat().st_uid == 4321
+    assert process.http.delete("/api/v1/catalog/installed/files").json()["success"]
+    assert (folders[0] / "note.txt").is_file(), "what it was given is not its own"
+    nothing_left(process, "files")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only where the gateway is root does a server become another user")
+def test_a_folder_of_roots_is_not_written_to_by_root(local: tuple[GatewayProcess, Registries], tmp_path: Path) -> None:
+    process, registries = local
+    package = registries.add_wheel("rooted-server", server_source("rooted"))
+    registries.publish("org.nobody/rooted", packages=[{**package, "packageArguments": [A_FOLDER]}])
+    refreshed(process)
+    tmp_path.chmod(0o755)
+    refused = install(process, "rooted", folders=[str(tmp_path)])["error"]
+    assert refused["code"] == "install_failed"
+    assert "belongs to root, and a server never runs as root" in refused["message"]
+    assert install(process, "rooted", folders=[f"{tmp_path}:ro"])["success"]
+    process.http.delete("/api/v1/catalog/installed/rooted")
+
+
+def test_a_server_that_needs_an_account_says_so(local: tuple[GatewayProcess, Registries]) -> None:
+    process, registries = local
+    refuses = server_source("locked", answer="'status code 401: Bad credentials'")
+    refuses = refuses.replace('"content": [', '"isError": True, "content": [')
+    dies = server_source("shut", start="raise RuntimeError('SHUT_API_KEY is required')")
+    for name, source in (("locked", refuses), ("shut", dies)):
+        registries.publish(f"org.nobody/{name}", packages=[registries.add_wheel(f"{name}-server", source)])
+    refreshed(process)
+    done = toolscore("install", "locked", "--yes", gateway=process)
+    assert done.returncode == 0, done.stderr
+    assert "tried look: needs your account" in done.stdout
+    assert "401: Bad credentials" in done.stdout
+    process.http.delete("/api/v1/catalog/installed/locked")
+    failed = toolscore("install", "shut", "--yes", gateway=process)
+    assert failed.returncode == 1
+    assert "it needs your account, and what it was given is none" in failed.stderr
+    assert "RuntimeError: SHUT_API_KEY is required" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { described, entriesOf, pairs, words, writtenOut } from "../src/features/servers/entries";
 import { validator } from "../src/features/tools/validator";
 import { Series } from "../src/live/series";
-import { bytes, duration, oneLine, visible } from "../src/ui/text";
+import { bytes, causeFirst, duration, oneLine, visible } from "../src/ui/text";
 
 describe("visible", () => {
   it("writes out what is invisible or turns text around", () => {
@@ -13,6 +13,13 @@ describe("visible", () => {
   it("bounds a line", () => {
     expect(oneLine("x".repeat(1_000_000))).toHaveLength(201);
     expect(oneLine("a\n b")).toBe("a b");
+  });
+});
+
+describe("an error", () => {
+  it("begins with what the program said", () => {
+    expect(causeFirst("it does not start: the server exited with code 1; it said: Error: no key")).toBe("Error: no key (it does not start: the server exited with code 1)");
+    expect(causeFirst("connection refused")).toBe("connection refused");
   });
 });
 

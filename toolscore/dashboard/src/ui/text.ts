@@ -79,3 +79,11 @@ export function clock(moment: string): string {
   const two = (value: number): string => String(value).padStart(2, "0");
   return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${String(date.getMilliseconds()).padStart(3, "0")}`;
 }
+
+const SAID = "; it said: ";
+
+/** A server's error with what its program said first: in a short place the cause is what one wants to read. */
+export function causeFirst(error: string): string {
+  const at = error.indexOf(SAID);
+  return at < 0 ? error : `${error.slice(at + SAID.length)} (${error.slice(0, at)})`;
+}

@@ -5,7 +5,7 @@ import { api, whole } from "../../api/client";
 import { approvals, health, pins, queryClient, servers } from "../../api/queries";
 import { useMe } from "../../app/session";
 import { Button, Card, State, toast } from "../../ui/basics";
-import { counted, oneLine } from "../../ui/text";
+import { causeFirst, counted, oneLine } from "../../ui/text";
 
 interface Need {
   key: string;
@@ -66,7 +66,7 @@ export function Needs() {
             {oneLine(one.server_id, 60)}
           </Link>
         ),
-        why: oneLine(one.last_error ?? "it does not answer", 160),
+        why: oneLine(causeFirst(one.last_error ?? "it does not answer"), 160),
         button: me.admin && one.kind ? (
           <Button busy={restart.isPending && restart.variables === one.server_id} onClick={() => restart.mutate(one.server_id)}>
             Restart

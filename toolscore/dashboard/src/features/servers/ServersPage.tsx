@@ -6,7 +6,7 @@ import { servers as serversQuery } from "../../api/queries";
 import { useMe } from "../../app/session";
 import { Ago, Asked, Badge, Button, Card, Empty, Page, State } from "../../ui/basics";
 import { DataTable, type ColumnDef } from "../../ui/DataTable";
-import { bytes, counted, number, oneLine } from "../../ui/text";
+import { bytes, causeFirst, counted, number, oneLine } from "../../ui/text";
 import { Attach } from "./Attach";
 import { ServerActions } from "./ServerActions";
 
@@ -45,7 +45,7 @@ export function ServersPage() {
     { id: "tools", header: "Tools", accessorFn: (row) => row.tools ?? 0, cell: ({ row }) => number(row.original.tools ?? 0) },
     { id: "memory", header: "Memory", accessorFn: (row) => row.memory_bytes ?? 0, cell: ({ row }) => (row.original.memory_bytes ? bytes(row.original.memory_bytes) : "–") },
     { id: "restarts", header: "Restarts", accessorFn: (row) => row.restarts ?? 0, cell: ({ row }) => number(row.original.restarts ?? 0) },
-    { id: "error", header: "Last error", accessorFn: (row) => row.last_error ?? "", enableSorting: false, cell: ({ row }) => <span className="clip dim">{oneLine(row.original.last_error ?? "", 160)}</span> },
+    { id: "error", header: "Last error", accessorFn: (row) => row.last_error ?? "", enableSorting: false, cell: ({ row }) => <span className="clip dim" title={oneLine(row.original.last_error ?? "", 400)}>{oneLine(causeFirst(row.original.last_error ?? ""), 160)}</span> },
     ...(me.admin
       ? [{ id: "do", header: "Do", enableSorting: false, cell: ({ row }) => <ServerActions server={row.original} short /> } satisfies ColumnDef<Server>]
       : []),

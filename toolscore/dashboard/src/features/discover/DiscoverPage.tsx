@@ -117,13 +117,13 @@ function Candidates({ query }: { query: string }) {
   const asked = useQuery(candidatesQuery(query));
   const [chosen, setChosen] = useState<Candidate | null>(null);
   return (
-    <Card title="Servers that may do it" actions={<span className="dim">from the catalogs, the likeliest first</span>}>
+    <Card title="Servers that may do it" actions={<span className="dim">from the catalogs, the likeliest that can run here first</span>}>
       <Asked query={asked}>
         {({ servers, sources }) => (
           <>
             {servers.length === 0 && <Empty title="No catalog has one" />}
             <ul className="candidates">
-              {[...servers].sort((one, two) => two.confidence - one.confidence).map((one) => (
+              {[...servers].sort((one, two) => Number(cannotRun(one)) - Number(cannotRun(two)) || two.confidence - one.confidence).map((one) => (
                 <li key={`${one.source} ${one.name}`}>
                   <div className="card-head">
                     <h3>{oneLine(one.title ?? one.name, 80)}</h3>
@@ -246,3 +246,7 @@ function Installed() {
   );
 }
 
+/** Whether a server cannot be installed on the gateway's machine, whatever one gives it. */
+function cannotRun(one: Candidate): boolean {
+  return one.plan === null || one.plan.obstacle !== null;
+}

@@ -21,6 +21,7 @@ from support import GatewayProcess, bearer, odd, running_gateway, toolscore
 from toolscore.core.errors import ToolScoreError
 from toolscore.discovery import CatalogRules, Entry, InstallRules, MCPSearchTool, Offer, Wish
 from toolscore.discovery.install.plan import plan_for
+from toolscore.discovery.install.wish import wish_for
 from toolscore.discovery.views import offer_fields, source_fields
 from toolscore.embedding import LightEmbedder
 from toolscore.stores import open_database
@@ -228,6 +229,11 @@ def any_registry() -> Iterator[str]:
         {"servers": [{"server": {"name": "a/ok", "title": float("nan"), "repository": "x", "remotes": [
             {"type": "streamable-http", "url": "https://[::1", "headers": 5}]}, "_meta": {"x": "\udfff"}}]},
         {"servers": [{"server": {"name": "a/ok", "description": "x"}}], "metadata": {"nextCursor": "again"}},
+        {"servers": [{"server": {"name": "a/ok", "packages": [{
+            "registryType": "pypi", "identifier": "ok",
+            "packageArguments": [{"name": {"a": 1}, "isRequired": 1, "format": "filepath", "description": 7},
+                                 {"valueHint": ["x"], "value": 3}, 5],
+            "environmentVariables": [{"name": "A", "isRequired": 1, "description": {"a": 1}}]}]}}]},
     ],
 )  # fmt: skip
 def test_a_registry_may_say_anything(page: Any, tmp_path: Path, any_registry: str) -> None:
@@ -404,3 +410,33 @@ def test_one_gateway_is_the_registry_of_another(process: GatewayProcess, tmp_pat
             assert (await catalog.get("com.example/slack", "1.0.0")).version == "1.0.0"
 
     asyncio.run(run())
+
+
+NAMES = ("github slack filesystem git postgres sqlite fetch time memory playwright notion brave-search sentry gitlab "
+         "redis mongodb jira linear figma stripe duckduckgo puppeteer").split()  # fmt: skip
+
+
+def test_what_most_people_mean_by_a_name_is_what_they_get(tmp_path: Path, any_registry: str) -> None:
+    strangers = [
+        {"server": {"name": f"org.stranger/{name}", "description": f"{name} {name}",
+                    "packages": [{"registryType": "npm", "identifier": "x"}]}}
+        for name in NAMES
+    ]  # fmt: skip
+    AnyRegistry.body = json.dumps({"servers": strangers}).encode()
+
+    async def look() -> None:
+        async with catalog_of(tmp_path, CatalogRules(registries=(any_registry,))) as catalog:
+            for name in NAMES:
+                entry = await catalog.get(name)
+                assert entry.source == "well-known", name
+                assert name in entry.known_as
+                found = await catalog.search(f"{name} server")
+                assert found[0].entry.name == entry.name, name
+                plan = plan_for(wish_for(Wish(entry), containers=False), InstallRules(), tmp_path)
+                assert plan.server_id == entry.known_as[0]
+                assert plan.obstacle is None
+                assert set(plan.asks) >= {*plan.needs, *plan.needs_arguments}, "each says what it is"
+            assert (await catalog.get("org.stranger/github")).name == "org.stranger/github"
+            await catalog.search("memory usage of my cluster over the last week")  # a word is not always a name
+
+    asyncio.run(look())

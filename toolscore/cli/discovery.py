@@ -67,7 +67,7 @@ def _print_analysis(analysis: dict[str, Any]) -> None:
     for step in analysis["steps"]:
         lead = f"{first_line(step['step'], 40)}: " if len(analysis["steps"]) > 1 else ""
         needs = f"; needs: {', '.join(step['needs'])}" if step["needs"] else ""
-        print_text(f"{lead}{plain(step['reason'] + needs)}")
+        print_text(f"why: {lead}{plain(step['reason'] + needs)}")
     for one in analysis["missing"]:
         label = "missing" if analysis["verdict"] == "gap" else "maybe missing"
         print(f"{label}: {plain(one['capability'])}   keywords: {plain(' '.join(one['keywords']))}")
@@ -152,13 +152,27 @@ def _whole_path(folder: str) -> str:
 
 def _lacking(plan: dict[str, Any]) -> list[str]:
     """What must be given or mended before it can be installed, and how."""
-    lines = [f"it needs {name}: give --env {name}='${{env:{name}}}'" for name in plan["needs"]]
-    lines += [f"it needs {name}: give --arg {name}=VALUE" for name in plan["needs_arguments"]]
+    asks = {name: f" ({first_line(text, 80)})" for name, text in plan["asks"].items()}
+    lines = [
+        f"it needs {plain(name)}{asks.get(name, '')}: give --env {plain(name)}='{_reference(name)}'"
+        for name in plan["needs"]
+    ]
+    lines += [
+        f"it needs {plain(name)}{asks.get(name, '')}: give --arg {plain(name)}=VALUE"
+        for name in plan["needs_arguments"]
+    ]
     if plan["needs_folder"]:
         lines.append("it needs a folder to work on: give --folder PATH, or --folder PATH:ro to have it read only")
     if plan["obstacle"] is not None:
         lines.append(f"it cannot run here: {plain(plan['obstacle'])}")
     return lines
+
+
+def _reference(name: str) -> str:
+    """How a variable or a header is given without its value standing on a command line."""
+    if name.casefold() == "authorization":
+        return "Bearer ${env:TOKEN}"
+    return f"${{env:{plain(name).replace('-', '_').upper()}}}"
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -279,13 +293,15 @@ def search_catalog(
             if source["age_seconds"] is not None:
                 copy = f"its copy of {source['age_seconds'] / 3600:.1f} h ago was searched"
             tell(f"{source['name']} could not be asked ({first_line(source['error'], 60)}): {copy}")
-    able = next((one for one in found["servers"] if one["plan"] and not one["obstacle"]), None)
+    able = next((one for one in found["servers"] if one["plan"] and not one["plan"]["obstacle"]), None)
     if able is not None:
         print(f"Install one:  toolscore install {plain(able['name'])}")
 
 
 def _way(server: dict[str, Any]) -> str:
     """How a server of a catalog is got."""
+    if server["plan"]:
+        return f"{server['plan']['kind']} {server['plan']['identifier']}"
     for package in server["packages"]:
         return f"{package['registry']} {package['identifier']}"
     for remote in server["remotes"]:

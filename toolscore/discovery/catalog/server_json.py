@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["OFFICIAL", "PUBLISHER", "Entry", "entries_of"]
+__all__ = ["OFFICIAL", "PUBLISHER", "WELL_KNOWN", "Entry", "entries_of"]
 
 OFFICIAL = "io.modelcontextprotocol.registry/official"
 """What a registry says of a server."""
 PUBLISHER = "io.modelcontextprotocol.registry/publisher-provided"
 """What a publisher adds to its server.json."""
+WELL_KNOWN = "well-known"
+"""The source of the servers that most people mean by a name."""
 NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
 MAX_NAME = 200
 MAX_ENTRY_BYTES = 64 * 1024
@@ -74,6 +76,11 @@ class Entry(msgspec.Struct, frozen=True):
     @property
     def tools(self) -> list[dict[str, Any]]:
         return _dicts(self.extra.get("tools"))
+
+    @property
+    def known_as(self) -> list[str]:
+        """What people call it, the usual name first; only of the well-known."""
+        return list(self.extra.get("known_as") or ()) if self.source == WELL_KNOWN else []
 
     def official(self) -> dict[str, Any]:
         """What the registry says of this version: its status, its dates, whether it is the latest."""

@@ -25,7 +25,7 @@ from pydantic import Field
 from toolscore.core.models import shown_url
 from toolscore.core.rules import HttpUrl, Rules
 from toolscore.discovery.catalog.registry import read_servers
-from toolscore.discovery.catalog.server_json import PUBLISHER, Entry, entries_of
+from toolscore.discovery.catalog.server_json import PUBLISHER, WELL_KNOWN, Entry, entries_of
 from toolscore.stores import Database, WriteBehind
 from toolscore.stores.database import StoreError
 
@@ -37,7 +37,7 @@ FIRST_COPY_SECONDS = 3.0
 """How long a first search waits for a registry that was never copied: a person waits for the answer."""
 RETRY_SECONDS = 300.0
 """A registry that could not be copied is asked again after so long."""
-WELL_KNOWN, SNAPSHOT = "well-known", "snapshot"
+SNAPSHOT = "snapshot"
 
 
 class CatalogRules(Rules):
@@ -208,7 +208,7 @@ class Sources:
     def called(self, name: str) -> Entry | None:
         """The server that most people mean by a name, such as `github`."""
         known = self._entries.get(WELL_KNOWN, {})
-        return next((entry for entry in known.values() if name.casefold() in entry.extra["known_as"]), None)
+        return next((entry for entry in known.values() if name.casefold() in entry.known_as), None)
 
     def _put(self, state: SourceState, entries: Iterable[Entry]) -> None:
         self._entries[state.name] = {entry.name: entry for entry in entries}

@@ -57,6 +57,7 @@ class Plan(msgspec.Struct, frozen=True):
         wants_network: whether it plainly needs one: it has an account or an address to give it, or says so.
         needs: variables that must still be given.
         needs_arguments: arguments of its command line that must still be given.
+        asks: what the catalog says of what must still be given, by name.
         needs_folder: whether a folder must still be given: without one it has nothing to work on.
         obstacle: why it cannot run on this machine as it is; `None`: nothing is known to be in the way.
         sets: variables or headers that its catalog entry sets.
@@ -76,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True):
     wants_network: bool
     needs: list[str]
     needs_arguments: list[str]
+    asks: dict[str, str]
     needs_folder: bool
     obstacle: str | None
     sets: dict[str, str]
@@ -126,7 +128,7 @@ def plan_for(
     arguments, lacking = command_line(package or {}, wish, folders)
     if kind == "oci" or (kind in ("pypi", "npm") and rules.confine):
         check_paths(package or {}, wish, [one.removesuffix(":ro") for one in folders])
-    server_id = wish.server_id or _server_id(entry.name)
+    server_id = wish.server_id or next(iter(entry.known_as), None) or _server_id(entry.name)
     check_server_id(server_id, reserved)
     rule = allowing_rule(rules, entry, kind, identifier, version, network=wish.network) if not folders else None
     place = folder / server_id
@@ -144,6 +146,10 @@ def plan_for(
         folders=folders,
         wants_network=wants_network(entry, package),
         needs_arguments=[name_of(one) for one in lacking if not takes_folder(one)],
+        asks={
+            **{one["name"]: str(one["description"]) for one in wanted if one["description"]},
+            **{name_of(one): str(one["description"]) for one in lacking if one.get("description")},
+        },
         needs_folder=any(map(takes_folder, lacking)),
         obstacle=engine_error if kind == "oci" else None,
         needs=[one["name"] for one in wanted if one["name"] not in wish.env],

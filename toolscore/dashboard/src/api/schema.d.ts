@@ -1369,6 +1369,7 @@ export interface components {
          *             wants_network: whether it plainly needs one: it has an account or an address to give it, or says so.
          *             needs: variables that must still be given.
          *             needs_arguments: arguments of its command line that must still be given.
+         *             asks: what the catalog says of what must still be given, by name.
          *             needs_folder: whether a folder must still be given: without one it has nothing to work on.
          *             obstacle: why it cannot run on this machine as it is; `None`: nothing is known to be in the way.
          *             sets: variables or headers that its catalog entry sets.
@@ -1389,6 +1390,9 @@ export interface components {
             wants_network: boolean;
             needs: string[];
             needs_arguments: string[];
+            asks: {
+                [key: string]: string;
+            };
             needs_folder: boolean;
             obstacle: string | null;
             sets: {
@@ -1547,6 +1551,10 @@ export interface components {
             needs: string[];
             /** @description of its command line, that must still be given */
             needs_arguments: string[];
+            /** @description what the catalog says of what must still be given */
+            asks: {
+                [key: string]: string;
+            };
             /** @description it has nothing to work on without one */
             needs_folder: boolean;
             /** @description why it cannot run on this machine */

@@ -85,7 +85,7 @@ export function InstallDialog({ candidate, onClose }: { candidate: Candidate; on
           {me.admin && (
             <>
               {[...new Set([...Object.keys(args), ...(plan.data?.needs_arguments ?? [])])].map((name) => (
-                <Field key={name} label={name} hint="Of its command line. A secret: give a reference, ${env:NAME} or ${file:/path}.">
+                <Field key={name} label={name} hint={`${oneLine(plan.data?.asks[name] ?? "Of its command line", 200)}. A secret: give a reference, \${env:NAME} or \${file:/path}.`}>
                   {(id) => <input id={id} value={args[name] ?? ""} autoComplete="off" spellCheck={false} onChange={(event) => setArgs({ ...args, [name]: event.target.value })} />}
                 </Field>
               ))}

@@ -509,6 +509,12 @@ def test_a_server_uses_the_folders_that_it_is_given_and_no_others(
     if os.geteuid() == 0:
         assert user == 4321, "whose folder it is"
         assert (folders[0] / "written").stat().st_uid == 4321
+    folders[0].rename(tmp_path / "moved")
+    folders[0].symlink_to("/etc")
+    process.http.post("/api/v1/servers/files/restart")
+    wait_for(lambda: "leads elsewhere by now" in str(process.server("files")["last_error"]), 60)
+    folders[0].unlink()
+    (tmp_path / "moved").rename(folders[0])
     assert process.http.delete("/api/v1/catalog/installed/files").json()["success"]
     assert (folders[0] / "note.txt").is_file(), "what it was given is not its own"
     nothing_left(process, "files")

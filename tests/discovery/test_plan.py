@@ -344,6 +344,8 @@ def test_folders_that_it_is_given_stand_in_its_arguments_for_them(tmp_path: Path
     ("wish", "expected"),
     [
         ({"folders": ["relative"]}, "no absolute path"),
+        ({"folders": ["/tmp/a,target=/etc"]}, "has a comma or a colon"),
+        ({"folders": ["/usr/share", "/usr/share/doc:ro"]}, "/usr/share/doc lies in /usr/share"),
         ({"folders": ["/nowhere/at/all"]}, "is no folder on the gateway's machine"),
         ({"folders": ["/"]}, "no server may be given /"),
         ({"folders": ["/etc/ssl:ro"]}, "no server may be given /etc/ssl"),

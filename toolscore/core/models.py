@@ -110,7 +110,7 @@ class Confinement(BaseModel):
 
     home: str = Field(description="the only folder it may write to, beside a temporary one")
     read: tuple[str, ...] = Field((), description="folders it may read, beside the system's")
-    write: tuple[str, ...] = Field((), description="folders of others that it may write to, too")
+    folders: tuple[str, ...] = Field((), description="of others, that it was given; `:ro`: it may only read there")
     user: int = Field(0, ge=0, description="that it is where the gateway is root; 0: one of its own")
     network: bool = False
     memory_mb: Annotated[int, Field(ge=64)] = Field(2048, description="of data, each of its processes")

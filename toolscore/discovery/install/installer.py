@@ -111,6 +111,7 @@ class Installer:
         self._installed: dict[str, Installed] = {}
         self._engine_error: str | None = None
         self._engine_asked_at = float("-inf")
+        self._asking_engine = asyncio.Lock()
 
     async def __aenter__(self) -> Installer:
         attached = {row["server_id"] for row in await self._database.load_servers()}
@@ -210,9 +211,10 @@ class Installer:
 
     async def _look_at_engine(self) -> str | None:
         """Why containers cannot run here, as it was a moment ago."""
-        if time.monotonic() > self._engine_asked_at + ENGINE_SECONDS:
-            self._engine_asked_at = time.monotonic()
-            self._engine_error = await engine_error()
+        async with self._asking_engine:
+            if time.monotonic() > self._engine_asked_at + ENGINE_SECONDS:
+                self._engine_error = await engine_error()
+                self._engine_asked_at = time.monotonic()
         return self._engine_error
 
     async def install(self, wish: Wish, on_progress: Tell = lambda step, message: None) -> Installed:

@@ -194,6 +194,8 @@ def check_folder(given: str, ours: Path) -> tuple[str, bool]:
         InvalidArguments: it is no folder. NotAllowedByPolicy: it has what no server may see.
     """
     path = given.removesuffix(":ro")
+    if "," in path or ":" in path:
+        raise InvalidArguments(f"{path!r:.200} has a comma or a colon: container engines cannot take such a path")
     if not os.path.isabs(path):
         raise InvalidArguments(f"{given!r:.200} is no absolute path")
     if not os.path.isdir(path):

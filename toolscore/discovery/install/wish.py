@@ -87,9 +87,14 @@ def folders_of(wish: Wish, ours: Path) -> list[tuple[str, bool]]:
         ours: the gateway's own folder.
 
     Raises:
-        InvalidArguments, NotAllowedByPolicy: as `check_folder`.
+        InvalidArguments: as `check_folder`, or one lies in another. NotAllowedByPolicy: as `check_folder`.
     """
-    return list(dict(check_folder(one, ours) for one in wish.folders).items())
+    found = dict(check_folder(one, ours) for one in wish.folders)
+    for path in found:
+        for other in found:
+            if path != other and holds(other, path):
+                raise InvalidArguments(f"{path} lies in {other}: give the outer one alone")
+    return list(found.items())
 
 
 def check_given(wish: Wish, package: Mapping[str, Any] | None, remote: Mapping[str, Any] | None) -> None:

@@ -7,6 +7,7 @@ the gateway runs as root the server becomes a user that owns nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -107,17 +108,32 @@ def confined_command(
                 options += ["--ro-bind-try", os.path.realpath(named), named]
     options += ["--perms", "1777", "--size", str(TEMPORARY_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
     shown = [path for path in (sys.base_prefix, str(INNER), *confinement.read) if not path.startswith("/usr/")]
-    ways = {parent for path in (*shown, *confinement.write, home) for parent in Path(path).parents}
+    given = {one.removesuffix(":ro"): not one.endswith(":ro") for one in confinement.folders}
+    for path in given:
+        if os.path.realpath(path) != path:  # somebody with rights above it could show us anything so
+            raise CommandNotFound(f"{path}, which this server was given, leads elsewhere by now: install it again")
+    ways = {parent for path in (*shown, *given, home) for parent in Path(path).parents}
     for way in sorted(map(str, ways), key=len):  # bubblewrap makes them for itself alone
         options += ["--perms", "0755", "--dir", way]
     for path in dict.fromkeys(shown):
         options += ["--ro-bind-try", path, path]
-    for path in confinement.write:
-        options += ["--bind-try", path, path]
+    for path, writes in given.items():
+        options += ["--bind-try" if writes else "--ro-bind-try", path, path]
     options += ["--bind", home, home, "--chdir", "/"]
     orders = {
-        "uid": uid, "home": home, "memory": confinement.memory_mb * 1024 * 1024, "processes": confinement.processes,
+        "uid": uid, "home": home, "memory": confinement.memory_mb * 1024 * 1024,
+        "processes": confinement.processes + (_running_as(uid) if uid and uid == confinement.user else 0),
         "denied_ports": sorted(own_ports) if confinement.network else [],
     }  # fmt: skip
     inner = (python, "-I", "-S", str(INNER), json.dumps(orders))
     return bubblewrap, (*options, "--", *inner, program, *args)
+
+
+def _running_as(uid: int) -> int:
+    """How many processes and threads a user has: the kernel counts them all, wherever they run."""
+    count = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}").st_uid == uid:
+                count += len(os.listdir(f"/proc/{pid}/task"))
+    return count

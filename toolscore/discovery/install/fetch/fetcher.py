@@ -72,14 +72,12 @@ def program_spec(
     args = (*command[1:], *arguments_of(package, wish, plan.folders, str(home)))
     confine = None
     if rules.confine:
-        read = tuple(one.removesuffix(":ro") for one in plan.folders if one.endswith(":ro"))
-        write = tuple(one for one in plan.folders if not one.endswith(":ro"))
-        user = _owner_of(read, write) or user_of(str(home))
+        user = _owner_of(plan.folders) or user_of(str(home))
         if user:
             os.chown(home, user, user)
         home.chmod(0o700)
         confine = Confinement(
-            home=str(home), read=(str(place), *interpreters, *read), write=write, network=plan.network,
+            home=str(home), read=(str(place), *interpreters), folders=tuple(plan.folders), network=plan.network,
             memory_mb=rules.memory_mb, processes=rules.processes, user=user,
         )  # fmt: skip
     return UpstreamSpec(
@@ -89,7 +87,7 @@ def program_spec(
     )  # fmt: skip
 
 
-def _owner_of(read: Sequence[str], write: Sequence[str]) -> int:
+def _owner_of(folders: Sequence[str]) -> int:
     """The user that a server must be to use its folders where the gateway is root; 0: whoever it is, it can.
 
     Raises:
@@ -98,15 +96,16 @@ def _owner_of(read: Sequence[str], write: Sequence[str]) -> int:
     if os.geteuid() != 0:
         return 0
     owners = set()
-    for path in (*read, *write):
+    for folder in folders:
+        path = folder.removesuffix(":ro")
         found = os.stat(path)
-        wanted = 0o007 if path in write else 0o005
+        wanted = 0o007 if path == folder else 0o005
         if found.st_mode & wanted != wanted:
             owners.add(found.st_uid)
             if found.st_uid == 0:
                 raise StepFailed(
                     f"{path} belongs to root, and a server never runs as root: give it to another user "
-                    f"(chown -R 1000 {path}), or let others {'write' if path in write else 'read'} it"
+                    f"(chown -R 1000 {path}), or let others {'write' if path == folder else 'read'} it"
                 )
     if len(owners) > 1:
         raise StepFailed(f"its folders belong to several users ({', '.join(map(str, sorted(owners)))}): it is one")

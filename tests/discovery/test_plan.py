@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from toolscore.core.errors import InstallFailed, InvalidArguments, NotAllowedByPolicy, ToolScoreError
@@ -17,7 +18,7 @@ from toolscore.discovery.install.fetch import fetcher_of
 from toolscore.discovery.install.fetch.npm import server_script
 from toolscore.discovery.install.plan import check_allowed, plan_for
 from toolscore.discovery.install.policy import check_url, check_variable
-from toolscore.discovery.install.prove import NO_ACCOUNT, inferred_arguments
+from toolscore.discovery.install.prove import asks_for_account, inferred_arguments
 from toolscore.discovery.install.wish import environment_of, image_of, wish_for
 from toolscore.upstreams.process.old_sdk import needs_old_sdk
 
@@ -326,6 +327,8 @@ def test_folders_that_it_is_given_stand_in_its_arguments_for_them(tmp_path: Path
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
     second.mkdir()
+    first.chmod(0o777)
+    second.chmod(0o777)
     (tmp_path / "link").symlink_to(first)
     plan = planned(packages=asks(FOLDERS), folders=[f"{tmp_path}/link", f"{second}:ro"])
     assert plan.folders == [str(first), f"{second}:ro"], "links are followed before anybody approves them"
@@ -344,30 +347,55 @@ def test_folders_that_it_is_given_stand_in_its_arguments_for_them(tmp_path: Path
     ("wish", "expected"),
     [
         ({"folders": ["relative"]}, "no absolute path"),
-        ({"folders": ["/tmp/a,target=/etc"]}, "has a comma or a colon"),
-        ({"folders": ["/usr/share", "/usr/share/doc:ro"]}, "/usr/share/doc lies in /usr/share"),
+        ({"folders": ["/tmp/a,target=/etc"]}, "which no folder of a server may have"),
+        ({"folders": ["/tmp/${HOME}"]}, "which no folder of a server may have"),
+        ({"folders": ["/opt", "/var", "/usr/share:ro"]}, "no server may be given"),
+        ({"folders": [str(Path(__file__).parents[2])]}, "is the gateway's or the machine's own"),
+        ({"arguments": {"db-path": "/opt/app.db"}}, "lies in no folder that it may use"),
         ({"folders": ["/nowhere/at/all"]}, "is no folder on the gateway's machine"),
         ({"folders": ["/"]}, "no server may be given /"),
         ({"folders": ["/etc/ssl:ro"]}, "no server may be given /etc/ssl"),
         ({"folders": ["/proc/self/root/etc"]}, "no server may be given"),
         ({"arguments": {"db-path": "/var/lib/x.db"}}, "lies in no folder that it may use"),
-        ({"arguments": {"nobody": "x"}}, "knows no argument nobody it has: db-path, url"),
+        ({"arguments": {"nobody": "x"}}, "knows no argument nobody it has: api-key, db-path, url"),
+        ({"arguments": {"fixed": "x"}}, "knows no argument fixed it has: api-key, db-path, url"),
+        ({"arguments": {"api-key": "sk-live-1"}}, "api-key is a secret: give a reference"),
         ({"arguments": {"--url": "redis://:secret@host"}}, "url is a secret: give a reference"),
         ({"env": {"OTHER": "x"}}, "knows no variable OTHER it has: MODE"),
     ],
 )
 def test_what_a_server_may_not_be_given(wish: dict[str, Any], expected: str) -> None:
-    packages = asks(FILE, SECRET, environmentVariables=[{"name": "MODE"}])
+    fixed, key = {"type": "named", "name": "--fixed", "value": "y"}, {"type": "named", "name": "--api-key"}
+    packages = asks(FILE, SECRET, fixed, key, environmentVariables=[{"name": "MODE"}])
     with pytest.raises((InvalidArguments, NotAllowedByPolicy)) as caught:
         planned(packages=packages, **wish)
     assert expected in f"{caught.value.message} {caught.value.suggestion}"
 
 
-def test_the_gateways_own_folder_is_given_to_nobody(tmp_path: Path) -> None:
-    (tmp_path / "data" / "servers").mkdir(parents=True)
-    for folder in (tmp_path, tmp_path / "data", tmp_path / "data" / "servers"):
+def test_the_gateways_own_folders_are_given_to_nobody(tmp_path: Path) -> None:
+    servers, config = tmp_path / "data" / "servers", tmp_path / "config"
+    servers.mkdir(parents=True)
+    config.mkdir()
+    (tmp_path / "work" / "inner").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "data", servers, config):
         with pytest.raises(NotAllowedByPolicy, match="no server may be given"):
-            plan_for(Wish(entry(packages=[PYPI]), folders=[str(folder)]), InstallRules(), tmp_path / "data" / "servers")
+            plan_for(Wish(entry(packages=[PYPI]), folders=[str(folder)]), InstallRules(), servers, ours=[config])
+    both = [str(tmp_path / "work"), f"{tmp_path}/work/inner:ro"]
+    with pytest.raises(InvalidArguments, match="give the outer one alone"):
+        plan_for(Wish(entry(packages=[PYPI]), folders=both), InstallRules(), servers, ours=[config])
+
+
+@pytest.mark.parametrize("path", ["/usr/bin/chromium", "/etc/ssl/certs/x.pem", "/tmp/x.db", "{home}/x.db", "x.db"])
+def test_files_that_a_confined_server_sees_anyway_need_no_folder(path: str) -> None:
+    assert not planned(packages=asks(FILE), arguments={"db-path": path}).needs_folder
+    image = {"registryType": "oci", "identifier": "docker.io/x/y", "version": "1.0.0", "packageArguments": [FILE]}
+    planned(packages=[image], arguments={"db-path": "/app/in/the/image.db"})
+
+
+def test_images_and_servers_elsewhere_are_given_no_folders(tmp_path: Path) -> None:
+    image = {"registryType": "oci", "identifier": "docker.io/x/y", "version": "1.0.0"}
+    with pytest.raises(InvalidArguments, match="is an image: folders are for packages of pypi and npm"):
+        planned(packages=[image], folders=[str(tmp_path)])
 
 
 def test_what_a_server_plainly_needs_is_said() -> None:
@@ -386,18 +414,27 @@ def test_an_image_is_no_offer_where_no_container_runs() -> None:
     assert plan.obstacle == "docker does not run"
     with pytest.raises(InstallFailed, match="cannot run here: docker does not run"):
         check_allowed(wish, plan)
-    both = Wish(entry(packages=[image], remotes=[remote]))
+    both = Wish(entry(packages=[{**image, "environmentVariables": [{"name": "TOKEN"}]}], remotes=[remote]))
     assert plan_for(wish_for(both, containers=True), InstallRules(), FOLDER).kind == "oci"
-    assert plan_for(wish_for(both, containers=False), InstallRules(), FOLDER).kind == "remote"
+    elsewhere = plan_for(wish_for(both, containers=False), InstallRules(), FOLDER, engine_error="docker does not run")
+    assert (elsewhere.kind, elsewhere.note) == ("remote", "the server elsewhere: docker does not run")
+    means_it = msgspec.structs.replace(both, env={"TOKEN": "${env:PATH}"})
+    assert plan_for(wish_for(means_it, containers=False), InstallRules(), FOLDER).kind == "oci", "it says why not"
 
 
 @pytest.mark.parametrize(
     ("said", "account"),
     [
         ("Request failed with status code 401", True), ("Bad credentials", True), ("invalid_auth: not authed", True),
-        ("BRAVE_API_KEY is required", True), ("You must log in first", True), ("no such table: users", False),
-        ("the file was not found", False), ("division by zero", False),
+        ("BRAVE_API_KEY is required", True), ("You must log in first", True),
+        ("Error: Invalid API key format. Expected sk_*", True), ("401 Unauthorized", True),
+        ("no such table: users", False), ("the file was not found", False), ("division by zero", False),
+        ("SyntaxError: Invalid or unexpected token", False), ("No module named 'google_auth'", False),
+        ("ImportError: cannot import name 'AuthenticationError' from 'openai'", False),
+        ("ENOENT: no such file or directory, open '/x/tokens.json'", False),
+        ("Access forbidden - path outside allowed directories", False), ("see the log in /var/log/x", False),
+        ("Missing required argument: token_count", False), ("listening on 0.0.0.0:401", False),
     ],
 )  # fmt: skip
 def test_a_server_that_needs_an_account_is_known_by_what_it_says(said: str, account: bool) -> None:
-    assert bool(NO_ACCOUNT.search(said)) is account
+    assert asks_for_account(said) is account

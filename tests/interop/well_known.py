@@ -21,7 +21,7 @@ ELSEWHERE = "runs elsewhere or in a container"
 ENOUGH = 18
 GIVEN = {
     "postgres": ["--arg", "connection-string=${env:A_URL}"],
-    "redis": ["--arg", "url=${env:A_REDIS}"],
+    "redis": ["--env", "REDIS_HOST=127.0.0.1"],
     "jira": ["--env", "JIRA_URL=https://nobody.example.com", "--env", "JIRA_USERNAME=nobody@example.com"],
     "slack": ["--env", "SLACK_TEAM_ID=T01234567"],
     "playwright": ["--arg", "executable-path=/usr/bin/chromium"],
@@ -29,7 +29,6 @@ GIVEN = {
 }
 ENVIRONMENT = {
     "A_URL": "postgresql://nobody:nothing@127.0.0.1:1/none",
-    "A_REDIS": "redis://127.0.0.1:1/0",
     "A_MONGO": "mongodb://127.0.0.1:1/none",
     "A_TOKEN": "no-token-of-anybody",
     "A_STRIPE": "rk_test_of_nobody",

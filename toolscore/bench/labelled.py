@@ -60,7 +60,7 @@ def gap_questions(path: Path, tools: Iterable[dict[str, Any]], left_out: LeftOut
         excluded = _named(row.get("exclude"), ids)
         if offered is None or excluded is None:
             left_out[UNKNOWN] += 1
-        elif not isinstance(row.get("has_tool"), bool) or not offered:
+        elif not isinstance(row.get("has_tool"), bool) or set(offered) <= set(excluded):
             left_out[NOTHING] += 1
         else:
             found.append({**row, "tools": [one for one in offered if one not in excluded]})

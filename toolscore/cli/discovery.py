@@ -22,6 +22,7 @@ from toolscore.cli.terminal import (
     print_text,
 )
 from toolscore.cli.terminal import say as tell
+from toolscore.core.names import reference_for
 from toolscore.core.plain import plain
 
 __all__ = ["catalog", "gap", "install", "uninstall"]
@@ -147,20 +148,19 @@ def install(
 def _whole_path(folder: str) -> str:
     """A folder as seen from here, for a gateway that may run elsewhere on this machine."""
     path = folder.removesuffix(":ro")
+    if not path:
+        raise typer.BadParameter("--folder is empty: give a path, with :ro behind it to have it read only")
     return str(Path(path).expanduser().absolute()) + folder[len(path) :]
 
 
 def _lacking(plan: dict[str, Any]) -> list[str]:
     """What must be given or mended before it can be installed, and how."""
     asks = {name: f" ({first_line(text, 80)})" for name, text in plan["asks"].items()}
-    lines = [
-        f"it needs {plain(name)}{asks.get(name, '')}: give --env {plain(name)}='{_reference(name)}'"
-        for name in plan["needs"]
-    ]
-    lines += [
-        f"it needs {plain(name)}{asks.get(name, '')}: give --arg {plain(name)}=VALUE"
-        for name in plan["needs_arguments"]
-    ]
+    lines = []
+    for option, names, value in (("--env", plan["needs"], reference_for), ("--arg", plan["needs_arguments"], _value)):
+        for name in names:
+            given = shlex.quote(f"{plain(name)}={value(name)}")
+            lines.append(f"it needs {plain(name)}{asks.get(name, '')}: give {option} {given}")
     if plan["needs_folder"]:
         lines.append("it needs a folder to work on: give --folder PATH, or --folder PATH:ro to have it read only")
     if plan["obstacle"] is not None:
@@ -168,11 +168,8 @@ def _lacking(plan: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _reference(name: str) -> str:
-    """How a variable or a header is given without its value standing on a command line."""
-    if name.casefold() == "authorization":
-        return "Bearer ${env:TOKEN}"
-    return f"${{env:{plain(name).replace('-', '_').upper()}}}"
+def _value(_name: str) -> str:
+    return "VALUE"
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -183,6 +180,8 @@ def _print_plan(plan: dict[str, Any]) -> None:
         view = "in a container, pinned to the digest that is pulled" if plan["kind"] == "oci" else "runs elsewhere"
     wants = " (it plainly needs one: give --network)" if plan["wants_network"] and not plan["network"] else ""
     print(f"  {view}; {'with' if plan['network'] else 'without'} network{wants}")
+    if plan["note"]:
+        print(f"  {plain(plan['note'])}")
     for folder in plan["folders"]:
         path = folder.removesuffix(":ro")
         print(f"  may {'read and write' if path == folder else 'read'} {plain(path)}")

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-__all__ = ["MAX_LENGTH", "nearest", "tool_id"]
+__all__ = ["MAX_LENGTH", "nearest", "reference_for", "tool_id"]
 
 MAX_LENGTH = 48
 MAX_COMPARED = 128
@@ -23,6 +23,13 @@ HASH_DIGITS = 10
 _PLAIN = re.compile(r"[a-zA-Z0-9_-]+")
 _HASHED = re.compile(r"(?:^|_)[0-9a-f]{10}$")  # a name that looks hashed is hashed: it can be taken for no other's
 _OTHER = re.compile(r"[^a-zA-Z0-9_-]+")
+
+
+def reference_for(name: str) -> str:
+    """How a secret of this name is given without its value: `${env:API_KEY}`, `Bearer ${env:TOKEN}`."""
+    if name.casefold() == "authorization":
+        return "Bearer ${env:TOKEN}"
+    return f"${{env:{_OTHER.sub('_', name).replace('-', '_').upper()}}}"
 
 
 def tool_id(server_id: str, name: str, max_length: int = MAX_LENGTH) -> str:

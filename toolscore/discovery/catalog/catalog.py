@@ -236,8 +236,7 @@ class MCPSearchTool:
         for entries in everywhere:
             if name in entries:
                 return entries[name]
-        if (meant := self._sources.called(name)) is not None:
-            return meant
+        meant = self._sources.called(name)
         short = {
             entry.name: entry
             for entries in reversed(everywhere)
@@ -245,6 +244,11 @@ class MCPSearchTool:
             if entry.name.partition("/")[2].casefold() == name.casefold()
             or any(package.get("identifier") == name for package in entry.packages)
         }
+        own = [entry for entry in short.values() if self._sources.is_own(entry)]
+        if meant is not None and not own:
+            return meant
+        if len(own) == 1:
+            return own[0]
         if len(short) == 1:
             return next(iter(short.values()))
         if short:

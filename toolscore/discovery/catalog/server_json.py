@@ -170,8 +170,8 @@ def _cleaned(server: dict[str, Any]) -> dict[str, Any]:
         {
             **package,
             "transport": package["transport"] if isinstance(package.get("transport"), dict) else {"type": "stdio"},
-            **{key: _named(package.get(key)) for key in ("runtimeArguments", "packageArguments") if key in package},
-            **{key: _named(package.get(key), "name") for key in ("environmentVariables",) if key in package},
+            **{key: _named(package[key]) for key in ("runtimeArguments", "packageArguments") if package.get(key)},
+            **{key: _named(package[key], "name") for key in ("environmentVariables",) if package.get(key) is not None},
         }
         for package in _dicts(server.get("packages"))
         if isinstance(package.get("registryType"), str)

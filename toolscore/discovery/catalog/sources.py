@@ -210,6 +210,10 @@ class Sources:
         known = self._entries.get(WELL_KNOWN, {})
         return next((entry for entry in known.values() if name.casefold() in entry.known_as), None)
 
+    def is_own(self, entry: Entry) -> bool:
+        """Whether a server stands in the operator's own file."""
+        return entry.source == self._rules.file
+
     def _put(self, state: SourceState, entries: Iterable[Entry]) -> None:
         self._entries[state.name] = {entry.name: entry for entry in entries}
         state.entries = len(self._entries[state.name])

@@ -21,6 +21,7 @@ from toolscore.discovery.gaps.evidence import (
     Background,
     Missing,
     Verdict,
+    asked_for,
     evidence_for,
     keywords,
     load_model,
@@ -211,9 +212,10 @@ class ToolGapDetector:
             if not len(places):
                 found.append(_Seen(text, None, [], None))
                 continue
-            seen = evidence_for(text, index, background, self._embedder, places)
+            asked = asked_for(text, self._embedder)
+            seen = evidence_for(text, index, background, self._embedder, places, asked)
             nearest = [tool for number in seen.best[:COVERING] if (tool := tools[number]) is not None]
-            found.append(_Seen(text, seen.features, nearest, general.covering(text, here)))
+            found.append(_Seen(text, seen.features, nearest, general.covering(text, here, asked)))
         return found
 
     async def _step(self, seen: _Seen, *, principal: str, sees: Sees | None) -> Step:
@@ -332,7 +334,8 @@ def _at_and(part: str) -> list[str]:
         halves = re.split(r"\s+and\s+", found[-1], maxsplit=1, flags=re.IGNORECASE)
         if len(halves) < 2 or not (_orders(halves[0]) or _asks(halves[0])) or not _orders(halves[1]):
             return found
-        if len(halves[0].split()) < MIN_STEP_WORDS:
+        before = raw_words(halves[0])
+        if len(before) < MIN_STEP_WORDS or before[-1] in VERBS:  # "the pull and push requests" are two nouns
             return found
         found[-1:] = halves
 

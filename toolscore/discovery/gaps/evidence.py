@@ -35,6 +35,7 @@ __all__ = [
     "GapModel",
     "Missing",
     "Verdict",
+    "asked_for",
     "evidence_for",
     "keywords",
     "load_model",
@@ -169,17 +170,24 @@ class Evidence(NamedTuple):
 
 
 def evidence_for(
-    task: str, index: Index, background: Background, embed: Embedder, places: numpy.ndarray[Any, Any] | None = None
+    task: str,
+    index: Index,
+    background: Background,
+    embed: Embedder,
+    places: numpy.ndarray[Any, Any] | None = None,
+    asked: Vectors | None = None,
 ) -> Evidence:
     """Compare a task with tools.
 
     Args:
         places: the places in the index to consider, at least one; `None`: all.
+        asked: what `asked_for` made of the task, where it is compared with several indices.
     """
     import numpy
 
     parts = clauses(task)
-    asked = embed.embed([task, *parts])
+    if asked is None:
+        asked = asked_for(task, embed)
     assert index.vectors is not None
     cosines = index.vectors.cosines(asked)
     if places is not None:
@@ -229,6 +237,15 @@ def evidence_for(
         float(cosines[0][order[0]] - cosines[0][order[1]]) if count > 1 else 0.0,
     ]
     return Evidence(features, best)
+
+
+def asked_for(task: str, embed: Embedder) -> Vectors:
+    """The vectors of a task and of each of its clauses.
+
+    Raises:
+        EmbeddingError.
+    """
+    return embed.embed([task, *clauses(task)])
 
 
 @lru_cache(maxsize=20_000)

@@ -13,26 +13,48 @@ from typing import NamedTuple
 import msgspec
 
 from toolscore.core.models import Tool
-from toolscore.discovery.gaps.evidence import Background, GapModel, evidence_for
-from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
+from toolscore.discovery.gaps.evidence import Background, GapModel, asked_for, evidence_for
+from toolscore.discovery.search.index import Doc, ExactVectors, Index, Vectors, vector_text
 from toolscore.embedding import Embedder
 
 __all__ = ["Covered", "GeneralTools", "kind_of"]
 
 COVERS_ABOVE = 0.8
 """Above it lie four of five tasks that such a tool does (`tests/data/general_tasks`), and 1 to 3 % of others."""
+
+
+class _Kind(NamedTuple):
+    """How the tools of a kind are known: by their names, by an argument that they must have, and by what they say."""
+
+    name: re.Pattern[str]
+    argument: re.Pattern[str]
+    says: re.Pattern[str]
+
+
 KINDS = {
-    "python": re.compile(
-        r"(?:exec(?:ute)?|run|eval(?:uate)?)_?(?:python|code)|(?:python|code)_?(?:exec(?:ute)?|run|eval(?:uate)?|"
-        r"interpreter|repl)(?:_code)?|python|execute_python_code|run_python_code"
+    "python": _Kind(
+        re.compile(
+            r"(?:exec(?:ute)?|run|eval(?:uate)?)_?(?:python|code)(?:_code)?|"
+            r"(?:python|code)_?(?:exec(?:ute)?|run|eval(?:uate)?|interpreter|repl)(?:_code)?|python"
+        ),
+        re.compile(r"(?i).*(?:code|script|source|program|expression).*"),
+        re.compile(r"(?i)\bpython"),
     ),
-    "shell": re.compile(
-        r"(?:exec(?:ute)?|run)_?(?:shell|bash|terminal|cmd|command)(?:_command)?|(?:shell|bash|terminal)"
-        r"(?:_?(?:exec(?:ute)?|run|command))?|start_process"
+    "shell": _Kind(
+        re.compile(
+            r"(?:exec(?:ute)?|run)_?(?:shell|bash|terminal|cmd|command)(?:_command)?|"
+            r"(?:shell|bash|terminal)(?:_?(?:exec(?:ute)?|run|command))?|start_process"
+        ),
+        re.compile(r"(?i).*(?:command|cmd|script).*"),
+        re.compile(r"(?i)\b(?:shell|bash|terminal|command[- ]line|zsh)\b"),
     ),
-    "browser": re.compile(r"(?:browser|puppeteer|playwright|page)_?navigate(?:_page)?|navigate(?:_page)?"),
+    "browser": _Kind(
+        re.compile(r"(?:browser|puppeteer|playwright|page)_?navigate(?:_page)?|navigate(?:_page)?"),
+        re.compile(r"(?i).*(?:url|address|uri).*"),
+        re.compile(r"(?i)\b(?:browser|web ?page|web ?site|page|url)\b"),
+    ),
 }
-"""Names of the tools that do the work of their kind."""
+"""General tools. The name alone is not enough: Redis has a `run_command`, and robots navigate, too."""
 
 
 class Covered(NamedTuple):
@@ -51,7 +73,13 @@ class Covered(NamedTuple):
 def kind_of(tool: Tool) -> str | None:
     """Which kind of general tool one is; `None`: none of them."""
     name = re.sub(r"([a-z])([A-Z])", r"\1_\2", tool.name).lower().replace("-", "_")
-    return next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(name)), None)
+    schema = tool.input_schema if isinstance(tool.input_schema, dict) else {}
+    arguments = [str(one) for one in schema["properties"]] if isinstance(schema.get("properties"), dict) else []
+    text = f"{name} {tool.description} {tool.server_id}".replace("_", " ").replace("-", " ")
+    for kind, known in KINDS.items():
+        if known.name.fullmatch(name) and known.says.search(text) and any(map(known.argument.fullmatch, arguments)):
+            return kind
+    return None
 
 
 class GeneralTools:
@@ -63,11 +91,12 @@ class GeneralTools:
         self._model = model
         self._indices: dict[str, Index] = {}
 
-    def covering(self, task: str, tools: Sequence[Tool]) -> Covered | None:
+    def covering(self, task: str, tools: Sequence[Tool], asked: Vectors | None = None) -> Covered | None:
         """Find the general tool that surely does a task; `None`: none does, or none is there.
 
         Args:
             tools: those that exist for the caller.
+            asked: what `asked_for` made of the task, if it was made.
 
         Raises:
             EmbeddingError.
@@ -76,7 +105,8 @@ class GeneralTools:
         there = {kind: tool for tool in reversed(tools) if (kind := kind_of(tool)) is not None}
         for kind, tool in there.items():
             index = self._index(kind)
-            seen = evidence_for(task, index, self._background, self._embedder)
+            asked = asked_for(task, self._embedder) if asked is None else asked
+            seen = evidence_for(task, index, self._background, self._embedder, asked=asked)
             confidence = self._model.probability(seen.features)
             if confidence > COVERS_ABOVE:
                 found.append(Covered(tool, index.docs[seen.best[0]].name.replace("_", " "), confidence))

@@ -12,20 +12,23 @@ from typing import Any
 from toolscore.core.models import Tool
 from toolscore.core.words import raw_words, stem, terms
 from toolscore.discovery.gaps.evidence import FILLERS, Background, Verdict
+from toolscore.embedding import is_foreign
 
 __all__ = ["needs_of", "reason_for"]
 
 SHOWN_WORDS = 4
 
-WORDS_FOR_NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve dozen half third quarter
-    hundred thousand million first second twice double triple once couple single both pair some few several""".split()
+WORDS_FOR_NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+    fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety dozen half quarter
+    third hundred thousand million first second twice double triple once couple single both pair some few
+    several""".split()
 WORDS_FOR_DATES = """now today tonight tomorrow yesterday morning noon evening night midnight day week weekend month
     year hour minute monday tuesday wednesday thursday friday saturday sunday january february march april may june july
     august september october november december spring summer autumn fall winter next last latest current recent ago
     soon later christmas easter""".split()
 
 ADDRESS = re.compile(r"(?i)https?:|www\.|[\w-]\.(?:[a-z]{2,})(?:\b|/)")
-PATH = re.compile(r"[/\\~]|\w\.\w|[\"'`«“]")
+PATH = re.compile(r"[/\\~]|\w\.\w|[\"'`«“]|\b(?:files?|folder|directory|read|open|show) [A-Z]\w+|\w [A-Z]\w+")
 DIGIT = re.compile(r"\d")
 
 GIVES: Mapping[str, tuple[re.Pattern[str], frozenset[str]]] = {
@@ -54,6 +57,8 @@ def needs_of(task: str, tool: Tool) -> list[str]:
     schema = tool.input_schema if isinstance(tool.input_schema, dict) else {}
     properties, required = schema.get("properties"), schema.get("required")
     if not isinstance(properties, dict) or not isinstance(required, list):
+        return []
+    if is_foreign(task):
         return []
     words = set(raw_words(task))
     found = []

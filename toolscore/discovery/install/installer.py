@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ from toolscore.core.errors import (
 )
 from toolscore.core.models import UpstreamSpec, timestamp
 from toolscore.discovery.install.failure import StepFailed, as_error
-from toolscore.discovery.install.fetch import engine_error, fetcher_of, remove_image
+from toolscore.discovery.install.fetch import ContainerEngine, fetcher_of, remove_image
 from toolscore.discovery.install.place import held, is_marked, remove
 from toolscore.discovery.install.plan import Plan, check_allowed, plan_for
 from toolscore.discovery.install.policy import InstallRules, Kind
@@ -43,8 +43,6 @@ AT_ONCE = 2
 MAX_WAITING = 20
 UP_SECONDS = 60.0
 """How long a server that has proved itself may take to come up again."""
-ENGINE_SECONDS = 60.0
-"""So long it is remembered whether containers can run here."""
 OTHER_ID = "give another with `server_id` (`--as` on the command line)"
 
 
@@ -79,6 +77,7 @@ class Installer:
         on_proved: is told `(server_id, proof)`, for the first score.
         publish: `(event_type, **data)`.
         reserved: ids that no server may be installed under.
+        ours: the gateway's own folders, which no server is given.
     """
 
     def __init__(
@@ -93,6 +92,7 @@ class Installer:
         on_proved: Callable[[str, Proof], None] = lambda *_: None,
         publish: Callable[..., None] = lambda *_, **__: None,
         reserved: Collection[str] = (),
+        ours: Sequence[Path] = (),
         rules: InstallRules | None = None,
     ) -> None:
         self._folder = folder
@@ -104,14 +104,13 @@ class Installer:
         self._on_proved = on_proved
         self._publish = publish
         self._reserved = frozenset(reserved)
+        self._ours = tuple(ours)
         self._rules = rules or InstallRules()
         self._places = asyncio.Semaphore(AT_ONCE)
         self._running: dict[str, tuple[Wish, asyncio.Task[Installed]]] = {}
         self._leaving: set[str] = set()
         self._installed: dict[str, Installed] = {}
-        self._engine_error: str | None = None
-        self._engine_asked_at = float("-inf")
-        self._asking_engine = asyncio.Lock()
+        self._engine = ContainerEngine()
 
     async def __aenter__(self) -> Installer:
         attached = {row["server_id"] for row in await self._database.load_servers()}
@@ -205,30 +204,29 @@ class Installer:
             InvalidArguments, NotAllowedByPolicy: as `plan_for`.
         """
         images = any(one.get("registryType") == "oci" for one in wish.entry.packages)
-        error = await self._look_at_engine() if images else None
-        wish = wish_for(wish, containers=error is None)
-        return wish, plan_for(wish, self._rules, self._folder, self._reserved, engine_error=error)
+        error = await self._engine.error() if images else None
+        there = next((one for one in self if one.name == wish.entry.name and one.kind == "oci"), None)
+        wish = wish_for(wish, containers=error is None or there is not None)
+        plan = plan_for(wish, self._rules, self._folder, self._reserved, ours=self._ours, engine_error=error)
+        return wish, plan
 
-    async def _look_at_engine(self) -> str | None:
-        """Why containers cannot run here, as it was a moment ago."""
-        async with self._asking_engine:
-            if time.monotonic() > self._engine_asked_at + ENGINE_SECONDS:
-                self._engine_error = await engine_error()
-                self._engine_asked_at = time.monotonic()
-        return self._engine_error
-
-    async def install(self, wish: Wish, on_progress: Tell = lambda step, message: None) -> Installed:
+    async def install(
+        self, wish: Wish, on_progress: Tell = lambda step, message: None, *, digest: str | None = None
+    ) -> Installed:
         """Install a server. Equal wishes at the same time are one install; one that fails leaves nothing.
 
         Args:
             on_progress: is told each step, in words.
+            digest: of the plan that somebody saw; `None`: nobody did.
 
         Raises:
             NotAllowedByPolicy: no rule allows it, and it is not approved. InvalidArguments: it needs more.
-            Conflict: its id is taken. Overloaded: too many installs wait.
+            Conflict: its id is taken, or the plan is another by now. Overloaded: too many installs wait.
             InstallFailed: with the step, the command and its last output.
         """
         wish, plan = await self.plan(wish)
+        if digest not in (None, plan.digest):
+            raise Conflict(f"the plan for {plan.name} is another by now: look at it again", data={"plan": plan.digest})
         await caught_up(self._database, self.read_again)
         if (done := self.done(wish, plan)) is not None:
             return done

@@ -11,12 +11,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
 
 from toolscore.core.errors import InstallFailed, InvalidArguments, NotAllowedByPolicy
+from toolscore.core.names import reference_for
+from toolscore.discovery.install.folders import check_folders, owner_of
 from toolscore.discovery.install.policy import (
     InstallRules,
     Kind,
@@ -32,7 +34,6 @@ from toolscore.discovery.install.wish import (
     check_paths,
     command_line,
     environment_of,
-    folders_of,
     headers_of,
     image_of,
     name_of,
@@ -59,6 +60,7 @@ class Plan(msgspec.Struct, frozen=True):
         needs_arguments: arguments of its command line that must still be given.
         asks: what the catalog says of what must still be given, by name.
         needs_folder: whether a folder must still be given: without one it has nothing to work on.
+        note: what else whoever approves should know; `None`: nothing.
         obstacle: why it cannot run on this machine as it is; `None`: nothing is known to be in the way.
         sets: variables or headers that its catalog entry sets.
         allowed_by: number of the rule that allows it; `None`: no rule does.
@@ -79,6 +81,7 @@ class Plan(msgspec.Struct, frozen=True):
     needs_arguments: list[str]
     asks: dict[str, str]
     needs_folder: bool
+    note: str | None
     obstacle: str | None
     sets: dict[str, str]
     allowed_by: int | None
@@ -90,13 +93,20 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan_for(
-    wish: Wish, rules: InstallRules, folder: Path, reserved: Collection[str] = (), *, engine_error: str | None = None
+    wish: Wish,
+    rules: InstallRules,
+    folder: Path,
+    reserved: Collection[str] = (),
+    *,
+    ours: Sequence[Path] = (),
+    engine_error: str | None = None,
 ) -> Plan:
     """Say what installing a server would do.
 
     Args:
         folder: where servers are installed, each in a folder named by its id; absolute.
         reserved: ids that no server may be installed under.
+        ours: the gateway's own folders, which no server is given.
         engine_error: why containers cannot run here; `None`: they can.
 
     Raises:
@@ -122,16 +132,18 @@ def plan_for(
     check_identifier(kind, identifier, version)
     wanted = entry.needs(package, remote)
     check_given(wish, package, remote)
-    if wish.folders and kind == "remote":
-        raise InvalidArguments(f"{entry.name} runs elsewhere: it cannot be given a folder of this machine")
-    folders = [path if writes else f"{path}:ro" for path, writes in folders_of(wish, folder.parent)]
-    arguments, lacking = command_line(package or {}, wish, folders)
-    if kind == "oci" or (kind in ("pypi", "npm") and rules.confine):
-        check_paths(package or {}, wish, [one.removesuffix(":ro") for one in folders])
+    if wish.folders and kind in ("remote", "oci"):
+        where = "runs elsewhere" if kind == "remote" else "is an image"
+        raise InvalidArguments(f"{entry.name} {where}: folders are for packages of pypi and npm")
+    folders = check_folders(wish.folders, (folder.parent, *ours))
     server_id = wish.server_id or next(iter(entry.known_as), None) or _server_id(entry.name)
     check_server_id(server_id, reserved)
     rule = allowing_rule(rules, entry, kind, identifier, version, network=wish.network) if not folders else None
     place = folder / server_id
+    arguments, lacking = command_line(package or {}, wish, folders, str(place / "home"))
+    if kind in ("pypi", "npm") and rules.confine:
+        check_paths(package or {}, wish, folders, place)
+        owner_of(folders)
     exact = f"{identifier}{'==' if kind == 'pypi' else '@'}{version}" if version and kind != "remote" else identifier
     return Plan(
         server_id=server_id,
@@ -140,7 +152,7 @@ def plan_for(
         identifier=identifier,
         version=version,
         commands=_commands(kind, identifier, version, place, source_builds=rules.source_builds),
-        run=" ".join((exact, *(one.replace("{home}", str(place / "home")) for one in arguments))),
+        run=" ".join((exact, *arguments)),
         confined=kind in ("pypi", "npm") and rules.confine,
         network=wish.network or (rule is not None and rules.allow[rule].network) or kind == "remote",
         folders=folders,
@@ -151,6 +163,7 @@ def plan_for(
             **{name_of(one): str(one["description"]) for one in lacking if one.get("description")},
         },
         needs_folder=any(map(takes_folder, lacking)),
+        note=f"the server elsewhere: {engine_error}" if kind == "remote" and engine_error else None,
         obstacle=engine_error if kind == "oci" else None,
         needs=[one["name"] for one in wanted if one["name"] not in wish.env],
         sets=environment_of(package, {}, place / "home") if package is not None else headers_of(remote or {}, {}),
@@ -175,7 +188,7 @@ def check_allowed(wish: Wish, plan: Plan) -> None:
     if plan.needs:
         raise InvalidArguments(
             f"{plan.name} needs {', '.join(plan.needs)} in `env`",
-            suggestion=f'by reference: {{"{plan.needs[0]}": "${{env:{plan.needs[0]}}}"}}',
+            suggestion=f'by reference: {{"{plan.needs[0]}": "{reference_for(plan.needs[0])}"}}',
         )
     if plan.needs_arguments:
         raise InvalidArguments(f"{plan.name} needs {', '.join(plan.needs_arguments)} in `arguments`")

@@ -5,17 +5,16 @@ Pure: every function decides from its arguments. What an install would do is in 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from toolscore.core.errors import InvalidArguments, NotAllowedByPolicy
+from toolscore.core.names import reference_for
 from toolscore.core.rules import Count, Rules, Seconds
 from toolscore.discovery.catalog.server_json import Entry
 
@@ -25,7 +24,6 @@ __all__ = [
     "Kind",
     "allowing_rule",
     "check_declared",
-    "check_folder",
     "check_identifier",
     "check_reference",
     "check_runtime_arguments",
@@ -33,8 +31,8 @@ __all__ = [
     "check_set_variable",
     "check_url",
     "check_variable",
-    "holds",
     "is_package_name",
+    "is_secret",
     "literal",
 ]
 
@@ -58,9 +56,6 @@ SECRET = re.compile(r"(?i)(key|token|secret|passw|passphrase|credential|authoriz
 
 HARMLESS = frozenset({"-y", "--yes", "-i", "--interactive", "--rm", "-q", "--quiet", "--silent"})
 """Runtime arguments that are dropped. Any other is refused: it may mount folders, fetch from elsewhere or run code."""
-
-OURS_ALONE = ("/etc", "/proc", "/sys", "/dev", "/run", "/boot", "/var/run")
-"""Folders that no server may be given: what lies there steers the machine."""
 
 
 class InstallRule(Rules):
@@ -180,38 +175,6 @@ def check_declared(what: str, given: Collection[str], declared: Collection[str] 
         raise InvalidArguments(f"its catalog entry knows no {what} {', '.join(unknown)}", suggestion=f"it has: {known}")
 
 
-def check_folder(given: str, ours: Path) -> tuple[str, bool]:
-    """Check a folder that a server is to have.
-
-    Args:
-        given: an absolute path on this machine, `:ro` behind it where it may only be read.
-        ours: the gateway's own folder.
-
-    Returns:
-        The folder, without links in its path, and whether it may be written to.
-
-    Raises:
-        InvalidArguments: it is no folder. NotAllowedByPolicy: it has what no server may see.
-    """
-    path = given.removesuffix(":ro")
-    if "," in path or ":" in path:
-        raise InvalidArguments(f"{path!r:.200} has a comma or a colon: container engines cannot take such a path")
-    if not os.path.isabs(path):
-        raise InvalidArguments(f"{given!r:.200} is no absolute path")
-    if not os.path.isdir(path):
-        raise InvalidArguments(f"{path:.200} is no folder on the gateway's machine")
-    real, own = os.path.realpath(path), os.path.realpath(ours)
-    steers = any(holds(one, real) or holds(real, one) for one in OURS_ALONE)
-    if steers or holds(real, own) or holds(own, real):
-        raise NotAllowedByPolicy(f"no server may be given {real}: choose a folder that holds its work alone")
-    return real, not given.endswith(":ro")
-
-
-def holds(folder: str, path: str) -> bool:
-    """Whether a path is a folder or lies in it; both absolute."""
-    return os.path.commonpath((folder, path)) == folder
-
-
 def check_runtime_arguments(package: Mapping[str, Any]) -> None:
     """Check what a catalog passes to the program that runs a server.
 
@@ -239,8 +202,13 @@ def check_variable(name: str, value: str, secrets: Collection[str]) -> None:
     """
     if not VARIABLE.fullmatch(name.replace("-", "_")) or STEERING.fullmatch(name):
         raise InvalidArguments(f"{name!r:.80} is no variable that a server may be given")
-    if name in secrets or SECRET.search(name):
+    if name in secrets or is_secret(name):
         check_reference(name, value)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a name says that its value is a secret, whatever the catalog says."""
+    return SECRET.search(name) is not None
 
 
 def check_reference(name: str, value: str) -> None:
@@ -250,9 +218,9 @@ def check_reference(name: str, value: str) -> None:
         InvalidArguments: it is given by value.
     """
     if "${env:" not in value and "${file:" not in value:
-        known = re.sub(r"\W+", "_", name).upper()
         raise InvalidArguments(
-            f"{name} is a secret: give a reference, not the value", suggestion=f"${{env:{known}}} or ${{file:/path}}"
+            f"{name} is a secret: give a reference, not the value",
+            suggestion=f"{reference_for(name)}, or ${{file:/path}}",
         )
 
 

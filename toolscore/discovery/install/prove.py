@@ -20,8 +20,9 @@ from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.process.last_words import cause_of
 from toolscore.upstreams.process.old_sdk import needs_old_sdk
 from toolscore.upstreams.process.spawn import CommandNotFound
+from toolscore.upstreams.references import hidden
 
-__all__ = ["Proof", "Proved", "Tell", "Trial", "inferred_arguments", "prove"]
+__all__ = ["Proof", "Proved", "Tell", "Trial", "asks_for_account", "inferred_arguments", "prove"]
 
 Tell = Callable[[str, str], None]
 """Is told the step and a message."""
@@ -41,15 +42,22 @@ NO_NETWORK = re.compile(
 )
 """What servers print that die without a network."""
 NO_ACCOUNT = re.compile(
-    r"\b40[13]\b|unauthori[sz]ed|forbidden|not (?:authenticated|authorized|logged in)|authentication"
-    r"|_auth(?:ed)?\b|log ?in\b|sign in"
-    r"|(?:invalid|bad|wrong|missing|expired|no|required).{0,40}(?:token|api.?key|credential|password|account)"
-    r"|(?:token|api.?key|credentials?|password|account).{0,40}"
-    r"(?:invalid|required|missing|expired|not (?:set|found|valid))",
-    re.IGNORECASE | re.DOTALL,
+    r"(?<![:.\d])40[13]\b(?!\d)|unauthori[sz]ed|not (?:authenticated|authorized|logged in)|invalid_auth|not_authed"
+    r"|authentication (?:failed|required|error)|(?:please|must|need to|have to) (?:first )?(?:log|sign) ?in"
+    r"|(?:invalid|bad|wrong|missing|expired) [\w -]{0,15}\b(?:token|api[ _-]?key|credential|password|account)s?\b"
+    r"|(?:token|api[ _-]?key|credentials?|password|account)\b[^.\n]{0,15}"
+    r"\b(?:invalid|required|missing|expired|not set|not found|not valid)\b",
+    re.IGNORECASE,
 )
 """What servers say that have no account, or a wrong one."""
-MAX_SAID = 300
+CRASH = re.compile(r"(?:\w*Syntax|Import|ModuleNotFound|Type|Reference)Error\b|.*\bE(?:NOENT|ACCES)\b")
+"""Causes that are no account's, whatever words are in them."""
+MAX_SAID, MAX_TEXT = 300, 10_000
+
+
+def asks_for_account(said: str) -> bool:
+    """Whether a server says that it has no account, or a wrong one."""
+    return NO_ACCOUNT.search(said[:MAX_SAID]) is not None and CRASH.match(said) is None
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -121,12 +129,11 @@ async def _try(fetched: Fetched, trial: Trial, start_timeout_seconds: float, tel
             names = [str(tool["name"]) for tool in listed if isinstance(tool.get("name"), str)]
             if not names:
                 raise StepFailed("it has no tools")
-            return Proved(fetched, names, await _call_one(connection, listed, tell))
+            return Proved(fetched, names, await _call_one(connection, listed, spec, tell))
     except (ToolScoreError, ConnectionLost, RemoteError, CommandNotFound, OSError) as exc:
-        lines = [str(line) for line in stderr[0]] if stderr else []
-        raise StepFailed(
-            f"it does not start: {_reason(exc, spec, lines)}", [spec.command or spec.url or "", *spec.args], lines
-        ) from exc
+        lines = [hidden(str(line), spec) for line in stderr[0]] if stderr else []
+        reason = hidden(_reason(exc, spec, lines), spec)
+        raise StepFailed(f"it does not start: {reason}", [spec.command or spec.url or "", *spec.args], lines) from exc
 
 
 def _reason(exc: Exception, spec: UpstreamSpec, lines: list[str]) -> str:
@@ -136,12 +143,14 @@ def _reason(exc: Exception, spec: UpstreamSpec, lines: list[str]) -> str:
     said = f"no answer within {spec.start_timeout_seconds:g} s" if isinstance(exc, TimeoutError) else str(exc)
     if spec.confine is not None and not spec.confine.network and NO_NETWORK.search("\n".join(lines)):
         said += "; it seems to want the network, and has none: install it with `network`"
-    elif NO_ACCOUNT.search(cause_of(lines) or said[:MAX_SAID]):
-        said += "; it needs your account, and what it was given is none"
+    elif asks_for_account(cause_of(lines) or said):
+        said += "; it may need your account, or another than it was given"
     return said
 
 
-async def _call_one(connection: Connection, tools: list[dict[str, Any]], tell: Tell) -> Proof | None:
+async def _call_one(
+    connection: Connection, tools: list[dict[str, Any]], spec: UpstreamSpec, tell: Tell
+) -> Proof | None:
     """Call the first read-only tool whose arguments can be inferred; `None`: there is none."""
     for tool in tools:
         annotations = tool.get("annotations")
@@ -167,9 +176,9 @@ async def _call_one(connection: Connection, tools: list[dict[str, Any]], tell: T
             ok, said = False, f"no answer within {PROBE_SECONDS:g} s"
         except (RemoteError, ValueError) as exc:
             ok, said = False, str(exc)
-        said = " ".join(said.split())[:MAX_SAID] if said else None
+        said = " ".join(hidden(said[:MAX_TEXT], spec).split())[:MAX_SAID] if said else None
         took = round((time.perf_counter() - began) * 1000, 3)
-        return Proof(str(tool["name"]), ok, took, fits, said, said is not None and bool(NO_ACCOUNT.search(said)))
+        return Proof(str(tool["name"]), ok, took, fits, said, said is not None and asks_for_account(said))
     return None
 
 

@@ -12,14 +12,14 @@ import msgspec
 
 from toolscore.core.errors import InvalidArguments
 from toolscore.discovery.catalog.server_json import Entry
+from toolscore.discovery.install.folders import visible
 from toolscore.discovery.install.policy import (
     Kind,
     check_declared,
-    check_folder,
     check_reference,
     check_set_variable,
     check_variable,
-    holds,
+    is_secret,
     literal,
 )
 from toolscore.upstreams.process.spawn import CommandNotFound
@@ -32,7 +32,6 @@ __all__ = [
     "check_paths",
     "command_line",
     "environment_of",
-    "folders_of",
     "headers_of",
     "image_of",
     "name_of",
@@ -80,23 +79,6 @@ class Wish(msgspec.Struct, frozen=True):
 # What is given
 
 
-def folders_of(wish: Wish, ours: Path) -> list[tuple[str, bool]]:
-    """List the folders that a server is given, each once, and whether it may write to them.
-
-    Args:
-        ours: the gateway's own folder.
-
-    Raises:
-        InvalidArguments: as `check_folder`, or one lies in another. NotAllowedByPolicy: as `check_folder`.
-    """
-    found = dict(check_folder(one, ours) for one in wish.folders)
-    for path in found:
-        for other in found:
-            if path != other and holds(other, path):
-                raise InvalidArguments(f"{path} lies in {other}: give the outer one alone")
-    return list(found.items())
-
-
 def check_given(wish: Wish, package: Mapping[str, Any] | None, remote: Mapping[str, Any] | None) -> None:
     """Check what is given with a wish: names, secrets by reference, references that can be resolved."""
     variables = package.get("environmentVariables") if package is not None else (remote or {}).get("headers") or []
@@ -104,7 +86,7 @@ def check_given(wish: Wish, package: Mapping[str, Any] | None, remote: Mapping[s
     given = _given_arguments(wish)
     for argument in arguments or ():
         name = name_of(argument)
-        if argument.get("isSecret") and name in given:
+        if name in given and (argument.get("isSecret") or is_secret(name)):
             check_reference(name, given[name])
     secrets = [one["name"] for one in variables or () if one.get("isSecret")]
     for name, value in wish.env.items():
@@ -115,16 +97,16 @@ def check_given(wish: Wish, package: Mapping[str, Any] | None, remote: Mapping[s
         except CommandNotFound as exc:
             raise InvalidArguments(f"{value}: {exc}") from exc
     check_declared("variable", wish.env, None if variables is None else [one["name"] for one in variables])
-    check_declared("argument", given, None if arguments is None else [name_of(one) for one in arguments])
+    free = None if arguments is None else [name_of(one) for one in arguments if one.get("value") is None]
+    check_declared("argument", given, free)
 
 
-def check_paths(package: Mapping[str, Any], wish: Wish, folders: Sequence[str]) -> None:
+def check_paths(package: Mapping[str, Any], wish: Wish, folders: Sequence[str], place: Path) -> None:
     """Check that a confined server can see the files that it is given the paths of."""
     given = _given_arguments(wish)
     for argument in package.get("packageArguments") or []:
-        path = given.get(name_of(argument), "")
-        a_path = argument.get("format") == PATH and os.path.isabs(path)
-        if a_path and not any(holds(folder, os.path.realpath(path)) for folder in folders):
+        path = given.get(name_of(argument), "").replace("{home}", str(place / "home"))
+        if argument.get("format") == PATH and os.path.isabs(path) and not visible(path, folders, place):
             raise InvalidArguments(
                 f"{path:.200} lies in no folder that it may use",
                 suggestion=f"give the folder, too: --folder {os.path.dirname(path)} (`folders` over REST)",
@@ -135,10 +117,16 @@ def check_paths(package: Mapping[str, Any], wish: Wish, folders: Sequence[str]) 
 
 
 def wish_for(wish: Wish, *, containers: bool) -> Wish:
-    """The same wish, for a server elsewhere where its only packages are images and no container runs here."""
+    """The same wish, for the server elsewhere where its only packages are images and no container runs here. Who gives
+    something that the image knows means the image.
+    """
     package = package_of(wish)
-    elsewhere = wish.registry is None and package is not None and package["registryType"] == "oci" and not containers
-    return msgspec.structs.replace(wish, registry="remote") if elsewhere and remote_of(wish.entry) else wish
+    if containers or package is None or wish.registry is not None or package["registryType"] != "oci":
+        return wish
+    known = {one["name"] for one in package.get("environmentVariables") or ()}
+    if remote_of(wish.entry) is None or not known.isdisjoint(wish.env) or wish.arguments or wish.folders:
+        return wish
+    return msgspec.structs.replace(wish, registry="remote")
 
 
 def package_of(wish: Wish) -> dict[str, Any] | None:
@@ -175,11 +163,11 @@ def arguments_of(package: Mapping[str, Any], wish: Wish, folders: Sequence[str],
     Raises:
         NotAllowedByPolicy: a value refers to this machine.
     """
-    return tuple(one.replace("{home}", home) for one in command_line(package, wish, folders)[0])
+    return tuple(command_line(package, wish, folders, home)[0])
 
 
 def command_line(
-    package: Mapping[str, Any], wish: Wish, folders: Sequence[str]
+    package: Mapping[str, Any], wish: Wish, folders: Sequence[str], home: str
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """The command line, and the arguments that must still be given."""
     line: list[str] = []
@@ -201,13 +189,13 @@ def command_line(
             if argument.get("type") == "named":
                 line.append(str(literal(argument.get("name")) or ""))
             if value or argument.get("type") != "named":
-                line.append(value)
+                line.append(value.replace("{home}", home))
     return line, lacking
 
 
 def name_of(argument: Mapping[str, Any]) -> str:
     """What an argument is called by whoever gives it."""
-    return (literal(argument.get("name") or argument.get("valueHint")) or "").lstrip("-")
+    return (literal(argument.get("name") or argument.get("valueHint")) or "argument").lstrip("-")
 
 
 def _given_arguments(wish: Wish) -> dict[str, str]:

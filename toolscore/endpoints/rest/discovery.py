@@ -10,7 +10,6 @@ from fastapi.responses import Response
 
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
-from toolscore.core.errors import Conflict
 from toolscore.discovery import Wish
 from toolscore.discovery.views import (
     acquired_fields,
@@ -141,8 +140,8 @@ def discovery_router(gateway: Gateway) -> APIRouter:
             network=wanted.network,
             approved=wanted.approve,
         )
-        wish, plan = await installer.plan(wish)
         if wanted.dry_run:
+            wish, plan = await installer.plan(wish)
             done = installer.done(wish, plan)
             shown = {
                 **msgspec.to_builtins(plan),
@@ -150,9 +149,7 @@ def discovery_router(gateway: Gateway) -> APIRouter:
                 "installed": installed_fields(done) if done else None,
             }
             return answer(request, {"plan": shown})
-        if wanted.digest not in (None, plan.digest):
-            raise Conflict(f"the plan for {plan.name} is another by now: look at it again", data={"plan": plan.digest})
-        return answer(request, installed_fields(await installer.install(wish)))
+        return answer(request, installed_fields(await installer.install(wish, digest=wanted.digest)))
 
     @router.get("/api/v1/catalog/installed", summary="What was installed")
     async def list_installed(request: Request) -> Response:

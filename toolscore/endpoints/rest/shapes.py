@@ -360,6 +360,7 @@ class PlanShown(Shape, kw_only=True):
     needs_arguments: Annotated[list[str], Meta(description="of its command line, that must still be given")]
     asks: Annotated[dict[str, str], Meta(description="what the catalog says of what must still be given")]
     needs_folder: Annotated[bool, Meta(description="it has nothing to work on without one")]
+    note: Annotated[str | None, Meta(description="what else whoever approves should know")]
     obstacle: Annotated[str | None, Meta(description="why it cannot run on this machine")]
     sets: dict[str, str]
     allowed_by: int | None

@@ -20,7 +20,7 @@ from toolscore.core.models import Confinement
 from toolscore.upstreams.process.confined import PREFIX
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["confined_command", "confined_environment", "find_bubblewrap", "user_of"]
+__all__ = ["CONFIGURATION", "SYSTEM", "confined_command", "confined_environment", "find_bubblewrap", "user_of"]
 
 INNER = Path(__file__).with_name("confined.py")
 
@@ -75,7 +75,7 @@ def confined_command(
             Linux 6.7).
 
     Raises:
-        CommandNotFound: there is no bubblewrap here.
+        CommandNotFound: there is no bubblewrap here, or a folder that it was given is not what it was.
     """
     bubblewrap = find_bubblewrap()
     if bubblewrap is None:
@@ -109,24 +109,45 @@ def confined_command(
     options += ["--perms", "1777", "--size", str(TEMPORARY_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
     shown = [path for path in (sys.base_prefix, str(INNER), *confinement.read) if not path.startswith("/usr/")]
     given = {one.removesuffix(":ro"): not one.endswith(":ro") for one in confinement.folders}
-    for path in given:
-        if os.path.realpath(path) != path:  # somebody with rights above it could show us anything so
-            raise CommandNotFound(f"{path}, which this server was given, leads elsewhere by now: install it again")
+    identities = {path: _identity(path) for path in given}
     ways = {parent for path in (*shown, *given, home) for parent in Path(path).parents}
     for way in sorted(map(str, ways), key=len):  # bubblewrap makes them for itself alone
         options += ["--perms", "0755", "--dir", way]
     for path in dict.fromkeys(shown):
         options += ["--ro-bind-try", path, path]
     for path, writes in given.items():
-        options += ["--bind-try" if writes else "--ro-bind-try", path, path]
+        options += ["--bind" if writes else "--ro-bind", path, path]
     options += ["--bind", home, home, "--chdir", "/"]
     orders = {
         "uid": uid, "home": home, "memory": confinement.memory_mb * 1024 * 1024,
         "processes": confinement.processes + (_running_as(uid) if uid and uid == confinement.user else 0),
-        "denied_ports": sorted(own_ports) if confinement.network else [],
+        "denied_ports": sorted(own_ports) if confinement.network else [], "folders": identities,
     }  # fmt: skip
     inner = (python, "-I", "-S", str(INNER), json.dumps(orders))
     return bubblewrap, (*options, "--", *inner, program, *args)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Device and number of a folder, reached without following any link: whoever may write above it could put one
+    there at any moment, so the last step (`confined.py`) looks whether this is what it was shown.
+
+    Raises:
+        CommandNotFound: it is gone, or there is a link in its path.
+    """
+    place = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        for name in Path(path).parts[1:]:
+            inner = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
+            os.close(place)
+            place = inner
+        found = os.fstat(place)
+        return found.st_dev, found.st_ino
+    except OSError as exc:
+        raise CommandNotFound(
+            f"{path}, which this server was given, is gone or leads elsewhere by now: install it again"
+        ) from exc
+    finally:
+        os.close(place)
 
 
 def _running_as(uid: int) -> int:

@@ -1,6 +1,6 @@
 """The last step into a confined server: limits, a filter of system calls, another user, its variables; then the server.
 
-    python -I -S confined.py '{"uid", "home", "memory", "processes", "denied_ports"}' PROGRAM [ARGUMENT…]
+    python -I -S confined.py '{"uid", "home", "memory", "processes", "denied_ports", "folders"}' PROGRAM [ARGUMENT…]
 
 Standard library only. Runs inside the server's own view (bubblewrap has made it), so that limits count its own
 processes alone. The server's variables come under a prefix: they must not steer the programs before it (`LD_DEBUG`, …).
@@ -118,6 +118,11 @@ def main() -> None:
     environment = {key[len(PREFIX) :]: value for key, value in os.environ.items() if key.startswith(PREFIX)}
     os.closerange(3, 1 << 20)
     libc = ctypes.CDLL(None, use_errno=True)
+    for path, identity in orders["folders"].items():
+        shown = os.stat(path)
+        if [shown.st_dev, shown.st_ino] != identity:
+            os.write(2, f"{path} was exchanged while this server was started\n".encode())
+            os._exit(126)
     leave_the_keyring(libc)
     limit(orders["memory"], orders["processes"])
     keep_off(libc, orders["denied_ports"])

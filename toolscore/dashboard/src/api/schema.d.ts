@@ -1371,6 +1371,7 @@ export interface components {
          *             needs_arguments: arguments of its command line that must still be given.
          *             asks: what the catalog says of what must still be given, by name.
          *             needs_folder: whether a folder must still be given: without one it has nothing to work on.
+         *             note: what else whoever approves should know; `None`: nothing.
          *             obstacle: why it cannot run on this machine as it is; `None`: nothing is known to be in the way.
          *             sets: variables or headers that its catalog entry sets.
          *             allowed_by: number of the rule that allows it; `None`: no rule does.
@@ -1394,6 +1395,7 @@ export interface components {
                 [key: string]: string;
             };
             needs_folder: boolean;
+            note: string | null;
             obstacle: string | null;
             sets: {
                 [key: string]: string;
@@ -1557,6 +1559,8 @@ export interface components {
             };
             /** @description it has nothing to work on without one */
             needs_folder: boolean;
+            /** @description what else whoever approves should know */
+            note: string | null;
             /** @description why it cannot run on this machine */
             obstacle: string | null;
             sets: {

@@ -6,12 +6,12 @@ import aiohttp
 
 from toolscore.discovery.install.fetch.fetcher import Fetched, Fetcher
 from toolscore.discovery.install.fetch.npm import NpmFetcher
-from toolscore.discovery.install.fetch.oci import OciFetcher, engine_error, remove_image
+from toolscore.discovery.install.fetch.oci import ContainerEngine, OciFetcher, remove_image
 from toolscore.discovery.install.fetch.pypi import PypiFetcher
 from toolscore.discovery.install.fetch.remote import RemoteFetcher
 from toolscore.discovery.install.policy import InstallRules, Kind
 
-__all__ = ["Fetched", "Fetcher", "engine_error", "fetcher_of", "remove_image"]
+__all__ = ["ContainerEngine", "Fetched", "Fetcher", "fetcher_of", "remove_image"]
 
 
 def fetcher_of(

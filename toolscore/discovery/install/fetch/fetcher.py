@@ -11,6 +11,7 @@ import msgspec
 
 from toolscore.core.models import Confinement, UpstreamSpec
 from toolscore.discovery.install.failure import StepFailed
+from toolscore.discovery.install.folders import owner_of
 from toolscore.discovery.install.plan import Plan
 from toolscore.discovery.install.policy import InstallRules
 from toolscore.discovery.install.wish import Wish, arguments_of, environment_of
@@ -64,7 +65,7 @@ def program_spec(
         interpreters: programs outside `place` that it must see.
 
     Raises:
-        StepFailed: its command refers to this machine, or it could not use the folders that it is given.
+        StepFailed: its command refers to this machine. InvalidArguments: no user but root can use its folders.
     """
     if any("${" in part for part in command):
         raise StepFailed(f"its command refers to this machine: {' '.join(command)!r:.200}")
@@ -72,7 +73,7 @@ def program_spec(
     args = (*command[1:], *arguments_of(package, wish, plan.folders, str(home)))
     confine = None
     if rules.confine:
-        user = _owner_of(plan.folders) or user_of(str(home))
+        user = owner_of(plan.folders) or user_of(str(home))
         if user:
             os.chown(home, user, user)
         home.chmod(0o700)
@@ -85,28 +86,3 @@ def program_spec(
         cwd=None if confine else str(home), confine=confine,
         description=wish.entry.description[:MAX_DESCRIPTION], tags=TAGS,
     )  # fmt: skip
-
-
-def _owner_of(folders: Sequence[str]) -> int:
-    """The user that a server must be to use its folders where the gateway is root; 0: whoever it is, it can.
-
-    Raises:
-        StepFailed: no user but root can use all of them.
-    """
-    if os.geteuid() != 0:
-        return 0
-    owners = set()
-    for folder in folders:
-        path = folder.removesuffix(":ro")
-        found = os.stat(path)
-        wanted = 0o007 if path == folder else 0o005
-        if found.st_mode & wanted != wanted:
-            owners.add(found.st_uid)
-            if found.st_uid == 0:
-                raise StepFailed(
-                    f"{path} belongs to root, and a server never runs as root: give it to another user "
-                    f"(chown -R 1000 {path}), or let others {'write' if path == folder else 'read'} it"
-                )
-    if len(owners) > 1:
-        raise StepFailed(f"its folders belong to several users ({', '.join(map(str, sorted(owners)))}): it is one")
-    return owners.pop() if owners else 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +19,9 @@ from toolscore.discovery.install.wish import Wish, arguments_of, environment_of,
 from toolscore.upstreams.process.last_words import cause_of
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["OciFetcher", "engine_error", "remove_image"]
+__all__ = ["ContainerEngine", "OciFetcher", "remove_image"]
 
-ENGINE_SECONDS = 10.0
+ENGINE_SECONDS, REMEMBERED_SECONDS = 10.0, 60.0
 
 TMP_IN_CONTAINER = "/tmp"  # noqa: S108
 
@@ -69,9 +71,6 @@ class OciFetcher:
                    "--pids-limit", str(self._rules.processes)]  # fmt: skip
         if not plan.network:
             options += ["--network", "none"]
-        for folder in plan.folders:
-            path = folder.removesuffix(":ro")
-            options += ["--mount", f"type=bind,source={path},target={path}{',readonly' if folder != path else ''}"]
         for name in environment:
             options += ["--env", name]
         return options
@@ -90,8 +89,24 @@ async def remove_image(identifier: str, digest: str, folder: Path, timeout_secon
             await run_command([engine, "image", "rm", image], folder, timeout_seconds)
 
 
-async def engine_error() -> str | None:
-    """Why containers cannot run on this machine; `None`: they can."""
+class ContainerEngine:
+    """Whether containers can run on this machine; what was found is remembered for a minute."""
+
+    def __init__(self) -> None:
+        self._error: str | None = None
+        self._asked_at = float("-inf")
+        self._asking = asyncio.Lock()
+
+    async def error(self) -> str | None:
+        """Why containers cannot run; `None`: they can."""
+        async with self._asking:
+            if time.monotonic() > self._asked_at + REMEMBERED_SECONDS:
+                self._error = await _engine_error()
+                self._asked_at = time.monotonic()
+        return self._error
+
+
+async def _engine_error() -> str | None:
     engine = container_engine()
     if engine is None:
         return "images need a container engine, and neither docker nor podman is on PATH"

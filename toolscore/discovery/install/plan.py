@@ -89,7 +89,8 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def digest(self) -> str:
         """A hash of everything that somebody approves."""
-        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, allowed_by=None))).hexdigest()[:16]
+        done = msgspec.structs.replace(self, allowed_by=None, note=None, obstacle=None, asks={})
+        return hashlib.sha256(msgspec.json.encode(done)).hexdigest()[:16]
 
 
 def plan_for(

@@ -175,7 +175,8 @@ def _value(_name: str) -> str:
 def _print_plan(plan: dict[str, Any]) -> None:
     newest = "" if plan["version"] or plan["kind"] == "remote" else " (its newest version)"
     print(f"{plain(plan['name'])}: {plan['kind']} {plain(plan['run'])}{newest}, as server `{plan['server_id']}`")
-    view = "sees its own files alone" if plan["confined"] else "NOT confined"
+    sees = "sees its own files and what is said below" if plan["folders"] else "sees its own files alone"
+    view = sees if plan["confined"] else "NOT confined"
     if plan["kind"] in ("oci", "remote"):
         view = "in a container, pinned to the digest that is pulled" if plan["kind"] == "oci" else "runs elsewhere"
     wants = " (it plainly needs one: give --network)" if plan["wants_network"] and not plan["network"] else ""

@@ -72,7 +72,7 @@ export function InstallDialog({ candidate, onClose }: { candidate: Candidate; on
                     ["then runs", <code key="run">{visible(found.run)}</code>],
                     ["as the server", found.server_id],
                     ["package", `${found.kind} ${found.identifier} ${found.version ?? ""}`],
-                    ["confined", found.confined ? <Badge key="c" tone="good">yes: its own files, nothing of yours</Badge> : <Badge key="c" tone="warn">no</Badge>],
+                    ["confined", found.confined ? <Badge key="c" tone="good">{found.folders.length > 0 ? "yes: its own files, and what it is given" : "yes: its own files, nothing of yours"}</Badge> : <Badge key="c" tone="warn">no</Badge>],
                     ["network", found.network ? <Badge key="n" tone="warn">yes</Badge> : <Badge key="n" tone={found.wants_network ? "warn" : "good"}>{found.wants_network ? "none, though it plainly needs one" : "none"}</Badge>],
                     ...(found.folders.length > 0 ? [["may use", found.folders.map((one) => visible(one)).join(", ")] as [string, string]] : []),
                     ["allowed by", found.allowed_by === null ? "no rule: it takes your approval" : `rule ${found.allowed_by}`],

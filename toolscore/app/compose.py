@@ -405,7 +405,7 @@ async def open_gateway(
                 attach=servers.attach, detach=servers.detach,
                 tools_of=lambda server_id: [tool.tool_id for tool in library.of_server(server_id)],
                 on_proved=proved, publish=events.publish, reserved={OWN_SERVER, EXECUTOR_ID},
-                ours=[folder for folder in (settings.storage.folder, config_dir) if folder is not None],
+                ours=[config_dir] if config_dir is not None else [],
                 rules=settings.discovery.install,
             )
         )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolscore.bench.labelled import LeftOut, gap_questions, queries_of, said_of, tools_of
+from toolscore.bench.labelled import LeftOut, gap_questions, print_left_out, queries_of, tools_of
 from toolscore.bench.search import LANGUAGES, doc_of_record, print_table
 from toolscore.discovery.gaps.evidence import FEATURES, Background, GapModel, evidence_for, load_model
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
@@ -123,8 +123,7 @@ def run_gap_bench(
             for name, result in results.items()
         ]
         print_table(heads, rows, ("mean", "", *(f"{mean[key]:.3f}" for key in FIGURES)))
-        for name, one in left_out.items():
-            print(*said_of(name, one), sep="\n", end="\n" if one else "")
+        print_left_out(left_out)
         if picture is not None:
             Console().print(f"picture: {picture}")
     return report

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LeftOut", "gap_questions", "queries_of", "registry_of", "said_of", "tools_of"]
+__all__ = ["LeftOut", "gap_questions", "print_left_out", "queries_of", "tools_of"]
 
 LeftOut = Counter[str]
 """How many rows were left out, by reason."""
@@ -53,7 +53,7 @@ def queries_of(path: Path, tools: Iterable[dict[str, Any]], left_out: LeftOut) -
 def gap_questions(path: Path, tools: Iterable[dict[str, Any]], left_out: LeftOut) -> list[dict[str, Any]]:
     """The tasks of a `gap….jsonl`: `query`, `has_tool`, and `tools`, the ids of those on offer."""
     ids = _ids(tools)
-    registry = registry_of(path, ids, left_out)
+    registry = _registry_of(path, ids, left_out)
     found = []
     for row in _objects(path, left_out):
         offered = _named(row.get("tools"), ids) if registry is None else registry
@@ -67,7 +67,7 @@ def gap_questions(path: Path, tools: Iterable[dict[str, Any]], left_out: LeftOut
     return found
 
 
-def registry_of(path: Path, ids: dict[str, list[str]], left_out: LeftOut) -> list[str] | None:
+def _registry_of(path: Path, ids: dict[str, list[str]], left_out: LeftOut) -> list[str] | None:
     """The tools that are on offer for all tasks of a file; `None`: each task says for itself."""
     registry = path.with_name(f"{path.stem}_registry.jsonl")
     if not registry.is_file():
@@ -81,9 +81,11 @@ def registry_of(path: Path, ids: dict[str, list[str]], left_out: LeftOut) -> lis
     return list(dict.fromkeys(found))
 
 
-def said_of(name: str, left_out: LeftOut) -> list[str]:
-    """What is to be said of the rows that were left out, a line for each reason."""
-    return [f"left out of {name}: {count:,} rows {reason}" for reason, count in sorted(left_out.items())]
+def print_left_out(left_out: Mapping[str, LeftOut]) -> None:
+    """Say what was left out of each set, a line for each reason."""
+    for name, reasons in left_out.items():
+        for reason, count in sorted(reasons.items()):
+            print(f"left out of {name}: {count:,} rows {reason}")
 
 
 def _rows(path: Path, left_out: LeftOut) -> Iterable[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolscore.bench.labelled import LeftOut, queries_of, said_of, tools_of
+from toolscore.bench.labelled import LeftOut, print_left_out, queries_of, tools_of
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_text
 from toolscore.discovery.search.search import argument_words
 from toolscore.embedding import Embedder, LightEmbedder
@@ -71,8 +71,7 @@ def run_search_bench(
         del result["found_at"]
     if not quiet:
         _print(report)
-        for name, one in left_out.items():
-            print(*said_of(name, one), sep="\n", end="\n" if one else "")
+        print_left_out(left_out)
         if picture is not None:
             Console().print(f"picture: {picture}")
     return report

@@ -157,19 +157,16 @@ def _lacking(plan: dict[str, Any]) -> list[str]:
     """What must be given or mended before it can be installed, and how."""
     asks = {name: f" ({first_line(text, 80)})" for name, text in plan["asks"].items()}
     lines = []
-    for option, names, value in (("--env", plan["needs"], reference_for), ("--arg", plan["needs_arguments"], _value)):
-        for name in names:
-            given = shlex.quote(f"{plain(name)}={value(name)}")
-            lines.append(f"it needs {plain(name)}{asks.get(name, '')}: give {option} {given}")
+    needed = [("--env", name, reference_for(name)) for name in plan["needs"]]
+    needed += [("--arg", name, "VALUE") for name in plan["needs_arguments"]]
+    for option, name, value in needed:
+        given = shlex.quote(f"{plain(name)}={value}")
+        lines.append(f"it needs {plain(name)}{asks.get(name, '')}: give {option} {given}")
     if plan["needs_folder"]:
         lines.append("it needs a folder to work on: give --folder PATH, or --folder PATH:ro to have it read only")
     if plan["obstacle"] is not None:
         lines.append(f"it cannot run here: {plain(plan['obstacle'])}")
     return lines
-
-
-def _value(_name: str) -> str:
-    return "VALUE"
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

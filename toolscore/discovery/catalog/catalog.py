@@ -125,11 +125,13 @@ class MCPSearchTool:
             return []
         ranking = await asyncio.to_thread(index.rank, query, self._embedder.embed)
         found: list[Candidate] = []
-        asked = {stem(word): word for word in raw_words(query) if word not in STOP}
         words = raw_words(query)
+        asked = {stem(word): word for word in words if word not in STOP}
         meant = {entry.name for word in words if len(words) <= NAMED and (entry := self._sources.called(word))}
         order = (-ranking.scores).argsort(kind="stable").tolist()
-        for number in sorted(order, key=lambda one: by_key[index.docs[one].key].name not in meant):
+        if meant:
+            order.sort(key=lambda one: by_key[index.docs[one].key].name not in meant)
+        for number in order:
             if len(found) == limit or (ranking.scores[number] <= 0 and len(index) > FEW):
                 break
             if ranking.touched[number] > 0:

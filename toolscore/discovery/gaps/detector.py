@@ -113,11 +113,14 @@ class Analysis(msgspec.Struct, frozen=True):
 
 
 class _Seen(NamedTuple):
-    """A text, its features (`None`: there are no tools), the nearest tools, and the general tool that does it."""
+    """A text, what the gap model says of it, the nearest tool, and the general tool that does it where that one does
+    not; neither where there are no tools.
+    """
 
     text: str
-    features: list[float] | None
-    nearest: list[Tool]
+    verdict: Verdict
+    confidence: float
+    nearest: Tool | None
     covered: Covered | None
 
 
@@ -210,34 +213,31 @@ class ToolGapDetector:
         general = self._general = self._general or GeneralTools(self._embedder, background, self._model)
         for text in (task, *(parts if len(parts) > 1 else [])):
             if not len(places):
-                found.append(_Seen(text, None, [], None))
+                found.append(_Seen(text, "gap", 1.0, None, None))
                 continue
             asked = asked_for(text, self._embedder)
             seen = evidence_for(text, index, background, self._embedder, places, asked)
-            nearest = [tool for number in seen.best[:COVERING] if (tool := tools[number]) is not None]
-            found.append(_Seen(text, seen.features, nearest, general.covering(text, here, asked)))
+            verdict, confidence = verdict_of(self._model, seen.features)
+            covered = general.covering(text, here, asked) if verdict != "sufficient" else None
+            found.append(_Seen(text, verdict, confidence, tools[seen.best[0]], covered))
         return found
 
     async def _step(self, seen: _Seen, *, principal: str, sees: Sees | None) -> Step:
-        text, features, nearest, covered = seen
-        verdict: Verdict = "gap"
-        confidence = 1.0  # where there is no tool at all
+        text, verdict, confidence, nearest, covered = seen
         tools: list[Found] = []
         if not says_something(text):
-            verdict, confidence = "unsure", 0.5
-        elif features is not None:
-            verdict, confidence = verdict_of(self._model, features)
+            verdict, confidence, covered = "unsure", 0.5, None
+        elif nearest is not None:
             tools = await self._search.search(text, principal=principal, sees=sees, limit=COVERING, remember=False)
-        best = nearest[0] if nearest else None
-        if verdict != "sufficient" and covered is not None and says_something(text):
+        if covered is not None:
             reason = f"{covered.tool.tool_id} can do it ({covered.ability})"
             first = self._search.scored(covered.tool, round(covered.confidence, 4))
             tools = [first, *(one for one in tools if one.tool is not covered.tool)][:COVERING]
             return Step(text, "sufficient", round(covered.confidence, 3), tools, None, "model", reason, [])
         return Step(
             text, verdict, round(confidence, 3), tools, self._missing(text, verdict), "model",
-            reason_for(text, verdict, best, self._known_background()),
-            needs_of(text, best) if best is not None and verdict != "gap" else [],
+            reason_for(text, verdict, nearest, self._known_background()),
+            needs_of(text, nearest) if nearest is not None and verdict != "gap" else [],
         )  # fmt: skip
 
     async def fits(self, task: str, docs: list[Doc]) -> list[float]:

@@ -41,6 +41,7 @@ __all__ = [
     "load_model",
     "make_background",
     "says_something",
+    "stems_of",
     "verdict_of",
 ]
 
@@ -209,7 +210,7 @@ def evidence_for(
     fits = []
     for one in candidates:
         doc = index.docs[one if places is None else int(places[one])]
-        has = _stems(doc)
+        has = stems_of(doc)
         covered = max(covered, sum(background.rarity(term) for term in stems & has) / total)
         soft = soft_name = 0.0
         if words:
@@ -249,7 +250,8 @@ def asked_for(task: str, embed: Embedder) -> Vectors:
 
 
 @lru_cache(maxsize=20_000)
-def _stems(doc: Doc) -> frozenset[str]:
+def stems_of(doc: Doc) -> frozenset[str]:
+    """The words that a tool has, stemmed."""
     return frozenset(terms(f"{doc.name} {doc.text[:2000]} {doc.arguments} {doc.server}"))
 
 

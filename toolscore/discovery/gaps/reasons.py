@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolscore.core.models import Tool
-from toolscore.core.words import raw_words, stem, terms
-from toolscore.discovery.gaps.evidence import FILLERS, Background, Verdict
+from toolscore.core.words import raw_words, stem
+from toolscore.discovery.gaps.evidence import FILLERS, Background, Verdict, stems_of
+from toolscore.discovery.search.search import doc_of_tool
 from toolscore.embedding import is_foreign
 
 __all__ = ["needs_of", "reason_for"]
@@ -90,7 +91,7 @@ def reason_for(task: str, verdict: Verdict, nearest: Tool | None, background: Ba
     """
     if nearest is None:
         return "there is no tool"
-    has = set(terms(f"{nearest.name} {nearest.description} {_argument_names(nearest)} {nearest.server_id}"))
+    has = stems_of(doc_of_tool(nearest))
     words = [word for word in dict.fromkeys(raw_words(task)) if word not in FILLERS and word.isalpha() and word[1:]]
     words.sort(key=lambda word: -background.rarity(stem(word)))
     known = [word for word in words if stem(word) in has][:SHOWN_WORDS]
@@ -106,8 +107,3 @@ def reason_for(task: str, verdict: Verdict, nearest: Tool | None, background: Ba
 
 def _listed(words: list[str]) -> str:
     return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
-
-
-def _argument_names(tool: Tool) -> str:
-    properties = tool.input_schema.get("properties") if isinstance(tool.input_schema, dict) else None
-    return " ".join(map(str, properties)) if isinstance(properties, dict) else ""

@@ -77,7 +77,7 @@ class Installer:
         on_proved: is told `(server_id, proof)`, for the first score.
         publish: `(event_type, **data)`.
         reserved: ids that no server may be installed under.
-        ours: the gateway's own folders, which no server is given.
+        ours: the gateway's own folders beside that around `folder`; no server is given one.
     """
 
     def __init__(

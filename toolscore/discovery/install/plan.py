@@ -107,7 +107,7 @@ def plan_for(
     Args:
         folder: where servers are installed, each in a folder named by its id; absolute.
         reserved: ids that no server may be installed under.
-        ours: the gateway's own folders, which no server is given.
+        ours: the gateway's own folders beside that around `folder`; no server is given one.
         engine_error: why containers cannot run here; `None`: they can.
 
     Raises:

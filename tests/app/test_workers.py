@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from support import Fickle, GatewayProcess, fixture, odd, running_gateway, wait_for
+from support import Fickle, GatewayProcess, command_of, fixture, odd, running_gateway, wait_for
 from support.processes import PYTHON, free_port
 
 WORKERS = 2
@@ -106,7 +106,7 @@ def test_a_server_on_this_machine_runs_once_and_is_everybodys(gateway: GatewayPr
     assert psutil.pid_exists(pids.pop())
     for _ in range(8):
         assert call(gateway, "good__echo", text="hi")["data"]["content"][0]["text"] == "hi"
-    executors = [one for one in gateway.family() if one.cmdline()[1:3] == ["-m", "mcp_servers.python_executor"]]
+    executors = [one for one in gateway.family() if command_of(one)[1:3] == ["-m", "mcp_servers.python_executor"]]
     assert len(executors) == 1
 
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
-from support import GatewayProcess, free_port, odd, running_gateway, wait_for, with_config
+from support import GatewayProcess, command_of, free_port, odd, running_gateway, wait_for, with_config
 
 HELLO = {
     "protocolVersion": "2025-11-25",
@@ -175,7 +175,7 @@ def test_where_no_gateway_runs_one_is_started_for_all_and_ends_with_the_last(tmp
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 ours = process.status() != psutil.STATUS_ZOMBIE and process.environ().get("HOME") == str(tmp_path)
-                if ours and "--while-used" in process.cmdline():
+                if ours and "--while-used" in command_of(process):
                     found.append(process)
         return found
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from servers.registries import Registries, server_source
-from support import EXECUTOR, SCRIPTS, GatewayProcess, bearer, running_gateway, toolscore, wait_for
+from support import EXECUTOR, SCRIPTS, GatewayProcess, bearer, command_of, running_gateway, toolscore, wait_for
 
 from toolscore.core.errors import InstallFailed, ServerNotFound
 from toolscore.core.models import UpstreamSpec
@@ -255,8 +255,7 @@ class Workshop:
         assert await self.database.load_servers() == []
         mark = str(self.folder / server_id)
         for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                assert not any(mark in part for part in child.cmdline())
+            assert not any(mark in part for part in command_of(child))
 
 
 def wish(package: dict[str, Any], server_id: str) -> Wish:

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
-from support import Fickle, GatewayProcess, odd, running_gateway, toolscore, wait_for
+from support import Fickle, GatewayProcess, command_of, odd, running_gateway, toolscore, wait_for
 
 from toolscore.calls.replay import difference
 from toolscore.core.jsonrpc import decode, encode
@@ -52,9 +52,7 @@ def recorded(gateway: GatewayProcess, answer: dict[str, Any]) -> dict[str, Any]:
 
 def recorder_of(gateway: GatewayProcess) -> psutil.Process:
     def found() -> psutil.Process | None:
-        return next(
-            (child for child in gateway.family() if "toolscore.history.recorder" in " ".join(child.cmdline())), None
-        )
+        return next((one for one in gateway.family() if "toolscore.history.recorder" in command_of(one)), None)
 
     process = wait_for(found, 60, "for the recorder")
     assert isinstance(process, psutil.Process)

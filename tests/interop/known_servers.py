@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import psutil
-from support import GatewayProcess, running_gateway
+from support import GatewayProcess, command_of, running_gateway
 
 FILE = Path(__file__).with_name("known_servers.json")
 START_SECONDS = 300
@@ -47,7 +47,7 @@ def memory(gateway: GatewayProcess) -> tuple[float, Counts]:
     total, counts = 0.0, Counts()
     for process in gateway.family():
         with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
+            words = command_of(process)
             if "toolscore.history.recorder" in words or "mcp_servers" in " ".join(words):
                 continue
             total += process.memory_full_info().pss / 2**20

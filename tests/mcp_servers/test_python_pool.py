@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support import EXECUTOR, ROOT, executor_process, process_gone, running_gateway, wait_for
+from support import EXECUTOR, ROOT, command_of, executor_process, process_gone, running_gateway, wait_for
 from support.executors import cpu_seconds, leaves, looping
 
 from mcp_servers.python_executor.admission import Busy
@@ -43,7 +43,7 @@ def family() -> set[int]:
 
 def zygote_of(pid: int) -> int:
     """The one that forks: below it are the calls."""
-    (outer,) = [one for one in psutil.Process(pid).children() if "sandbox.zygote" in " ".join(one.cmdline())]
+    (outer,) = [one for one in psutil.Process(pid).children() if "sandbox.zygote" in " ".join(command_of(one))]
     return outer.pid
 
 
@@ -206,7 +206,7 @@ def test_a_zygote_is_replaced_from_time_to_time_without_a_lost_call(tmp_path: Pa
             assert [one.result for one in outcomes] == [str(number + n) for n in range(8)]
         await until(lambda: not psutil.pid_exists(first) or executor.sessions.figures()["open"] == 1)
         assert (await executor.execute("kept", session_id="s")).result == "1"
-        zygotes = [one.pid for one in psutil.Process().children() if "sandbox.zygote" in " ".join(one.cmdline())]
+        zygotes = [one.pid for one in psutil.Process().children() if "sandbox.zygote" in " ".join(command_of(one))]
         assert any(pid != first for pid in zygotes)
 
     with_executor(tmp_path, work, pool={"generation_calls": 100})

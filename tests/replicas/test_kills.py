@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from support import GatewayProcess, bearer, odd, wait_for
+from support import GatewayProcess, bearer, command_of, odd, wait_for
 from support.engines import Redis, gateways, haproxy
 
 pytestmark = pytest.mark.long
@@ -188,7 +188,7 @@ def test_calls_go_on_while_postgres_stands_still_and_while_redis_is_killed(
     for process in three:  # known while it can be asked
         wait_for(lambda process=process: process.http.get("/api/v1/whoami", headers=bearer(key)).is_success)  # type: ignore[misc]
     port = postgres_url.rpartition(":")[2].partition("/")[0]
-    engine = next(one for one in psutil.process_iter() if "-p" in one.cmdline() and port in one.cmdline())
+    engine = next(one for one in psutil.process_iter() if {"-p", port} <= {*command_of(one)})
     family = [engine, *engine.children(recursive=True)]
     with Callers(before_them, ENDLESS) as callers:
         wait_for(lambda: len(callers.ended) > 200)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import EXECUTOR, GatewayProcess, odd, wait_for
+from support import EXECUTOR, GatewayProcess, command_of, odd, wait_for
 
 KNOWN_SECONDS = 60
 
@@ -24,14 +24,7 @@ def known(what: Callable[[], Any], message: str = "") -> Any:
 
 def children(process: GatewayProcess, *words: str) -> list[int]:
     """The pids of a gateway's servers whose command line ends so."""
-    found = []
-    for child in process.family():
-        try:
-            if child.cmdline()[-len(words) :] == list(words):
-                found.append(child.pid)
-        except Exception:
-            continue
-    return found
+    return [child.pid for child in process.family() if command_of(child)[-len(words) :] == list(words)]
 
 
 def owner(replicas: Replicas, *words: str) -> GatewayProcess:

@@ -23,6 +23,7 @@ import httpx
 import psutil
 
 from support.nursery import Born, born
+from toolscore.bench.process import command_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tests" / "servers"
@@ -205,11 +206,7 @@ class GatewayProcess:
 
     def commands(self) -> list[list[str]]:
         """The command lines of the descendants."""
-        found = []
-        for member in self.family():
-            with contextlib.suppress(psutil.Error):  # it ended, or is a zombie
-                found.append(member.cmdline())
-        return found
+        return [command for member in self.family() if (command := command_of(member))]
 
     def kill(self) -> None:
         """`kill -9`."""

@@ -20,6 +20,7 @@ from toolscore.bench.process import (
     ACCEPT,
     OPENING,
     SESSIONS,
+    command_of,
     configure,
     echo,
     free_port,
@@ -251,7 +252,7 @@ def _gateway(echo_port: int) -> Iterator[dict[str, Any]]:
             time.sleep(0.5)
             resident = psutil.Process(process.pid).memory_info().rss / 2**20
             recorder = next(
-                one for one in psutil.Process(process.pid).children() if "toolscore.history.recorder" in one.cmdline()
+                one for one in psutil.Process(process.pid).children() if "toolscore.history.recorder" in command_of(one)
             )
             yield {
                 "processes": {"gateway": process.pid, "recorder": recorder.pid},

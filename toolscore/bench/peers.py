@@ -31,6 +31,7 @@ from toolscore.bench.process import (
     ACCEPT,
     OPENING,
     SESSIONS,
+    command_of,
     configure,
     cpu_seconds,
     echo,
@@ -401,9 +402,8 @@ def _job(door: Door, port: int, headers: Mapping[str, str] | None = None) -> dic
 def _own(process: psutil.Process) -> Iterator[psutil.Process]:
     """The processes of a peer just now: all of its own, and not the server that it stands before."""
     for one in (process, *process.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            if one.cmdline()[1:3] != ["-m", "toolscore.bench.echo"]:
-                yield one
+        if command_of(one)[1:3] != ["-m", "toolscore.bench.echo"]:
+            yield one
 
 
 def _sum(process: psutil.Process, figure: Callable[[psutil.Process], float]) -> float:

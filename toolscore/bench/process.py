@@ -22,6 +22,7 @@ __all__ = [
     "OPENING",
     "SESSIONS",
     "answers",
+    "command_of",
     "configure",
     "cpu_seconds",
     "echo",
@@ -79,6 +80,14 @@ def cpu_seconds(process: psutil.Process) -> float:
     """The CPU time that a process has taken."""
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """The command line of a process; empty once it has ended, and of one that may not be looked at."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def configure(

@@ -14,7 +14,16 @@ from typing import Any
 import httpx
 import psutil
 
-from toolscore.bench.process import cpu_seconds, echo, free_port, judged, measure, print_judged, wait_for_servers
+from toolscore.bench.process import (
+    command_of,
+    cpu_seconds,
+    echo,
+    free_port,
+    judged,
+    measure,
+    print_judged,
+    wait_for_servers,
+)
 from toolscore.bench.rig import Gateway, Rig, rig
 
 __all__ = ["TARGETS", "run_replicas_bench"]
@@ -90,7 +99,7 @@ def _cpu_seconds(gateways: list[Gateway]) -> float:
     for gateway in gateways:
         assert gateway.process is not None
         whole = psutil.Process(gateway.process.pid)
-        recorders = [child for child in whole.children() if "toolscore.history.recorder" in child.cmdline()]
+        recorders = [child for child in whole.children() if "toolscore.history.recorder" in command_of(child)]
         for process in (whole, *recorders):
             spent += cpu_seconds(process)
     return spent
@@ -157,7 +166,7 @@ def _hop(three: Rig, seconds: float, tell: Callable[[str], None]) -> dict[str, A
 def _has_child(gateway: Gateway, module: str) -> bool:
     assert gateway.process is not None
     children = psutil.Process(gateway.process.pid).children(recursive=True)
-    return any(module in child.cmdline() for child in children)
+    return any(module in command_of(child) for child in children)
 
 
 def _known(three: Rig) -> list[float]:

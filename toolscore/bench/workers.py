@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from toolscore.bench.process import (
+    command_of,
     configure,
     cpu_seconds,
     echo,
@@ -94,12 +95,12 @@ def _gateway(echo_port: int, workers: int) -> Iterator[tuple[psutil.Process, int
 def _processes(whole: psutil.Process) -> list[psutil.Process]:
     """Of the gateway itself: with its recorder, without its servers and sandboxes."""
     ours = {"serve", "toolscore.history.recorder"}
-    return [whole, *(one for one in whole.children() if ours & set(one.cmdline()))]
+    return [whole, *(one for one in whole.children() if ours & set(command_of(one)))]
 
 
 def _workers(whole: psutil.Process, port: int) -> list[psutil.Process]:
     """Those of several that take calls: they listen."""
-    ours = [one for one in whole.children() if "serve" in one.cmdline()]
+    ours = [one for one in whole.children() if "serve" in command_of(one)]
     return [one for one in ours if any(link.laddr.port == port for link in one.net_connections("tcp"))]
 
 

@@ -204,12 +204,7 @@ def _memory_bytes(pid: int | None) -> int | None:
     """Resident memory of a server's process and all below it."""
     if pid is None:
         return None
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        return int(sum(member.memory_info().rss for member in family))
-    except psutil.Error:
-        return None
+    return memory_by_family([pid])[pid] or None
 
 
 def stats_fields(gateway: Gateway, principal: Principal | None) -> dict[str, Any]:

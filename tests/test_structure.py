@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -151,6 +152,37 @@ def test_every_setting_says_what_it_does() -> None:
 
     walk(Settings, "")
     assert silent == []
+
+
+HEAVY = ("numpy", "wordllama", "drain3", "cryptography", "snowballstemmer", "opentelemetry.sdk", "alembic", "redis",
+         "sqlalchemy.orm", "tokenizers", "mcp", "httpx")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("program", "not_needed"),
+    [
+        ("toolscore.endpoints.app", (*HEAVY, "fastapi")),
+        ("toolscore.history.recorder", (*HEAVY, "fastapi", "pydantic", "aiohttp", "rich", "yaml")),
+    ],
+)
+def test_what_is_not_needed_at_a_start_is_not_loaded(program: str, not_needed: tuple[str, ...]) -> None:
+    """Each takes time at a start and memory for ever."""
+    code = f"import sys, {program}; print(*sys.modules)"
+    loaded = {*subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()}
+    assert program in loaded
+    assert loaded & {*not_needed} == set()
+
+
+def test_who_wants_sessions_of_sqlalchemy_gets_them() -> None:
+    """Our engine is loaded without them; what is asked for later is the real thing."""
+    code = (
+        "import toolscore.stores, sqlalchemy.ext.asyncio as package\n"
+        "assert not hasattr(package, 'AsyncSession')\n"
+        "from sqlalchemy.ext.asyncio.session import AsyncSession\n"
+        "from sqlalchemy.orm import Session\n"
+        "assert issubclass(type(AsyncSession(package.create_async_engine('sqlite+aiosqlite://')).sync_session), Session)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_no_registry_is_named_in_the_repository() -> None:

@@ -19,9 +19,9 @@ from typing import Any
 from sqlalchemy import Table, delete, event, func, insert, literal_column, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from toolscore.core.errors import Overloaded
+from toolscore.stores.engine import AsyncEngine, create_async_engine
 from toolscore.stores.schema import SchemaMismatch, bring_up_to_date
 from toolscore.stores.tables import (
     bodies,

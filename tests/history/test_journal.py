@@ -406,14 +406,31 @@ def test_a_secret_member_never_stays(name: str, value: Any) -> None:
     assert text.encode() not in clean
 
 
+KEYS = (
+    "password=hunter22 failed", "DB_PASSWORD=hunter22 started", "--password=hunter22", "pypi-" + "a" * 60,
+    'see {\\"password\\": \\"hunter22\\"}', "Bearer abcdefghijklmnop", "postgres://me:hunter22@host/db",
+    '{"api_key": "hunter22"}', "AKIAABCDEFGHIJKLMNOP", "ASIAABCDEFGHIJKLMNOP", "AIza" + "a" * 35, "npm_" + "a" * 36,
+    "ts_0123456789ab_" + "a" * 43, "sk-" + "a" * 24, "sk_live_" + "a" * 16, "rk_test_" + "a" * 16, "hf_" + "a" * 30,
+    *(f"gh{kind}_" + "a" * 36 for kind in "pousr"), "github_pat_" + "a" * 30, "glpat-" + "a" * 20, "xoxb-" + "1" * 10,
+    "ya29." + "a" * 20, "eyJhbGciOiJI.eyJzdWIiOiIx.abc", "-----BEGIN RSA PRIVATE KEY-----\nMII",
+    "Basic YWRhOmh1bnRlcjI=",
+)  # fmt: skip
+
+
 def test_keys_in_running_text() -> None:
-    for text in ("password=hunter22 failed", "DB_PASSWORD=hunter22 started", "--password=hunter22", "pypi-" + "a" * 60,
-                 'see {\\"password\\": \\"hunter22\\"}', "Bearer abcdefghijklmnop", "postgres://me:hunter22@host/db",
-                 '{"api_key": "hunter22"}', "ghp_" + "a" * 36, "AKIAABCDEFGHIJKLMNOP"):  # fmt: skip
+    for text in KEYS:
         clean = redact_text(text)
         assert REDACTED in clean
         assert "hunter22" not in clean
     assert redact_text("the token count is 5; no key was pressed") == "the token count is 5; no key was pressed"
+
+
+@pytest.mark.parametrize("padding", [0, 4000])
+@pytest.mark.parametrize("secret", [{"text": text} for text in KEYS] + [{name: "it"} for name in SECRET_NAMES])
+def test_the_quick_look_at_a_body_misses_none(secret: dict[str, str], padding: int) -> None:
+    """Most bodies are only looked through, small and large ones each in a way of its own."""
+    assert not redact_json(Raw(encode({"text": "x" * padding})))[1]
+    assert redact_json(Raw(encode({"text": "x" * padding, "more": secret})))[1]
 
 
 def test_secrets_in_a_text_that_is_json_itself() -> None:

@@ -22,9 +22,10 @@ import structlog
 from pydantic import Field, IPvAnyNetwork
 
 from toolscore.access.tokens import ADMIN, TokenKeys, TokenRules, expiry
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import Conflict, Forbidden, Overloaded, ToolNotFound, Unauthenticated
 from toolscore.core.hosts import is_loopback
-from toolscore.core.models import LOCAL, NOBODY, Principal, timestamp
+from toolscore.core.models import LOCAL, NOBODY, Principal
 from toolscore.core.rules import Rules
 from toolscore.core.tasks import TaskSet
 from toolscore.stores import Database

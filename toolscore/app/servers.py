@@ -11,9 +11,10 @@ import structlog
 
 from toolscore.app.executor import EXECUTOR_ID, executor_spec
 from toolscore.app.settings import Settings, SettingsHub
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import Conflict, InvalidArguments, InvalidRequest, Overloaded
 from toolscore.core.hosts import is_loopback
-from toolscore.core.models import UpstreamSpec, timestamp
+from toolscore.core.models import UpstreamSpec
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError, TakenError, caught_up, or_overloaded

@@ -42,7 +42,7 @@ def create_key(
     """Make a key and print it, once. A gateway that runs knows it within seconds."""
     from datetime import timedelta
 
-    from toolscore.core.models import now, timestamp
+    from toolscore.core.clock import now, timestamp
 
     expires_at = timestamp(now() + timedelta(days=days)) if days is not None else None
     key_id, key = _with_keys(config, lambda ring: ring.create(name, scope or [], expires_at))

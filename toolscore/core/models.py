@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -35,9 +33,7 @@ __all__ = [
     "ToolResult",
     "UpstreamSpec",
     "definition_hash",
-    "now",
     "shown_url",
-    "timestamp",
 ]
 
 ServerState = Literal["starting", "up", "idle", "down", "failed", "stopped"]
@@ -51,25 +47,6 @@ NEVER_FORWARDED = frozenset(
     }
 )  # fmt: skip
 """Headers that say something about the connection to us, or prove to us who calls."""
-
-
-def now() -> datetime:
-    """The present time, UTC."""
-    return datetime.now(UTC)
-
-
-def timestamp(moment: datetime | None = None) -> str:
-    """RFC 3339 UTC with milliseconds, of now without a moment."""
-    if moment is not None:
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    second, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
-    return f"{_second(second)}.{milliseconds:03d}Z"
-
-
-@lru_cache(maxsize=2)
-def _second(second: int) -> str:
-    """RFC 3339 UTC up to the second, which most that is asked for has in common."""
-    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
 
 
 def shown_url(url: str) -> str:

@@ -7,8 +7,9 @@ from typing import Literal
 
 import msgspec
 
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import ToolNotFound, ToolScoreError
-from toolscore.core.models import Sees, timestamp
+from toolscore.core.models import Sees
 from toolscore.discovery.catalog.catalog import Candidate, MCPSearchTool, doc_of_entry
 from toolscore.discovery.gaps.detector import Analysis, Step, ToolGapDetector
 from toolscore.discovery.install.installer import Installed, Installer

@@ -20,10 +20,11 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
 from toolscore.access.auth import AccessRules
+from toolscore.core.clock import timestamp
 from toolscore.core.drawn import Drawn
 from toolscore.core.errors import InvalidArguments, InvalidRequest, PayloadTooLarge, ToolScoreError
 from toolscore.core.jsonrpc import encode
-from toolscore.core.models import Principal, timestamp
+from toolscore.core.models import Principal
 
 __all__ = [
     "SSE_COMMENT_SECONDS",

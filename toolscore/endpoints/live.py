@@ -17,9 +17,10 @@ from msgspec import Raw
 from toolscore.access.auth import ADMIN
 from toolscore.app.compose import Gateway
 from toolscore.calls import Call
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import InvalidArguments, InvalidRequest, MethodNotFound, PayloadTooLarge, ToolScoreError
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Event, Principal, Tool, timestamp
+from toolscore.core.models import Event, Principal, Tool
 from toolscore.core.tasks import TaskSet
 from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, new_request_id, principal_of, read_as, sse_event, whole
 from toolscore.endpoints.views import found_tools, kept_fields, result_fields, stats_fields, tool_fields

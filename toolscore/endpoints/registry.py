@@ -16,8 +16,9 @@ from fastapi.responses import JSONResponse, Response
 from toolscore import __version__
 from toolscore.app.compose import Gateway
 from toolscore.app.executor import EXECUTOR_ID
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import ServerNotFound, ToolScoreError
-from toolscore.core.models import NOBODY, timestamp
+from toolscore.core.models import NOBODY
 from toolscore.discovery import Entry
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.endpoints.asgi import header, principal_of

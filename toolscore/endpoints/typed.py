@@ -15,6 +15,7 @@ from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.calls import Call
 from toolscore.core.channels import WebSocketChannel
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import (
     Conflict,
     InvalidArguments,
@@ -24,7 +25,7 @@ from toolscore.core.errors import (
     ToolScoreError,
 )
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Principal, Tool, UpstreamSpec, timestamp
+from toolscore.core.models import Principal, Tool, UpstreamSpec
 from toolscore.core.tasks import TaskSet
 from toolscore.endpoints.asgi import new_request_id
 from toolscore.endpoints.views import failure_text, kept_fields

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,8 +11,9 @@ import psutil
 from toolscore.access.auth import ADMIN
 from toolscore.app.compose import Gateway
 from toolscore.calls.result import text_of
+from toolscore.core.clock import timestamp_of
 from toolscore.core.errors import InvalidArguments
-from toolscore.core.models import NOBODY, Principal, Sees, Tool, ToolResult, shown_url, timestamp
+from toolscore.core.models import NOBODY, Principal, Sees, Tool, ToolResult, shown_url
 from toolscore.tools.library import change_fields
 from toolscore.upstreams import Upstream
 
@@ -170,7 +170,7 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
 
 
 def _moment(unix_seconds: float | None) -> str | None:
-    return timestamp(datetime.fromtimestamp(unix_seconds, UTC)) if unix_seconds is not None else None
+    return timestamp_of(int(unix_seconds * 1000)) if unix_seconds is not None else None
 
 
 def _mended(gateway: Gateway, server_id: str, sees: Sees | None) -> dict[str, list[str]]:

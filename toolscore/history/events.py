@@ -19,8 +19,9 @@ import msgspec
 import structlog
 from pydantic import Field
 
+from toolscore.core.clock import timestamp
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Event, timestamp
+from toolscore.core.models import Event
 from toolscore.core.rules import Rules
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError

@@ -26,9 +26,9 @@ import structlog
 from msgspec import Raw
 from pydantic import Field
 
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import InvalidArguments, InvalidRequest, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import timestamp
 from toolscore.core.redaction import redact_json, redact_text
 from toolscore.core.rules import Rules, Seconds
 from toolscore.embedding import Embedder

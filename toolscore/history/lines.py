@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+
+from toolscore.core.clock import timestamp_of
 
 __all__ = ["console_line", "json_line"]
 
@@ -30,5 +31,4 @@ def json_line(row: dict[str, Any]) -> str:
 
 
 def _moment(row: dict[str, Any]) -> str:
-    moment = datetime.fromtimestamp((row["at_ms"] + row["duration_ms"]) / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return timestamp_of(row["at_ms"] + int(row["duration_ms"]))

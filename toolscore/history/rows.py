@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
+from toolscore.core.clock import timestamp_of
 from toolscore.core.jsonrpc import decode
-from toolscore.core.models import timestamp
 from toolscore.history.recording import unpacked
 from toolscore.stores import Database
 
@@ -19,7 +18,7 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
             "duration_ms", "queued_ms", "server_ms", "cache", "error", "parent")  # fmt: skip
     return {
         **{name: row[name] for name in kept},
-        "at": timestamp(datetime.fromtimestamp(row["at_ms"] / 1000, UTC)),
+        "at": timestamp_of(row["at_ms"]),
         "redacted": [name for bit, name in ((1, "arguments"), (2, "result")) if row["redacted"] & bit],
     }
 

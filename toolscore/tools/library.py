@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 import structlog
 
+from toolscore.core.clock import now, timestamp
 from toolscore.core.errors import InvalidRequest, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Change, Sees, ServerState, Tool, UpstreamSpec, now, timestamp
+from toolscore.core.models import Change, Sees, ServerState, Tool, UpstreamSpec
 from toolscore.core.names import MAX_LENGTH, nearest, tool_id
 from toolscore.stores import Database, WriteBehind
 from toolscore.tools.pins import Pins

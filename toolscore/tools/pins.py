@@ -16,9 +16,10 @@ import msgspec
 import structlog
 from pydantic import Field
 
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import Conflict
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Change, Held, definition_hash, timestamp
+from toolscore.core.models import Change, Held, definition_hash
 from toolscore.core.rules import Rules
 from toolscore.stores import Database, WriteBehind
 from toolscore.tools.changes import classify, find_renamed, first_sight, in_reasons, readable_diff

@@ -20,9 +20,10 @@ from typing import Any, Protocol
 import structlog
 from msgspec import Raw
 
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import ToolScoreError, UpstreamUnavailable
 from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError
-from toolscore.core.models import ServerState, UpstreamSpec, timestamp
+from toolscore.core.models import ServerState, UpstreamSpec
 from toolscore.core.rules import ServerRules
 from toolscore.core.tasks import TaskSet
 from toolscore.upstreams.caller import EVERYBODY, OTHER_GATEWAY, Caller, ClientSide

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import (
     Conflict,
     InstallFailed,
@@ -22,7 +23,7 @@ from toolscore.core.errors import (
     ServerNotFound,
     ToolScoreError,
 )
-from toolscore.core.models import UpstreamSpec, timestamp
+from toolscore.core.models import UpstreamSpec
 from toolscore.discovery.install.failure import StepFailed, as_error
 from toolscore.discovery.install.fetch import ContainerEngine, fetcher_of, remove_image
 from toolscore.discovery.install.place import held, is_marked, remove

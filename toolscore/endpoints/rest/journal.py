@@ -13,8 +13,9 @@ from fastapi.responses import Response
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.calls.code_run import RUN_CODE
+from toolscore.core.clock import timestamp
 from toolscore.core.errors import Conflict, InvalidArguments, PayloadTooLarge, ToolNotFound
-from toolscore.core.models import Principal, timestamp
+from toolscore.core.models import Principal
 from toolscore.endpoints.asgi import principal_of, read_as
 from toolscore.endpoints.rest.answers import answer
 from toolscore.stores.database import or_overloaded

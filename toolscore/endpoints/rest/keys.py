@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from toolscore.access.auth import ADMIN, KeyRing, need_scope
 from toolscore.app.compose import Gateway
-from toolscore.core.models import now, timestamp
+from toolscore.core.clock import now, timestamp
 from toolscore.endpoints.asgi import principal_of, read_as
 from toolscore.endpoints.rest.answers import answer
 from toolscore.stores.database import or_overloaded

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import odd, running_gateway, wait_for
@@ -153,6 +154,26 @@ def test_only_what_uvx_runs_gets_another_sdk() -> None:
     assert args(command="uv", args=["tool", "run", "x"]) == ("tool", "run", "--with", "mcp<2", "x")
     assert args(command="uvx", args=["--with", "mcp<2", "x"]) is None
     assert args(command="npx", args=["x"]) is None
+
+
+def test_one_that_is_tried_again_is_not_well_meanwhile(tmp_path: Path) -> None:
+    held = f"while [ -e {tmp_path}/held ]; do sleep 0.05; done"
+    sick = program(tmp_path / "sick", f"#!/bin/sh\n{held}\necho it has no disk >&2\nexit 3\n")
+    hold = tmp_path / "held"
+    hold.touch()
+    with running_gateway({"sick": {"command": str(sick)}}) as process:
+
+        def check() -> dict[str, Any]:
+            return dict(process.get("/health")["checks"]["servers"]["sick"])
+
+        assert check() == {"status": "healthy", "state": "starting"}, "nothing is known of it yet"
+        hold.unlink()
+        wait_for(lambda: check()["state"] == "down", 60)
+        hold.touch()
+        again = wait_for(lambda: (one := check())["state"] == "starting" and one, 60, "for the next start")
+        assert again["status"] == "degraded"
+        assert "it has no disk" in again["reason"]
+        hold.unlink()
 
 
 def test_doors_open_before_servers_start(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from toolscore import __version__
 from toolscore.app.executor import executor_command
 from toolscore.app.files import load_settings
 from toolscore.app.settings import Settings
-from toolscore.core.models import Confinement, UpstreamSpec
+from toolscore.core.models import Confinement, UpstreamSpec, is_well
 from toolscore.embedding import installed, mode_of
 from toolscore.stores.database import StoreError, open_database
 from toolscore.upstreams import UpstreamPool
@@ -117,7 +117,7 @@ async def _running(settings: Settings) -> list[Finding] | None:
         if server["last_error"]:
             found += f": {server['last_error']}"
         mend = f"mend it, then: curl -X POST {base}/api/v1/servers/{server['server_id']}/restart"
-        well = server["state"] in ("up", "idle", "starting")
+        well = is_well(server["state"], server["last_error"])
         findings.append(Finding(f"server {server['server_id']}", well, found, mend))
     return findings
 

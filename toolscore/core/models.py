@@ -33,11 +33,18 @@ __all__ = [
     "ToolResult",
     "UpstreamSpec",
     "definition_hash",
+    "is_well",
     "shown_url",
 ]
 
 ServerState = Literal["starting", "up", "idle", "down", "failed", "stopped"]
 """`idle`: not running, starts at the next call. `down`: gone, being restarted. `failed`: given up, see `last_error`."""
+
+
+def is_well(state: ServerState, last_error: str | None) -> bool:
+    """Whether nobody needs to look at a server: it runs, may run, or starts for the first time since it was well."""
+    return state in ("up", "idle") or (state == "starting" and last_error is None)
+
 
 NEVER_FORWARDED = frozenset(
     {

@@ -9,7 +9,7 @@ from toolscore import __version__
 from toolscore.app.compose import Gateway
 from toolscore.app.executor import EXECUTOR_ID
 from toolscore.core.errors import Overloaded
-from toolscore.core.models import Principal
+from toolscore.core.models import Principal, is_well
 from toolscore.stores.database import StoreError
 
 __all__ = ["check_ready", "health"]
@@ -65,7 +65,7 @@ async def health(gateway: Gateway, principal: Principal) -> dict[str, Any]:
     for upstream in gateway.upstreams:
         if not gateway.shows_server(principal, upstream.server_id):
             continue
-        well = upstream.state in ("up", "idle", "starting")
+        well = is_well(upstream.state, upstream.last_error)
         servers[upstream.server_id] = {"status": "healthy" if well else "degraded", "state": upstream.state}
         if not well and upstream.last_error:
             servers[upstream.server_id]["reason"] = upstream.last_error

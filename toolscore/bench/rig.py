@@ -43,7 +43,7 @@ backend gateways
 """
 EXAMPLE = "clock__get_current_time"
 """Of a server that one of the gateways has for all."""
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 LEAVE_SECONDS = 1.5
 """Longer than haproxy takes to notice that a gateway leaves."""
 

@@ -24,6 +24,8 @@ from support import ROOT, GatewayProcess, odd, running_gateway
 # Machines are slow at times: that is no fault of what is tested. httpx would give up after five seconds.
 for kind in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, kind, 120.0)
+# Each client would read all certificates that the machine trusts: more work than most of what is asked with it.
+httpx._transports.default.create_ssl_context = functools.cache(httpx._transports.default.create_ssl_context)
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 

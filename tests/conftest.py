@@ -76,13 +76,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByModule:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long tests first, so that none of them runs alone at the end, and mark those that need no process."""
+    """Put the long tests first, so that none of them runs alone at the end, and mark the short ones that need no process."""
     for item in items:
         assert isinstance(item, pytest.Function)
         fixtures = [one[-1] for one in item._fixtureinfo.name2fixturedefs.values()]
         sandboxed = "mcp_servers" in item.path.parts  # its processes are what is tested there
         functions = (item.function, *(one.func for one in fixtures))
-        if not sandboxed and not any(_reaches(function, set()) for function in functions):
+        is_long = item.get_closest_marker("long") is not None
+        if not is_long and not sandboxed and not any(_reaches(function, set()) for function in functions):
             item.add_marker(pytest.mark.fast)
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 

@@ -160,6 +160,7 @@ def test_a_gateway_that_is_killed_and_comes_back_goes_unnoticed(tmp_path: Path) 
             assert (code, said) == (0, "")
 
 
+@pytest.mark.long
 def test_where_no_gateway_runs_one_is_started_for_all_and_ends_with_the_last(tmp_path: Path) -> None:
     http_port, router_port = free_port(), free_port()
     env = clean(

@@ -55,6 +55,7 @@ def test_it_is_light_and_split_by_route() -> None:
         )
 
 
+@pytest.mark.long
 def test_it_is_built_once(tmp_path: Path) -> None:
     build()
     assert not build()

@@ -76,7 +76,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByModule:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long tests first, so that none of them runs alone at the end, and mark the short ones that need no process."""
+    """Put the long tests first, so that none of them runs alone at the end; mark the short without a process."""
     for item in items:
         assert isinstance(item, pytest.Function)
         fixtures = [one[-1] for one in item._fixtureinfo.name2fixturedefs.values()]

@@ -22,7 +22,7 @@ from toolscore.core.errors import ToolScoreError
 from toolscore.discovery import CatalogRules, Entry, InstallRules, MCPSearchTool, Offer, Wish
 from toolscore.discovery.install.plan import plan_for
 from toolscore.discovery.install.wish import wish_for
-from toolscore.discovery.views import offer_fields, source_fields
+from toolscore.discovery.views import candidate_fields, offer_fields, source_fields
 from toolscore.embedding import LightEmbedder
 from toolscore.stores import open_database
 
@@ -275,6 +275,29 @@ def test_what_is_no_page_is_said(body: bytes, expected: str, tmp_path: Path, any
             assert await catalog.search("ok something") == []
             (state,) = await catalog.states()
             assert expected in (state.error or "")
+
+    asyncio.run(look())
+
+
+def test_a_version_that_no_catalog_says_is_not_made_up(tmp_path: Path, any_registry: str) -> None:
+    """The official format must have one: as another registry we give what it has for that."""
+    remote = {"type": "streamable-http", "url": "https://example.com/mcp"}
+    AnyRegistry.body = json.dumps(
+        {"servers": [{"server": {"name": "org.stranger/maps", "remotes": [remote]}}]}
+    ).encode()
+
+    async def look() -> None:
+        async with catalog_of(tmp_path, CatalogRules(registries=(any_registry,), snapshot=False)) as catalog:
+            entry = await catalog.get("org.stranger/maps")
+            (candidate,) = await catalog.search("maps")
+            assert candidate_fields(candidate)["version"] is None
+            assert plan_for(Wish(entry), InstallRules(), tmp_path).version is None
+            for asked in ("latest", "0.0.0", None):
+                (shown,), _ = await catalog.page(cursor=None, limit=10, search=None, updated_since=None, version=asked)
+                assert shown.server["version"] == "0.0.0"
+            with pytest.raises(ToolScoreError) as refused:
+                await catalog.get("org.stranger/maps", "9.9.9")
+            assert refused.value.suggestion == "versions: none is known"
 
     asyncio.run(look())
 

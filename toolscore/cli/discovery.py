@@ -103,7 +103,7 @@ def install(
     with connected(url, timeout=INSTALL_SECONDS) as client:
         plan = answer_of(client.post("/api/v1/catalog/install", json={**body, "dry_run": True}))["plan"]
         if plan["installed"] and not as_json:
-            print(f"{plain(plan['name'])} {plain(plan['installed']['version'])} is installed already: nothing done")
+            print(f"{_with_version(plan['installed'])} is installed already: nothing done")
             return
         if not as_json:
             _print_plan(plan)
@@ -256,7 +256,11 @@ def uninstall(
     """Remove a server that was installed, with all that belongs to it."""
     with connected(url, timeout=120) as client:
         gone = answer_of(client.delete(f"/api/v1/catalog/installed/{name}"))
-    print(f"{plain(gone['name'])} {plain(gone['version'])} is gone: its tools, its files, its environment")
+    print(f"{_with_version(gone)} is gone: its tools, its files, its environment")
+
+
+def _with_version(server: dict[str, Any]) -> str:
+    return plain(f"{server['name']} {server['version'] or ''}".rstrip())
 
 
 @catalog.command("search")

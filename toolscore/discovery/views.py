@@ -65,7 +65,7 @@ def candidate_fields(candidate: Candidate) -> dict[str, Any]:
         "name": entry.name,
         "title": server.get("title"),
         "description": entry.description,
-        "version": entry.version,
+        "version": entry.version or None,
         "source": entry.source,
         "publisher": entry.publisher,
         "publisher_checked": entry.vouched,

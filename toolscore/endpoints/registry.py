@@ -89,7 +89,7 @@ def add_registry(app: FastAPI, gateway: Gateway) -> None:
                 if own["server"]["name"] == unquote(name) and version in ("latest", own["server"]["version"]):
                     return JSONResponse(own, headers=headers_of(request))
             for entry in await _versions(gateway, request, unquote(name)):
-                if unquote(version) in ("latest", entry.version):
+                if unquote(version) in ("latest", entry.server["version"]):
                     return JSONResponse(_shown(entry), headers=headers_of(request))
             raise ServerNotFound(f"no version {unquote(version)!r:.80} of {unquote(name)!r:.200}")
         except ToolScoreError as exc:

@@ -178,7 +178,7 @@ class MCPSearchTool:
         if any("version" not in package for package in entry.packages):  # the catalog leaves the version open
             packages = [{**package, "version": version} for package in entry.packages]
             return msgspec.structs.replace(entry, server={**entry.server, "version": version, "packages": packages})
-        known = ", ".join(one.version for one in found[:10]) or entry.version
+        known = ", ".join(one.version for one in found[:10]) or entry.version or "none is known"
         raise ServerNotFound(f"{entry.name} has no version {version!r}", suggestion=f"versions: {known}")
 
     async def known(self, name: str) -> Entry:
@@ -224,7 +224,7 @@ class MCPSearchTool:
                 continue
             if search and search.casefold() not in name.casefold():
                 continue
-            if version not in (None, "", "latest", entry.version):
+            if version not in (None, "", "latest", entry.server["version"]):
                 continue
             if updated_since and str(entry.official().get("updatedAt") or "") < updated_since:
                 continue

@@ -17,6 +17,8 @@ OFFICIAL = "io.modelcontextprotocol.registry/official"
 """What a registry says of a server."""
 PUBLISHER = "io.modelcontextprotocol.registry/publisher-provided"
 """What a publisher adds to its server.json."""
+UNSAID = "0.0.0"
+"""The version of a server whose catalog says none: the official format must have one."""
 WELL_KNOWN = "well-known"
 """The source of the servers that most people mean by a name."""
 NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
@@ -47,7 +49,9 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def version(self) -> str:
-        return str(self.server.get("version") or "")
+        """Empty where the catalog says none."""
+        said = str(self.server.get("version") or "")
+        return said if said != UNSAID else ""
 
     @property
     def publisher(self) -> str:
@@ -165,7 +169,7 @@ def _cleaned(server: dict[str, Any]) -> dict[str, Any]:
         if key in cleaned and not isinstance(cleaned[key], str):
             del cleaned[key]
     cleaned.setdefault("description", str(server["name"]).partition("/")[2])
-    cleaned.setdefault("version", "0.0.0")
+    cleaned.setdefault("version", UNSAID)
     cleaned["packages"] = [
         {
             **package,

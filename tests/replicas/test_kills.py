@@ -189,11 +189,13 @@ def test_calls_go_on_while_postgres_stands_still_and_while_redis_is_killed(
         wait_for(lambda process=process: process.http.get("/api/v1/whoami", headers=bearer(key)).is_success)  # type: ignore[misc]
     port = postgres_url.rpartition(":")[2].partition("/")[0]
     engine = next(one for one in psutil.process_iter() if {"-p", port} <= {*command_of(one)})
-    family = [engine, *engine.children(recursive=True)]
     with Callers(before_them, ENDLESS) as callers:
         wait_for(lambda: len(callers.ended) > 200)
+        engine.suspend()  # first: then it starts nobody more
+        family = [engine, *engine.children(recursive=True)]
         for one in family:
-            one.suspend()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now
+                one.suspend()
         try:
             began = time.monotonic()
             said = three[0].http.post("/api/v1/servers", json={"server_id": "late", **odd("echo")}, timeout=180).json()
@@ -205,7 +207,8 @@ def test_calls_go_on_while_postgres_stands_still_and_while_redis_is_killed(
             time.sleep(max(0.0, AWAY_SECONDS - (time.monotonic() - began)))
         finally:
             for one in family:
-                one.resume()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.resume()
         at = len(callers.ended)
         wait_for(lambda: len(callers.ended) > at + 200, 120)
         redis.kill()

@@ -57,7 +57,8 @@ export function Needs() {
       ),
     });
   for (const one of all.data?.servers ?? []) {
-    if (one.state === "failed" || one.state === "down")
+    // One that is being started again after it failed needs a look until it is up.
+    if (one.state === "failed" || one.state === "down" || (one.state === "starting" && one.last_error !== null))
       needs.push({
         key: `server ${one.server_id}`,
         state: one.state,

@@ -30,6 +30,7 @@ from toolscore.bench.load import OWN_ID
 from toolscore.bench.process import (
     ACCEPT,
     OPENING,
+    PATIENCE_SECONDS,
     SESSIONS,
     command_of,
     configure,
@@ -54,7 +55,6 @@ TEXT = "hello"
 LONGER = (1, 5, 20)
 """So many times the usual time are peers loaded whose calls take longer than that."""
 INSTALL_SECONDS = 600
-START_SECONDS = 120
 OURS = "ToolScore"
 
 
@@ -164,7 +164,7 @@ def _forge_key(home: Path) -> str:
     made = subprocess.run(
         [str(home / "bin/python"), "-m", "mcpgateway.utils.create_jwt_token", "--username", FORGE_USER, "--exp", "600",
          "--secret", FORGE_SECRET, "--admin"],
-        capture_output=True, text=True, check=True, timeout=START_SECONDS, env={**os.environ, **FORGE}, cwd=home,
+        capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS, env={**os.environ, **FORGE}, cwd=home,
     )  # fmt: skip
     return f"Bearer {made.stdout.split()[-1]}"
 
@@ -359,7 +359,7 @@ def _started(peer: Peer, home: Path, files: Path, backend: Backend) -> Iterator[
     try:
         key = peer.key(home) if peer.key is not None else ""
         jobs = [_job(door, port, {"authorization": key} if key else {}) for door in peer.doors]
-        deadline, why = time.monotonic() + START_SECONDS, "it does not listen"
+        deadline, why = time.monotonic() + PATIENCE_SECONDS, "it does not listen"
         while True:
             try:
                 if listens(port):

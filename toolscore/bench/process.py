@@ -20,6 +20,7 @@ import psutil
 __all__ = [
     "ACCEPT",
     "OPENING",
+    "PATIENCE_SECONDS",
     "SESSIONS",
     "answers",
     "command_of",

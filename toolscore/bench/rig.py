@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolscore.bench.process import answers, configure, free_port, listens, stop
+from toolscore.bench.process import PATIENCE_SECONDS, answers, configure, free_port, listens, stop
 from toolscore.core.seal import new_key
 
 __all__ = ["Gateway", "ProgramMissing", "Rig", "haproxy", "postgres", "redis", "rig", "run_rig"]
@@ -43,7 +43,6 @@ backend gateways
 """
 EXAMPLE = "clock__get_current_time"
 """Of a server that one of the gateways has for all."""
-START_SECONDS = 120.0
 LEAVE_SECONDS = 1.5
 """Longer than haproxy takes to notice that a gateway leaves."""
 
@@ -69,7 +68,7 @@ def _running(
     with open(log, "wb") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, **options)
     try:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not ready():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{Path(str(command[0])).name} does not start: {log.read_text()[-2000:]}")
@@ -163,7 +162,7 @@ class Gateway:
             RuntimeError: it ended, or took too long.
         """
         assert self.process is not None
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not answers(f"{self.url}/readyz"):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"a gateway does not start: {(self.folder / 'gateway.log').read_text()[-2000:]}")

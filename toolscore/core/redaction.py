@@ -66,7 +66,6 @@ _parts = re.compile(_any_of((*_NAME_PARTS, *_VALUE_PARTS)))
 SMALL = 1024
 """One search for all is faster below, one for each above."""
 
-
 _pairs = re.compile(
     rf"""(?ix)(["']?(?<![\w-])[\w-]{{0,64}}?{NAMES}\\?["']?\s{{0,4}}[:=]\s{{0,4}}\\?["']?)"""
     r"""(?!\[redacted\])([^\s"'\\,;&}]{3,})""",

@@ -20,12 +20,12 @@ from toolscore.core.clock import timestamp
 from toolscore.core.errors import ServerNotFound, ToolScoreError
 from toolscore.core.models import NOBODY
 from toolscore.discovery import Entry
+from toolscore.discovery.catalog.server_json import OFFICIAL, UNSAID
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.endpoints.asgi import header, principal_of
 
 __all__ = ["add_registry"]
 
-OFFICIAL = "io.modelcontextprotocol.registry/official"
 SCORES = "toolscore.gateway/scores"
 OWN_NAMESPACE = "local.toolscore"
 SCHEMA = "https://static.modelcontextprotocol.io/schemas/2025-12-11/server.schema.json"
@@ -159,7 +159,7 @@ def _own(gateway: Gateway, request: Request) -> list[dict[str, Any]]:
         info = upstream.info.implementation if upstream.info is not None else {}
         about = upstream.spec.description or str(info.get("title") or info.get("name") or upstream.server_id)
         ours = upstream.server_id == EXECUTOR_ID or upstream.spec.inprocess
-        version = str(installed.version if installed else __version__ if ours else info.get("version") or "0.0.0")
+        version = str(installed.version if installed else __version__ if ours else info.get("version") or UNSAID)
         scores = [(tool.tool_id, gateway.scores.of(tool)) for tool in tools]
         shown.append(
             {

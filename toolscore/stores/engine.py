@@ -1,6 +1,6 @@
 """SQLAlchemy's asyncio engine without its ORM, which no query here uses.
 
-Its package loads the ORM for sessions: 8 MB in each process, and a third of the time that SQLAlchemy takes to load.
+Its package loads the ORM for sessions: 6 MB in each process, and 0.2 s of each start.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["OFFICIAL", "PUBLISHER", "WELL_KNOWN", "Entry", "entries_of"]
+__all__ = ["OFFICIAL", "PUBLISHER", "UNSAID", "WELL_KNOWN", "Entry", "entries_of"]
 
 OFFICIAL = "io.modelcontextprotocol.registry/official"
 """What a registry says of a server."""

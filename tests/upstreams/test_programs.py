@@ -157,9 +157,9 @@ def test_only_what_uvx_runs_gets_another_sdk() -> None:
 
 
 def test_one_that_is_tried_again_is_not_well_meanwhile(tmp_path: Path) -> None:
-    held = f"while [ -e {tmp_path}/held ]; do sleep 0.05; done"
-    sick = program(tmp_path / "sick", f"#!/bin/sh\n{held}\necho it has no disk >&2\nexit 3\n")
     hold = tmp_path / "held"
+    wait = f"while [ -e {hold} ]; do sleep 0.05; done\ntouch {hold}"  # the next start waits again
+    sick = program(tmp_path / "sick", f"#!/bin/sh\n{wait}\necho it has no disk >&2\nexit 3\n")
     hold.touch()
     with running_gateway({"sick": {"command": str(sick)}}) as process:
 
@@ -169,11 +169,9 @@ def test_one_that_is_tried_again_is_not_well_meanwhile(tmp_path: Path) -> None:
         assert check() == {"status": "healthy", "state": "starting"}, "nothing is known of it yet"
         hold.unlink()
         wait_for(lambda: check()["state"] == "down", 60)
-        hold.touch()
         again = wait_for(lambda: (one := check())["state"] == "starting" and one, 60, "for the next start")
         assert again["status"] == "degraded"
         assert "it has no disk" in again["reason"]
-        hold.unlink()
 
 
 def test_doors_open_before_servers_start(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ async def _pipe_reader(pipe: Any) -> tuple[asyncio.StreamReader, asyncio.ReadTra
 
 
 async def _run() -> None:
-    reader, _ = await _pipe_reader(sys.stdin)
+    reader, pipe = await _pipe_reader(sys.stdin)
     try:
         order = await first_order(reader)
     except asyncio.IncompleteReadError:
@@ -54,7 +54,7 @@ async def _run() -> None:
 
     try:
         async with Recording(order, lines.write if _logs(order) else len) as recording:
-            await recording.record(reader, say, order)
+            await recording.record(reader, pipe, say, order)
     except StoreError as exc:
         sys.exit(f"the recorder cannot open the database: {exc}")
 
@@ -89,20 +89,20 @@ async def serve_recorders(path: Path, log_lines: Callable[[str], object], ended:
     async def record(theirs: int, answers: int, *locks: int) -> None:
         nonlocal recording
         answering, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(answers, "wb", 0))
-        reader, reading = await _pipe_reader(os.fdopen(theirs, "rb", 0))
+        reader, pipe = await _pipe_reader(os.fdopen(theirs, "rb", 0))
         try:
             order = await first_order(reader)
             async with opening:
                 if recording is None:
                     fresh = Recording(order, log_lines if _logs(order) else len)
                     recording = await stack.enter_async_context(fresh)
-            await recording.record(reader, answering.write, order)
+            await recording.record(reader, pipe, answering.write, order)
         except asyncio.IncompleteReadError:
             pass
         except StoreError as exc:  # whoever it is comes again
             log.error("the recorder cannot open the database", error=str(exc))
         finally:
-            reading.close()
+            pipe.close()
             answering.close()
             for lock in locks:
                 os.close(lock)

@@ -53,8 +53,10 @@ __all__ = [
 log = structlog.get_logger("call")
 
 GROUP_SECONDS = 0.03
-"""So long records are gathered. The pipe has them already; but what kills a container kills us, too."""
+"""So long records are gathered, in the pipe, which outlives the gateway; but what kills a container kills us, too."""
 READ_BYTES, GROUP_RECORDS = 256 * 1024, 500
+FEW_BYTES = 64 * 1024
+"""Who sends more at once is read on without a pause, so that the pipe does not fill."""
 MAX_WAITING = 2000
 """Records that were read and not written yet; then the pipe has to wait."""
 INLINE_BYTES = 2048
@@ -248,6 +250,7 @@ class _Recorder:
     def __init__(
         self,
         reader: asyncio.StreamReader,
+        pipe: asyncio.ReadTransport,
         say: Callable[[bytes], object],
         database: Database,
         order: Order,
@@ -255,6 +258,7 @@ class _Recorder:
         on_order: Callable[[Order], None],
     ) -> None:
         self._reader = reader
+        self._pipe = pipe
         self._on_order = on_order
         self._answer = say
         self._database = database
@@ -300,13 +304,15 @@ class _Recorder:
             while len(self._waiting) > MAX_WAITING:
                 self._room.clear()
                 await self._room.wait()
+            if len(data) < FEW_BYTES:
+                self._pipe.pause_reading()
+                await asyncio.sleep(GROUP_SECONDS)
+                self._pipe.resume_reading()
 
     async def _write(self) -> None:
         while not (self._ended.is_set() and not self._waiting):
             await self._wake.wait()
             self._wake.clear()
-            if len(self._waiting) < GROUP_RECORDS and not self._ended.is_set():
-                await asyncio.sleep(GROUP_SECONDS)
             while self._waiting:
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_RECORDS))]
                 self._room.set()
@@ -384,17 +390,20 @@ class Recording:
             await asyncio.gather(self._pruner, return_exceptions=True)
         await self._stack.aclose()
 
-    async def record(self, reader: asyncio.StreamReader, say: Callable[[bytes], object], order: Order) -> None:
+    async def record(
+        self, reader: asyncio.StreamReader, pipe: asyncio.ReadTransport, say: Callable[[bytes], object], order: Order
+    ) -> None:
         """Record what comes until the pipe closes.
 
         Args:
+            pipe: what feeds the reader.
             say: takes the lines that say what was done.
             order: the pipe's first one, which came before.
         """
         self._obey(order)
         if self._pruner is None:
             self._pruner = asyncio.create_task(self._prune())
-        await _Recorder(reader, say, self._database, order, self._log, self._obey).run()
+        await _Recorder(reader, pipe, say, self._database, order, self._log, self._obey).run()
 
     def _obey(self, order: Order) -> None:
         self._order = order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -14,7 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+import uvicorn
 from support import GatewayProcess, odd, running_gateway, wait_for
+
+from toolscore.core.rules import LimitRules
+from toolscore.endpoints.asgi import Receive, Scope, Send, send_json
+from toolscore.endpoints.guard import ConnectionGuard
 
 SETTINGS = """
 limits:
@@ -70,6 +76,7 @@ def test_who_does_not_send_a_whole_request_is_let_go(gateway: GatewayProcess, se
     assert gateway.get("/health")
 
 
+@pytest.mark.long
 def test_a_connection_that_rests_between_two_requests_stays(gateway: GatewayProcess) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", gateway.http_port, timeout=120)
     with contextlib.closing(connection):
@@ -80,6 +87,40 @@ def test_a_connection_that_rests_between_two_requests_stays(gateway: GatewayProc
         connection.request("GET", "/livez")
         assert connection.getresponse().status == 200
         assert connection.sock is resting
+
+
+@pytest.mark.anyio
+async def test_a_connection_that_rests_for_too_long_is_closed_and_one_that_is_served_is_not() -> None:
+    asked, release = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            asked.set()
+            await release.wait()
+        await send_json(send, 200, b"{}")
+
+    async def get(path: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        return reader, writer
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with ConnectionGuard(LimitRules) as guard:
+            config = uvicorn.Config(
+                app, http=guard.protocol, lifespan="off", log_config=None, timeout_keep_alive=1  # type: ignore[arg-type]
+            )  # fmt: skip
+            server = uvicorn.Server(config)
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            slow, slow_writer = await get(b"/slow")
+            await asked.wait()
+            resting, resting_writer = await get(b"/")
+            assert (await resting.read()).endswith(b"{}"), "read to the end: the gateway closed it"
+            release.set()
+            assert (await slow.readuntil(b"{}")).startswith(b"HTTP/1.1 200 ")
+            for writer in (slow_writer, resting_writer):
+                writer.close()
+            server.should_exit = True
+            await serving
 
 
 @pytest.mark.parametrize("line", [b"a: b\r\n", b"x" * 8000])
@@ -115,6 +156,7 @@ def held(gateway: GatewayProcess, ports: set[int]) -> int:
     return sum(one.status == "ESTABLISHED" and bool(one.raddr) and one.raddr.port in ports for one in found)
 
 
+@pytest.mark.long
 def test_a_client_that_reads_nothing_is_cut_off(gateway: GatewayProcess) -> None:
     with connected(gateway, ASK) as connection:
         mine = {connection.getsockname()[1]}
@@ -122,6 +164,7 @@ def test_a_client_that_reads_nothing_is_cut_off(gateway: GatewayProcess) -> None
         wait_for(lambda: held(gateway, mine) == 0, 120)
 
 
+@pytest.mark.long
 def test_answers_that_nobody_reads_are_bounded() -> None:
     settings = "limits: {write_seconds: 3600, max_unread_bytes: 41943040}"
     with running_gateway({"large": odd("large")}, settings=settings) as process, contextlib.ExitStack() as stack:
@@ -161,6 +204,7 @@ def test_a_body_over_the_bound_reaches_every_client(gateway: GatewayProcess, pat
         assert list(pool.map(once, range(9))) == [413] * 9
 
 
+@pytest.mark.long
 def test_requests_that_wait_for_their_turn_on_one_connection_are_bounded(gateway: GatewayProcess) -> None:
     one = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

@@ -159,6 +159,7 @@ class GuardedHttp(HttpToolsProtocol):
         self._status = 0
         self._upgraded = False
         self._unread_before = 0
+        self._rests_since: float | None = None
         self.read_at = time.monotonic()
         if not self.guard.opened(self):
             self._answer(503)
@@ -190,6 +191,7 @@ class GuardedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._rests_since = None
         if self._head_since is None:
             self._head_since, self._head_bytes = time.monotonic(), self._chunk
 
@@ -219,8 +221,16 @@ class GuardedHttp(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._head_since = None  # a connection that rests is uvicorn's to close (`timeout_keep_alive`)
-        super().on_response_complete()
+        """As uvicorn's, without a timer of the event loop for each answer: the sweep closes what rests for too long."""
+        self._head_since = None
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._rests_since = time.monotonic()
 
     def handle_websocket_upgrade(self) -> None:
         self._upgraded, self._head_since, self._body_since = True, None, 0.0
@@ -244,6 +254,8 @@ class GuardedHttp(HttpToolsProtocol):
             allowed = request_seconds + self._body_bytes / BODY_BYTES_PER_SECOND
             if now - self._body_since > allowed and not self.flow.read_paused:
                 self._answer(408)
+        elif self._rests_since is not None and now - self._rests_since > self.timeout_keep_alive:
+            self.transport.close()
 
     def _answer(self, status: int) -> None:
         """Refuse what comes, and close."""

@@ -11,12 +11,18 @@ PAGE := $(shell find toolscore/dashboard/src toolscore/dashboard/public -type f 
 # The tests start hundreds of programs: none of them should compile its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast storm soak interop known-servers well-known replicas check pages types lock format clean
+.PHONY: run test test-all test-fast storm soak interop known-servers well-known replicas check pages types lock format clean
 
 run: $(VENV)/.installed
 	@$(BIN)/toolscore serve
 
+# All but the long tests.
 test: $(VENV)/.tested
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/pytest -n 4 --cov --cov-report= --cov-fail-under=74 -m "not long"
+	@echo 'The long tests (replicas, kills, storms, browsers, peers, conformance, ...) are in `make test-all`.'
+
+test-all: $(VENV)/.tested
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/pytest -n 4 --cov --cov-report=
 

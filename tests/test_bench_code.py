@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support import SERVERS
 
 from toolscore.bench.code import run_code_bench
 from toolscore.bench.code_channel import run_channel_bench
 from toolscore.core.models import UpstreamSpec
+
+pytestmark = pytest.mark.long
 
 NPM = SERVERS / "npm" / "node_modules" / ".bin"
 

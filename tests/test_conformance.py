@@ -28,6 +28,8 @@ from support import (
 )
 from support.conformance import SESSIONS, STATELESS, UNSCORED, judged, required, run_suite
 
+pytestmark = pytest.mark.long
+
 CLIENT = SCRIPTS / "conformance_client.py"
 NOT_CARRIED = {
     "input-required-result-basic-elicitation": "it wants the question under the key `user_name`, and a server of the "
@@ -95,7 +97,6 @@ def test_a_server_of_the_session_era_serves_clients_of_both(way: str) -> None:
         assert failed == set(NOT_CARRIED), output[-30000:]
 
 
-@pytest.mark.long
 def test_the_tasks_extension_passes_through() -> None:
     port = free_port()
     server = subprocess.Popen(forked("tasks_http.py", str(port)))
@@ -172,7 +173,6 @@ AS_CLIENT = [
 ]
 
 
-@pytest.mark.long
 def test_the_gateway_as_a_client() -> None:
     # The suite's servers listen on all interfaces: in a network of their own nobody else reaches them.
     alone = ("unshare", "--net", sys.executable, "-c", LOOPBACK_UP)

@@ -87,6 +87,7 @@ def gateway_of(objects: list[dict[str, Any]]) -> dict[str, Any]:
     return dict(next(one for one in deployments if not one["metadata"]["name"].endswith("-executor")))
 
 
+@pytest.mark.long
 def test_the_chart_passes_its_linter_and_each_object_its_schema(values: Path) -> None:
     done = helm("lint", str(CHART), "--strict", "--values", str(values))
     assert done.returncode == 0, done.stdout + done.stderr

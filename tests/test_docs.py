@@ -97,6 +97,7 @@ async def routes_of_a_gateway(folder: Path) -> set[tuple[str, str]]:
         return set(routes(await front.api()))  # what stands behind the front door
 
 
+@pytest.mark.long
 def test_every_rest_address_is_in_the_wire_page(tmp_path: Path) -> None:
     found = asyncio.run(routes_of_a_gateway(tmp_path))
     assert len(found) > 40

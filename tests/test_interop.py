@@ -22,6 +22,8 @@ import pytest
 from mcp import Client
 from support import ROOT, SERVERS, GatewayProcess, free_port, odd, running_gateway, wait_for
 
+pytestmark = pytest.mark.long
+
 NPM = SERVERS / "npm" / "node_modules"
 INSPECTOR = NPM / "@modelcontextprotocol" / "inspector" / "clients" / "launcher" / "build" / "index.js"
 FASTMCP = SERVERS / "fastmcp" / "bin" / "python"

@@ -22,6 +22,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("read", [True, False], ids=["status unread", "pid unread"])
+@pytest.mark.long
 def test_a_client_that_hangs_up_harms_no_other(address: str, read: bool, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as hasty, open(os.devnull, "r+b") as nothing:
         hasty.connect(address)

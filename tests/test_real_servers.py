@@ -62,6 +62,7 @@ def calls(folder: Path) -> list[tuple[str, dict[str, Any], str]]:
     ]
 
 
+@pytest.mark.long
 def test_each_answers_over_rest(real: GatewayProcess, folder: Path) -> None:
     for tool_id, parameters, expected in calls(folder):
         assert expected in real.text(tool_id, parameters), tool_id

@@ -66,6 +66,7 @@ def _in_order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
+@pytest.mark.long
 def test_every_import_between_modules_is_in_all() -> None:
     wrong = []
     for path in [*ROOT.glob("toolscore/**/*.py"), *ROOT.glob("runtimes/**/*.py"), *ROOT.glob("mcp_servers/**/*.py")]:
@@ -101,6 +102,7 @@ def test_the_floors_of_the_page_are_those_that_are_kept() -> None:
     assert [floor for floor, _ in shown] == list(range(len(kept), 0, -1))
 
 
+@pytest.mark.long
 def test_a_long_module_says_why_it_is_one() -> None:
     """Over 400 lines, the docstring has a paragraph that begins with "One module"."""
     tracked = subprocess.check_output(["git", "ls-files", "toolscore", "runtimes", "mcp_servers"], cwd=ROOT, text=True)
@@ -165,6 +167,7 @@ HEAVY = ("numpy", "wordllama", "drain3", "cryptography", "snowballstemmer", "ope
         ("toolscore.history.recorder", (*HEAVY, "fastapi", "pydantic", "aiohttp", "rich", "yaml")),
     ],
 )
+@pytest.mark.long
 def test_what_is_not_needed_at_a_start_is_not_loaded(program: str, not_needed: tuple[str, ...]) -> None:
     """Each takes time at a start and memory for ever."""
     code = f"import sys, {program}; print(*sys.modules)"
@@ -173,6 +176,7 @@ def test_what_is_not_needed_at_a_start_is_not_loaded(program: str, not_needed: t
     assert loaded & {*not_needed} == set()
 
 
+@pytest.mark.long
 def test_who_wants_sessions_of_sqlalchemy_gets_them() -> None:
     """Our engine is loaded without them; what is asked for later is the real thing."""
     code = (

@@ -14,11 +14,13 @@ import zipfile
 from pathlib import Path
 
 import httpx
+import pytest
 from support import PYTHON, ROOT, free_port, wait_for
 
 BIN = Path(sys.executable).parent
 
 
+@pytest.mark.long
 def test_the_built_wheel_runs_in_an_empty_folder(tmp_path: Path) -> None:
     def done(*words: object, **more: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -170,6 +170,7 @@ def test_what_changes_the_gateway_takes_a_scope(gateway: GatewayProcess) -> None
         assert "admin" in answer.json()["error"]["message"]
 
 
+@pytest.mark.long
 def test_a_revoked_or_expired_key_opens_nothing(gateway: GatewayProcess) -> None:
     short = with_config(gateway, "keys", "create", "guest", "--days", "0.01")
     assert httpx.get(f"{gateway.url}/list_tools", headers=bearer(short)).status_code == 200
@@ -285,6 +286,7 @@ def test_a_python_session_belongs_to_who_opened_it(gateway: GatewayProcess) -> N
     assert "42" in run(gateway.ada, "secret")  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_the_calls_of_others_are_not_told(gateway: GatewayProcess) -> None:
     async def heard(key: str) -> list[str]:
         async with RealTimeToolClient(gateway.events_url, events=["call_finished"], api_key=key) as client:
@@ -303,6 +305,7 @@ def test_the_calls_of_others_are_not_told(gateway: GatewayProcess) -> None:
     assert set(asyncio.run(heard(gateway.admin))) == {"ada", "bob"}  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_it_does_not_listen_to_others_without_a_key() -> None:
     with running_gateway({}, start=False, python=True) as process:
         (process.config / "ports_config.yaml").write_text(
@@ -318,6 +321,7 @@ def test_it_does_not_listen_to_others_without_a_key() -> None:
         assert "toolscore keys create" in done.stderr
 
 
+@pytest.mark.long
 def test_the_executor_comes_back_with_a_key_of_its_own() -> None:
     settings = "access: {local_without_key: false}\n"
     with running_gateway({}, settings=settings, ports="use_inprocess_python_executor: false", python=True) as process:
@@ -335,6 +339,7 @@ def revoked(gateway: GatewayProcess, key: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["key", "token"])
+@pytest.mark.long
 def test_sockets_and_streams_end_with_the_key_that_opened_them(gateway: GatewayProcess, how: str) -> None:
     late = time.time() - 28  # there are thirty seconds of leeway
     shown = with_config(gateway, "keys", "create", "eve") if how == "key" else token(exp=late)
@@ -407,6 +412,7 @@ def test_an_odd_scope_grants_nothing_and_breaks_nothing(gateway: GatewayProcess,
     assert httpx.post(f"{gateway.url}/api/v1/servers", json={}, headers=bearer(odd_token)).status_code == 403
 
 
+@pytest.mark.long
 def test_a_key_that_the_gateway_does_not_know_is_told_so(gateway: GatewayProcess, tmp_path: Path) -> None:
     """As made in another folder than the gateway's, whose data lies there."""
     settings = ["--config", str(gateway.config)]
@@ -463,6 +469,7 @@ def test_known_keys_answer_while_the_list_of_keys_is_slow() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_keys_are_made_listed_and_revoked_over_rest() -> None:
     with running_gateway(settings="access: {local_without_key: false}\n") as process:
         made = toolscore("keys", "create", "root", "--scope", "admin", "--config", str(process.config))

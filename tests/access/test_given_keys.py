@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support import bearer, running_gateway
 
 LONG, SHORT = "k" * 40, "k" * 31
@@ -14,6 +15,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.long
 def test_a_key_of_the_settings_counts_and_one_that_can_be_guessed_does_not() -> None:
     with running_gateway({}, settings=SETTINGS, start=False) as process:
         process.environment = {"GIVEN_BOSS": LONG, "GIVEN_SHORT": SHORT}

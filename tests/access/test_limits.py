@@ -101,6 +101,7 @@ class Listening(Caller):
     comers=st.integers(1, 15),
     quitters=st.sets(st.integers(0, 14)),
 )
+@pytest.mark.long
 def test_no_more_than_its_places_are_taken_and_none_is_lost(
     places: int, queue: int, comers: int, quitters: set[int]
 ) -> None:
@@ -163,6 +164,7 @@ def make_key(gateway: GatewayProcess, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.long
 def test_a_caller_with_a_key_has_a_budget() -> None:
     settings = "rates: {per_minute: 6, burst: 3}\n"
     with running_gateway({"echo": odd("good")}, settings=settings) as gateway:
@@ -188,6 +190,7 @@ def test_a_caller_with_a_key_has_a_budget() -> None:
         assert all(gateway.execute("echo__echo", {"text": "x"})["success"] for _ in range(20)), "nobody on this machine"
 
 
+@pytest.mark.long
 def test_a_server_serves_so_many_at_a_time() -> None:
     slow = fixture("stdio", max_concurrent=2)
     with running_gateway({"slow": slow}, settings="servers: {max_queued: 2}\n") as gateway:

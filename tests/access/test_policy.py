@@ -69,6 +69,7 @@ arguments = st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(policy=policies, principal=principals, called=tools, given_arguments=arguments)
+@pytest.mark.long
 def test_a_call_is_allowed_only_of_a_tool_that_is_seen(
     policy: Policy, principal: Principal, called: Tool, given_arguments: dict[str, Any]
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_call_is_allowed_only_of_a_tool_that_is_seen(
 
 @settings(deadline=None)
 @given(policy=policies, principal=principals, called=tools, given_arguments=arguments, more=rules)
+@pytest.mark.long
 def test_a_rule_more_that_denies_never_allows_more(
     policy: Policy, principal: Principal, called: Tool, given_arguments: dict[str, Any], more: Rule
 ) -> None:
@@ -91,6 +93,7 @@ def test_a_rule_more_that_denies_never_allows_more(
 
 @settings(deadline=None)
 @given(policy=policies, principal=principals, called=tools, given_arguments=arguments, seed=st.randoms())
+@pytest.mark.long
 def test_the_order_of_rules_does_not_matter(
     policy: Policy, principal: Principal, called: Tool, given_arguments: dict[str, Any], seed: Any
 ) -> None:
@@ -224,6 +227,7 @@ def said_of(client: httpx.Client, server_id: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("who", ["guest", "visitor"])
+@pytest.mark.long
 def test_a_server_that_is_wholly_denied_does_not_exist(gateway: GatewayProcess, who: str) -> None:
     with as_(gateway, who) as guest, as_(gateway, "ada") as ada:
         assert said_of(guest, "secret") == said_of(guest, "terces")
@@ -270,6 +274,7 @@ def test_arguments_decide_too(gateway: GatewayProcess) -> None:
         assert "guests remove nothing" in refused["error"]["message"]
 
 
+@pytest.mark.long
 def test_the_rule_that_decides_can_be_asked_for(gateway: GatewayProcess) -> None:
     def explain(*arguments: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "toolscore", "policy", "explain", *arguments, "--url", gateway.url]
@@ -286,6 +291,7 @@ def test_the_rule_that_decides_can_be_asked_for(gateway: GatewayProcess) -> None
         assert asked.status_code == 403
 
 
+@pytest.mark.long
 def test_rules_are_applied_while_it_runs(gateway: GatewayProcess) -> None:
     path = gateway.config / "toolscore.yaml"
     before = path.read_text()

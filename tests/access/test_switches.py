@@ -13,6 +13,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
+pytestmark = pytest.mark.long
+
 CALL = {"text": "hello"}
 
 

@@ -25,6 +25,8 @@ from support import EXECUTOR, PYTHON, GatewayProcess, bearer, free_port, odd, pr
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
+pytestmark = pytest.mark.long
+
 
 def test_it_is_ready_whatever_its_servers_do() -> None:
     servers: dict[str, Any] = {f"silent{number}": odd("silent") for number in range(3)}
@@ -274,7 +276,6 @@ def test_changes_within_a_second_count_once() -> None:
         assert [event["changed"] for event in applied] == [["mcpServers.s9"]]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("way", ["tcp", "unix"])
 def test_flipping_the_executors_switch_under_load_fails_no_call(way: str) -> None:
     with running_gateway(journal=True, python=True) as process:
@@ -392,7 +393,6 @@ def test_a_restart_finds_the_unix_socket_of_a_killed_gateway(tmp_path: Path) -> 
         assert not process.unix_socket.exists()
 
 
-@pytest.mark.long
 def test_memory_and_descriptors_do_not_grow_with_calls() -> None:
     with running_gateway({"alpha": odd("echo")}, journal=True, python=True) as process:
         process.wait_for_state("alpha", "up")

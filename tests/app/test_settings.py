@@ -207,6 +207,7 @@ def test_what_is_in_force_says_where_it_stands(tmp_path: Path) -> None:
     assert all(one["description"] is not None for one in found.values())
 
 
+@pytest.mark.long
 def test_the_settings_are_there_over_rest_for_admins_and_for_nobody_else() -> None:
     with running_gateway(settings="limits: {input_seconds: 7}\naccess: {local_without_key: false}\n") as process:
         made = [toolscore("keys", "create", *who, "--config", str(process.config)).stdout.strip()

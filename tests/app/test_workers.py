@@ -100,6 +100,7 @@ def test_connections_are_shared_evenly(gateway: GatewayProcess) -> None:
     assert min(runs.values()) >= 4
 
 
+@pytest.mark.long
 def test_a_server_on_this_machine_runs_once_and_is_everybodys(gateway: GatewayProcess) -> None:
     pids = {ask(gateway, "/api/v1/servers/good")["pid"] for _ in range(8)}
     assert len(pids) == 1
@@ -208,6 +209,7 @@ def test_every_call_is_in_one_journal_under_an_id_of_its_own(gateway: GatewayPro
     assert made <= {one["call_id"] for one in found}
 
 
+@pytest.mark.long
 def test_a_budget_is_of_all_together() -> None:
     with several({"good": odd("echo")}, settings="rates: {per_minute: 6, burst: 10}\n") as process:
         key = httpx.post(f"{process.url}/api/v1/keys", json={"name": "ada"}).json()["data"]["key"]
@@ -223,6 +225,7 @@ def test_a_budget_is_of_all_together() -> None:
         assert 10 <= taken <= 11 + (time.monotonic() - began) / 10  # ten, and what six a minute give meanwhile
 
 
+@pytest.mark.long
 def test_no_result_is_given_that_another_worker_made_old(tmp_path: Path) -> None:
     """Results are kept, and a call that may write ends them at once, over whichever connection it comes."""
     settings = "cache: {tools: {city__look: 300}, shared: ['*']}\n"
@@ -238,6 +241,7 @@ def test_no_result_is_given_that_another_worker_made_old(tmp_path: Path) -> None
             assert not kept(reader)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced_and_calls_go_on(gateway: GatewayProcess) -> None:
     before = workers_of(gateway)
     victim = next(one for one in psutil.Process(gateway.pid).children() if _listens(one, gateway))
@@ -273,6 +277,7 @@ def test_a_worker_that_is_killed_is_replaced_and_calls_go_on(gateway: GatewayPro
     assert call(gateway, "good__echo", text="hi")["success"]
 
 
+@pytest.mark.long
 def test_host_and_recorder_that_are_killed_are_replaced(gateway: GatewayProcess) -> None:
     ours = [one for one in psutil.Process(gateway.pid).children() if not _listens(one, gateway)]
     assert len(ours) == 2
@@ -298,6 +303,7 @@ def _listens(one: psutil.Process, process: GatewayProcess) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long
 def test_one_signal_ends_it_all_and_calls_under_way_are_answered(number: int) -> None:
     with several({"good": odd("echo"), "fix": fixture("stdio")}, journal=True, python=True) as process:
         everything = process.family()
@@ -322,6 +328,7 @@ def test_one_signal_ends_it_all_and_calls_under_way_are_answered(number: int) ->
         assert alive == []
 
 
+@pytest.mark.long
 def test_a_launcher_that_is_killed_leaves_nobody() -> None:
     with several({"good": odd("echo")}, journal=True) as process:
         everything = [one for one in process.family() if one.pid != process.pid]
@@ -339,6 +346,7 @@ def test_a_launcher_that_is_killed_leaves_nobody() -> None:
         (["--workers", "2", "--while-used"], "leave out --workers"),
     ],
 )
+@pytest.mark.long
 def test_what_cannot_be_is_refused(arguments: list[str], said: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "toolscore", "serve", *arguments], capture_output=True, text=True, timeout=180
@@ -347,6 +355,7 @@ def test_what_cannot_be_is_refused(arguments: list[str], said: str) -> None:
     assert said in " ".join(done.stderr.replace("│", " ").split())
 
 
+@pytest.mark.long
 def test_one_port_for_hops_is_refused_where_each_worker_needs_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "toolscore", "serve", "--workers", "2"],
@@ -365,6 +374,7 @@ def test_one_port_for_hops_is_refused_where_each_worker_needs_one(tmp_path: Path
     assert "replicas.port must be 0" in done.stderr
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken_is_said_once() -> None:
     with several() as process:
         port = int(process.url.rpartition(":")[2])

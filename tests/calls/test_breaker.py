@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import odd, running_gateway, wait_for
@@ -107,6 +108,7 @@ def test_a_call_of_before_says_nothing_of_now() -> None:
     assert breaker.state == "half_open"
 
 
+@pytest.mark.long
 def test_around_a_server_that_dies_at_every_call() -> None:
     settings = "breaker: {min_calls: 3, open_seconds: 4}\n"
     with running_gateway({"bad": odd("dies"), "good": odd("good")}, settings=settings) as gateway:

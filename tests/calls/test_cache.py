@@ -58,6 +58,7 @@ def test_what_calls_itself_safe_is_asked_once(gateway: GatewayProcess, fickle: F
     assert gateway.execute("city__look", {"city": "Rome", "unit": "m"})["performance"]["cache_hit"] is False
 
 
+@pytest.mark.long
 def test_the_command_line_says_that_a_result_is_kept(gateway: GatewayProcess, fickle: Fickle) -> None:
     first, kept, fresh = (
         toolscore("call", "city__look", "city=Genoa", *more, "--url", gateway.url) for more in ((), (), ("--fresh",))
@@ -107,6 +108,7 @@ def test_a_hundred_equal_calls_at_once_are_one(gateway: GatewayProcess, fickle: 
     assert calls_of(fickle, "Paris") == 1
 
 
+@pytest.mark.long
 def test_the_first_of_many_may_go_and_the_others_get_their_answer(gateway: GatewayProcess, fickle: Fickle) -> None:
     fickle.order(sleep=5.0)
     body = {"tool_id": "city__look", "parameters": {"city": "Lyon"}}
@@ -138,6 +140,7 @@ def test_nobody_waits_for_the_hurry_of_another(gateway: GatewayProcess, fickle: 
         fickle.order()
 
 
+@pytest.mark.long
 def test_who_joins_waits_no_longer_than_it_said(gateway: GatewayProcess, fickle: Fickle) -> None:
     fickle.order(sleep=3)
     body = {"tool_id": "city__look", "parameters": {"city": "Metz"}}
@@ -155,6 +158,7 @@ def test_who_joins_waits_no_longer_than_it_said(gateway: GatewayProcess, fickle:
     assert calls_of(fickle, "Metz") == 1
 
 
+@pytest.mark.long
 def test_equal_calls_that_fail_are_one_too_and_are_made_again_later(gateway: GatewayProcess, fickle: Fickle) -> None:
     fickle.order(sleep=3, fail="sold out in {city}")
     body = {"tool_id": "city__look", "parameters": {"city": "Brest"}}
@@ -188,6 +192,7 @@ def test_a_secret_is_kept_in_memory_alone(gateway: GatewayProcess, fickle: Fickl
     assert "Basel" not in stored()
 
 
+@pytest.mark.long
 def test_after_a_restart_the_database_has_it(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}, settings=SETTINGS) as process:
@@ -202,6 +207,7 @@ def test_after_a_restart_the_database_has_it(tmp_path: Path) -> None:
         assert calls_of(fickle, "Rome") == 1
 
 
+@pytest.mark.long
 def test_a_past_result_stands_in_for_one_that_cannot_be_had(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     settings = SETTINGS.replace('city__look": 30', 'city__look": 0.0001')
@@ -226,6 +232,7 @@ def test_a_past_result_stands_in_for_one_that_cannot_be_had(tmp_path: Path) -> N
         assert said["result"]["_meta"]["toolscore/stale"]["age_seconds"] >= 0
 
 
+@pytest.mark.long
 def test_a_write_that_its_server_did_not_survive_ends_what_is_kept_and_no_more(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}, settings=SETTINGS) as process:
@@ -238,6 +245,7 @@ def test_a_write_that_its_server_did_not_survive_ends_what_is_kept_and_no_more(t
         assert [level(process, "Rome") for _ in range(2)] == [None, "l1"]
 
 
+@pytest.mark.long
 def test_another_definition_or_other_settings_make_it_worthless(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}, settings=SETTINGS) as process:
@@ -263,6 +271,7 @@ def test_another_definition_or_other_settings_make_it_worthless(tmp_path: Path) 
         assert level(process, "Oslo") is None
 
 
+@pytest.mark.long
 def test_memory_and_database_are_bounded(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     settings = "cache: {tools: {'city__look': 60}, max_entries: 3, max_result_bytes: 200}\n"
@@ -292,6 +301,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), json_values, max_size=5))
+@pytest.mark.long
 def test_one_form_for_equal_arguments(arguments: dict[str, object]) -> None:
     backwards = dict(reversed(arguments.items()))
     assert canonical(Raw(encode(arguments))) == canonical(Raw(encode(backwards)))

@@ -138,6 +138,7 @@ def test_names_that_are_no_identifiers_get_one(gateway: GatewayProcess) -> None:
     assert value(gateway, "it = dir(tools.city_hall)") == ["look", "measure", "write"]
 
 
+@pytest.mark.long
 def test_help_and_search_explain(gateway: GatewayProcess) -> None:
     shown = run(gateway, "help(tools.free.measure)\nhelp(tools.free)\nhelp(len)")["structured_content"]["stdout"]
     assert "def measure(city: str = ..., unit: str = ...) -> MeasureResult:" in shown
@@ -267,6 +268,7 @@ def test_nothing_goes_on_after_a_run(gateway: GatewayProcess, how: str) -> None:
 # What is remembered
 
 
+@pytest.mark.long
 def test_the_journal_shows_a_tree_and_plays_it_again(gateway: GatewayProcess) -> None:
     code = "print(tools.free.look(city='Bergen'))\ntools.free.measure()"
     data = run(gateway, code)
@@ -300,6 +302,7 @@ def test_inner_calls_belong_to_the_trace_of_the_run(gateway: GatewayProcess) -> 
     assert trace in call["meta"]["traceparent"]
 
 
+@pytest.mark.long
 def test_an_executor_that_is_started_over_stdio_asks_on_its_pipe(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "city")
     executor = {
@@ -314,6 +317,7 @@ def test_an_executor_that_is_started_over_stdio_asks_on_its_pipe(tmp_path: Path)
         assert failure(gateway, "tools.city.write(city='x')")["code"] == "forbidden"
 
 
+@pytest.mark.long
 def test_the_engine_fresh_gives_tools_too_and_the_others_say_that_they_do_not(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "city")
     inside = "use_inprocess_python_executor: true"
@@ -342,6 +346,7 @@ def test_an_offline_replay_leaves_its_session_alone(gateway: GatewayProcess) -> 
 # Over MCP
 
 
+@pytest.mark.long
 def test_progress_and_questions_reach_the_client_of_a_session(gateway: GatewayProcess) -> None:
     async def talk() -> None:
         asked: list[str] = []
@@ -383,6 +388,7 @@ def test_progress_and_questions_reach_the_client_of_a_session(gateway: GatewayPr
     asyncio.run(talk())
 
 
+@pytest.mark.long
 def test_a_stateless_client_is_asked_too(gateway: GatewayProcess) -> None:
     async def talk() -> None:
         async def elicit(_context: Any, params: Any) -> types.ElicitResult:
@@ -400,6 +406,7 @@ def test_a_stateless_client_is_asked_too(gateway: GatewayProcess) -> None:
 # The command
 
 
+@pytest.mark.long
 def test_toolscore_run_prints_as_it_comes(gateway: GatewayProcess, tmp_path: Path) -> None:
     program = tmp_path / "report.py"
     program.write_text("print(tools.free.look(city='Oslo'))\nopen('report.txt', 'w').write('done')\nopen\n{'a': 1}")
@@ -423,6 +430,7 @@ def test_toolscore_run_prints_as_it_comes(gateway: GatewayProcess, tmp_path: Pat
     assert toolscore("run", str(tmp_path / "none.py"), "--url", gateway.url).returncode == 2
 
 
+@pytest.mark.long
 def test_output_comes_while_the_code_runs(gateway: GatewayProcess) -> None:
     code = "print('first', flush=True)\nimport time\ntime.sleep(3)\nprint('last')"
     started = time.monotonic()
@@ -485,6 +493,7 @@ it = json.loads(os.read(3, size))
     assert told["error"]["code"] in ("invalid_request", "tool_not_found", "invalid_arguments"), told
 
 
+@pytest.mark.long
 def test_asking_without_end_is_refused(gateway: GatewayProcess) -> None:
     code = """
 it = 0
@@ -544,6 +553,7 @@ def test_the_code_is_not_told_its_token_and_nobody_asks_from_outside(gateway: Ga
     assert "error" in gateway.http.post("/mcp", json=body).json()
 
 
+@pytest.mark.long
 def test_hidden_tools_do_not_exist(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "city")
     not_rome = '{effect: deny, tools: ["*__write"], arguments: {city: {equals: Rome}}}'

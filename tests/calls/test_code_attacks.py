@@ -84,6 +84,7 @@ def test_no_detour_leads_to_more_runs(gateway: GatewayProcess) -> None:
     assert said(gateway, TRY.format(inner), tools=["toolscore"]) == "forbidden"
 
 
+@pytest.mark.long
 def test_the_budget_of_python_counts_for_code_too(gateway: GatewayProcess) -> None:
     settings, ports = f"{SETTINGS}access: {{local_without_key: false}}\n", "use_inprocess_python_executor: true"
     with running_gateway(settings=settings, ports=ports, python=True) as process:
@@ -142,6 +143,7 @@ except TimeoutError:
     wait_for(lambda: gateway.server("say")["calls_in_flight"] == 0)
 
 
+@pytest.mark.long
 def test_a_run_ends_in_time_though_others_take_all_places(gateway: GatewayProcess) -> None:
     slow = "import os\ntools.parallel(tools.say.say.later(say=os.urandom(8).hex(), sleep=6) for _ in range(16))"
     others = [threading.Thread(target=run, args=(gateway, slow), kwargs={"timeout_seconds": 20}) for _ in range(4)]
@@ -192,6 +194,7 @@ def test_streamed_output_is_whole_text(gateway: GatewayProcess) -> None:
     assert text == "é done"
 
 
+@pytest.mark.long
 def test_nobody_floods_the_gateway_with_calls(gateway: GatewayProcess) -> None:
     code = """
 import os, struct

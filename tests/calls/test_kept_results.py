@@ -119,6 +119,7 @@ def test_equal_reads_at_once_are_one_without_being_kept() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_a_server_may_say_for_how_long_its_result_is_good() -> None:
     async def run() -> None:
         async with in_memory_gateway({"memory": Memory(ttlMs=60_000)}) as gateway:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support import GatewayProcess, fixture, running_gateway
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayProcess]:

@@ -101,6 +101,7 @@ async def test_a_gateway_that_dies_in_a_change_ends_what_was_kept(tmp_path: Path
 
 
 @running
+@pytest.mark.long
 async def test_a_change_does_not_take_the_place_of_anothers_that_may_still_come(tmp_path: Path) -> None:
     async with gateways(tmp_path) as (_, one, other, third):
         await epoch(other)

@@ -17,6 +17,7 @@ from toolscore.cli.saving import save_result
 from toolscore.cli.terminal import gateway_url
 
 
+@pytest.mark.long
 def test_tools_are_a_table_or_json(gateway: GatewayProcess) -> None:
     table = toolscore("tools", "alpha", gateway=gateway)
     assert table.returncode == 0
@@ -34,6 +35,7 @@ def test_servers_show_their_state(gateway: GatewayProcess) -> None:
     assert {server["state"] for server in json.loads(toolscore("servers", "--json", gateway=gateway).stdout)} == {"up"}
 
 
+@pytest.mark.long
 def test_servers_that_are_disabled_are_listed() -> None:
     with running_gateway(servers={"off": {"command": "uvx", "args": ["no-such-server"], "disabled": True}}) as process:
         (line,) = [line for line in toolscore("servers", gateway=process).stdout.splitlines() if line.startswith("off")]
@@ -42,6 +44,7 @@ def test_servers_that_are_disabled_are_listed() -> None:
         assert (one["state"], one["disabled"], one["kind"]) == ("stopped", True, "stdio")
 
 
+@pytest.mark.long
 def test_a_server_is_added_looked_at_restarted_and_removed(tmp_path: Path) -> None:
     with running_gateway() as process:
         entry = odd("echo")
@@ -64,6 +67,7 @@ def test_a_server_is_added_looked_at_restarted_and_removed(tmp_path: Path) -> No
             assert toolscore("servers", *wrong, gateway=process).returncode == 2
 
 
+@pytest.mark.long
 def test_a_server_is_disabled_until_it_is_enabled() -> None:
     with running_gateway({"mine": odd("echo")}) as process:
         process.wait_for_state("mine", "up")
@@ -89,6 +93,7 @@ def test_a_server_is_disabled_until_it_is_enabled() -> None:
         assert toolscore("servers", "disable", "nobody", gateway=process).returncode == 1
 
 
+@pytest.mark.long
 def test_call_takes_pairs_or_json(gateway: GatewayProcess) -> None:
     done = toolscore("call", "alpha__echo", "text=hi there", "times=2", gateway=gateway)
     assert (done.returncode, done.stdout) == (0, "hi there\n")
@@ -117,6 +122,7 @@ def test_failures_have_a_message_and_a_code(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_an_argument_may_stand_in_a_file(gateway: GatewayProcess, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("from a file\n")
     for argument, echoed in ((f"text=@{tmp_path / 'text'}", "from a file\n"), ("text=@@ada", "@ada")):
@@ -127,6 +133,7 @@ def test_an_argument_may_stand_in_a_file(gateway: GatewayProcess, tmp_path: Path
     assert "text=@@ada" in done.stderr
 
 
+@pytest.mark.long
 def test_files_and_pictures_are_saved_and_nothing_is_replaced(gateway: GatewayProcess, tmp_path: Path) -> None:
     code = "class P:\n    def _repr_png_(self): return b'png'\nopen('a.txt', 'w').write('a')\nP()"
     folder = tmp_path / "out"
@@ -148,6 +155,7 @@ def test_a_server_cannot_name_a_file_outside_of_the_folder(tmp_path: Path, name:
     assert not Path("/tmp/toolscore-out").exists()
 
 
+@pytest.mark.long
 def test_python_sessions_are_listed_and_ended(gateway: GatewayProcess) -> None:
     toolscore("call", PYTHON, "code=a = 1", "session_id=mine", gateway=gateway)
     assert "mine     idle" in toolscore("python", "sessions", gateway=gateway).stdout
@@ -156,6 +164,7 @@ def test_python_sessions_are_listed_and_ended(gateway: GatewayProcess) -> None:
     assert toolscore("python", "sessions", gateway=gateway).stdout == "no sessions\n"
 
 
+@pytest.mark.long
 def test_a_narrow_terminal_gets_whole_words(gateway: GatewayProcess) -> None:
     for command in (("tools",), ("servers",), ("search", "echo a text"), ("calls", "list"), ("pins", "list")):
         wide = toolscore(*command, gateway=gateway).stdout
@@ -213,6 +222,7 @@ def test_a_command_says_which_gateway_it_talks_to(tmp_path: Path) -> None:
     assert (done.returncode, "give its address" in done.stderr) == (2, True)
 
 
+@pytest.mark.long
 def test_no_gateway_is_said_plainly() -> None:
     for command in (["tools"], ["servers"], ["call", "x"], ["events"]):
         done = toolscore(*command, "--url", f"http://127.0.0.1:{free_port()}")
@@ -265,6 +275,7 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
         assert not (process.folder / "data").exists(), "it looks, and makes nothing"
 
 
+@pytest.mark.long
 def test_doctor_asks_a_gateway_that_runs() -> None:
     with running_gateway({"good": odd("echo"), "crashes": odd("crashes")}, settings="", python=True) as process:
         process.wait_for_state("good", "up")
@@ -278,12 +289,14 @@ def test_doctor_asks_a_gateway_that_runs() -> None:
         assert done.returncode == 1
 
 
+@pytest.mark.long
 def test_text_stays_text_where_the_schema_wants_text(gateway: GatewayProcess) -> None:
     assert toolscore("call", "alpha__echo", "text=42", "times=2", gateway=gateway).stdout == "42\n"
     assert toolscore("call", "alpha", "text=true", "--action", "echo", gateway=gateway).stdout == "true\n"
     assert toolscore("call", PYTHON, "code=42", gateway=gateway).stdout == "42\n"
 
 
+@pytest.mark.long
 def test_help_and_version() -> None:
     assert "serve" in toolscore("--help").stdout
     assert toolscore("--version").stdout.strip().count(".") == 2
@@ -291,6 +304,7 @@ def test_help_and_version() -> None:
     assert toolscore("serve", "--config", "/no/such/folder").returncode == 2
 
 
+@pytest.mark.long
 def test_what_servers_wrote_cannot_steer_the_terminal(tmp_path: Path) -> None:
     steers = "\x1b]0;owned\x07 \x9b2J \u202eevil\u2069"
     fickle = Fickle(tmp_path / "fickle")
@@ -316,6 +330,7 @@ def test_what_servers_wrote_cannot_steer_the_terminal(tmp_path: Path) -> None:
                 follows.kill()
 
 
+@pytest.mark.long
 def test_the_data_folder_is_its_owners_alone(tmp_path: Path) -> None:
     with running_gateway(start=False) as process:
         umask = os.umask(0)

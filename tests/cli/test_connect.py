@@ -40,6 +40,7 @@ def at_home(home: Path, *arguments: str, gateway: GatewayProcess | None = None) 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.long
 def test_each_clients_file_gets_us_twice_the_same_and_is_as_before_in_the_end(name: str, tmp_path: Path) -> None:
     client = clients(tmp_path, "linux")[name]
     assert client.file is not None
@@ -92,6 +93,7 @@ def test_what_changed_since_is_kept(tmp_path: Path) -> None:
     assert client.file.read_text() == FILES["zed"].replace("One Dark", "Light")
 
 
+@pytest.mark.long
 def test_nothing_is_written_that_nobody_agreed_to(tmp_path: Path) -> None:
     (tmp_path / ".cursor").mkdir()
     file = tmp_path / ".cursor" / "mcp.json"
@@ -112,6 +114,7 @@ def test_nothing_is_written_that_nobody_agreed_to(tmp_path: Path) -> None:
     assert "not found" in rows["kiro"]
 
 
+@pytest.mark.long
 def test_the_servers_of_a_client_are_taken_over(tmp_path: Path) -> None:
     (tmp_path / ".cursor").mkdir()
     file = tmp_path / ".cursor" / "mcp.json"

@@ -108,6 +108,7 @@ def started(*arguments: str, env: dict[str, str], cwd: Path) -> Iterator[StdioCl
 
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+@pytest.mark.long
 def test_the_sdks_client_uses_it_in_both_eras(mode: str, tmp_path: Path) -> None:
     with running_gateway(servers={"alpha": odd("echo"), "slow": odd("slow")}) as gateway:
         gateway.wait_for_state("slow", "up")
@@ -137,6 +138,7 @@ def test_the_sdks_client_uses_it_in_both_eras(mode: str, tmp_path: Path) -> None
         wait_for(lambda: gateway.server("slow")["calls_in_flight"] == 0, message="for the cancelled call to end")
 
 
+@pytest.mark.long
 def test_a_gateway_that_is_killed_and_comes_back_goes_unnoticed(tmp_path: Path) -> None:
     with running_gateway(servers={"alpha": odd("echo"), "slow": odd("never")}) as gateway:
         gateway.wait_for_state("slow", "up")
@@ -202,6 +204,7 @@ def test_where_no_gateway_runs_one_is_started_for_all_and_ends_with_the_last(tmp
             process.kill()
 
 
+@pytest.mark.long
 def test_a_refusal_says_what_to_do(gateway: GatewayProcess, tmp_path: Path) -> None:
     with started("--server", "nobody", env=clean(TOOLSCORE_URL=gateway.url), cwd=tmp_path) as client:
         error = client.request("initialize", HELLO)["error"]
@@ -239,6 +242,7 @@ def test_what_is_no_message_is_answered_and_the_rest_goes_on(gateway: GatewayPro
             assert client.until(lambda message, name=name: message.get("id") == name)["result"] == {}
 
 
+@pytest.mark.long
 def test_a_pipe_gets_all_its_answers_and_sigterm_ends_it(gateway: GatewayProcess, tmp_path: Path) -> None:
     lines = [{"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": HELLO}]
     lines += [{"jsonrpc": "2.0", "id": number, "method": "ping"} for number in range(2, 50)]

@@ -12,6 +12,8 @@ from dashboard.types_of_api import PAGE
 from playwright.sync_api import Page, expect
 from support import GatewayProcess, odd, running_gateway, toolscore, wait_for
 
+pytestmark = pytest.mark.long
+
 AXE = PAGE / "node_modules" / "axe-core" / "axe.min.js"
 PAGES = ("/", "/ui/tools", "/ui/tools/many-0__tool_000", "/ui/servers", "/ui/servers/many-0", "/ui/calls",
          "/ui/discover", "/ui/python", "/ui/errors", "/ui/events", "/ui/access", "/ui/settings",
@@ -71,7 +73,6 @@ def heap(page: Page) -> int:
     return used
 
 
-@pytest.mark.long
 def test_an_hour_of_events_leaves_the_page_as_it_was(crowd: GatewayProcess, opened: Opened) -> None:
     """The real socket, on which the test lets 100,000 events more come."""
     page = opened(crowd, "/ui/health")

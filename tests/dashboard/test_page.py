@@ -21,6 +21,7 @@ MAX_BYTES = 350 * 1024
 """Of the whole page in gzip, all routes together."""
 
 
+@pytest.mark.long
 def test_its_types_are_those_of_the_api(gateway: GatewayProcess) -> None:
     document = gateway.http.get("/openapi.json").json()
     assert KEPT.read_text() == types_of(document), "make types"
@@ -28,6 +29,7 @@ def test_its_types_are_those_of_the_api(gateway: GatewayProcess) -> None:
     assert KEPT.read_text() != types_of(document), "a change is seen"
 
 
+@pytest.mark.long
 def test_its_own_tests_pass() -> None:
     vitest = PAGE / "node_modules" / "vitest" / "vitest.mjs"
     done = subprocess.run(
@@ -74,6 +76,7 @@ def test_it_is_built_once(tmp_path: Path) -> None:
     assert "My ToolScore" in (tmp_path / "dist" / "index.html").read_text(), "the old one stays"
 
 
+@pytest.mark.long
 def test_without_the_registry_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("package.json", "package-lock.json"):
         shutil.copy(PAGE / name, tmp_path / name)
@@ -131,6 +134,7 @@ def test_how_its_files_come(gateway: GatewayProcess) -> None:
         assert client.get("/ui/assets/old-1234.js").json()["error"]["code"] == "invalid_request"
 
 
+@pytest.mark.long
 def test_it_needs_no_key_but_its_data_does() -> None:
     with running_gateway(settings="access: {local_without_key: false}") as process:
         assert process.http.get("/").status_code == 200

@@ -15,6 +15,8 @@ from playwright.sync_api import Locator, Page, expect
 from servers.registries import Registries, server_source
 from support import ROOT, Fickle, GatewayProcess, running_gateway, wait_for
 
+pytestmark = pytest.mark.long
+
 TIME_SERVER = ROOT / ".cache" / "servers" / "current" / "bin" / "mcp-server-time"
 
 

@@ -78,6 +78,7 @@ def process(registry: Registries) -> Iterator[GatewayProcess]:
         yield gateway
 
 
+@pytest.mark.long
 def test_a_registry_is_copied_whole_and_searched(process: GatewayProcess, registry: Registries) -> None:
     found = search(process, "tell my colleagues in the channel that the build is done, on slack")
     first = found["servers"][0]
@@ -140,6 +141,7 @@ def test_the_command_line_says_that_a_registry_is_away(process: GatewayProcess, 
         process.http.post("/api/v1/catalog/refresh")
 
 
+@pytest.mark.long
 def test_a_registry_that_was_never_reached_costs_a_bounded_wait(tmp_path: Path) -> None:
     async def run() -> None:
         async with catalog_of(tmp_path, CatalogRules(registries=("http://127.0.0.1:9",))) as catalog:

@@ -34,6 +34,7 @@ KNOWN_SERVERS = Path(__file__).parents[1] / "data" / "known_servers"
 
 
 @pytest.mark.parametrize("embedder", [LIGHT, SEMANTIC, MULTILINGUAL], ids=["light", "semantic", "multilingual"])
+@pytest.mark.long
 def test_vectors_have_length_one_and_say_what_is_alike(embedder: Any) -> None:
     texts = [
         "the weather forecast for tomorrow",
@@ -53,6 +54,7 @@ def test_vectors_have_length_one_and_say_what_is_alike(embedder: Any) -> None:
     assert load_model(embedder.model).model == embedder.model, "a gap model was fitted for it"
 
 
+@pytest.mark.long
 def test_tasks_in_other_languages_find_their_tools() -> None:
     """The tools of 23 servers that people use, and thirty tasks in four languages."""
     found = run_search_bench([KNOWN_SERVERS], embedder=MULTILINGUAL, quiet=True)["sets"]
@@ -87,6 +89,7 @@ def test_what_is_installed_is_used() -> None:
         assert embedder_for(EmbeddingRules(mode=mode), None).model == mode  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_who_asks_in_another_language_is_told_what_helps(open_rooms: Any) -> None:
     async def run() -> None:
         for embedder, hinted in ((LIGHT, True), (MULTILINGUAL, False)):
@@ -100,6 +103,7 @@ def test_who_asks_in_another_language_is_told_what_helps(open_rooms: Any) -> Non
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_many_new_tools_are_found_by_words_until_they_are_read(open_rooms: Any) -> None:
     many = {f"tool_{number:03d}": f"The tool number {number} of many" for number in range(600)}
 
@@ -168,6 +172,7 @@ def test_an_endpoint_is_asked_in_batches_and_its_order_is_kept(endpoint: str) ->
         RemoteEmbedder("http://127.0.0.1:9/v1", "x").embed(["x"])
 
 
+@pytest.mark.long
 def test_a_gateway_on_an_endpoint_and_milvus_goes_on_with_words_when_the_endpoint_fails(
     endpoint: str, tmp_path: Path
 ) -> None:
@@ -212,6 +217,7 @@ class Counting:
         return SEMANTIC.embed(texts)
 
 
+@pytest.mark.long
 def test_semantic_search_embeds_nothing_twice(open_rooms: Any) -> None:
     query = "do I need an umbrella tomorrow, will it rain"
     many = {f"tool_{number:03d}": f"The tool number {number}" for number in range(60)}
@@ -253,11 +259,13 @@ def recall(index: Any, rows: Any, queries: Any, count: int = 10) -> float:
     return hits / (count * len(queries))
 
 
+@pytest.mark.long
 def test_hnsw_finds_what_exact_finds() -> None:
     rows, queries = rows_of(20_000, dimensions=32), rows_of(30, seed=2, dimensions=32)
     assert recall(HnswVectors(rows), rows, queries) >= 0.95
 
 
+@pytest.mark.long
 def test_milvus_finds_what_exact_finds_and_keeps_what_is_there(tmp_path: Path) -> None:
     rows, queries = rows_of(3000), rows_of(20, seed=2)
     keys = [f"{number:032d}" for number in range(3000)]

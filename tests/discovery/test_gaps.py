@@ -151,6 +151,7 @@ def set_of_questions(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_bench_prints_a_table_and_draws_a_picture(tmp_path: Path) -> None:
     picture = tmp_path / "gaps.png"
     done = toolscore("bench", "gaps", str(set_of_questions(tmp_path)), "--picture", str(picture))
@@ -173,12 +174,14 @@ SHARED = ROOT.parent / "shared" / "data" / "tool_search"
 OURS = ROOT / "tests" / "data"
 
 
+@pytest.mark.long
 def test_sources_are_judged_by_models_that_never_saw_them() -> None:
     report = run_gap_bench([OURS], held_out=True, quiet=True)
     assert {name.split("/")[0] for name in report["sets"]} == {"known_servers", "short_tasks"}
     assert all(0.6 < one["auroc"] <= 1 for one in report["sets"].values())
 
 
+@pytest.mark.long
 def test_real_tasks_are_seldom_called_gaps() -> None:
     """Thirty short tasks that tools of 23 servers do, and thirty that none does. The model was not fitted on them."""
     found = run_gap_bench([OURS / "known_servers"], quiet=True)["sets"]["known_servers/gap"]
@@ -187,8 +190,8 @@ def test_real_tasks_are_seldom_called_gaps() -> None:
     assert found["gaps_found"] >= 0.5
 
 
-@pytest.mark.long
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the labelled sets are not beside the checkout")
+@pytest.mark.long
 def test_the_model_that_ships_is_what_the_bench_makes(tmp_path: Path) -> None:
     models = tmp_path / "models.json"
     run_gap_bench([SHARED, OURS / "short_tasks"], fit_into=models, quiet=True)
@@ -322,6 +325,7 @@ def process(llm_url: str) -> Iterator[GatewayProcess]:
         yield gateway
 
 
+@pytest.mark.long
 def test_over_rest_mcp_and_the_command_line(process: GatewayProcess) -> None:
     task = "post the weather in Oslo to our Slack channel"
     answer = process.http.post("/api/v1/tools/analyze-gap", json={"task_description": task, "context": {"team": "ops"}})

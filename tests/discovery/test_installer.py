@@ -104,6 +104,7 @@ def nothing_left(process: GatewayProcess, server_id: str) -> None:
     assert not [command for command in process.commands() if any(mark in part for part in command)]
 
 
+@pytest.mark.long
 def test_the_loop_as_an_agent_sees_it(real: tuple[GatewayProcess, Registries]) -> None:
     """Gap, request, event, call, answer."""
     process, _ = real
@@ -162,6 +163,7 @@ def test_the_loop_as_an_agent_sees_it(real: tuple[GatewayProcess, Registries]) -
     assert again["status"] in ("sufficient", "unsure")
 
 
+@pytest.mark.long
 def test_a_server_from_npm_is_locked_and_keeps_its_files_at_home(real: tuple[GatewayProcess, Registries]) -> None:
     process, _ = real
     done = install(process, "memory")["data"]
@@ -178,6 +180,7 @@ def test_a_server_from_npm_is_locked_and_keeps_its_files_at_home(real: tuple[Gat
     assert "Ada" in process.text("memory__read_graph")
 
 
+@pytest.mark.long
 def test_one_that_needs_the_old_sdk_gets_it(real: tuple[GatewayProcess, Registries]) -> None:
     process, _ = real
     done = install(process, "sqlite")
@@ -191,6 +194,7 @@ def test_one_that_needs_the_old_sdk_gets_it(real: tuple[GatewayProcess, Registri
     nothing_left(process, "sqlite")
 
 
+@pytest.mark.long
 def test_policy_denies_by_default_and_says_how_to_go_on(
     local: tuple[GatewayProcess, Registries], new_key: Callable[[GatewayProcess, str], str]
 ) -> None:
@@ -300,6 +304,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registries]:
         ("calling", {"start": "import socket; socket.create_connection(('192.0.2.1', 80), 5)"}, "with `network`"),
     ],
 )  # fmt: skip
+@pytest.mark.long
 def test_what_does_not_start_leaves_nothing(
     packages: Registries, tmp_path: Path, name: str, source: dict[str, str], expected: str
 ) -> None:
@@ -315,6 +320,7 @@ def test_what_does_not_start_leaves_nothing(
     assert expected in message
 
 
+@pytest.mark.long
 def test_files_that_are_not_what_they_should_be_are_refused(packages: Registries, tmp_path: Path) -> None:
     tampered = packages.add_wheel("tampered-server", server_source("tampered"), digest="0" * 64)
     other = packages.add_wheel("swapped-server", server_source("swapped"))
@@ -358,6 +364,7 @@ def test_folders_that_no_install_made_stay(packages: Registries, tmp_path: Path)
 # In the gateway
 
 
+@pytest.mark.long
 def test_npm_packages_run_no_scripts_of_theirs(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     script = (SCRIPTS / "plain.js").read_text()
@@ -478,6 +485,7 @@ A_FOLDER = {
 }
 
 
+@pytest.mark.long
 def test_a_server_uses_the_folders_that_it_is_given_and_no_others(
     local: tuple[GatewayProcess, Registries], tmp_path: Path
 ) -> None:
@@ -521,6 +529,7 @@ def test_a_server_uses_the_folders_that_it_is_given_and_no_others(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only where the gateway is root does a server become another user")
+@pytest.mark.long
 def test_a_folder_of_roots_is_not_written_to_by_root(local: tuple[GatewayProcess, Registries], tmp_path: Path) -> None:
     process, registries = local
     package = registries.add_wheel("rooted-server", server_source("rooted"))
@@ -534,6 +543,7 @@ def test_a_folder_of_roots_is_not_written_to_by_root(local: tuple[GatewayProcess
     process.http.delete("/api/v1/catalog/installed/rooted")
 
 
+@pytest.mark.long
 def test_a_server_that_needs_an_account_says_so(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     refuses = server_source("locked", answer="'status code 401: Bad credentials: ' + os.environ['LOCKED_KEY']")
@@ -585,6 +595,7 @@ def test_what_a_catalog_may_not_ask_for(
         assert not process.event_seen("install_started", seconds=1, server_id="asks"), "its plan is refused already"
 
 
+@pytest.mark.long
 def test_secrets_are_given_by_reference_only(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     package = registries.add_wheel("keyed-server", server_source("keyed", answer="os.environ['API_KEY'][:3]"))
@@ -602,6 +613,7 @@ def test_secrets_are_given_by_reference_only(local: tuple[GatewayProcess, Regist
     process.http.delete("/api/v1/catalog/installed/keyed")
 
 
+@pytest.mark.long
 def test_two_equal_requests_at_once_install_once(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     registries.publish("org.nobody/twice", packages=[registries.add_wheel("twice-server", server_source("twice"))])
@@ -624,6 +636,7 @@ def test_two_equal_requests_at_once_install_once(local: tuple[GatewayProcess, Re
     process.http.delete("/api/v1/catalog/installed/twice")
 
 
+@pytest.mark.long
 def test_the_command_line_installs_and_uninstalls(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     registries.publish("org.nobody/lined", packages=[registries.add_wheel("lined-server", server_source("lined"))],
@@ -655,6 +668,7 @@ def test_the_command_line_installs_and_uninstalls(local: tuple[GatewayProcess, R
     assert "no catalog has a server 'nothing-like-it'" in failing.stderr
 
 
+@pytest.mark.long
 def test_variables_of_a_server_steer_nothing_but_the_server(
     local: tuple[GatewayProcess, Registries], tmp_path: Path
 ) -> None:
@@ -673,6 +687,7 @@ def test_variables_of_a_server_steer_nothing_but_the_server(
     process.http.delete("/api/v1/catalog/installed/plain2")
 
 
+@pytest.mark.long
 def test_with_a_network_it_is_still_kept_off_the_gateway(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     source = LOOKS.format(paths=[], own="/x", port=process.http_port)
@@ -711,6 +726,7 @@ def let_go(registries: Registries) -> None:
     registries._gate.clear()
 
 
+@pytest.mark.long
 def test_an_id_belongs_to_one_at_a_time(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     for name in ("first", "second"):
@@ -735,6 +751,7 @@ def test_an_id_belongs_to_one_at_a_time(local: tuple[GatewayProcess, Registries]
         assert install(process, "first", server_id=reserved)["error"]["code"] == "invalid_arguments"
 
 
+@pytest.mark.long
 def test_installing_twice_does_nothing_and_says_so(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     registries.publish("org.nobody/again", packages=[registries.add_wheel("again-server", server_source("again"))])
@@ -752,6 +769,7 @@ def test_installing_twice_does_nothing_and_says_so(local: tuple[GatewayProcess, 
     assert unset["error"]["code"] == "invalid_arguments", "before anything is fetched"
 
 
+@pytest.mark.long
 def test_what_is_unlikely_to_do_is_not_installed(local: tuple[GatewayProcess, Registries]) -> None:
     """However broad the rules are."""
     process, registries = local
@@ -784,6 +802,7 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_kill_9_in_the_middle_leaves_a_clean_start(local: tuple[GatewayProcess, Registries]) -> None:
     """And servers that were installed before it are there again, with their files."""
     process, registries = local
@@ -813,6 +832,7 @@ def test_kill_9_in_the_middle_leaves_a_clean_start(local: tuple[GatewayProcess, 
     assert process.http.delete("/api/v1/catalog/installed/slow").json()["success"]
 
 
+@pytest.mark.long
 def test_stopping_the_gateway_undoes_an_install_and_tells_whoever_waits(
     local: tuple[GatewayProcess, Registries],
 ) -> None:

@@ -56,6 +56,7 @@ policy: {rules: [{effect: deny, principals: [guest], tools: ["toolscore__call_to
         yield gateway
 
 
+@pytest.mark.long
 def test_a_list_fits_its_budget_and_the_rest_is_found_and_called(process: GatewayProcess) -> None:
     names = listed(process)
     assert names == sorted(names)
@@ -72,6 +73,7 @@ def test_a_list_fits_its_budget_and_the_rest_is_found_and_called(process: Gatewa
     wait_for(lambda: process.get("/api/v1/calls", limit=1)["calls"][0]["tool_id"] == "alpha__echo")
 
 
+@pytest.mark.long
 def test_the_list_stays_as_it_was(process: GatewayProcess) -> None:
     before = listed(process)
     for _ in range(5):
@@ -135,6 +137,7 @@ def test_policy_holds_behind_every_door(process: GatewayProcess, new_key: Callab
     assert denied.status_code == 404, "a forbidden tool does not exist"
 
 
+@pytest.mark.long
 def test_they_can_be_switched_off(process: GatewayProcess) -> None:
     file = process.config / "toolscore.yaml"
     settings = file.read_text()
@@ -200,6 +203,7 @@ def tool(name: str) -> Tool:
     st.integers(0, 400),
     st.sets(st.text("abc", min_size=1, max_size=3)),
 )
+@pytest.mark.long
 def test_what_is_fitted(known: dict[str, tuple[int, float]], budget: int, before: set[str]) -> None:
     """Within the budget but for what is always listed; sorted; the same again once it was listed."""
     tools = [tool(name) for name in known]

@@ -100,6 +100,7 @@ def test_a_trusted_proxy_says_where_we_are(guarded: GatewayProcess) -> None:
     assert f'"https://tools.example.com/tools{WELL_KNOWN}"' in challenge
 
 
+@pytest.mark.long
 def test_a_stranger_says_nothing_of_where_we_are() -> None:
     settings = SETTINGS.replace("trusted_proxies: [127.0.0.1]", "public_url: https://tools.example.com/a")
     forged = {"Host": "tools.example.com", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http"}

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from support import in_memory_gateway
 
+pytestmark = pytest.mark.long
+
 
 def broken(*_: Any, **__: Any) -> Any:
     raise RuntimeError("a secret of the inside")

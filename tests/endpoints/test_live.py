@@ -89,6 +89,7 @@ def test_a_foreign_page_cannot_open_the_socket(gateway: GatewayProcess) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_events_come_in_order_with_what_happened_and_survive_a_restart() -> None:
     with running_gateway({"alpha": odd("echo")}, python=True) as process:
         process.wait_for_state("alpha", "up")
@@ -110,6 +111,7 @@ def test_events_come_in_order_with_what_happened_and_survive_a_restart() -> None
         assert installed["capabilities"][0]["parameters"]["required"] == ["text"]
 
 
+@pytest.mark.long
 def test_a_subscriber_resumes_where_it_stopped_and_gets_only_what_it_asked_for() -> None:
     async def run(process: GatewayProcess) -> None:
         async with connect(process.events_url) as socket:
@@ -162,6 +164,7 @@ def test_sse_resumes_from_the_last_event_id(gateway: GatewayProcess) -> None:
     assert gateway.http.get("/api/v1/events/stream", headers={"last-event-id": "x"}).status_code == 400
 
 
+@pytest.mark.long
 def test_a_subscriber_that_reads_nothing_holds_nobody_up(gateway: GatewayProcess) -> None:
     """Its socket fills, its queue fills, its events are dropped; calls and other subscribers go on."""
     with socketlib.create_connection(("127.0.0.1", gateway.http_port)) as lazy:
@@ -174,6 +177,7 @@ def test_a_subscriber_that_reads_nothing_holds_nobody_up(gateway: GatewayProcess
 ODD: list[Any] = [None, True, -1, 10**30, 1.5, float("1e300"), "", "²", "x" * 5000, [], [1], {}, {"a": 1}]
 
 
+@pytest.mark.long
 def test_odd_values_in_commands_are_refused_and_break_nothing(gateway: GatewayProcess) -> None:
     names = (
         "tool_id",

@@ -125,6 +125,7 @@ def test_a_request_state_is_good_for_its_request_and_once(gateway: GatewayProces
     assert "ada" in json.dumps(resume(again["requestState"], again)["result"])
 
 
+@pytest.mark.long
 def test_a_client_that_stays_away_is_waited_for_no_longer_than_set(gateway: GatewayProcess) -> None:
     first = call(gateway, "sessions", "test_elicitation", arguments={"message": "who?"})["result"]
     wait_for(lambda: gateway.server("sessions")["calls_in_flight"] == 0, 60)
@@ -188,6 +189,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("server_id", ["both", "sessions"])
 @pytest.mark.parametrize("address", ["/mcp", "/servers/{}/mcp"])
+@pytest.mark.long
 def test_changes_reach_a_client_of_the_session_era(gateway: GatewayProcess, server_id: str, address: str) -> None:
     prefix = f"{server_id}__" if address == "/mcp" else ""
 
@@ -210,6 +212,7 @@ def test_changes_reach_a_client_of_the_session_era(gateway: GatewayProcess, serv
 
 
 @pytest.mark.parametrize("server_id", ["both", "sessions"])
+@pytest.mark.long
 def test_changes_reach_a_client_of_the_stateless_era(gateway: GatewayProcess, server_id: str) -> None:
     async def run() -> None:
         async with Client(f"{gateway.url}/servers/{server_id}/mcp", mode=STATELESS) as client:
@@ -278,6 +281,7 @@ def test_a_session_hears_the_levels_that_it_asked_for(gateway: GatewayProcess) -
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_lists_are_whole_while_a_server_is_away() -> None:
     with running_gateway({"one": fixture("stdio"), "two": fixture("stdio")}) as process:
         for server_id in ("one", "two"):
@@ -391,6 +395,7 @@ def test_a_stateless_client_on_the_router(gateway: GatewayProcess, server_id: st
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_a_question_that_is_taken_back_is_so_for_the_client(gateway: GatewayProcess) -> None:
     async def run() -> None:
         async with dialled(gateway, "/servers/sessions/mcp") as socket:
@@ -417,6 +422,7 @@ def test_an_unknown_server_on_the_router_is_named(gateway: GatewayProcess) -> No
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_nothing_is_left_of_clients_that_went(gateway: GatewayProcess) -> None:
     async def run() -> None:
         for _ in range(3):

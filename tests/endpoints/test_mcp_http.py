@@ -62,6 +62,7 @@ def test_wrong_arguments_are_a_result_that_a_model_can_read(gateway: GatewayProc
 
 
 @pytest.mark.parametrize("mode", ERAS)
+@pytest.mark.long
 def test_progress_reaches_the_client_that_asked(mode: str) -> None:
     async def run(url: str) -> list[tuple[float, float | None, str | None]]:
         seen = []
@@ -81,6 +82,7 @@ def test_progress_reaches_the_client_that_asked(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ERAS)
+@pytest.mark.long
 def test_a_changed_list_is_told(mode: str) -> None:
     async def run(process: GatewayProcess) -> None:
         told = asyncio.Event()
@@ -168,6 +170,7 @@ def test_the_stateless_era_checks_its_envelope(gateway: GatewayProcess) -> None:
     assert "2026-07-28" in response.json()["error"]["data"]["supported"]
 
 
+@pytest.mark.long
 def test_a_refusal_of_the_server_passes_unchanged() -> None:
     with running_gateway({"refuses": odd("refuses")}, python=True) as process:
         process.wait_for_state("refuses", "up")
@@ -176,6 +179,7 @@ def test_a_refusal_of_the_server_passes_unchanged() -> None:
         assert error == {"code": -32099, "message": "not today", "data": {"why": "tired"}}
 
 
+@pytest.mark.long
 def test_a_cancelled_request_of_a_session_cancels_the_work(tmp_path: Any) -> None:
     with running_gateway({"slow": odd("slow", tmp_path / "notes")}, python=True) as process:
         process.wait_for_state("slow", "up")
@@ -201,6 +205,7 @@ def test_a_cancelled_request_of_a_session_cancels_the_work(tmp_path: Any) -> Non
         wait_for(lambda: (tmp_path / "notes").exists(), message="for the cancellation at the server")
 
 
+@pytest.mark.long
 def test_a_tool_whose_server_is_away_stays_listed_and_marked() -> None:
     with running_gateway({"alpha": odd("echo")}, python=True) as process:
         process.wait_for_state("alpha", "up")
@@ -213,6 +218,7 @@ def test_a_tool_whose_server_is_away_stays_listed_and_marked() -> None:
         assert process.get("/api/v1/tools/alpha__echo")["available"] is False
 
 
+@pytest.mark.long
 def test_an_http_server_of_each_era_serves_a_client_of_each(tmp_path: Any) -> None:
     import subprocess
     import sys
@@ -257,6 +263,7 @@ def test_any_bytes_are_answered(gateway: GatewayProcess) -> None:
         assert "error" in json.loads(response.content)
 
 
+@pytest.mark.long
 def test_one_caller_cannot_take_the_sessions_of_others() -> None:
     settings = "access: {local_without_key: false}\nlimits: {max_sessions_per_principal: 5}\n"
     hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize",

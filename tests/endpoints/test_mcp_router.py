@@ -101,6 +101,7 @@ def test_bad_messages_are_refused_and_the_socket_stays_open(gateway: GatewayProc
 
 
 @pytest.mark.parametrize("dialect", ["mcp", "toolscore.v1"])
+@pytest.mark.long
 def test_answers_come_out_of_order_and_a_full_connection_says_so(dialect: str) -> None:
     async def run(process: GatewayProcess) -> None:
         async with dialled(process, "tcp", dialect) as socket:
@@ -136,6 +137,7 @@ def test_answers_come_out_of_order_and_a_full_connection_says_so(dialect: str) -
         asyncio.run(run(process))
 
 
+@pytest.mark.long
 def test_a_client_of_the_session_era_hears_of_changes() -> None:
     async def run(process: GatewayProcess) -> None:
         async with dialled(process, "tcp", "mcp") as socket:
@@ -179,6 +181,7 @@ def test_a_frame_over_the_bound_is_refused_and_one_far_over_closes_the_connectio
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_the_sdks_websocket_client_of_version_1_lists_and_calls(gateway: GatewayProcess) -> None:
     program = """
 import asyncio, sys
@@ -233,6 +236,7 @@ async def serve_calls(socket: Any, instance: str = "one") -> None:
             await socket.send(json.dumps(reply))
 
 
+@pytest.mark.long
 def test_a_typed_server_registers_serves_and_leaves() -> None:
     async def run(process: GatewayProcess) -> None:
         async with dialled(process, "tcp", "v1") as client:
@@ -272,6 +276,7 @@ def test_a_typed_server_registers_serves_and_leaves() -> None:
         assert kinds == ["tool_installed", "server_up", "server_down", "server_up", "server_down"]
 
 
+@pytest.mark.long
 def test_several_instances_share_the_calls_and_one_may_go() -> None:
     async def run(process: GatewayProcess) -> None:
         async with dialled(process, "tcp", "v1") as one, dialled(process, "tcp", "v1") as two:
@@ -292,6 +297,7 @@ def test_several_instances_share_the_calls_and_one_may_go() -> None:
         asyncio.run(run(process))
 
 
+@pytest.mark.long
 def test_a_registered_endpoint_is_dialled_and_kept(tmp_path: Any) -> None:
     async def run(process: GatewayProcess) -> None:
         async with serve_ws(serve_calls, "127.0.0.1", 0) as server:
@@ -310,6 +316,7 @@ def test_a_registered_endpoint_is_dialled_and_kept(tmp_path: Any) -> None:
         asyncio.run(run(process))
 
 
+@pytest.mark.long
 def test_unregister_takes_the_tools_away() -> None:
     async def run(process: GatewayProcess) -> None:
         async with dialled(process, "tcp", "v1") as socket:
@@ -394,6 +401,7 @@ async def serve_mcp(socket: ClientConnection) -> None:
 
 
 @pytest.mark.parametrize("way", ["tcp", "unix"])
+@pytest.mark.long
 def test_an_mcp_server_dials_in(way: str) -> None:
     async def run(process: GatewayProcess) -> None:
         async with dialled(process, way, "mcp", "/register") as socket:

@@ -58,6 +58,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
         assert name in schemas, name
 
 
+@pytest.mark.long
 def test_real_answers_are_as_it_says(gateway: GatewayProcess, document: dict[str, Any]) -> None:
     def check(method: str, path: str, template: str = "", **more: Any) -> Any:
         response = gateway.http.request(method, path, timeout=180, **more)

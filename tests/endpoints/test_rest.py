@@ -162,6 +162,7 @@ def test_one_tool_shows_its_schema_and_server(gateway: GatewayProcess) -> None:
     assert len(tool["definition_hash"]) == 64
 
 
+@pytest.mark.long
 def test_attach_inspect_restart_detach() -> None:
     with running_gateway() as process:
         spec = odd("echo", env={"TOKEN": "s3cret"})
@@ -208,6 +209,7 @@ def test_a_wrong_spec_is_refused_with_the_key(gateway: GatewayProcess, spec: dic
     assert gateway.http.get("/api/v1/servers/wrong").status_code == 404
 
 
+@pytest.mark.long
 def test_the_gateway_does_not_take_itself_for_a_server() -> None:
     with running_gateway() as process:
         ourselves = {"url": f"{process.url}/mcp"}
@@ -219,6 +221,7 @@ def test_the_gateway_does_not_take_itself_for_a_server() -> None:
         assert "itself" in server["last_error"]
 
 
+@pytest.mark.long
 def test_a_tool_of_a_server_that_is_still_starting_is_waited_for() -> None:
     with running_gateway({"alpha": odd("echo"), "crashes": odd("crashes"), "silent": odd("silent")}) as process:
         assert process.text("alpha__echo", {"text": "at once"}) == "at once"

@@ -37,6 +37,7 @@ def gateway() -> Iterator[GatewayProcess]:
         yield process
 
 
+@pytest.mark.long
 def test_a_body_of_tiny_numbers_holds_up_nobody(gateway: GatewayProcess) -> None:
     body = f'{{"tool_id": "echo__echo", "parameters": {{"text": "x", "x": {TINY}}}}}'
     answer = gateway.http.post("/execute_tool", content=body, headers={"content-type": "application/json"})
@@ -44,6 +45,7 @@ def test_a_body_of_tiny_numbers_holds_up_nobody(gateway: GatewayProcess) -> None
     assert gateway.busiest_seconds() < stall_seconds()
 
 
+@pytest.mark.long
 def test_a_flood_of_small_frames_holds_up_nobody(gateway: GatewayProcess) -> None:
     with connect(gateway.router_url) as socket:
         for _ in range(10_000):
@@ -116,6 +118,7 @@ def test_a_mistake_in_what_keeps_callers_out_keeps_the_gateway_from_starting(tmp
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_mistake_elsewhere_does_not(tmp_path: Path) -> None:
     with running_gateway(settings="scores: {half_life: soon}") as process:
         assert process.get("/health")["status"] == "degraded"

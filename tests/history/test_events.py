@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from toolscore.history.events import EventLog, EventRules
 from toolscore.stores import Database, open_database
 from toolscore.stores.database import StoreError
@@ -49,6 +51,7 @@ def test_the_missed_come_first_and_none_twice(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_numbers_go_on_after_a_restart_and_after_pruning(tmp_path: Path) -> None:
     async def run() -> None:
         async with event_log(tmp_path, EventRules(keep=100)) as events:

@@ -156,6 +156,7 @@ def test_some_are_not_told_and_what_does_not_help_is_shown_no_more(tmp_path: Pat
     with_firewall(tmp_path, work)
 
 
+@pytest.mark.long
 def test_what_was_changed(tmp_path: Path) -> None:
     cases: list[tuple[str, Raw, Raw, str | None]] = [
         ("something is missing here", given_(a=1), given_(a=1, limit=10), "give `limit`"),
@@ -292,6 +293,7 @@ def test_similar_errors_are_found_and_all_is_there_after_a_restart(tmp_path: Pat
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.long
 def test_what_is_suggested_is_right_when_a_journal_is_replayed(seed: int) -> None:
     found = asyncio.run(run_fixes_bench(simulated(seed)))
     assert found["shown"] >= 10
@@ -300,6 +302,7 @@ def test_what_is_suggested_is_right_when_a_journal_is_replayed(seed: int) -> Non
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("tu"), st.booleans(), st.text(max_size=20))))
+@pytest.mark.long
 def test_any_course_of_calls_can_be_learned_from(calls: list[tuple[str, str, bool, str]]) -> None:
     async def run() -> None:
         async with open_database("sqlite+aiosqlite://") as database, ErrorFirewall(database, EMBEDDER) as firewall:
@@ -317,6 +320,7 @@ def test_any_course_of_calls_can_be_learned_from(calls: list[tuple[str, str, boo
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_a_model_reads_what_helped(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}, journal=True) as process:

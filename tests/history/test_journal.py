@@ -128,6 +128,7 @@ def test_a_large_body_is_kept_once(gateway: GatewayProcess) -> None:
     assert size < len(text) / 10
 
 
+@pytest.mark.long
 def test_a_call_is_made_again_and_compared(gateway: GatewayProcess, fickle: Fickle) -> None:
     answer = gateway.execute("echo__safe", {"text": "hi"})
     call_id = answer["data"]["call_id"]
@@ -173,6 +174,7 @@ def test_a_window_is_made_again(gateway: GatewayProcess) -> None:
     assert gateway.http.post("/api/v1/calls/replay", json={"limt": 6}).json()["error"]["code"] == "invalid_arguments"
 
 
+@pytest.mark.long
 def test_a_recorded_window_stands_in_for_the_server(gateway: GatewayProcess, fickle: Fickle, tmp_path: Path) -> None:
     texts = [gateway.text("city__look", {"city": city}) for city in ("Ulm", "Ulm", "Bonn")]
     file = tmp_path / "city.json"
@@ -226,6 +228,7 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("starts", ["crash", "power"])
+@pytest.mark.long
 def test_what_was_sent_survives_a_kill_of_gateway_and_recorder_together(starts: str) -> None:
     """Calls that may change something: the end of the last ones is lost, and that they were sent is not."""
     secret = f"sk-{'a1' * 15}"
@@ -273,6 +276,7 @@ def test_what_was_sent_survives_a_kill_of_gateway_and_recorder_together(starts: 
         assert len(kept()) == number
 
 
+@pytest.mark.long
 def test_starts_take_a_bounded_number_of_files_and_none_is_lost(tmp_path: Path) -> None:
     import asyncio
 
@@ -296,6 +300,7 @@ def test_starts_take_a_bounded_number_of_files_and_none_is_lost(tmp_path: Path) 
     assert still_open <= asyncio.run(found())
 
 
+@pytest.mark.long
 def test_another_recorder_takes_the_place_of_one_that_dies(tmp_path: Path) -> None:
     with running_gateway({"echo": odd("echo")}, journal=True) as process:
         process.wait_for_state("echo", "up")
@@ -348,6 +353,7 @@ def test_old_calls_and_too_many_of_them_go(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_a_full_disk_costs_no_call(tmp_path: Path) -> None:
     """A file system of 24 MB, filled to the last byte."""
     disk = tmp_path / "disk"
@@ -388,6 +394,7 @@ values = st.recursive(
 
 
 @given(values)
+@pytest.mark.long
 def test_redaction_loses_nothing_else_and_is_done_once(value: Any) -> None:
     once, hidden = redact_json(Raw(encode(value)))
     assert redact_json(Raw(once)) == (once, False)
@@ -445,6 +452,7 @@ def test_secrets_in_a_text_that_is_json_itself() -> None:
         assert b"hunter22" not in clean
 
 
+@pytest.mark.long
 def test_no_text_takes_long_to_look_through() -> None:
     started = time.monotonic()
     for text in ("eyJ-" * 50_000, "a-" * 100_000, "-".join(["x"] * 100_000), "password" * 20_000, "secret" * 20_000):
@@ -453,6 +461,7 @@ def test_no_text_takes_long_to_look_through() -> None:
     assert time.monotonic() - started < 30  # hours, with a search that begins anew at each word
 
 
+@pytest.mark.long
 def test_a_page_is_read_while_calls_come_in(tmp_path: Path) -> None:
     with running_gateway({"echo": odd("echo")}, journal=True) as process:
         process.wait_for_state("echo", "up")

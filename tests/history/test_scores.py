@@ -32,6 +32,7 @@ def test_a_cold_tool_is_average() -> None:
 
 
 @given(st.lists(outcomes, max_size=60))
+@pytest.mark.long
 def test_a_score_is_a_share_and_success_never_lowers_it(seen: list[str]) -> None:
     before = score_of(after(*seen), NOW).value
     assert 0 <= before <= 1
@@ -72,6 +73,7 @@ def test_lateness_nonsense_and_changes_cost() -> None:
     assert with_() == pytest.approx(score_of(after(*["ok"] * 30), NOW).value)
 
 
+@pytest.mark.long
 def test_a_gateway_measures_and_remembers(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}, settings="cache: {enabled: false}\n", journal=True) as process:

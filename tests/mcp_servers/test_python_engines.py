@@ -129,6 +129,7 @@ def test_the_restricted_language_does_what_policies_need(restricted: ExecutorPro
     assert (got["stdout"], got["result"]) == ("checked 3\n", "(True, [0, 1, 2], 3.5)")
 
 
+@pytest.mark.long
 def test_a_call_chooses_among_the_engines_that_are_allowed(tmp_path: Path) -> None:
     async def main() -> None:
         async with Executor(data_dir=tmp_path, allowed_engines=["persistent"]) as executor:
@@ -186,6 +187,7 @@ def test_code_runs_in_a_container(tmp_path: Path) -> None:
         pytest.skip(f"no container engine: {str(exc).splitlines()[0]}")
 
 
+@pytest.mark.long
 def test_the_benchmark_measures_every_engine_and_checks_every_result(tmp_path: Path) -> None:
     report = asyncio.run(measure_engines(engines=POOLED, seconds=0.03, samples=2, rounds=1, data_dir=tmp_path))
     assert report["skipped"] == {}
@@ -239,6 +241,7 @@ def test_the_commands_print_and_write_what_they_measured(
     assert "no engine 'warp': there are fork" in done.stderr
 
 
+@pytest.mark.long
 def test_doctor_tries_the_layers(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mcp_servers.python_executor", "doctor", "--json"],
@@ -259,6 +262,7 @@ def test_doctor_tries_the_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tier", "expected"), [("B", 0), ("C", 0), ("D", 1)])
+@pytest.mark.long
 def test_doctor_and_the_server_tell_a_machine_that_confines_less(tier: str, expected: int, tmp_path: Path) -> None:
     lower = [sys.executable, str(ROOT / "tests" / "servers" / "lower.py"), tier, sys.executable, "-m"]
     program = [*lower, "mcp_servers.python_executor"]

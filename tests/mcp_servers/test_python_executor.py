@@ -210,6 +210,7 @@ def test_no_descriptor_or_folder_stays(python: GatewayProcess) -> None:
     assert folders() == before
 
 
+@pytest.mark.long
 def test_more_calls_than_may_wait_are_told_when_to_come_back(python: GatewayProcess) -> None:
     async def flood() -> list[dict[str, Any]]:
         arguments = {"code": "import time; time.sleep(1)"}
@@ -225,6 +226,7 @@ def test_more_calls_than_may_wait_are_told_when_to_come_back(python: GatewayProc
         assert 0 < error["retry_after_seconds"] < 60
 
 
+@pytest.mark.long
 def test_who_waits_is_told_the_position_as_progress(python: GatewayProcess) -> None:
     told: list[str] = []
 
@@ -385,6 +387,7 @@ def test_a_session_goes_on_through_every_door(python: GatewayProcess) -> None:
     assert answer["data"]["structured_content"]["result"] == "False"
 
 
+@pytest.mark.long
 def test_it_stands_alone_over_stdio() -> None:
     async def call() -> None:
         command = StdioServerParameters(command=sys.executable, args=["-m", "mcp_servers.python_executor", "--stdio"])

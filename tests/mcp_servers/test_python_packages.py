@@ -57,6 +57,7 @@ def test_a_set_that_cannot_be_installed_says_why(box: ExecutorProcess) -> None:
     assert box.run("1 + 1")["result"] == "2"
 
 
+@pytest.mark.long
 def test_packages_are_preloaded_and_work(box: ExecutorProcess) -> None:
     code = "import sys\nahead = 'numpy' in sys.modules, 'matplotlib.pyplot' in sys.modules\nahead"
     assert box.run(code, packages=["data"])["result"] == "(True, True)"
@@ -98,6 +99,7 @@ def test_a_session_keeps_its_packages(box: ExecutorProcess) -> None:
     assert box.run("h.intcomma(1000)", session_id="s")["result"] == "'1,000'"
 
 
+@pytest.mark.long
 def test_a_session_may_ask_for_packages_later(box: ExecutorProcess) -> None:
     box.run("kept = 20", session_id="later")
     assert box.run("import humanize", session_id="later")["error"]["type"] == "ModuleNotFoundError"

@@ -64,6 +64,7 @@ async def running(executor: Executor, count: int) -> None:
 # ------------------------------------------------------------------------------------------------------- admission
 
 
+@pytest.mark.long
 def test_one_who_sends_much_delays_another_by_one_call(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         done: list[str] = []
@@ -180,6 +181,7 @@ def test_a_burst_does_not_wait_for_slow_calls(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ what breaks
 
 
+@pytest.mark.long
 def test_a_zygote_that_dies_is_replaced_and_calls_that_had_not_begun_do_not_notice(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         for _ in range(2):
@@ -197,6 +199,7 @@ def test_a_zygote_that_dies_is_replaced_and_calls_that_had_not_begun_do_not_noti
     with_executor(tmp_path, work)
 
 
+@pytest.mark.long
 def test_a_zygote_is_replaced_from_time_to_time_without_a_lost_call(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         await executor.execute("kept = 1", session_id="s")
@@ -212,6 +215,7 @@ def test_a_zygote_is_replaced_from_time_to_time_without_a_lost_call(tmp_path: Pa
     with_executor(tmp_path, work, pool={"generation_calls": 100})
 
 
+@pytest.mark.long
 def test_a_server_without_descriptors_for_a_moment_recovers(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -254,6 +258,7 @@ def test_a_server_with_few_descriptors_takes_fewer_calls_and_answers_all(tmp_pat
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.long
 def test_a_session_that_is_reset_in_the_middle_leaves_no_process(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         async def call(code: str) -> Any:
@@ -355,6 +360,7 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["A", "B", "C", "slow"])
+@pytest.mark.long
 def test_nothing_is_left_after_a_kill_of_the_server(kind: str, tmp_path: Path) -> None:
     with executor_process(kind, data_dir=str(tmp_path)) as process:
         process.start("import ctypes, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); time.sleep(60)")
@@ -375,6 +381,7 @@ def test_nothing_is_left_after_a_kill_of_the_server(kind: str, tmp_path: Path) -
     with_executor(tmp_path, work)
 
 
+@pytest.mark.long
 def test_the_gateway_lives_on_without_a_sandbox_and_says_why(tmp_path: Path) -> None:
     with running_gateway(settings="python_executor: {interpreter: /no/such/python}", python=True) as process:
         state = process.wait_for_state(EXECUTOR, "down", "failed")
@@ -384,6 +391,7 @@ def test_the_gateway_lives_on_without_a_sandbox_and_says_why(tmp_path: Path) -> 
         assert process.get("/health")["status"] == "degraded", "while it is tried again, too"
 
 
+@pytest.mark.long
 def test_a_machine_below_the_least_tier_is_refused_by_the_gateway() -> None:
     lower = [sys.executable, str(ROOT / "tests" / "servers" / "lower.py"), "C"]
     with running_gateway(settings="python_executor: {min_tier: B}", start=False, python=True) as process:

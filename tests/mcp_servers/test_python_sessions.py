@@ -76,6 +76,7 @@ def test_their_number_is_bounded_for_each_and_in_all(box: ExecutorProcess) -> No
 
 
 @pytest.mark.parametrize("engine", ["fork", "fresh"])
+@pytest.mark.long
 def test_an_idle_one_is_ended(engine: str, tmp_path: Path) -> None:
     with executor_process(engine=engine, data_dir=str(tmp_path), memory_mb=128, session_idle_seconds=1.5) as box:
         box.run("z = 1", session_id="idle")
@@ -112,6 +113,7 @@ def test_one_that_takes_too_long_or_too_much_keeps_its_variables(box: ExecutorPr
     reset(box, "slow")
 
 
+@pytest.mark.long
 def test_a_session_outlives_many_calls_of_others(box: ExecutorProcess) -> None:
     box.run("kept = 'here'", session_id="long")
     for number in range(30):

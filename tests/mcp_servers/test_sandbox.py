@@ -259,6 +259,7 @@ def test_nothing_is_written_outside(box: ExecutorProcess, path: str) -> None:
     refused(box, code, "PermissionError", "OSError", "NotADirectoryError", "FileNotFoundError", "IsADirectoryError")
 
 
+@pytest.mark.long
 def test_files_of_a_call_are_its_own(box: ExecutorProcess) -> None:
     write = (
         "import tempfile, os\nopen('mine', 'w').write('secret')\n"

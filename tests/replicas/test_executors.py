@@ -83,6 +83,7 @@ def instances(process: GatewayProcess) -> int:
     return int(process.http.get(f"/api/v1/servers/{EXECUTOR}").json()["data"].get("instances", 0))
 
 
+@pytest.mark.long
 def test_executors_dial_every_gateway_and_leave_without_losing_a_call(
     two: list[GatewayProcess], tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def works(process: GatewayProcess) -> bool:
     return bool(answer["success"] and answer["data"]["content"][0]["text"] == "fine")
 
 
+@pytest.mark.long
 def test_a_server_that_one_installed_is_there_for_all_and_stays_until_somebody_removes_it(
     two: list[GatewayProcess],
 ) -> None:

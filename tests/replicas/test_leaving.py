@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 from collections import Counter
 
+import pytest
 from support import GatewayProcess, forked, wait_for
 from support.engines import exchange
+
+pytestmark = pytest.mark.long
 
 Replicas = list[GatewayProcess]
 

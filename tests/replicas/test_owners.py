@@ -13,6 +13,8 @@ import httpx
 import pytest
 from support import EXECUTOR, GatewayProcess, command_of, odd, wait_for
 
+pytestmark = pytest.mark.long
+
 KNOWN_SECONDS = 60
 
 Replicas = list[GatewayProcess]

@@ -14,7 +14,10 @@ import pytest
 from mcp import Client
 from support import GatewayProcess, fixture, odd, wait_for
 
-pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning"),
+]
 
 SESSIONS, STATELESS = "2025-11-25", "2026-07-28"
 META = "io.modelcontextprotocol/"

@@ -8,6 +8,7 @@ from support.conformance import SESSIONS, STATELESS, UNSCORED, judged, required,
 
 
 @pytest.mark.parametrize("revision", [SESSIONS, STATELESS])
+@pytest.mark.long
 def test_a_server_passes_through_three_as_through_one(
     replicas: list[GatewayProcess], balancer: str, revision: str
 ) -> None:

@@ -8,8 +8,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from support import GatewayProcess, wait_for
 from support.field import Asked, field_server
+
+pytestmark = pytest.mark.long
 
 Replicas = list[GatewayProcess]
 

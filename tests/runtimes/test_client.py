@@ -41,6 +41,7 @@ def test_errors_are_typed(gateway: GatewayProcess) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_servers_are_attached_and_detached() -> None:
     async def run(process: GatewayProcess) -> None:
         async with ToolScoreClient(process.url) as client:
@@ -55,6 +56,7 @@ def test_servers_are_attached_and_detached() -> None:
         asyncio.run(run(process))
 
 
+@pytest.mark.long
 def test_whoever_waits_for_a_tool_is_woken() -> None:
     async def run(process: GatewayProcess) -> None:
         async with RealTimeToolClient(process.events_url) as client:
@@ -76,6 +78,7 @@ def test_whoever_waits_for_a_tool_is_woken() -> None:
         asyncio.run(run(process))
 
 
+@pytest.mark.long
 def test_nothing_is_missed_across_a_restart_of_the_gateway() -> None:
     async def run(process: GatewayProcess) -> None:
         seen: list[dict[str, Any]] = []
@@ -105,6 +108,7 @@ def test_nothing_is_missed_across_a_restart_of_the_gateway() -> None:
         asyncio.run(run(process))
 
 
+@pytest.mark.long
 def test_a_failed_tool_comes_with_what_helped() -> None:
     async def run(process: GatewayProcess) -> None:
         async with ToolScoreClient(process.url) as client:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support import ROOT, GatewayProcess
 
 import toolscore
@@ -32,6 +33,7 @@ asyncio.run(listen())
 """
 
 
+@pytest.mark.long
 def test_a_handful_of_packages_reaches_a_gateway(gateway: GatewayProcess, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("TOOLSCORE_", "PYTHON"))}
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True)

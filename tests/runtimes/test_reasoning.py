@@ -73,6 +73,7 @@ def ending(events: list[Event]) -> tuple[str, str]:
 # Good
 
 
+@pytest.mark.long
 def test_a_task_is_planned_done_and_told(gateway: GatewayProcess, tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     events, requests = ran(gateway, [LOOK, DONE], path=path, rules={"input_price": 3.0, "output_price": 6.0})
@@ -96,6 +97,7 @@ def test_a_task_is_planned_done_and_told(gateway: GatewayProcess, tmp_path: Path
     assert [inner["tool_id"] for inner in call["calls"]] == ["city__look"]
 
 
+@pytest.mark.long
 def test_a_changing_tool_is_asked_for(gateway: GatewayProcess, city: Fickle) -> None:
     write = "```python\ntools.city.write(city='Bergen')\n```"
     asked: list[tuple[str, ...]] = []
@@ -121,6 +123,7 @@ def test_a_changing_tool_is_asked_for(gateway: GatewayProcess, city: Fickle) -> 
     assert len(city.calls()) == before + 3
 
 
+@pytest.mark.long
 def test_tools_that_come_meanwhile_are_offered(gateway: GatewayProcess, tmp_path: Path) -> None:
     other = Fickle(tmp_path / "other")
 
@@ -155,6 +158,7 @@ def test_tools_that_come_meanwhile_are_offered(gateway: GatewayProcess, tmp_path
         ("FINAL:", "followed by nothing"),
     ],
 )
+@pytest.mark.long
 def test_an_answer_without_the_form_is_mended_by_asking_once(
     gateway: GatewayProcess, first: Turn | str, mended: str
 ) -> None:
@@ -199,6 +203,7 @@ def test_where_another_try_may_help_there_is_one(gateway: GatewayProcess, troubl
     assert waited or trouble.dies, "and it says that it waits"
 
 
+@pytest.mark.long
 def test_options_that_an_endpoint_does_not_know_are_left_out(gateway: GatewayProcess) -> None:
     picky = [
         Turn(status=400, error="Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
@@ -217,6 +222,7 @@ def test_options_that_an_endpoint_does_not_know_are_left_out(gateway: GatewayPro
     assert ending(refused)[0] == "model", "what was asked for is not left out"
 
 
+@pytest.mark.long
 def test_what_cannot_be_mended_ends_the_run_and_says_why(gateway: GatewayProcess) -> None:
     started = time.monotonic()
     events, requests = ran(gateway, [Turn(status=401, error="the key is wrong")])
@@ -234,6 +240,7 @@ def test_what_cannot_be_mended_ends_the_run_and_says_why(gateway: GatewayProcess
         ChatModel(ModelRules(name="x", key="sk-plain"))
 
 
+@pytest.mark.long
 def test_bounds_end_a_run_each_by_its_name(gateway: GatewayProcess) -> None:
     def look(task: str, messages: list[dict[str, str]], count: int) -> Turn | str:
         return LOOK.replace("Oslo", f"Oslo{count}")
@@ -246,6 +253,7 @@ def test_bounds_end_a_run_each_by_its_name(gateway: GatewayProcess) -> None:
     assert ending(ran(gateway, slow, bounds=Bounds(seconds=1.5))[0])[0] == "seconds"
 
 
+@pytest.mark.long
 def test_a_context_that_is_too_long_is_summed_up(gateway: GatewayProcess) -> None:
     def long(task: str, messages: list[dict[str, str]], count: int) -> Turn | str:
         if sum(len(one["content"]) for one in messages) > 16_000:
@@ -258,6 +266,7 @@ def test_a_context_that_is_too_long_is_summed_up(gateway: GatewayProcess) -> Non
     assert ending(events) == ("answered", "done")
 
 
+@pytest.mark.long
 def test_a_gateway_that_is_restarted_in_the_middle_is_waited_for(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "city")
     with running_gateway({"city": fickle.entry}, journal=True, python=True) as process:
@@ -314,6 +323,7 @@ class Proxy:
             one.close()
 
 
+@pytest.mark.long
 def test_code_that_still_runs_is_not_run_again(gateway: GatewayProcess, city: Fickle) -> None:
     late = "```python\nimport time\ntools.city.look(city='begun')\ntime.sleep(8)\ntools.city.write(city='LATE')\n```"
 
@@ -394,6 +404,7 @@ def clean() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("moment", ["while the code runs", "while the model answers"])
+@pytest.mark.long
 def test_a_run_that_was_killed_goes_on_without_repeating_a_call(
     gateway: GatewayProcess, city: Fickle, tmp_path: Path, moment: str
 ) -> None:
@@ -436,6 +447,7 @@ def test_a_run_that_was_killed_goes_on_without_repeating_a_call(
         assert "city__write: ok" in step["text"], "the model is told what had happened"
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_code_and_says_how_to_go_on(gateway: GatewayProcess, city: Fickle, tmp_path: Path) -> None:
     city.order(sleep=300)
     try:
@@ -454,6 +466,7 @@ def test_ctrl_c_ends_the_code_and_says_how_to_go_on(gateway: GatewayProcess, cit
         city.order()
 
 
+@pytest.mark.long
 def test_the_command_shows_what_happens(gateway: GatewayProcess, tmp_path: Path) -> None:
     def reason(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -100,6 +100,7 @@ def model(task: str, messages: list[dict[str, str]], count: int) -> Turn | str:
     return turn if installed else re.sub(r"tools\.(time|git|sqlite|filesystem|memory)\.", r"tools.bench_\1.", turn)
 
 
+@pytest.mark.long
 def test_every_task_is_done_whatever_the_model_does_first(
     gateway: GatewayProcess, folder: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from toolscore.stores.database import StoreError, TakenError
 from toolscore.stores.schema import HEAD
 from toolscore.stores.tables import metadata
 
+pytestmark = pytest.mark.long
+
 OLD = Path(__file__).parent / "old"
 """How earlier releases made their tables."""
 

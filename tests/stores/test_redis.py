@@ -13,6 +13,8 @@ import pytest
 from support import Fickle, GatewayProcess, free_port, running_gateway, wait_for, with_config
 from support.engines import Redis
 
+pytestmark = pytest.mark.long
+
 MINUTE = 30
 
 

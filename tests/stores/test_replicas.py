@@ -13,6 +13,8 @@ from support import Fickle, GatewayProcess, odd, wait_for
 from support.engines import exchange, gateways, haproxy
 from websockets.asyncio.client import connect
 
+pytestmark = pytest.mark.long
+
 Replicas = list[GatewayProcess]
 SETTINGS = "pins: {breaking: quarantine}\nservers: {leave_seconds: 1.5, grace_seconds: 10}\n"
 SWITCHES = 100

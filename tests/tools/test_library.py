@@ -114,6 +114,7 @@ def test_what_comes_changes_and_goes_is_told_and_kept(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.long
 def test_a_tool_is_found_by_every_way_to_say_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with library_in(tmp_path) as library:

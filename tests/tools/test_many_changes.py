@@ -10,6 +10,8 @@ import pytest
 from support import Double, eventually, in_memory_gateway
 from support.stalls import stall_seconds
 
+pytestmark = pytest.mark.long
+
 WORDS = "lists reads writes moves deletes merges finds counts orders items users files rows notes".split()
 
 

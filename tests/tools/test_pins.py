@@ -173,6 +173,7 @@ definitions = st.fixed_dictionaries(
 
 
 @given(definitions, definitions)
+@pytest.mark.long
 def test_any_two_definitions_can_be_compared(old: dict[str, Any], new: dict[str, Any]) -> None:
     change = classify(old, new)
     assert (change is None) == (old == new)
@@ -181,6 +182,7 @@ def test_any_two_definitions_can_be_compared(old: dict[str, Any], new: dict[str,
 
 
 @given(definitions, st.sampled_from("\u200b\u202e\u2066\ufeff\U000e0061"))
+@pytest.mark.long
 def test_a_hidden_character_never_slips_in(definition: dict[str, Any], character: str) -> None:
     clean = json.loads(HIDDEN.sub("", json.dumps(definition, ensure_ascii=False)))
     change = classify(clean, {**clean, "description": f"{clean.get('description')}{character}"})
@@ -192,6 +194,7 @@ names = st.text("abcdefgh_", min_size=1, max_size=8)
 
 
 @given(st.dictionaries(names, st.sampled_from(["string", "integer", "boolean"]), min_size=1, max_size=5), st.data())
+@pytest.mark.long
 def test_an_argument_more_breaks_nobody_and_one_less_does(properties: dict[str, str], data: st.DataObject) -> None:
     def definition(kinds: dict[str, str]) -> dict[str, Any]:
         return {"name": "x", "inputSchema": {"properties": {name: {"type": kind} for name, kind in kinds.items()}}}
@@ -208,6 +211,7 @@ def test_an_argument_more_breaks_nobody_and_one_less_does(properties: dict[str, 
     assert less.kind == "breaking"
 
 
+@pytest.mark.long
 def test_a_changed_tool_is_held_until_somebody_approves(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}) as process:
@@ -257,6 +261,7 @@ def test_a_changed_tool_is_held_until_somebody_approves(tmp_path: Path) -> None:
         assert (again.returncode, "nothing to approve" in again.stderr) == (1, True)
 
 
+@pytest.mark.long
 def test_a_change_that_is_taken_back_or_harmless_holds_nothing(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}) as process:
@@ -279,6 +284,7 @@ def test_a_change_that_is_taken_back_or_harmless_holds_nothing(tmp_path: Path) -
         assert score["parts"]["stability"] < 1
 
 
+@pytest.mark.long
 def test_a_mistake_in_a_file_or_a_pause_forgets_no_pin(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}) as process:
@@ -301,6 +307,7 @@ def test_a_mistake_in_a_file_or_a_pause_forgets_no_pin(tmp_path: Path) -> None:
         assert process.execute("city__look", {"city": "Rome"})["error"]["code"] == "forbidden"
 
 
+@pytest.mark.long
 def test_a_definition_without_bounds_is_left_out(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     deep: dict[str, Any] = {"type": "object"}
@@ -314,6 +321,7 @@ def test_a_definition_without_bounds_is_left_out(tmp_path: Path) -> None:
         process.wait_for_output("a tool's definition is not usable", times=3)
 
 
+@pytest.mark.long
 def test_a_renamed_tool_and_one_that_was_away_are_known_again(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     with running_gateway({"city": fickle.entry}) as process:
@@ -329,6 +337,7 @@ def test_a_renamed_tool_and_one_that_was_away_are_known_again(tmp_path: Path) ->
         wait_for(lambda: process.event_seen("tool_quarantined", tool_id="city__look"))
 
 
+@pytest.mark.long
 def test_the_operator_says_what_becomes_of_a_change(tmp_path: Path) -> None:
     fickle = Fickle(tmp_path / "fickle")
     settings = "pins: {compatible: quarantine, suspicious: accept, first: quarantine}\n"

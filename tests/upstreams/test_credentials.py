@@ -164,6 +164,7 @@ def test_mistakes_are_named(entry: dict[str, Any], problem: str) -> None:
         UpstreamSpec.model_validate(entry)
 
 
+@pytest.mark.long
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     entry = {"command": "python3", "args": ["-c", "pass"], "env": {"KEY": f"${{file:{tmp_path}/none}}"}}
     with running_gateway({"broken": entry}) as process:

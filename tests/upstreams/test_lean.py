@@ -312,6 +312,7 @@ BODIES = st.lists(st.binary(min_size=1, max_size=200), max_size=5)
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(bodies=BODIES, chunked=st.booleans(), cuts=st.lists(st.integers(1, 400), max_size=30))
+@pytest.mark.long
 def test_however_it_is_cut_an_answer_is_the_same(bodies: list[bytes], chunked: bool, cuts: list[int]) -> None:
     whole = b"".join(bodies)
     if chunked:
@@ -324,6 +325,7 @@ def test_however_it_is_cut_an_answer_is_the_same(bodies: list[bytes], chunked: b
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(junk=st.binary(max_size=300), cuts=st.lists(st.integers(1, 100), max_size=10), keep=st.integers(0, 45))
+@pytest.mark.long
 def test_whatever_comes_there_is_an_end(junk: bytes, cuts: list[int], keep: int) -> None:
     with contextlib.suppress(OSError):
         status, body = fed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhallo"[:keep] + junk, cuts)

@@ -93,6 +93,7 @@ def test_progress_in_a_stream_reaches_the_client(wild: GatewayProcess) -> None:
         ("busy", "upstream_unavailable", "is busy"),
     ],
 )
+@pytest.mark.long
 def test_what_is_no_answer_has_its_own_error(wild: GatewayProcess, kind: str, code: str, said: str) -> None:
     answer = wild.execute(f"{kind}__go", timeout_seconds=110)
     assert answer["error"]["code"] == code
@@ -123,6 +124,7 @@ def test_a_second_answer_is_nobodys(wild: GatewayProcess) -> None:
             assert answer["error"]["code"] in ("upstream_protocol_error", "outcome_unknown", "upstream_unavailable")
 
 
+@pytest.mark.long
 def test_values_behind_references_do_not_show_in_errors() -> None:
     secret = "s3cr3t-of-the-operator"
     servers = {

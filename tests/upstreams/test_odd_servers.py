@@ -72,6 +72,7 @@ def test_a_call_of_a_read_only_tool_that_gets_no_answer_may_be_repeated(wild: Ga
     assert answer["error"]["retryable"] is True
 
 
+@pytest.mark.long
 def test_a_server_that_dies_during_a_call_is_known_at_once_and_comes_back(wild: GatewayProcess) -> None:
     started = time.monotonic()
     answer = wild.execute("dies__echo", {"text": "x"}, timeout_seconds=30)
@@ -118,6 +119,7 @@ def test_an_answer_that_is_not_utf_8_is_mended_and_what_stands_before_it_harms_n
     assert wild.text("latin__echo", {"text": "x"}, timeout_seconds=5) == "caf\ufffd"
 
 
+@pytest.mark.long
 def test_a_server_that_keeps_its_list_to_itself_is_restarted_and_detached_all_the_same() -> None:
     with running_gateway() as process:
         process.http.post("/api/v1/servers", json={"server_id": "secretive", **odd("secretive")})
@@ -130,6 +132,7 @@ def test_a_server_that_keeps_its_list_to_itself_is_restarted_and_detached_all_th
         assert process.http.delete("/api/v1/servers/secretive").status_code == 200
 
 
+@pytest.mark.long
 def test_an_id_is_free_only_when_all_of_the_old_server_is_gone() -> None:
     with running_gateway() as process, ThreadPoolExecutor(2) as pool:
         process.http.post("/api/v1/servers", json={"server_id": "s", **odd("echo")})
@@ -187,6 +190,7 @@ def test_a_server_gets_an_allow_listed_environment(gateway: GatewayProcess) -> N
     assert "PATH" in environment
 
 
+@pytest.mark.long
 def test_references_to_the_environment_are_resolved_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "t0ken")
     env = {
@@ -210,6 +214,7 @@ def test_references_to_the_environment_are_resolved_and_never_shown(monkeypatch:
         assert "${env:API_KEY}" in process.wait_for_state("editor", "failed")["last_error"]
 
 
+@pytest.mark.long
 def test_what_a_server_started_dies_with_it(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     with running_gateway({"family": odd("family", pids)}) as process:
@@ -227,6 +232,7 @@ def test_what_a_server_started_dies_with_it(tmp_path: Path) -> None:
         assert process_gone(second)
 
 
+@pytest.mark.long
 def test_kill_9_of_a_server_under_load_loses_only_what_was_in_flight() -> None:
     import os
     import signal
@@ -260,6 +266,7 @@ def test_kill_9_of_a_server_under_load_loses_only_what_was_in_flight() -> None:
         assert back_after < 5  # the promise is 2 s; a busy machine gets some more
 
 
+@pytest.mark.long
 def test_a_lazy_server_starts_at_its_first_call_and_stops_when_idle(tmp_path: Path) -> None:
     servers = {"lazy": odd("echo", lazy=True, idle_stop_seconds=0.5)}
     with running_gateway(servers) as process:
@@ -280,6 +287,7 @@ UNCOUNTED = {"TEST_COVERAGE": ""}
 
 
 @pytest.mark.parametrize(("what", "cut"), [("breaks", True), ("words", True), ("notes", False)])
+@pytest.mark.long
 def test_a_server_that_floods_keeps_nobody_waiting(what: str, cut: bool) -> None:
     servers = {"good": odd("echo"), "flood": odd("floods", what)}
     with running_gateway(servers, settings="servers: {max_start_failures: 1}", start=False) as process:
@@ -295,6 +303,7 @@ def test_a_server_that_floods_keeps_nobody_waiting(what: str, cut: bool) -> None
         assert process.busiest_seconds() < stall_seconds()
 
 
+@pytest.mark.long
 def test_a_list_of_a_million_empties_is_refused() -> None:
     with running_gateway(
         {"good": odd("echo"), "bad": odd("empties")}, settings="servers: {max_start_failures: 1}"
@@ -307,6 +316,7 @@ def test_a_list_of_a_million_empties_is_refused() -> None:
         assert one.busiest_seconds() < stall_seconds()
 
 
+@pytest.mark.long
 def test_what_a_server_said_before_it_went_is_heard() -> None:
     with running_gateway({"farewell": odd("farewell")}) as process:
         for _ in range(5):

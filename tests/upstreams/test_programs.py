@@ -67,6 +67,7 @@ esac
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
+@pytest.mark.long
 def test_no_container_outlives_its_server(tmp_path: Path, end: str) -> None:
     log = tmp_path / "log"
     docker = program(tmp_path / "docker", ENGINE.format(log=log, python=sys.executable))
@@ -88,6 +89,7 @@ exec {python} "$@"
 """
 
 
+@pytest.mark.long
 def test_a_server_of_the_older_sdk_is_started_with_it_and_says_so(tmp_path: Path) -> None:
     uvx = program(tmp_path / "uvx", UVX.format(python=sys.executable))
     entry = {"command": str(uvx), "args": ["mcp-server-old", *odd("echo")["args"]]}
@@ -96,6 +98,7 @@ def test_a_server_of_the_older_sdk_is_started_with_it_and_says_so(tmp_path: Path
         assert process.text("old__echo", {"text": "hi"}) == "hi"
 
 
+@pytest.mark.long
 def test_of_a_runner_only_its_program_stays(tmp_path: Path) -> None:
     entries = {
         "time": {"command": "uvx", "args": ["mcp-server-time==2026.10.19", "--local-timezone", "Europe/Berlin"]},
@@ -156,6 +159,7 @@ def test_only_what_uvx_runs_gets_another_sdk() -> None:
     assert args(command="npx", args=["x"]) is None
 
 
+@pytest.mark.long
 def test_one_that_is_tried_again_is_not_well_meanwhile(tmp_path: Path) -> None:
     hold = tmp_path / "held"
     wait = f"while [ -e {hold} ]; do sleep 0.05; done\ntouch {hold}"  # the next start waits again
@@ -174,6 +178,7 @@ def test_one_that_is_tried_again_is_not_well_meanwhile(tmp_path: Path) -> None:
         assert "it has no disk" in again["reason"]
 
 
+@pytest.mark.long
 def test_doors_open_before_servers_start(tmp_path: Path) -> None:
     slow = program(tmp_path / "slow", "#!/bin/sh\nsleep 30\n")
     with running_gateway({f"s{number}": {"command": str(slow)} for number in range(12)}) as process:

@@ -67,6 +67,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
+@pytest.mark.long
 def test_a_server_has_a_certificate_of_its_own_authority_and_asks_for_ours(authority: Authority) -> None:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
     tls.load_cert_chain(authority.certificate("server"))
@@ -104,6 +105,7 @@ def test_what_does_not_go_together_is_refused() -> None:
             UpstreamSpec.model_validate(entry)
 
 
+@pytest.mark.long
 def test_our_own_port_has_a_certificate_that_may_be_renewed(authority: Authority, tmp_path: Path) -> None:
     file = authority.certificate("gateway")
     trusted = ssl.create_default_context(cafile=str(authority.file))
@@ -138,6 +140,7 @@ def test_our_own_port_has_a_certificate_that_may_be_renewed(authority: Authority
             assert http.get("/livez").status_code == 200  # on the old connection
 
 
+@pytest.mark.long
 def test_a_certificate_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
     variable = "TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__TLS_CERT"
     for text in (None, "nothing of use"):

@@ -544,7 +544,7 @@ class HttpConnection:
         response: Response | None = None
         try:
             async with self._exchange("POST", sent, request_frame(request_id, method, params)) as response:
-                if response.cookies:
+                if "Set-Cookie" in response.headers:
                     self._keep_cookies(response)
                 if method in OPENING and "Mcp-Session-Id" in response.headers:
                     if method == "initialize":
@@ -596,8 +596,8 @@ class HttpConnection:
             del self._elsewhere[request_id]
 
     async def _read_body(self, response: Response) -> bytes:
-        packed = "Content-Encoding" in response.headers
-        if response.content_length is not None and response.content_length <= self._max and not packed:
+        length = response.content_length
+        if length is not None and length <= self._max and "Content-Encoding" not in response.headers:
             return await response.read()
         body = bytearray()
         async for chunk in Unpacked(response).iter_any():

@@ -52,10 +52,11 @@ COUNT ?= 3
 replicas: $(VENV)/.installed
 	@$(BIN)/toolscore bench rig --count $(COUNT)
 
-# Half load with faults for MINUTES; says what grew.
+# A share LOAD of what a gateway takes at most, with faults, for MINUTES; says what grew.
 MINUTES ?= 60
+LOAD ?= 0.5
 soak: $(VENV)/.tested
-	@$(BIN)/python tests/soak.py --minutes $(MINUTES)
+	@$(BIN)/python tests/soak.py --minutes $(MINUTES) --load $(LOAD)
 
 check: $(VENV)/.tested
 	@$(BIN)/ruff check .

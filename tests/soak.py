@@ -1,4 +1,4 @@
-"""The soak: a gateway at half load, with faults, for as long as one likes; does anything grow? `make soak MINUTES=60`.
+"""The soak: a gateway under load, with faults, for as long as one likes; does anything grow? `make soak MINUTES=60`.
 
 Calls go to a server that fails in every way, to a stdio server that is killed each minute, and to Python; sessions,
 streams and sockets come and go; hostile clients hold on. Every ten seconds memory, descriptors, threads, tasks and
@@ -159,8 +159,12 @@ def sample(gateway: GatewayProcess) -> dict[str, float]:
     }  # fmt: skip
 
 
-def soak(minutes: float) -> bool:
-    """Run it, print a line a minute and the table at the end. Returns whether nothing grew."""
+def soak(minutes: float, share: float) -> bool:
+    """Run it, print a line a minute and the table at the end. Returns whether nothing grew.
+
+    Args:
+        share: of what the gateway takes at most.
+    """
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder) / "ledger"
         ledger.touch()
@@ -171,20 +175,20 @@ def soak(minutes: float) -> bool:
                 for server_id in servers:
                     gateway.wait_for_state(server_id, "up")
                 wait_for(lambda: gateway.get("/list_tools", server_id="storm")["tools"])
-                return _verdict(_run(gateway, minutes))
+                return _verdict(_run(gateway, minutes, share))
         finally:
             server.stop()
 
 
-def _run(gateway: GatewayProcess, minutes: float) -> list[dict[str, float]]:
+def _run(gateway: GatewayProcess, minutes: float, share: float) -> list[dict[str, float]]:
     load = Load(gateway)
     threads = [threading.Thread(target=load.work, args=(number,)) for number in range(WORKERS)]
     for thread in threads:
         thread.start()
     try:
         time.sleep(PEAK_SECONDS)
-        load.pace = sum(load.done.values()) / PEAK_SECONDS / 2
-        print(f"half load is {load.pace:.0f} actions a second, for {minutes:g} minutes", flush=True)
+        load.pace = sum(load.done.values()) / PEAK_SECONDS * share
+        print(f"{share:.0%} load is {load.pace:.0f} actions a second, for {minutes:g} minutes", flush=True)
         samples: list[dict[str, float]] = []
         began = time.monotonic()
         with hostile_clients(gateway.http_port, each=1) as ended:
@@ -230,4 +234,6 @@ def _verdict(samples: list[dict[str, float]]) -> bool:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
-    sys.exit(0 if soak(parser.parse_args().minutes) else 1)
+    parser.add_argument("--load", type=float, default=0.5, help="of what the gateway takes at most")
+    arguments = parser.parse_args()
+    sys.exit(0 if soak(arguments.minutes, arguments.load) else 1)

@@ -62,8 +62,7 @@ class _ByModule(LoadScopeScheduling):
     """Deals tests out one by one, but those together that share a fixture of their module."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return path if _shares(path) else nodeid
+        return _dealt_with(nodeid)
 
 
 @functools.cache
@@ -75,8 +74,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByModule:
     return _ByModule(config, log)
 
 
+def _dealt_with(nodeid: str) -> str:
+    """What a test is dealt out with: the tests of its module, if they share a fixture."""
+    path = nodeid.partition("::")[0]
+    return path if _shares(path) else nodeid
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long tests first, so that none of them runs alone at the end; mark the short without a process."""
+    """Put the long tests first, so that none of them runs alone at the end; mark the short without a process.
+
+    Tests that share a fixture of their module stay in its order.
+    """
     for item in items:
         assert isinstance(item, pytest.Function)
         fixtures = [one[-1] for one in item._fixtureinfo.name2fixturedefs.values()]
@@ -85,7 +93,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_long = item.get_closest_marker("long") is not None
         if not is_long and not sandboxed and not any(_reaches(function, set()) for function in functions):
             item.add_marker(pytest.mark.fast)
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    begun = {_dealt_with(item.nodeid) for item in items if item.get_closest_marker("long") is not None}
+    items.sort(key=lambda item: _dealt_with(item.nodeid) not in begun)
 
 
 def _reaches(function: Any, seen: set[Any]) -> bool:

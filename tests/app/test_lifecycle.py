@@ -470,6 +470,7 @@ def test_a_data_folder_serves_one_gateway_at_a_time() -> None:
         refused = serve(process, **ports)
         assert refused.returncode == 73
         assert f"another gateway (process {process.pid}) uses the data folder" in refused.stderr
+        assert f"use it at {process.url}, stop it" in refused.stderr
         process.wait_for_state("echo", "up")
         process.kill()
         process.start()  # a lock does not outlive its holder

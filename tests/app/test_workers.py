@@ -205,8 +205,11 @@ def test_figures_are_of_all_together(gateway: GatewayProcess) -> None:
 def test_every_call_is_in_one_journal_under_an_id_of_its_own(gateway: GatewayProcess) -> None:
     made = {call(gateway, "good__echo", text=f"{number}")["data"]["call_id"] for number in range(40)}
     assert len(made) == 40
-    found = ask(gateway, "/api/v1/calls", tool_id="good__echo", limit=200)["calls"]
-    assert made <= {one["call_id"] for one in found}
+
+    def kept() -> set[str]:
+        return {one["call_id"] for one in ask(gateway, "/api/v1/calls", tool_id="good__echo", limit=200)["calls"]}
+
+    wait_for(lambda: made <= kept())
 
 
 @pytest.mark.long
@@ -305,11 +308,12 @@ def _listens(one: psutil.Process, process: GatewayProcess) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.long
 def test_one_signal_ends_it_all_and_calls_under_way_are_answered(number: int) -> None:
-    with several({"good": odd("echo"), "fix": fixture("stdio")}, journal=True, python=True) as process:
+    servers, patient = {"good": odd("echo"), "fix": fixture("stdio")}, "servers: {grace_seconds: 60}\n"
+    with several(servers, settings=patient, journal=True, python=True) as process:
         everything = process.family()
         said: list[dict[str, Any]] = []
         body = {"tool_id": PYTHON,
-                "parameters": {"code": "import time; time.sleep(4); 42"}}  # fmt: skip
+                "parameters": {"code": "import time; time.sleep(10); 42"}}  # fmt: skip
 
         def run() -> None:
             said.append(httpx.post(f"{process.url}/execute_tool", json=body, timeout=120).json())

@@ -142,7 +142,7 @@ def test_nobody_waits_for_the_hurry_of_another(gateway: GatewayProcess, fickle: 
 
 @pytest.mark.long
 def test_who_joins_waits_no_longer_than_it_said(gateway: GatewayProcess, fickle: Fickle) -> None:
-    fickle.order(sleep=3)
+    fickle.order(sleep=8)
     body = {"tool_id": "city__look", "parameters": {"city": "Metz"}}
     try:
         with ThreadPoolExecutor(6) as pool:

@@ -223,6 +223,24 @@ def test_a_command_says_which_gateway_it_talks_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("group", ["calls", "pins", "errors", "catalog", "python"])
+def test_a_group_of_commands_shows_its_list(gateway: GatewayProcess, group: str) -> None:
+    named = {"catalog": "installed", "python": "sessions"}.get(group, "list")
+    assert toolscore(group, gateway=gateway).stdout == toolscore(group, named, gateway=gateway).stdout != ""
+
+
+def test_an_address_may_lack_its_scheme(gateway: GatewayProcess) -> None:
+    done = toolscore("tools", "--url", gateway.url.removeprefix("http://"))
+    assert (done.returncode, "alpha__echo" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("given", [("z", "--at", "http://127.0.0.1:1/mcp"), ("z", "http://127.0.0.1:1/mcp")])
+def test_an_address_in_the_place_of_a_command_is_told_where_it_belongs(given: tuple[str, ...]) -> None:
+    done = toolscore("servers", "add", "--yes", *given)
+    assert done.returncode == 2
+    assert "toolscore servers add --at http://127.0.0.1:1/mcp z" in done.stderr
+
+
 def test_no_gateway_is_said_plainly() -> None:
     for command in (["tools"], ["servers"], ["call", "x"], ["events"]):
         done = toolscore(*command, "--url", f"http://127.0.0.1:{free_port()}")
@@ -272,6 +290,7 @@ def test_doctor_finds_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
         done = toolscore("doctor", "--config", str(process.config))
         assert done.returncode == 0, done.stdout
         assert "odd-echo 1 answers, MCP 2025-06-18" in done.stdout
+        assert f"none answers at {process.url}" in done.stdout
         assert not (process.folder / "data").exists(), "it looks, and makes nothing"
 
 
@@ -285,7 +304,7 @@ def test_doctor_asks_a_gateway_that_runs() -> None:
         assert findings["gateway"]["ok"] is True
         assert findings["server good"]["ok"] is True
         assert "frobnicator" in findings["server crashes"]["found"]
-        assert "restart" in findings["server crashes"]["mend"]
+        assert "toolscore servers restart crashes" in findings["server crashes"]["mend"]
         assert done.returncode == 1
 
 

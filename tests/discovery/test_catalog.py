@@ -147,7 +147,7 @@ def test_a_registry_that_was_never_reached_costs_a_bounded_wait(tmp_path: Path) 
         async with catalog_of(tmp_path, CatalogRules(registries=("http://127.0.0.1:9",))) as catalog:
             began = time.monotonic()
             found = await catalog.search("what time is it in Tokyo", limit=3)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 60
             assert found[0].entry.name == "io.github.modelcontextprotocol/time", "the snapshot that comes with us"
             states = {state.kind: state for state in await catalog.states()}
             assert states["registry"].error

@@ -87,7 +87,7 @@ async def in_memory_gateway(
                 gateway = MemoryGateway(rooms, http)
                 for server_id, server in (servers or {}).items():
                     await gateway.add(server_id, server)
-                rooms.watchdog.armed = True
+                rooms.watchdog.arm()
                 yield gateway
                 await rooms.close_calls(0)
 

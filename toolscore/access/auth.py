@@ -153,7 +153,9 @@ class KeyRing:
             ToolNotFound: no such key. StoreError.
         """
         if not await self._database.revoke_key(key_id, timestamp()):
-            raise ToolNotFound(f"no key {key_id!r} that is not revoked already: `toolscore keys list` shows them")
+            named = [row["key_id"] for row in await self.list() if row["name"] == key_id and not row["revoked_at"]]
+            shown = f"the keys of {key_id!r}: {', '.join(named)}" if named else "`toolscore keys list` shows them"
+            raise ToolNotFound(f"no key {key_id!r} that is not revoked already: {shown}")
 
 
 class GivenKey(Rules):

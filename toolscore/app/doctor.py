@@ -73,7 +73,9 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
     findings.append(await asyncio.to_thread(_confinement, settings))
     running = await _running(settings)
     if running is not None:
-        return findings + running
+        said = bool(loaded.problems)  # above; the gateway says them, too
+        return findings + [one for one in running if not (said and one.check == "settings")]
+    findings.append(Finding("gateway", True, f"none answers at {_address(settings)}; as one would start:"))
     findings += _ports(settings)
     findings.append(await _database(settings))
     specs = {server_id: spec for server_id, spec in settings.upstreams.items() if not spec.disabled}
@@ -97,10 +99,14 @@ def _languages(settings: Settings) -> Finding:
     return Finding("languages", True, f"{mode}, {more}")
 
 
+def _address(settings: Settings) -> str:
+    service = settings.core_services.toolscore_http
+    return f"{service.scheme}://{f'[{service.host}]' if ':' in service.host else service.host}:{service.port}"
+
+
 async def _running(settings: Settings) -> list[Finding] | None:
     """What a gateway that runs on our port says of itself; `None` where there is none."""
-    service = settings.core_services.toolscore_http
-    base = f"{service.scheme}://{f'[{service.host}]' if ':' in service.host else service.host}:{service.port}"
+    base = _address(settings)
     try:
         async with httpx.AsyncClient(base_url=base, timeout=10) as client:
             health = (await client.get("/health")).json()["data"]
@@ -116,7 +122,7 @@ async def _running(settings: Settings) -> list[Finding] | None:
         found = f"{server['state']}, {server['tools']} tools"
         if server["last_error"]:
             found += f": {server['last_error']}"
-        mend = f"mend it, then: curl -X POST {base}/api/v1/servers/{server['server_id']}/restart"
+        mend = f"mend it, then: toolscore servers restart {shlex.quote(server['server_id'])}"
         well = is_well(server["state"], server["last_error"])
         findings.append(Finding(f"server {server['server_id']}", well, found, mend))
     return findings

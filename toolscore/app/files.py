@@ -180,7 +180,7 @@ def _describe(
         return f"{where}: unknown key {dotted!r}{_nearest(path[-1], _keys_beside(path))}"
     found = error.get("input")
     shown = "" if isinstance(found, dict | list) else f", found {found!r}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     return f"{where}: {dotted}: {message[:1].lower()}{message[1:]}{shown}"
 
 

@@ -66,8 +66,10 @@ class Reload:
             self._publish("settings_rejected", reason=str(exc))
             self.problems = [f"the files were changed and rejected: {exc}"]
             return False
-        self.problems = []
+        mended, self.problems = self.problems, []
         self._servers.refuse({**self_references(loaded.settings), **left_out})
+        if mended and not changed:
+            log.info("the settings are right again, and as those in force")
         if changed:
             log.info("settings applied", changed=changed)
             self._publish("settings_applied", changed=changed)
@@ -96,7 +98,10 @@ class Reload:
         before, after = configured_servers(old), configured_servers(new)
         for server_id in after.keys() - before.keys():
             if self._upstreams.find(server_id) is not None:
-                raise _Rejected(f"server id {server_id!r} is taken by a server that was attached: detach it first")
+                raise _Rejected(
+                    f"server id {server_id!r} is taken by a server that was added while the gateway ran: "
+                    f"`toolscore servers remove {server_id}` first"
+                )
         swapped: list[str] = []
         try:
             for server_id in sorted(before.keys() & after.keys()):

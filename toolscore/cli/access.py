@@ -20,6 +20,7 @@ from toolscore.cli.terminal import (
     config_folder,
     connected,
     gateway_url,
+    list_by_default,
     print_json,
     print_table,
     say,
@@ -27,7 +28,7 @@ from toolscore.cli.terminal import (
 
 __all__ = ["keys", "policy"]
 
-keys = typer.Typer(help="Who may come in from elsewhere: API keys, kept as hashes.", no_args_is_help=True)
+keys = typer.Typer(help="Who may come in from elsewhere: API keys, kept as hashes.")
 policy = typer.Typer(help="What callers may do: the rules under `policy` in toolscore.yaml.", no_args_is_help=True)
 
 
@@ -74,6 +75,9 @@ def list_keys(config: ConfigDir = None, as_json: AsJson = False) -> None:
         for row in found
     ]
     print_table(("key", "name", "scopes", "made", "state"), rows, empty="no keys: toolscore keys create NAME")
+
+
+list_by_default(keys, list_keys)
 
 
 @keys.command("revoke")

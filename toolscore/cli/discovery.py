@@ -17,6 +17,7 @@ from toolscore.cli.terminal import (
     answer_of,
     connected,
     first_line,
+    list_by_default,
     print_json,
     print_table,
     print_text,
@@ -29,7 +30,7 @@ __all__ = ["catalog", "gap", "install", "uninstall"]
 
 INSTALL_SECONDS = 1200
 
-catalog = typer.Typer(help="The servers that the world offers, and those installed here.", no_args_is_help=True)
+catalog = typer.Typer(help="The servers that the world offers, and those installed here.")
 
 SIGN = {"sufficient": "yes", "unsure": "unsure", "gap": "no"}
 
@@ -323,6 +324,9 @@ def installed(url: Url = None, as_json: AsJson = False) -> None:
         for one in found
     ]
     print_table(("server", "name", "package", "version", "tools"), rows, empty="nothing was installed")
+
+
+list_by_default(catalog, installed)
 
 
 @catalog.command("refresh")

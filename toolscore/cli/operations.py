@@ -15,6 +15,7 @@ from toolscore.cli.terminal import (
     answer_of,
     connected,
     first_line,
+    list_by_default,
     print_json,
     print_table,
     print_text,
@@ -24,9 +25,9 @@ from toolscore.core.plain import plain
 
 __all__ = ["cache", "calls", "errors", "pins"]
 
-calls = typer.Typer(help="What was called, by whom, and how it went; make it again.", no_args_is_help=True)
-pins = typer.Typer(help="What tools are held to; look at a change and approve it.", no_args_is_help=True)
-errors = typer.Typer(help="Patterns of errors, and what helped.", no_args_is_help=True)
+calls = typer.Typer(help="What was called, by whom, and how it went; make it again.")
+pins = typer.Typer(help="What tools are held to; look at a change and approve it.")
+errors = typer.Typer(help="Patterns of errors, and what helped.")
 cache = typer.Typer(help="Results that are given again.", no_args_is_help=True)
 
 CallId = Annotated[str, typer.Argument(help="As `toolscore calls list` shows it.")]
@@ -74,6 +75,9 @@ def list_calls(
         for call in found
     ]
     print_table(("call", "at (UTC)", "tool", "by", "outcome", "ms", "cache", "error"), rows, empty="no calls")
+
+
+list_by_default(calls, list_calls)
 
 
 @calls.command("show")
@@ -195,6 +199,9 @@ def list_pins(
         say("`toolscore pins diff TOOL` shows what changed; `toolscore pins approve TOOL` takes it")
 
 
+list_by_default(pins, list_pins)
+
+
 @pins.command("diff")
 def diff(tool: ToolId, url: Url = None) -> None:
     """Show what a server says of a tool now, against what it is held to."""
@@ -248,6 +255,9 @@ def list_errors(url: Url = None, as_json: AsJson = False) -> None:
         for pattern in found
     ]
     print_table(("times", "class", "pattern", "what helped"), rows, empty="no call has failed yet")
+
+
+list_by_default(errors, list_errors)
 
 
 @errors.command("match")

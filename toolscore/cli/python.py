@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from toolscore.cli.terminal import AsJson, Url, answer_of, connected, print_json, print_table, say
+from toolscore.cli.terminal import AsJson, Url, answer_of, connected, list_by_default, print_json, print_table, say
 
 __all__ = ["python"]
 
 EXECUTOR = "python-executor-mcp-server"
 
-python = typer.Typer(help="Sessions of the Python executor: what keeps its variables.", no_args_is_help=True)
+python = typer.Typer(help="Sessions of the Python executor: what keeps its variables.")
 
 
 @python.command("sessions")
@@ -34,6 +34,9 @@ def sessions(url: Url = None, as_json: AsJson = False) -> None:
         for one in found
     ]
     print_table(("session", "state", "opened (UTC)", "ends in", "packages"), rows, empty="no sessions")
+
+
+list_by_default(python, sessions)
 
 
 @python.command("end")

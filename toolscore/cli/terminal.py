@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ __all__ = [
     "connected",
     "first_line",
     "gateway_url",
+    "list_by_default",
     "print_json",
     "print_table",
     "print_text",
@@ -148,6 +149,8 @@ def connected(url: str | None, timeout: float | None = 30) -> Iterator[Any]:
             say(f"{source} must begin with http:// or https://, found {url}")
             raise typer.Exit(2)
         say(f"gateway {url} ({source})")
+    elif not url.startswith(("http://", "https://")):
+        url = f"http://{url}"
     try:
         key = os.environ.get("TOOLSCORE_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -165,6 +168,15 @@ def _trusted(url: str) -> Any:
 
     plain_http = url.startswith("http://") and not getproxies()  # a proxy may be reached over TLS
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain_http else True
+
+
+def list_by_default(group: typer.Typer, show: Callable[[], None]) -> None:
+    """Have a group of commands show its list where none of them is named."""
+
+    @group.callback(invoke_without_command=True)
+    def shown(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            show()
 
 
 def answer_of(response: Any) -> Any:

@@ -44,6 +44,7 @@ def tools(
             if not data["next_cursor"]:
                 break
             params["cursor"] = data["next_cursor"]
+        listed = [] if as_json else answer_of(client.get("/api/v1/servers"))["servers"]
     if as_json:
         print_json(found)
         return
@@ -58,6 +59,9 @@ def tools(
         for tool in found
     ]
     print_table(("tool", "arguments", "what it does", "tokens", "state"), rows, empty="no tools match")
+    starting = [one["server_id"] for one in listed if one["state"] == "starting" and not one["tools"]]
+    if starting:
+        say(f"still starting, with tools to come: {', '.join(starting)}")
 
 
 def search(
@@ -183,7 +187,7 @@ def _pair(argument: str) -> tuple[str, str]:
     """
     key, separator, value = argument.partition("=")
     if not separator or not key:
-        say(f"{argument!r} is no KEY=VALUE")
+        say(f"{argument!r} is no KEY=VALUE, such as timezone=UTC; a whole JSON object is given with --json")
         raise typer.Exit(2)
     if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
         say(f"the argument {key!r} is not text in UTF-8")

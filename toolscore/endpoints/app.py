@@ -191,12 +191,13 @@ async def open_doors(
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(settings: Settings) -> Iterator[None]:
     """Hold the data folder for this gateway, and keep others of this machine out of it.
 
     Raises:
         AddressInUse: another gateway has it.
     """
+    folder, http = settings.storage.folder, settings.core_services.toolscore_http
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if folder.stat().st_uid == os.geteuid():
@@ -210,12 +211,16 @@ def alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
+            process, _, address = lock.read(300).strip().partition(" ")
             raise AddressInUse(
-                f"another gateway (process {lock.read(20).strip() or '?'}) uses the data folder {folder}: stop it, or "
-                "give this one a folder of its own: storage.data_dir in toolscore.yaml, or TOOLSCORE_STORAGE__DATA_DIR"
+                f"another gateway (process {process or '?'}) uses the data folder {folder}: "
+                f"{f'use it at {address}, ' if address else ''}stop it (one that an MCP client started ends soon after "
+                "its client), or give this one a folder and ports of its own: storage.data_dir in toolscore.yaml, or "
+                "TOOLSCORE_STORAGE__DATA_DIR, and core_services"
             ) from None
         lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
+        host = f"[{http.host}]" if ":" in http.host else http.host
+        lock.write(f"{os.getpid()} {f'{http.scheme}://{host}:{http.port}' if http.port else ''}\n")
         lock.flush()
         yield
 
@@ -238,7 +243,7 @@ async def serve(
     """
     stop = _stop_when_asked()
     await check_before_start(loaded.settings)
-    with alone_in(loaded.settings.storage.folder):
+    with alone_in(loaded.settings):
         settings, *sockets = bind_services(loaded.settings)
         with sockets[0], sockets[1]:
             loaded = Loaded(settings, loaded.problems, loaded.broken_servers, loaded.remarks)
@@ -304,7 +309,7 @@ async def _serve(
                 _say_who_may(settings)
             ready(gateway)
             gateway.upstreams.opened.set()
-            gateway.watchdog.armed = True
+            gateway.watchdog.arm()
             ends: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait())]
             if while_used:
                 ends.append(asyncio.create_task(doors.uses.wait_unused()))

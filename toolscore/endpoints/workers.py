@@ -227,7 +227,7 @@ def run_workers(
         import_module(name)
     logging = loaded.settings.logging
     with contextlib.ExitStack() as stack:
-        stack.enter_context(alone_in(loaded.settings.storage.folder))
+        stack.enter_context(alone_in(loaded.settings))
         folder = stack.enter_context(_meeting_place())
         settings, *sockets = bind_services(loaded.settings)
         for one in sockets:

@@ -35,7 +35,7 @@ class Watchdog:
         on_stall: told how many seconds each took.
 
     Attributes:
-        armed: set once callers may wait; before, as at the start, nothing is told.
+        armed: whether callers may wait: before `arm`, as at the start, nothing is told.
         stalls: how many there were.
         busiest_seconds: the most CPU time that the loop's thread took between two beats: unlike a stall, that does not
             depend on what else the machine does.
@@ -73,6 +73,12 @@ class Watchdog:
         if self._schedule >= 0:
             os.close(self._schedule)
             self._schedule = -1
+
+    def arm(self) -> None:
+        """Callers may wait from now on. What the loop was kept from before is nobody's loss."""
+        self.armed = True
+        self._waited, self._stack = self._so_far(), None
+        self._beat_at, self._worked = time.monotonic(), time.thread_time()
 
     def _beat(self) -> None:
         now, worked = time.monotonic(), time.thread_time()

@@ -195,8 +195,8 @@ def test_attach_inspect_restart_detach() -> None:
         ({}, "exactly one of `command`"),
         ({"command": "uvx", "url": "http://127.0.0.1:1/mcp"}, "exactly one"),
         ({"url": "ftp://somewhere"}, "url"),
-        ({"comand": "uvx"}, "comand"),
-        ({"command": "uvx", "args": "not-a-list"}, "args"),
+        ({"comand": "uvx"}, "comand: there is no such member: did you mean 'command'?"),
+        ({"command": "uvx", "args": "not-a-list"}, "args: Input should be a list"),
         ({"inprocess": "os:system"}, "configuration"),
         ({"command": "no-such-program"}, "was not found on PATH"),
         ({"command": "uvx mcp-server-time"}, "`args`"),
@@ -210,6 +210,22 @@ def test_a_wrong_spec_is_refused_with_the_key(gateway: GatewayProcess, spec: dic
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("body", "content_type", "said"),
+    [
+        (b'{"server_id": "x",}', "application/json", "the body: it is not JSON: "),
+        (b'{"server_id": "x", "command": "y"}', "", "body: Input should be a valid dictionary"),
+    ],
+)
+def test_a_body_that_is_no_object_is_told_how_one_is_sent(
+    gateway: GatewayProcess, body: bytes, content_type: str, said: str
+) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    error = gateway.http.post("/api/v1/servers", content=body, headers=headers).json()["error"]
+    assert said in error["message"]
+    assert error["suggestion"] == "send a JSON object with content-type application/json"
+
+
 def test_the_gateway_does_not_take_itself_for_a_server() -> None:
     with running_gateway() as process:
         ourselves = {"url": f"{process.url}/mcp"}

@@ -64,8 +64,7 @@ def add_failures(app: FastAPI) -> None:
 
     async def invalid(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, RequestValidationError)
-        parts = [f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in exc.errors()]
-        return failed(request, InvalidArguments("; ".join(parts)))
+        return failed(request, _misfit(exc))
 
     async def ours_at_fault(request: Request, exc: Exception) -> Response:
         request_id = getattr(request.state, "request_id", "-")
@@ -75,6 +74,21 @@ def add_failures(app: FastAPI) -> None:
     app.add_exception_handler(Exception, ours_at_fault)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
+
+
+def _misfit(exc: RequestValidationError) -> InvalidArguments:
+    """What is wrong with a request, and how a body is sent if it is that."""
+    parts = []
+    suggestion = None
+    for error in exc.errors():
+        where = ".".join(str(part) for part in error["loc"])
+        message = str(error["msg"])
+        if error["type"] == "json_invalid":
+            where, message = "the body", f"it is not JSON: {error['ctx']['error']} at character {error['loc'][-1]}"
+        if error["loc"][:1] == ("body",) and (error["type"] == "json_invalid" or len(error["loc"]) == 1):
+            suggestion = "send a JSON object with content-type application/json"
+        parts.append(f"{where}: {message}")
+    return InvalidArguments("; ".join(parts), suggestion=suggestion)
 
 
 def _methods_at(app: FastAPI, path: str) -> set[str]:

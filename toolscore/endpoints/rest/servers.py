@@ -12,6 +12,7 @@ from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.core.errors import InvalidArguments
 from toolscore.core.models import UpstreamSpec
+from toolscore.core.names import nearest
 from toolscore.endpoints.asgi import principal_of, whole
 from toolscore.endpoints.rest.answers import answer
 from toolscore.endpoints.views import memory_by_family, server_fields
@@ -129,7 +130,12 @@ def _problems(exc: ValueError) -> str:
     errors = getattr(exc, "errors", None)
     if errors is None:
         return str(exc)
-    return "; ".join(
-        f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}".removeprefix(": ")
-        for error in errors(include_url=False)
-    )
+    return "; ".join(map(_problem, errors(include_url=False)))
+
+
+def _problem(error: dict[str, Any]) -> str:
+    where, message = ".".join(str(part) for part in error["loc"]), str(error["msg"])
+    if error["type"] == "extra_forbidden":
+        near = nearest(where, UpstreamSpec.model_fields, count=1)
+        message = "there is no such member" + (f": did you mean {near[0]!r}?" if near else "")
+    return f"{where}: {message}".removeprefix(": ").replace("a valid tuple", "a list")

@@ -17,6 +17,7 @@ from runtimes.reasoning.conversation import Conversation
 from runtimes.reasoning.events import CodeRun, CodeWritten, Output, Waiting
 from runtimes.reasoning.prompt import clipped, references
 from runtimes.reasoning.rules import Bounds
+from runtimes.reasoning.trajectory import outcome
 
 __all__ = ["Approve", "CodeSteps", "Permits"]
 
@@ -152,7 +153,7 @@ class CodeSteps:
                 step=self._talk.steps, ok=ok, text=text, call_id=call_id, calls=calls, duration_ms=round(duration_ms, 1)
             )
         )
-        self._talk.say("user", f"{'It ran.' if ok else 'It failed.'}\n{text}")
+        self._talk.say("user", outcome(ok, text))
 
     async def end_session(self) -> None:
         """Give the session back: a principal has a few."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["Trajectory", "TrajectoryError", "Writer", "as_chat", "compared", "read_trajectory", "redacted"]
+__all__ = ["Trajectory", "TrajectoryError", "Writer", "as_chat", "compared", "outcome", "read_trajectory", "redacted"]
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 SECRETS = (
@@ -34,6 +34,7 @@ class Trajectory:
     Attributes:
         messages: what the model was told and said, up to the last whole step.
         steps: the `code_run` events.
+        untold: the last step, as long as the model was not told of it; `None`: it was.
         pending: code that was written and has no result: `{step, code, request_id}`; `None`: there is none.
         end: the `ended` event; `None`: it did not end.
         read, written, money, seconds: so far.
@@ -48,6 +49,7 @@ class Trajectory:
     steps: list[dict[str, Any]] = field(default_factory=list)
     codes: list[str] = field(default_factory=list)
     approved: set[str] = field(default_factory=set)
+    untold: dict[str, Any] | None = None
     pending: dict[str, Any] | None = None
     answer: str | None = None
     end: dict[str, Any] | None = None
@@ -105,6 +107,7 @@ def read_trajectory(path: Path) -> Trajectory:
                     raise TrajectoryError(f"{path}, line {number}: {exc}") from exc
     except OSError as exc:
         raise TrajectoryError(f"{path} cannot be read: {exc.strerror}") from exc
+    _tell(found)
     if not found.run_id:
         raise TrajectoryError(f"{path} has no run in it")
     return found
@@ -117,8 +120,11 @@ def _take(found: Trajectory, line: dict[str, Any]) -> None:
         found.endpoint, found.key = line["endpoint"], line["key"]
         found.end = None
     elif kind == "messages":  # what the model is told from now on
-        found.messages = list(line["messages"])
+        found.messages, found.untold = list(line["messages"]), None
     elif kind == "message":
+        if line["role"] != "user":
+            _tell(found)
+        found.untold = None
         found.messages.append({"role": line["role"], "content": line["content"]})
     elif kind == "usage":
         found.read, found.written = found.read + line["read"], found.written + line["written"]
@@ -132,10 +138,23 @@ def _take(found: Trajectory, line: dict[str, Any]) -> None:
             found.codes.append(found.pending["code"])
         found.pending = None
         found.steps.append(line)
+        found.untold = line
     elif kind == "answered":
         found.answer = line["text"]
     elif kind == "ended":
         found.end = line
+
+
+def _tell(found: Trajectory) -> None:
+    """Have the model know of a step that a kill kept from it: else it would have the code run again."""
+    if found.untold is not None:
+        found.messages.append({"role": "user", "content": outcome(found.untold["ok"], found.untold["text"])})
+        found.untold = None
+
+
+def outcome(ok: bool, text: str) -> str:
+    """What the model is told of code that ran."""
+    return f"{'It ran.' if ok else 'It failed.'}\n{text}"
 
 
 def as_chat(found: Trajectory) -> list[dict[str, str]]:

@@ -447,6 +447,20 @@ def test_a_run_that_was_killed_goes_on_without_repeating_a_call(
         assert "city__write: ok" in step["text"], "the model is told what had happened"
 
 
+def test_a_step_that_a_kill_kept_from_the_model_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    began = {"type": "started", "run_id": "r", "task": "t", "model": "m", "endpoint": "e", "key": ""}
+    step = {"type": "code_run", "step": 1, "ok": True, "text": "Oslo #1"}
+    said = {"type": "message", "role": "assistant", "content": "DONE"}
+    told = {"role": "user", "content": "It ran.\nOslo #1"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (began, step)))
+    assert read_trajectory(path).messages == [told]
+    path.write_text("".join(json.dumps(line) + "\n" for line in (began, step, said)))
+    assert [one["content"] for one in read_trajectory(path).messages] == [told["content"], "DONE"], "in its place"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (began, step, {"type": "message", **told}, said)))
+    assert len(read_trajectory(path).messages) == 2, "once"
+
+
 @pytest.mark.long
 def test_ctrl_c_ends_the_code_and_says_how_to_go_on(gateway: GatewayProcess, city: Fickle, tmp_path: Path) -> None:
     city.order(sleep=300)

@@ -152,7 +152,7 @@ def test_each_event_is_told_once_in_one_order(gateway: GatewayProcess) -> None:
 
     def listen(seen: list[int]) -> None:
         url = f"{gateway.url}/api/v1/events/stream"
-        with httpx.stream("GET", url, params={"since": since}, timeout=httpx.Timeout(10, read=60)) as stream:
+        with httpx.stream("GET", url, params={"since": since}, timeout=120) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
                     event = json.loads(line[5:])

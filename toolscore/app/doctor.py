@@ -75,7 +75,8 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
     if running is not None:
         said = bool(loaded.problems)  # above; the gateway says them, too
         return findings + [one for one in running if not (said and one.check == "settings")]
-    findings.append(Finding("gateway", True, f"none answers at {_address(settings)}; as one would start:"))
+    address = settings.core_services.toolscore_http.local_url
+    findings.append(Finding("gateway", True, f"none answers at {address}; as one would start:"))
     findings += _ports(settings)
     findings.append(await _database(settings))
     specs = {server_id: spec for server_id, spec in settings.upstreams.items() if not spec.disabled}
@@ -99,14 +100,9 @@ def _languages(settings: Settings) -> Finding:
     return Finding("languages", True, f"{mode}, {more}")
 
 
-def _address(settings: Settings) -> str:
-    service = settings.core_services.toolscore_http
-    return f"{service.scheme}://{f'[{service.host}]' if ':' in service.host else service.host}:{service.port}"
-
-
 async def _running(settings: Settings) -> list[Finding] | None:
     """What a gateway that runs on our port says of itself; `None` where there is none."""
-    base = _address(settings)
+    base = settings.core_services.toolscore_http.local_url
     try:
         async with httpx.AsyncClient(base_url=base, timeout=10) as client:
             health = (await client.get("/health")).json()["data"]

@@ -21,6 +21,7 @@ from toolscore.app.executor import PythonExecutorRules
 from toolscore.calls.breaker import BreakerRules
 from toolscore.calls.cache import CacheRules
 from toolscore.calls.code_run import CodeRules
+from toolscore.core.hosts import local_host
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.rules import LimitRules, NameRules, Port, Rules, ServerRules
 from toolscore.discovery.rules import DiscoveryRules
@@ -56,6 +57,11 @@ class HttpService(Rules):
     def scheme(self) -> str:
         """Of its addresses: `http` or `https`."""
         return "https" if self.tls_cert else "http"
+
+    @property
+    def local_url(self) -> str:
+        """Its address for a program on this machine."""
+        return f"{self.scheme}://{local_host(self.host)}:{self.port}"
 
 
 class RouterService(Rules):

@@ -74,7 +74,8 @@ def add(
         say("give either what starts it (toolscore servers add ID COMMAND …), or where it is (--at URL)")
         raise typer.Exit(2)
     if command and (command[0] == "--at" or "://" in command[0]):
-        say(f"an address is given before the ID: toolscore servers add --at {command[-1]} {name}")
+        given = next((one for one in command if "://" in one), "URL")
+        say(f"an address is given before the ID: toolscore servers add --at {given} {name}")
         raise typer.Exit(2)
     body: dict[str, Any] = {"server_id": name}
     if command:

@@ -19,6 +19,7 @@ from toolscore.cli.terminal import (
     print_table,
     say,
 )
+from toolscore.core.hosts import local_host
 
 __all__ = ["doctor", "migrate", "serve"]
 
@@ -117,7 +118,7 @@ def _started(gateway: Any, config: Path | None, workers: int, first: bool = True
 def _banner(gateway: Any, config: Path | None, workers: int) -> None:
     services = gateway.settings.current.core_services
     http, router = services.toolscore_http, services.toolscore_mcp
-    base = f"{http.scheme}://{_shown_host(http.host)}:{http.port}"
+    base = http.local_url
     live = base.replace("http", "ws", 1)
     code = '{"tool_id": "python-executor-mcp-server__python_execute", "parameters": {"code": "sum(range(101))"}}'
     unix = f"\n               {router.unix_socket}  (Unix socket)" if router.unix_socket else ""
@@ -136,7 +137,7 @@ def _banner(gateway: Any, config: Path | None, workers: int) -> None:
   Dashboard    {base}/   (in a browser: tools, servers, calls, what needs you)
   REST         {base}/api/v1/tools   (more: {base}/docs)
   MCP          {base}/mcp   (one server alone: {base}/servers/ID/mcp)
-  MCP router   ws://{_shown_host(router.host)}:{router.port}{router.endpoint}{unix}
+  MCP router   ws://{local_host(router.host)}:{router.port}{router.endpoint}{unix}
   Events       {live}/api/v1/events/tools   ({base}/api/v1/events/stream)
   Health       {base}/health
   Settings     {settings}
@@ -152,12 +153,6 @@ Ctrl-C ends it and everything it started.
 """,
         flush=True,
     )
-
-
-def _shown_host(host: str) -> str:
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def migrate(config: ConfigDir = None) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from toolscore.core.hosts import local_host
 from toolscore.core.places import user_config
 from toolscore.core.plain import escaped, plain
 
@@ -42,7 +43,6 @@ SETTINGS_FILES = (
     "ports_config.yaml", "toolscore.yaml", "mcp_servers.json", "mcp_servers.yaml", "mcp_servers.toml"
 )  # fmt: skip
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8082
-EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104
 HTTP_SETTING = ("core_services", "toolscore_http")
 
 Url = Annotated[
@@ -111,9 +111,8 @@ def gateway_url(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
     if not port.isdecimal() or not 0 < int(port) < 65536:
         say(f"{source} leaves the gateway's port open (port: {port}): give its address with --url or TOOLSCORE_URL")
         raise typer.Exit(2)
-    host = DEFAULT_HOST if host in EVERY_ADDRESS else f"[{host}]" if ":" in host else host
     scheme = "https" if place.get("tls_cert") else "http"
-    return f"{scheme}://{host}:{port}", source
+    return f"{scheme}://{local_host(host)}:{port}", source
 
 
 def _from_file(environment: Mapping[str, str]) -> tuple[dict[str, Any], str]:

@@ -219,8 +219,7 @@ def alone_in(settings: Settings) -> Iterator[None]:
                 "TOOLSCORE_STORAGE__DATA_DIR, and core_services"
             ) from None
         lock.truncate(0)
-        host = f"[{http.host}]" if ":" in http.host else http.host
-        lock.write(f"{os.getpid()} {f'{http.scheme}://{host}:{http.port}' if http.port else ''}\n")
+        lock.write(f"{os.getpid()} {http.local_url if http.port else ''}\n")
         lock.flush()
         yield
 

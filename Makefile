@@ -80,7 +80,7 @@ types: $(VENV)/.tested
 # What is needed to run it: exact versions, checked by their hashes.
 $(VENV)/.installed: requirements.lock pyproject.toml build_hook.py toolscore/__init__.py \
   mcp_servers/python_executor/sandbox/_forkserver.c $(PAGE)
-	@echo "Setting up $(VENV) (once) ..."
+	@echo "Setting up $(VENV) (once, a minute or two) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -298,7 +298,12 @@ def test_flipping_the_executors_switch_under_load_fails_no_call(way: str) -> Non
                 (process.config / "ports_config.yaml").write_text(
                     original.replace("executor: true", f"executor: {mode}")
                 )
-                wait_for(lambda kind=kind: process.server(EXECUTOR)["kind"] == kind, 120, f"for {kind}")  # type: ignore[misc]
+
+                def flipped(kind: str = kind) -> bool:
+                    assert [event for event in process.events() if event["type"] == "settings_rejected"] == []
+                    return bool(process.server(EXECUTOR)["kind"] == kind)
+
+                wait_for(flipped, 120, f"for {kind}")
                 callers.more(20)
         finally:
             failures = callers.stop()

@@ -19,7 +19,6 @@ EXECUTOR_ID = "python-executor-mcp-server"
 
 OWN_LIMIT_SECONDS = 10
 """The executor's own time limit shall strike before ours, which is longer by this."""
-START_SECONDS = 20
 
 Engine = Literal["fork", "fresh", "reset", "persistent", "restricted", "container"]
 
@@ -108,6 +107,5 @@ def executor_spec(
         command=command,
         args=tuple(args),
         env=env,
-        start_timeout_seconds=START_SECONDS,
         **common,
     )

@@ -18,7 +18,7 @@ from toolscore.app.files import Loaded
 from toolscore.app.settings import Settings
 from toolscore.core import errors
 from toolscore.core.entries import SPELLED, WITHOUT_EFFECT
-from toolscore.core.models import UpstreamSpec
+from toolscore.core.models import EVENT_TYPES, UpstreamSpec
 from toolscore.endpoints.app import create_app
 from toolscore.telemetry.metrics import Metrics
 
@@ -87,7 +87,11 @@ def test_every_metric_is_in_the_operations_page() -> None:
 def test_every_event_type_is_in_the_wire_page() -> None:
     types = event_types()
     assert {"tool_installed", "circuit_changed", "call_finished", "install_progress", "settings_rejected"} <= types
-    assert missing(types, page("wire.md")) == []
+    assert types <= set(EVENT_TYPES)
+    assert missing(set(EVENT_TYPES), page("wire.md")) == []
+    table = page("wire.md").partition("### Event types")[2].partition("\n### ")[0]
+    rows = [row.partition(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(EVENT_TYPES)
 
 
 async def routes_of_a_gateway(folder: Path) -> set[tuple[str, str]]:

@@ -175,6 +175,7 @@ class Executor:
         principal: str = "",
         asker: Asker | None = None,
         on_position: Callable[[int], None] | None = None,
+        on_install: Callable[[str], None] | None = None,
     ) -> Outcome:
         """Run code in a process of its own. Cancelling this ends it.
 
@@ -184,6 +185,7 @@ class Executor:
             packages: names of packages, or of a set.
             asker: answers the tools that the code calls; `None`: it has none.
             on_position: is told the place in the queue, if there is one.
+            on_install: is told the set of packages that has to be made ready first.
 
         Raises:
             Busy: too many run and wait.
@@ -209,6 +211,8 @@ class Executor:
         figures = self._figures[name]
         asked = time.perf_counter()
         # A call waits for its engine and its session before it takes a place: places are for calls that run.
+        if on_install is not None and package_set is not None and (name, package_set) not in self._engines:
+            on_install(package_set)
         chosen = await self._engine(name, package_set)
         if session_id is not None:
             assert isinstance(chosen, PoolEngine)

@@ -249,6 +249,13 @@ def test_no_gateway_is_said_plainly() -> None:
         assert done.stderr.count("\n") == 1
 
 
+def test_a_type_that_no_event_has_is_refused() -> None:
+    done = toolscore("events", "server_up", "tool_instaled")
+    assert done.returncode == 2
+    assert "no event has the type 'tool_instaled': did you mean tool_installed?" in done.stderr
+    assert "settings_rejected" in done.stderr
+
+
 def test_events_follow(gateway: GatewayProcess) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "toolscore", "events", "server_up", "--since", "0", "--url", gateway.url],

@@ -6,10 +6,13 @@ import base64
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support import ROOT, ExecutorProcess, executor_process
+
+from mcp_servers.python_executor.executor import Executor
 
 SETS: dict[str, Any] = {
     "data": ["numpy", "pandas", "matplotlib"],
@@ -126,3 +129,14 @@ def test_a_session_may_ask_for_packages_later(box: ExecutorProcess) -> None:
 def test_the_tool_says_what_there_is(box: ExecutorProcess) -> None:
     tool = box.request("tools/list")["tools"][0]
     assert "data (numpy, pandas, matplotlib)" in tool["inputSchema"]["properties"]["packages"]["description"]
+
+
+@pytest.mark.anyio
+async def test_the_first_call_that_needs_a_set_is_told_of_it(tmp_path: Path) -> None:
+    told: list[str] = []
+    async with Executor(packages={"small": SETS["small"]}, data_dir=tmp_path) as executor:
+        for _ in range(2):
+            await executor.execute("1", on_install=told.append)
+            outcome = await executor.execute("import humanize", packages=["small"], on_install=told.append)
+            assert outcome.exit == "ok"
+    assert told == ["small"]

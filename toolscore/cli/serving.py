@@ -130,7 +130,9 @@ def _banner(gateway: Any, config: Path | None, workers: int) -> None:
     problems = len(gateway.reload.problems)
     settings = str(config or "embedded defaults: there is no ./config here, and no ~/.config/toolscore")
     if problems:
-        settings += f", with {problems} mistake{'s' if problems > 1 else ''} (see above)"
+        settings += (
+            f", with {problems} mistake{'s' if problems > 1 else ''} (see above): refused values have their defaults"
+        )
     print(
         f"""ToolScore {__version__} is ready.
 

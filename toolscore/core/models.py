@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from toolscore.core.entries import translated
 
 __all__ = [
+    "EVENT_TYPES",
     "LOCAL",
     "NOBODY",
     "Change",
@@ -370,6 +371,15 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     """It stands in for one that could not be had."""
     suggestion: str | None = None
     """What helped others whose call failed like this."""
+
+
+EVENT_TYPES = (
+    "tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released", "tool_disabled",
+    "tool_enabled", "server_up", "server_down", "circuit_changed", "install_started", "install_progress",
+    "install_failed", "gap_detected", "approval_needed", "approval_ended", "settings_applied", "settings_rejected",
+    "stats_update", "call_finished", "lagged",
+)  # fmt: skip
+"""What `docs/wire.md` says of each."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -98,6 +98,7 @@ def test_the_chart_passes_its_linter_and_each_object_its_schema(values: Path) ->
             kubernetes_validate.validate(one, KUBERNETES, strict=True)
 
 
+@pytest.mark.long
 def test_what_the_chart_sets_are_settings(values: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     objects = rendered(values)
     (container,) = gateway_of(objects)["spec"]["template"]["spec"]["containers"]

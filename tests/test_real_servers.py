@@ -103,6 +103,7 @@ def test_content_of_other_kinds_and_structured_content_pass(real: GatewayProcess
     assert {"temperature", "conditions"} <= set(weather["structured_content"])
 
 
+@pytest.mark.long
 def test_progress_of_a_real_server_reaches_the_client(real: GatewayProcess) -> None:
     async def run() -> list[float]:
         seen: list[float] = []

@@ -146,6 +146,7 @@ def test_a_session_of_mcp_goes_on_over_any_connection(gateway: GatewayProcess) -
         assert "simple text" in said.text
 
 
+@pytest.mark.long
 def test_each_event_is_told_once_in_one_order(gateway: GatewayProcess) -> None:
     streams: list[list[int]] = [[] for _ in range(4)]
     since = ask(gateway, "/api/v1/stats")["last_event_seq"]

@@ -89,6 +89,7 @@ def test_other_tools_and_failures_are_asked_each_time(gateway: GatewayProcess, f
     assert calls_of(fickle, "Nowhere") == 2
 
 
+@pytest.mark.long
 def test_a_hundred_equal_calls_at_once_are_one(gateway: GatewayProcess, fickle: Fickle) -> None:
     fickle.order(sleep=0.5)
     together = threading.Barrier(100)

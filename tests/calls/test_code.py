@@ -208,6 +208,7 @@ def test_what_people_write_first_works_or_says_what_helps(gateway: GatewayProces
     assert (counted["run"]["calls"], counted["run"]["failed"]) == (1, 0), "what was refused was no call"
 
 
+@pytest.mark.long
 def test_the_bounds_hold(gateway: GatewayProcess) -> None:
     many = """
 n = 0

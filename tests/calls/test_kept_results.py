@@ -55,6 +55,7 @@ def test_by_default_each_read_is_asked_anew() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"fail": True}])
+@pytest.mark.long
 def test_a_write_ends_what_is_kept_however_it_ended(more: dict[str, Any]) -> None:
     async def run() -> None:
         async with in_memory_gateway({"memory": Memory(), "other": Memory()}, cache=KEPT) as gateway:

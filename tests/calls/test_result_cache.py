@@ -100,6 +100,7 @@ def test_equal_calls_at_once_are_one_and_each_hears_of_its_failure(tmp_path: Pat
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_a_result_is_found_again_until_it_is_invalid_also_after_a_restart(tmp_path: Path) -> None:
     async def run() -> None:
         async with cache_in(tmp_path) as (cache, tools):

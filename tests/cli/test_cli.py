@@ -28,6 +28,7 @@ def test_tools_are_a_table_or_json(gateway: GatewayProcess) -> None:
     assert toolscore("tools", "nothing-like-it", gateway=gateway).stdout == "no tools match\n"
 
 
+@pytest.mark.long
 def test_servers_show_their_state(gateway: GatewayProcess) -> None:
     table = toolscore("servers", gateway=gateway).stdout
     assert "inprocess" in table
@@ -213,6 +214,7 @@ def test_a_command_finds_the_gateway_of_the_settings(
             assert url.endswith(f":{load_settings(tmp_path).settings.core_services.toolscore_http.port}")
 
 
+@pytest.mark.long
 def test_a_command_says_which_gateway_it_talks_to(tmp_path: Path) -> None:
     (tmp_path / "ports_config.yaml").write_text(f"core_services: {{toolscore_http: {{port: {free_port()}}}}}")
     done = toolscore("servers", variables={"TOOLSCORE_CONFIG_DIR": str(tmp_path)})
@@ -241,6 +243,7 @@ def test_an_address_in_the_place_of_a_command_is_told_where_it_belongs(given: tu
     assert "toolscore servers add --at http://127.0.0.1:1/mcp z" in done.stderr
 
 
+@pytest.mark.long
 def test_no_gateway_is_said_plainly() -> None:
     for command in (["tools"], ["servers"], ["call", "x"], ["events"]):
         done = toolscore(*command, "--url", f"http://127.0.0.1:{free_port()}")
@@ -256,6 +259,7 @@ def test_a_type_that_no_event_has_is_refused() -> None:
     assert "settings_rejected" in done.stderr
 
 
+@pytest.mark.long
 def test_events_follow(gateway: GatewayProcess) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "toolscore", "events", "server_up", "--since", "0", "--url", gateway.url],

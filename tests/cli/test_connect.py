@@ -71,6 +71,7 @@ def test_each_clients_file_gets_us_twice_the_same_and_is_as_before_in_the_end(na
 
 
 @pytest.mark.parametrize("name", ["codex", "goose", "zed"])
+@pytest.mark.long
 def test_a_file_that_was_not_there_is_gone_again(name: str, tmp_path: Path) -> None:
     client = clients(tmp_path, "linux")[name]
     assert client.file is not None

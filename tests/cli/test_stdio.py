@@ -222,6 +222,7 @@ def test_a_refusal_says_what_to_do(gateway: GatewayProcess, tmp_path: Path) -> N
             assert "result" in client.hello()
 
 
+@pytest.mark.long
 def test_what_is_no_message_is_answered_and_the_rest_goes_on(gateway: GatewayProcess, tmp_path: Path) -> None:
     with started(env=clean(TOOLSCORE_URL=gateway.url), cwd=tmp_path) as client:
         assert client.process.stdin is not None

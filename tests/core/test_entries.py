@@ -40,6 +40,7 @@ values = st.recursive(
 
 
 @given(values)
+@pytest.mark.long
 def test_plain_json_stays_as_it_is_line_by_line(value: Any) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False)
     assert json.loads(plain_json(text)) == value

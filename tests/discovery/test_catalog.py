@@ -100,6 +100,7 @@ def test_a_registry_is_copied_whole_and_searched(process: GatewayProcess, regist
     assert len(pages) >= 3, "two a page"
 
 
+@pytest.mark.long
 def test_it_works_offline_from_the_last_copy_and_says_how_old_that_is(tmp_path: Path, registry: Registries) -> None:
     rules = CatalogRules(registries=(registry.url,), snapshot=False, max_age_hours=1)
 
@@ -128,6 +129,7 @@ def test_it_works_offline_from_the_last_copy_and_says_how_old_that_is(tmp_path: 
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_the_command_line_says_that_a_registry_is_away(process: GatewayProcess, registry: Registries) -> None:
     search(process, "sql database")
     registry.down = True
@@ -441,6 +443,7 @@ NAMES = ("github slack filesystem git postgres sqlite fetch time memory playwrig
          "redis mongodb jira linear figma stripe duckduckgo puppeteer").split()  # fmt: skip
 
 
+@pytest.mark.long
 def test_what_most_people_mean_by_a_name_is_what_they_get(tmp_path: Path, any_registry: str) -> None:
     strangers = [
         {"server": {"name": f"org.stranger/{name}", "description": f"{name} {name}",

@@ -91,6 +91,7 @@ def test_the_steps_of_a_task(task: str, steps: int) -> None:
 
 
 @given(st.text(min_size=1, max_size=300), st.lists(st.text(max_size=30), min_size=1, max_size=4))
+@pytest.mark.long
 def test_any_task_can_be_judged(task: str, names: list[str]) -> None:
     docs = [Doc(str(number), name, name) for number, name in enumerate(names)]
     found = evidence_for(task, index_of(docs), BACKGROUND, LIGHT)

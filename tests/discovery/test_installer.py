@@ -428,6 +428,7 @@ def looks(what):
 """
 
 
+@pytest.mark.long
 def test_an_installed_server_is_confined(local: tuple[GatewayProcess, Registries]) -> None:
     process, registries = local
     paths = [str(process.config), str(process.folder / "data" / "toolscore.db"), "/root/.ssh", "/home"]
@@ -577,6 +578,7 @@ def test_a_server_that_needs_an_account_says_so(local: tuple[GatewayProcess, Reg
          "install_failed", "private address"),
     ],
 )  # fmt: skip
+@pytest.mark.long
 def test_what_a_catalog_may_not_ask_for(
     local: tuple[GatewayProcess, Registries], entry: dict[str, Any], code: str, expected: str
 ) -> None:

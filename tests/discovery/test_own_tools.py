@@ -150,6 +150,7 @@ def test_they_can_be_switched_off(process: GatewayProcess) -> None:
     wait_for(lambda: "toolscore__search_tools" in listed(process))
 
 
+@pytest.mark.long
 def test_they_ask_for_the_caller_and_say_what_goes_wrong(open_rooms: Any) -> None:
     """Without a gateway: who calls is asked what exists, and a call goes to whoever makes calls."""
     called: list[tuple[str, dict[str, Any], str]] = []

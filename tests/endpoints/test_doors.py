@@ -85,6 +85,7 @@ def test_two_of_a_header_that_decides_are_refused_and_none_is(gateway: GatewayPr
         assert connection.recv(20).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.long
 def test_no_login_is_named_that_there_is_not() -> None:
     with running_gateway(settings="access: {local_without_key: false}") as process:
         refused = process.http.post("/mcp", json=PING)

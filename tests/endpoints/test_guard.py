@@ -70,6 +70,7 @@ def memory(gateway: GatewayProcess) -> int:
         b"POST /execute_tool HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{",
     ],
 )
+@pytest.mark.long
 def test_who_does_not_send_a_whole_request_is_let_go(gateway: GatewayProcess, sent: bytes) -> None:
     with connected(gateway, sent) as connection:
         assert answer(connection).startswith(b"HTTP/1.1 408 ")

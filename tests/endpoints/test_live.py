@@ -151,6 +151,7 @@ def test_stats_and_finished_calls_come_to_those_who_ask(gateway: GatewayProcess)
     asyncio.run(run())
 
 
+@pytest.mark.long
 def test_sse_resumes_from_the_last_event_id(gateway: GatewayProcess) -> None:
     events = gateway.events()
     with gateway.http.stream(

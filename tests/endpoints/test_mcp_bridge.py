@@ -159,6 +159,7 @@ def test_prompts_are_suspended_too(gateway: GatewayProcess) -> None:
     assert "Ada" in json.dumps(post(gateway, "sessions", "prompts/get", params).json()["result"]["messages"])
 
 
+@pytest.mark.long
 def test_log_messages_come_when_they_are_asked_for(gateway: GatewayProcess) -> None:
     for server_id in ("both", "sessions"):
         params = {"name": "test_tool_with_logging", "arguments": {}}

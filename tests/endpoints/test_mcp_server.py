@@ -65,6 +65,7 @@ def test_a_session_is_opened_in_a_revision_that_both_speak() -> None:
     run(check)
 
 
+@pytest.mark.long
 def test_a_hidden_tool_is_missing() -> None:
     policy = {"rules": [{"principals": ["eve"], "tools": ["village__*"], "effect": "deny"}]}
 

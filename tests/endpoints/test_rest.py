@@ -226,6 +226,7 @@ def test_a_body_that_is_no_object_is_told_how_one_is_sent(
     assert error["suggestion"] == "send a JSON object with content-type application/json"
 
 
+@pytest.mark.long
 def test_the_gateway_does_not_take_itself_for_a_server() -> None:
     with running_gateway() as process:
         ourselves = {"url": f"{process.url}/mcp"}

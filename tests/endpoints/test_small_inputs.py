@@ -67,6 +67,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("unit", ["z", "_", "a_", "0", " ", "\n ", "`", "-", ".", "you "])
+@pytest.mark.long
 def test_a_long_word_is_looked_through_in_linear_time(unit: str) -> None:
     def look(length: int) -> float:
         definition = {"name": "t", "inputSchema": {"properties": {"x": {"description": f"a{unit * length}b"}}}}

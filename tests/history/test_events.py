@@ -27,6 +27,7 @@ async def take(events: AsyncIterator[Any], count: int) -> list[Any]:
         return [await anext(events) for _ in range(count)]
 
 
+@pytest.mark.long
 def test_the_missed_come_first_and_none_twice(tmp_path: Path) -> None:
     async def run() -> None:
         async with event_log(tmp_path) as events:

@@ -406,6 +406,7 @@ SECRET_NAMES = ["password", "api_key", "apiKey", "client-secret", "Authorization
 
 
 @given(st.sampled_from(SECRET_NAMES), values)
+@pytest.mark.long
 def test_a_secret_member_never_stays(name: str, value: Any) -> None:
     text = "a value that stands nowhere else"
     clean, hidden = redact_json(Raw(encode({"a": [{name: [text, value]}]})))

@@ -80,6 +80,7 @@ def test_reset_restores_what_it_says_and_no_more(matrix: dict[str, dict[str, lis
 
 
 @pytest.mark.parametrize("engine", POOLED)
+@pytest.mark.long
 def test_every_engine_answers_alike(engine: str, tmp_path: Path) -> None:
     value, error, loop, after = run(
         engine, "print('said')\nx = [n * n for n in range(4)]\nx", "1 / 0", ENDLESS, "6 * 7", folder=tmp_path

@@ -82,6 +82,7 @@ def test_one_who_sends_much_delays_another_by_one_call(tmp_path: Path) -> None:
     with_executor(tmp_path, work, max_concurrent=1, max_queued=50)
 
 
+@pytest.mark.long
 def test_nobody_holds_all_places(tmp_path: Path) -> None:
     """Calls are not ended to make room: one who may hold all places keeps the others out for as long as calls last."""
 
@@ -115,6 +116,7 @@ def test_nobody_holds_all_places(tmp_path: Path) -> None:
     with_executor(tmp_path, work, max_concurrent=8, max_queued=50)
 
 
+@pytest.mark.long
 def test_the_queue_is_bounded_and_the_greedy_give_way(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         slow = "import time; time.sleep(0.2)"
@@ -289,6 +291,7 @@ def test_a_session_that_is_reset_in_the_middle_leaves_no_process(tmp_path: Path)
     with_executor(tmp_path, work)
 
 
+@pytest.mark.long
 def test_a_session_rests_between_its_calls_and_one_that_talks_unasked_is_ended(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         code = "import threading, time\nn = 0\ndef count():\n    global n\n    while True: n += 1\n"
@@ -322,6 +325,7 @@ def test_a_session_rests_between_its_calls_and_one_that_talks_unasked_is_ended(t
     with_executor(tmp_path, work)
 
 
+@pytest.mark.long
 def test_who_waits_for_a_session_takes_no_place(tmp_path: Path) -> None:
     async def work(executor: Executor) -> None:
         calls = [
@@ -519,6 +523,7 @@ def test_a_fork_bomb_meets_its_limit_and_nobody_else_does(programs: Any) -> None
     wait_for(lambda: len(psutil.Process(programs.process.pid).children(recursive=True)) < 12, 60)
 
 
+@pytest.mark.long
 def test_processes_share_the_memory_of_the_call(programs: Any) -> None:
     code = (
         "import os, time\nfor _ in range(6):\n"

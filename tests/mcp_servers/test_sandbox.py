@@ -413,6 +413,7 @@ def test_memory_of_files_comes_back_when_their_call_has_ended(box: ExecutorProce
     wait_for(lambda: psutil.virtual_memory().shared < before + 80 * 2**20, 60, "for the memory of files")
 
 
+@pytest.mark.long
 def test_what_calls_write_does_not_pile_up(box: ExecutorProcess) -> None:
     """Where a call has no file system of its own, its files are added up while it runs, and deleted after it."""
     for _ in range(20):

@@ -196,6 +196,7 @@ def test_code_that_fails_comes_back_with_its_error_and_is_not_run_twice(gateway:
     ],
     ids=lambda turn: turn.error if turn.status != 200 else str(turn.lines or "dies"),
 )  # fmt: skip
+@pytest.mark.long
 def test_where_another_try_may_help_there_is_one(gateway: GatewayProcess, trouble: Turn) -> None:
     events, _ = ran(gateway, [trouble, LOOK, DONE])
     assert ending(events) == ("answered", "done"), events
@@ -348,6 +349,7 @@ def test_code_that_still_runs_is_not_run_again(gateway: GatewayProcess, city: Fi
     assert told(events, "code_run")[0].ok, "its result is what came of it"
 
 
+@pytest.mark.long
 def test_a_step_that_was_not_run_takes_no_others_result(gateway: GatewayProcess, tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     refused = "```python\ntools.city.write(city='no')\n```"

@@ -47,6 +47,7 @@ async def stores(engine: str | Path, count: int = 1) -> AsyncIterator[list[Share
 
 
 @running
+@pytest.mark.long
 async def test_keys_have_an_end(engine: Any) -> None:
     async with stores(engine, 2) as (one, other):
         assert await one.put("k:a", b"\x00\xff1", 30)
@@ -64,6 +65,7 @@ async def test_keys_have_an_end(engine: Any) -> None:
 
 
 @running
+@pytest.mark.long
 async def test_scripts_make_the_same_of_keys(engine: Any) -> None:
     async with stores(engine) as (store,):
         claim = lambda who, instead="": store.run(members.CLAIM, ["s:x"], [who, 30_000, instead])  # noqa: E731

@@ -34,6 +34,7 @@ def nested(depth: int, kind: str) -> dict[str, Any]:
 
 @pytest.mark.no_cover  # counting lines takes CPU time, too
 @pytest.mark.parametrize("depth", [3, 10, 12, 30, 60])
+@pytest.mark.long
 def test_wrong_arguments_of_a_recursive_schema_are_refused_at_once(depth: int) -> None:
     async def run() -> None:
         double = Double().tool("draw", lambda _: "drawn", schema=tree("a", "b", "c"))

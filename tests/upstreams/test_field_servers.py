@@ -60,6 +60,7 @@ def attached(gateway: GatewayProcess, **entry: Any) -> Iterator[GatewayProcess]:
 
 
 @pytest.mark.parametrize("kind", ODD)
+@pytest.mark.long
 def test_what_is_not_quite_as_it_should_be_is_understood(gateway: GatewayProcess, kind: str) -> None:
     with field_server(tools__call=ODD[kind]) as server, attached(gateway, url=server.url):
         assert gateway.text("web__go") == "done"
@@ -108,6 +109,7 @@ def test_a_refusal_of_the_call_itself_opens_no_session(gateway: GatewayProcess) 
 
 
 @pytest.mark.parametrize("refusal", [401, 403, 429, 500, 503, None])
+@pytest.mark.long
 def test_whatever_becomes_of_the_question_for_the_newer_era_a_session_is_opened(
     gateway: GatewayProcess, refusal: int | None
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_server_that_refuses_is_asked_once(gateway: GatewayProcess, status: in
                 assert str(status) in process.server("web")["last_error"]
 
 
+@pytest.mark.long
 def test_a_server_that_says_when_is_asked_again_then(gateway: GatewayProcess) -> None:
     def busy(asked: Asked) -> None:
         if server.count("tools/call") == 1:
@@ -193,6 +196,7 @@ def test_cookies_of_a_balancer_come_back_and_we_say_who_asks(gateway: GatewayPro
         assert call.headers["User-Agent"].startswith("toolscore/")
 
 
+@pytest.mark.long
 def test_lists_of_servers_that_announce_nothing_do_not_age(gateway: GatewayProcess) -> None:
     with field_server() as server, attached(gateway, url=server.url) as process:
         server.tools = ["go", "new"]

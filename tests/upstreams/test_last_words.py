@@ -146,6 +146,7 @@ def test_the_line_that_says_why_is_found(output: str, cause: str | None, hint: s
 
 
 @given(st.lists(st.text(max_size=200), max_size=30))
+@pytest.mark.long
 def test_whatever_is_said_something_short_is_found(lines: list[str]) -> None:
     cause = cause_of(lines)
     assert (cause is None) == (not any(line.strip() for line in lines))

@@ -100,9 +100,9 @@ async def test_a_connection_that_rests_for_too_long_is_closed_and_one_that_is_se
             await release.wait()
         await send_json(send, 200, b"{}")
 
-    async def get(path: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def get(path: bytes, more: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*listening.getsockname())
-        writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: localhost\r\n\r\n" + more)
         return reader, writer
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -118,7 +118,17 @@ async def test_a_connection_that_rests_for_too_long_is_closed_and_one_that_is_se
             assert (await resting.read()).endswith(b"{}"), "read to the end: the gateway closed it"
             release.set()
             assert (await slow.readuntil(b"{}")).startswith(b"HTTP/1.1 200 ")
-            for writer in (slow_writer, resting_writer):
+            release.clear()
+            asked.clear()
+            begun, begun_writer = await get(b"/", b"GET ")  # and, below, the rest
+            await begun.readuntil(b"{}")
+            begun_writer.write(b"/slow HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            await asked.wait()
+            another, another_writer = await get(b"/")
+            assert (await another.read()).endswith(b"{}"), "so long it could have been taken for resting"
+            release.set()
+            assert (await begun.readuntil(b"{}")).startswith(b"HTTP/1.1 200 ")
+            for writer in (slow_writer, resting_writer, begun_writer, another_writer):
                 writer.close()
             server.should_exit = True
             await serving
@@ -134,6 +144,44 @@ def test_a_head_without_end_is_refused_and_not_kept(gateway: GatewayProcess, lin
         with contextlib.suppress(ConnectionError):
             assert answer(connection)[:13] in (b"HTTP/1.1 431 ", b"")
     assert memory(gateway) - before < 20 * MEGABYTE
+
+
+BEFORE = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+CHUNKED = b"POST /execute_tool HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begun", "piece"),
+    [
+        (BEFORE + b"G", b"ET /livez HTTP/1.1\r\nx-long: 1" + b"x" * 8000),
+        (BEFORE + b"GET /livez HTTP/1.1\r\n", b"a: b\r\n" * 1000),
+        (CHUNKED + b"0\r\n", b"a: b\r\n" * 1000),
+        (CHUNKED + b"0\r\na: ", b"x" * 8000),
+        (CHUNKED + b"2;", b"x" * 8000),
+    ],
+)
+def test_what_is_no_body_is_bounded_behind_another_request_and_behind_a_body(
+    gateway: GatewayProcess, begun: bytes, piece: bytes
+) -> None:
+    before = memory(gateway)
+    with connected(gateway, begun) as connection:
+        if begun.startswith(BEFORE):  # the second head begins before the first answer
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20 * MEGABYTE // len(piece)):
+                connection.sendall(piece)
+        with contextlib.suppress(ConnectionError):
+            assert answer(connection)[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ", b"")
+    assert memory(gateway) - before < 10 * MEGABYTE
+
+
+def test_a_large_body_and_the_next_request_behind_it_are_both_answered(gateway: GatewayProcess) -> None:
+    body = json.dumps({"tool_id": "echo__echo", "parameters": {"text": "x" * 150_000}}).encode()
+    ask = b"POST /execute_tool HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    last = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    with connected(gateway, ask + last[:30]) as connection:
+        connection.sendall(last[30:])
+        assert answer(connection).count(b"HTTP/1.1 200 ") == 2
 
 
 def test_a_head_just_over_the_bound_is_told_so(gateway: GatewayProcess) -> None:

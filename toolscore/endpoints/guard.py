@@ -144,6 +144,8 @@ def _possible_connections() -> int:
 class GuardedHttp(HttpToolsProtocol):
     """One connection, with its bounds.
 
+    What comes between the pieces of a body (sizes of chunks, their extensions, trailers) is bounded as a head is.
+
     Attributes:
         read_at: when its client last read something.
     """
@@ -154,7 +156,7 @@ class GuardedHttp(HttpToolsProtocol):
         super().connection_made(transport)
         self.address = str(self.client[0]) if self.client else "local"
         self._head_since: float | None = time.monotonic()
-        self._chunk = self._head_bytes = self._body_bytes = 0
+        self._chunk = self._begun_in = self._head_bytes = self._body_bytes = self._beside_body = 0
         self._body_since = 0.0
         self._status = 0
         self._upgraded = False
@@ -185,15 +187,20 @@ class GuardedHttp(HttpToolsProtocol):
         self._chunk = len(data)
         if self._head_since is not None:
             self._head_bytes += self._chunk
+        elif self._body_since:
+            self._beside_body += self._chunk
         super().data_received(data)
-        if self._head_since is not None and self._head_bytes > MAX_HEAD_BYTES and not self._status:
+        in_head, in_body = self._head_since is not None, bool(self._body_since)
+        too_long = (in_head and self._head_bytes > MAX_HEAD_BYTES) or (in_body and self._beside_body > MAX_HEAD_BYTES)
+        if too_long and not self._status:
             self._answer(431)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._rests_since = None
         if self._head_since is None:
-            self._head_since, self._head_bytes = time.monotonic(), self._chunk
+            self._head_since, self._head_bytes = time.monotonic(), 0
+            self._begun_in = self._chunk  # behind another request, whose bytes are not this head's
 
     def on_headers_complete(self) -> None:
         if self._status:
@@ -203,8 +210,10 @@ class GuardedHttp(HttpToolsProtocol):
             self._status = 503
             self.transport.abort()
             return
-        too_large = self._head_bytes > FEW_BYTES and _size(self.url, self.headers) > MAX_HEAD_BYTES
-        self._head_since, self._body_since, self._body_bytes = None, time.monotonic(), 0
+        read = self._head_bytes + self._begun_in
+        too_large = read > FEW_BYTES and _size(self.url, self.headers) > MAX_HEAD_BYTES
+        self._head_since, self._body_since = None, time.monotonic()
+        self._begun_in = self._body_bytes = self._beside_body = 0
         if too_large or len(self.headers) > MAX_HEADERS:
             self._answer(431)
         else:
@@ -212,6 +221,7 @@ class GuardedHttp(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
+        self._beside_body = 0
         if not self._status:
             super().on_body(body)
 
@@ -222,14 +232,13 @@ class GuardedHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """As uvicorn's, without a timer of the event loop for each answer: the sweep closes what rests for too long."""
-        self._head_since = None
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        else:
+        elif self._head_since is None:
             self._rests_since = time.monotonic()
 
     def handle_websocket_upgrade(self) -> None:

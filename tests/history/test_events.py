@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from toolscore.access.permissions import Permissions
+from toolscore.app.switches import ToolSwitches
+from toolscore.core.models import Tool
 from toolscore.history.events import EventLog, EventRules
 from toolscore.stores import Database, open_database
 from toolscore.stores.database import StoreError
+from toolscore.tools.features import ChangeFeed
 
 
 @asynccontextmanager
@@ -124,5 +128,32 @@ def test_a_database_that_fails_costs_the_number_not_the_news(tmp_path: Path) -> 
             assert (event.type, event.seq) == ("server_up", None)
             assert events.unsaved == 1
             assert events.store_error == "disk full"
+
+    asyncio.run(run())
+
+
+def test_events_of_a_switch_come_in_the_order_of_the_changes_at_all_gateways(tmp_path: Path) -> None:
+    tool = Tool(tool_id="a__b", server_id="a", name="b", definition={}, definition_hash="", first_seen="")
+
+    async def run() -> None:
+        url = f"sqlite+aiosqlite:///{tmp_path / 'events.db'}"
+        async with (
+            open_database(url, shared=True) as one,
+            open_database(url, shared=True) as other,
+            EventLog(one) as at_one,
+            EventLog(other) as at_other,
+            at_one.subscribe() as live,
+        ):
+            switches = [
+                ToolSwitches(database, Permissions(), events, ChangeFeed())
+                for database, events in ((one, at_one), (other, at_other))
+            ]
+            for _ in range(5):
+                await switches[0].switch(tool, off=True)
+                at_one.publish("settings_applied", changed=[])  # its writer is busy
+                await switches[1].switch(tool, off=False)
+            await at_one.read_on()
+            told = [event.type for event in await take(live, 15) if event.type.startswith("tool_")]
+            assert told == ["tool_disabled", "tool_enabled"] * 5
 
     asyncio.run(run())

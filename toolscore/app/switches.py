@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from typing import Any
 
 from toolscore.access.permissions import Permissions
-from toolscore.core.models import Tool
+from toolscore.core.clock import timestamp
+from toolscore.core.models import Event, Tool
 from toolscore.history.events import EventLog
 from toolscore.stores import Database
 from toolscore.stores.database import caught_up, or_overloaded
@@ -53,14 +55,18 @@ class ToolSwitches:
             Overloaded: the database refuses the change.
         """
         await caught_up(self._database, self.read_again)
+        about = {"tool_id": tool.tool_id, "name": tool.name, "server_id": tool.server_id}
+        event = Event(type="tool_disabled" if off else "tool_enabled", data=about, timestamp=timestamp())
         async with self._writing:
             now = self._permissions.off
             if off == (tool.tool_id in now):
                 return
-            await self._keep(tool.tool_id, off=off)
-            self._permissions.switch_off(now | {tool.tool_id} if off else now - {tool.tool_id})
-        kind = "tool_disabled" if off else "tool_enabled"
-        self._events.publish(kind, tool_id=tool.tool_id, name=tool.name, server_id=tool.server_id)
+
+            async def write(row: dict[str, Any] | None) -> None:
+                await self._keep(tool.tool_id, off=off, event=row)
+                self._permissions.switch_off(now | {tool.tool_id} if off else now - {tool.tool_id})
+
+            await self._events.publish_with(write, event)
         self._changes.tell(tool.server_id, LIST_CHANGED["tools"])
 
     async def forget(self, tool_ids: Collection[str]) -> None:
@@ -75,6 +81,6 @@ class ToolSwitches:
                 await self._keep(tool_id, off=False)
             self._permissions.switch_off(self._permissions.off - gone)
 
-    async def _keep(self, tool_id: str, *, off: bool) -> None:
+    async def _keep(self, tool_id: str, *, off: bool, event: dict[str, Any] | None = None) -> None:
         with or_overloaded(f"tool {tool_id!r} was left as it is, since the database refuses the change"):
-            await self._database.save_tool_off(tool_id, off)
+            await self._database.save_tool_off(tool_id, off, event)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -182,6 +182,29 @@ class EventLog:
         """Add an event to the log. Returns at once; it is stored and then told, in order."""
         self._pending.append(Event(type=event_type, data=data, timestamp=timestamp()))
         self._wake.set()
+
+    async def publish_with(self, write: Callable[[dict[str, Any] | None], Awaitable[None]], event: Event) -> None:
+        """Make a change, and add the event that tells of it.
+
+        Where gateways share the database both are written as one, so that events come in the order of the changes:
+        whoever disables a tool at one gateway, and then enables it at another, must not be told the reverse.
+
+        Args:
+            write: makes the change, and keeps the row of the event beside it if there is one.
+
+        Raises:
+            what `write` does: then there is no event.
+        """
+        if not self._database.shared:
+            await write(None)
+            self._pending.append(event)
+            self._wake.set()
+            return
+        await write(_row(event))
+        with contextlib.suppress(StoreError):  # then it is told when the database answers again
+            await self.read_on()
+        if self._on_event is not None:
+            self._on_event(event.type)
 
     def tell(self, event_type: str, **data: Any) -> None:
         """Tell those who asked for this type, without keeping it."""

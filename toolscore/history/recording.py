@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import struct
@@ -56,7 +57,8 @@ GROUP_SECONDS = 0.03
 """So long records are gathered, in the pipe, which outlives the gateway; but what kills a container kills us, too."""
 READ_BYTES, GROUP_RECORDS = 256 * 1024, 500
 FEW_BYTES = 64 * 1024
-"""Who sends more at once is read on without a pause, so that the pipe does not fill."""
+"""Who sends more at once, or more than an eighth of what the pipe holds, is read on without a pause: it must not fill.
+"""
 MAX_WAITING = 2000
 """Records that were read and not written yet; then the pipe has to wait."""
 INLINE_BYTES = 2048
@@ -237,6 +239,14 @@ class _Rows:
         return int(call_id[:12], 16) - int(self._known[digest][:12], 16) > BODY_NOTED_MS
 
 
+def _holds(pipe: asyncio.ReadTransport) -> int:
+    """How many bytes a pipe holds; 0 where that cannot be known."""
+    try:
+        return fcntl.fcntl(pipe.get_extra_info("pipe"), fcntl.F_GETPIPE_SZ)
+    except (AttributeError, OSError):
+        return 0
+
+
 def _text(text: str) -> str:
     """Text that every database takes."""
     if text.isascii() and "\0" not in text:
@@ -283,6 +293,7 @@ class _Recorder:
 
     async def _read(self) -> None:
         buffer = bytearray()
+        few = min(FEW_BYTES, _holds(self._pipe) // 8)
         while data := await self._reader.read(READ_BYTES):
             buffer += data
             at = 0
@@ -304,7 +315,7 @@ class _Recorder:
             while len(self._waiting) > MAX_WAITING:
                 self._room.clear()
                 await self._room.wait()
-            if len(data) < FEW_BYTES:
+            if len(data) < few and not buffer and self._pipe.is_reading():
                 self._pipe.pause_reading()
                 await asyncio.sleep(GROUP_SECONDS)
                 self._pipe.resume_reading()

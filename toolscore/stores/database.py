@@ -214,12 +214,14 @@ class Database:
         """The ids of the tools that were disabled."""
         return {row["tool_id"] for row in await self._read(select(tools_off))}
 
-    async def save_tool_off(self, tool_id: str, off: bool) -> None:
-        """Keep that a tool is disabled, or is not any more."""
-        async with self._transaction("tools_off") as connection:
+    async def save_tool_off(self, tool_id: str, off: bool, event: dict[str, Any] | None) -> None:
+        """Keep that a tool is disabled, or is not any more, and the event that says so."""
+        async with self._transaction("tools_off", *([] if event is None else ["events"])) as connection:
             await connection.execute(delete(tools_off).where(tools_off.c.tool_id == tool_id))
             if off:
                 await connection.execute(insert(tools_off).values(tool_id=tool_id))
+            if event is not None:
+                await connection.execute(insert(events).values(**event))
 
     async def append_events(self, rows: Sequence[dict[str, Any]]) -> list[int]:
         """Add events and return their numbers, in order; with several gateways, also in the order of their commits.
@@ -595,31 +597,31 @@ class Database:
             return [dict(row) for row in (await connection.execute(statement)).mappings()]
 
     @asynccontextmanager
-    async def _transaction(self, part: str | None = None) -> AsyncIterator[Any]:
+    async def _transaction(self, *parts: str) -> AsyncIterator[Any]:
         """One transaction.
 
         Args:
-            part: what is written, where gateways share it: they are told.
+            parts: what is written, where gateways share it: they are told.
         """
-        number = None
-        seconds = CHANGE_SECONDS if part is not None and self.shared else STATEMENT_SECONDS
+        numbers: dict[str, int] = {}
+        seconds = CHANGE_SECONDS if parts and self.shared else STATEMENT_SECONDS
         try:
             async with asyncio.timeout(seconds), self._engine.begin() as connection:
-                if part is not None and self.shared:
-                    number = await self._count(connection, part)
+                for part in parts if self.shared else ():
+                    number = numbers[part] = await self._count(connection, part)
                     self._own[part].add(number)  # at once: the commit may be seen before we hear of it
                     if self.tells:
                         await connection.execute(select(func.pg_notify(CHANNEL, part)))
                 yield connection
         except BaseException as exc:
-            if part is not None and number is not None:
+            for part, number in numbers.items():
                 self._own[part].discard(number)  # another may get it
             if isinstance(exc, TimeoutError):
                 raise StoreError(f"the database did not answer within {seconds} s") from exc
             if isinstance(exc, SQLAlchemyError | OSError):
                 raise StoreError(str(getattr(exc, "orig", None) or exc)) from exc
             raise
-        if number is not None and not self.tells:
+        if numbers and not self.tells:
             self.on_write()
 
 

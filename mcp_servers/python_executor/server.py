@@ -182,7 +182,7 @@ class PythonExecutorServer:
 
         Args:
             meta: the request's `_meta`, from a caller who may say on whose behalf it calls.
-            progress: is told the place in the queue, and that packages have to be installed first.
+            progress: is told the place in the queue, and that packages are made ready first.
             asker: answers the tools that the code calls; `None`: it has none.
 
         Raises:
@@ -206,7 +206,7 @@ class PythonExecutorServer:
             if progress is not None:
                 tell = progress
                 options["on_position"] = lambda position: tell(0, None, f"waiting: {position} in the queue")
-                options["on_install"] = lambda name: tell(0, None, f"packages {name!r} are installed, once for all")
+                options["on_install"] = lambda name: tell(0, None, f"waiting for packages {name!r}: made ready once")
             outcome = await self._executor.execute(principal=principal, asker=asker, **options)
         except (BadArguments, UnknownPackages, TooManySessions, ValueError) as exc:
             return _refused(str(exc))

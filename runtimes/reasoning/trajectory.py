@@ -122,10 +122,11 @@ def _take(found: Trajectory, line: dict[str, Any]) -> None:
     elif kind == "messages":  # what the model is told from now on
         found.messages, found.untold = list(line["messages"]), None
     elif kind == "message":
-        if line["role"] != "user":
+        message = {"role": line["role"], "content": line["content"]}
+        if found.untold is not None and message != _told_of(found.untold):
             _tell(found)
         found.untold = None
-        found.messages.append({"role": line["role"], "content": line["content"]})
+        found.messages.append(message)
     elif kind == "usage":
         found.read, found.written = found.read + line["read"], found.written + line["written"]
         found.money, found.seconds = found.money + line["money"], line["seconds"]
@@ -148,8 +149,12 @@ def _take(found: Trajectory, line: dict[str, Any]) -> None:
 def _tell(found: Trajectory) -> None:
     """Have the model know of a step that a kill kept from it: else it would have the code run again."""
     if found.untold is not None:
-        found.messages.append({"role": "user", "content": outcome(found.untold["ok"], found.untold["text"])})
+        found.messages.append(_told_of(found.untold))
         found.untold = None
+
+
+def _told_of(step: dict[str, Any]) -> dict[str, str]:
+    return {"role": "user", "content": outcome(step["ok"], step["text"])}
 
 
 def outcome(ok: bool, text: str) -> str:

@@ -84,17 +84,19 @@ def test_calls_under_way_at_the_end_are_answered(tmp_path: Path) -> None:
 
 
 def test_one_that_leaves_says_so_and_serves_on() -> None:
-    with running_gateway({"good": odd("echo")}, settings="servers: {leave_seconds: 2}") as process:
+    with running_gateway({"good": odd("echo")}, settings="servers: {leave_seconds: 6}") as process:
         process.wait_for_state("good", "up")
         assert process.http.get("/readyz").status_code == 200
         assert process.process is not None
         process.process.send_signal(signal.SIGTERM)
         wait_for(lambda: process.http.get("/readyz").status_code == 503)
         assert process.http.get("/livez").status_code == 200
-        answer = process.http.post("/execute_tool", json={"tool_id": "good__echo", "parameters": {"text": "hi"}})
-        assert answer.json()["success"]
-        assert answer.headers["connection"] == "close", "the next request goes elsewhere"
-        assert process.process.wait(15) == 0
+        until = time.monotonic() + 2.5  # uvicorn makes its headers anew each second
+        while time.monotonic() < until:
+            answer = process.http.post("/execute_tool", json={"tool_id": "good__echo", "parameters": {"text": "hi"}})
+            assert answer.json()["success"]
+            assert answer.headers["connection"] == "close", "the next request goes elsewhere"
+        assert process.process.wait(60) == 0
 
 
 def test_asked_twice_it_ends_at_once() -> None:

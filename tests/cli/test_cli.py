@@ -259,6 +259,36 @@ def test_a_type_that_no_event_has_is_refused() -> None:
     assert "settings_rejected" in done.stderr
 
 
+def test_what_a_group_shows_by_default_takes_the_options_of_its_list(gateway: GatewayProcess, tmp_path: Path) -> None:
+    for group in ("calls", "pins", "errors", "catalog", "python"):
+        assert (
+            toolscore(group, "--json", gateway=gateway).stdout
+            == toolscore(
+                group, {"catalog": "installed", "python": "sessions"}.get(group, "list"), "--json", gateway=gateway
+            ).stdout
+        ), group
+    (tmp_path / "toolscore.yaml").write_text(f"storage: {{data_dir: {tmp_path / 'here'}}}\n")
+    done = toolscore("keys", variables={"TOOLSCORE_CONFIG_DIR": str(tmp_path), "HOME": str(tmp_path / "home")})
+    assert str(tmp_path / "here") in done.stderr
+    assert not (tmp_path / "home").exists()
+    assert "toolscore keys [OPTIONS] COMMAND" in toolscore("keys", "--help").stdout
+    assert toolscore("keys", "lst").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("192.0.2.2:8082", "must begin with https://"),
+        ("ws://127.0.0.1:8082", "must begin with https://"),
+        ("::1:8082", "must begin with https://"),
+        ("127.0.0.1:8082x", "is no address"),
+    ],
+)
+def test_an_address_that_is_none_is_told_so_and_no_key_is_sent_in_clear_text(url: str, said: str) -> None:
+    done = toolscore("tools", "--url", url, variables={"TOOLSCORE_API_KEY": "ts_x"})
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.long
 def test_events_follow(gateway: GatewayProcess) -> None:
     process = subprocess.Popen(
@@ -317,6 +347,24 @@ def test_doctor_asks_a_gateway_that_runs() -> None:
         assert "frobnicator" in findings["server crashes"]["found"]
         assert "toolscore servers restart crashes" in findings["server crashes"]["mend"]
         assert done.returncode == 1
+
+
+@pytest.mark.long
+def test_doctor_that_is_not_let_in_says_so() -> None:
+    with running_gateway(
+        {"good": odd("echo")}, settings="access: {local_without_key: false}\n", start=False
+    ) as process:
+        made = toolscore("keys", "create", "me", "--scope", "admin", "--config", str(process.config))
+        process.http.headers["authorization"] = f"Bearer {made.stdout.strip()}"
+        process.start()
+        process.wait_for_state("good", "up")
+        done = toolscore("doctor", "--config", str(process.config))
+        assert "does not let us look" in done.stdout
+        assert "server good" not in done.stdout, "none is started beside a gateway that runs"
+        done = toolscore(
+            "doctor", "--config", str(process.config), variables={"TOOLSCORE_API_KEY": made.stdout.strip()}
+        )
+        assert "server good" in done.stdout
 
 
 @pytest.mark.long

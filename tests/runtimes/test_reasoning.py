@@ -461,6 +461,9 @@ def test_a_step_that_a_kill_kept_from_the_model_is_told(tmp_path: Path) -> None:
     assert [one["content"] for one in read_trajectory(path).messages] == [told["content"], "DONE"], "in its place"
     path.write_text("".join(json.dumps(line) + "\n" for line in (began, step, {"type": "message", **told}, said)))
     assert len(read_trajectory(path).messages) == 2, "once"
+    came = {"type": "message", "role": "user", "content": "Tools that have just come: b"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (began, step, came)))
+    assert [one["content"] for one in read_trajectory(path).messages] == [told["content"], came["content"]]
 
 
 @pytest.mark.long

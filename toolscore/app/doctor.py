@@ -73,8 +73,7 @@ async def examine(config_dir: Path | None, progress: Callable[[str], None] | Non
     findings.append(await asyncio.to_thread(_confinement, settings))
     running = await _running(settings)
     if running is not None:
-        said = bool(loaded.problems)  # above; the gateway says them, too
-        return findings + [one for one in running if not (said and one.check == "settings")]
+        return findings + [one for one in running if not (one.check == "settings" and _said(loaded.problems, one))]
     address = settings.core_services.toolscore_http.local_url
     findings.append(Finding("gateway", True, f"none answers at {address}; as one would start:"))
     findings += _ports(settings)
@@ -100,15 +99,31 @@ def _languages(settings: Settings) -> Finding:
     return Finding("languages", True, f"{mode}, {more}")
 
 
+def _said(problems: list[str], finding: Finding) -> bool:
+    """Whether what the gateway says of its settings is what we found in them."""
+    return bool(problems) and all(problem in finding.found for problem in problems)
+
+
 async def _running(settings: Settings) -> list[Finding] | None:
     """What a gateway that runs on our port says of itself; `None` where there is none."""
     base = settings.core_services.toolscore_http.local_url
+    key = os.environ.get("TOOLSCORE_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        async with httpx.AsyncClient(base_url=base, timeout=10) as client:
-            health = (await client.get("/health")).json()["data"]
-            servers = (await client.get("/api/v1/servers")).json()["data"]["servers"]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        async with httpx.AsyncClient(base_url=base, timeout=10, headers=headers) as client:
+            answers = [(await client.get(path)).json() for path in ("/health", "/api/v1/servers")]
+        refused = next((one["error"]["message"] for one in answers if not one["success"]), None)
+    except httpx.ConnectError as exc:
+        if "CERTIFICATE" not in str(exc):
+            return None
+        mend = f"have it trusted (SSL_CERT_FILE), or ask the gateway itself: curl -k {base}/health"
+        return [Finding("gateway", False, f"one runs at {base}, with a certificate that does not count: {exc}", mend)]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):  # it is another program
         return None
+    if refused is not None:
+        mend = "give a key in TOOLSCORE_API_KEY: toolscore keys create NAME --scope admin"
+        return [Finding("gateway", False, f"one runs at {base}, and does not let us look: {refused}", mend)]
+    health, servers = answers[0]["data"], answers[1]["data"]["servers"]
     findings = [Finding("gateway", True, f"version {health['version']} runs at {base}")]
     for name, check in health["checks"].items():
         if name != "servers":

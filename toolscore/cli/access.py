@@ -77,7 +77,7 @@ def list_keys(config: ConfigDir = None, as_json: AsJson = False) -> None:
     print_table(("key", "name", "scopes", "made", "state"), rows, empty="no keys: toolscore keys create NAME")
 
 
-list_by_default(keys, list_keys)
+list_by_default(keys)
 
 
 @keys.command("revoke")

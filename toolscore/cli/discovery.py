@@ -326,7 +326,7 @@ def installed(url: Url = None, as_json: AsJson = False) -> None:
     print_table(("server", "name", "package", "version", "tools"), rows, empty="nothing was installed")
 
 
-list_by_default(catalog, installed)
+list_by_default(catalog, "installed")
 
 
 @catalog.command("refresh")

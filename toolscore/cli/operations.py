@@ -77,7 +77,7 @@ def list_calls(
     print_table(("call", "at (UTC)", "tool", "by", "outcome", "ms", "cache", "error"), rows, empty="no calls")
 
 
-list_by_default(calls, list_calls)
+list_by_default(calls)
 
 
 @calls.command("show")
@@ -199,7 +199,7 @@ def list_pins(
         say("`toolscore pins diff TOOL` shows what changed; `toolscore pins approve TOOL` takes it")
 
 
-list_by_default(pins, list_pins)
+list_by_default(pins)
 
 
 @pins.command("diff")
@@ -257,7 +257,7 @@ def list_errors(url: Url = None, as_json: AsJson = False) -> None:
     print_table(("times", "class", "pattern", "what helped"), rows, empty="no call has failed yet")
 
 
-list_by_default(errors, list_errors)
+list_by_default(errors)
 
 
 @errors.command("match")

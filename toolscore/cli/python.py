@@ -36,7 +36,7 @@ def sessions(url: Url = None, as_json: AsJson = False) -> None:
     print_table(("session", "state", "opened (UTC)", "ends in", "packages"), rows, empty="no sessions")
 
 
-list_by_default(python, sessions)
+list_by_default(python, "sessions")
 
 
 @python.command("end")

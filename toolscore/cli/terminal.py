@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
+from typer.core import TyperGroup
 
-from toolscore.core.hosts import local_host
+from toolscore.core.hosts import is_loopback, local_host
 from toolscore.core.places import user_config
 from toolscore.core.plain import escaped, plain
 
@@ -144,20 +146,37 @@ def connected(url: str | None, timeout: float | None = 30) -> Iterator[Any]:
 
     if url is None:
         url, source = gateway_url()
-        if not url.startswith(("http://", "https://")):
-            say(f"{source} must begin with http:// or https://, found {url}")
-            raise typer.Exit(2)
+        url = _with_scheme(url, source)
         say(f"gateway {url} ({source})")
-    elif not url.startswith(("http://", "https://")):
-        url = f"http://{url}"
+    else:
+        url = _with_scheme(url, "--url")
     try:
         key = os.environ.get("TOOLSCORE_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=url, timeout=timeout, headers=headers, verify=_trusted(url)) as client:
             yield client
+    except httpx.InvalidURL as exc:
+        say(f"{url} is no address ({exc}): one looks like http://{DEFAULT_HOST}:{DEFAULT_PORT}")
+        raise typer.Exit(2) from None
     except httpx.TransportError as exc:
         say(f"no gateway answers at {url} ({exc}): start it with `toolscore serve`, or give --url")
         raise typer.Exit(NO_GATEWAY) from None
+
+
+def _with_scheme(url: str, source: str) -> str:
+    """An address with its scheme. Only one of this machine may do without: a key is not sent in clear text by default.
+
+    Raises:
+        typer.Exit: it has none, or one that is not HTTP's.
+    """
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme.lower() in ("http", "https"):
+        return url
+    with suppress(ValueError):
+        if not separator and is_loopback(urlsplit(f"//{url}").hostname or ""):
+            return f"http://{url}"
+    say(f"{source} must begin with https:// (or http://, which sends your key in clear text), found {url}")
+    raise typer.Exit(2)
 
 
 def _trusted(url: str) -> Any:
@@ -165,17 +184,21 @@ def _trusted(url: str) -> Any:
     import ssl
     from urllib.request import getproxies
 
-    plain_http = url.startswith("http://") and not getproxies()  # a proxy may be reached over TLS
+    plain_http = url.lower().startswith("http://") and not getproxies()  # a proxy may be reached over TLS
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain_http else True
 
 
-def list_by_default(group: typer.Typer, show: Callable[[], None]) -> None:
-    """Have a group of commands show its list where none of them is named."""
+def list_by_default(group: typer.Typer, name: str = "list") -> None:
+    """Have a group of commands run the one that shows its list where none is named; what follows is for that one."""
 
-    @group.callback(invoke_without_command=True)
-    def shown(context: typer.Context) -> None:
-        if context.invoked_subcommand is None:
-            show()
+    class Listing(TyperGroup):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            asks_for_help = any(one in ctx.help_option_names for one in args)
+            if not asks_for_help and (not args or args[0].startswith("-")):
+                args = [name, *args]
+            return super().parse_args(ctx, args)
+
+    group.info.cls = Listing
 
 
 def answer_of(response: Any) -> Any:

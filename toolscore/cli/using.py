@@ -158,8 +158,8 @@ def events(
     """Follow what changes, until Ctrl-C."""
     params: dict[str, Any] = {}
     if types:
-        _check_event_types(types)
         params["events"] = ",".join(types)
+        _check_event_types(params["events"].split(","))
     if since is not None:
         params["since"] = since
     try:
@@ -181,7 +181,7 @@ def events(
 
 
 def _check_event_types(types: list[str]) -> None:
-    """Refuse a type that there is none of: nothing would ever come.
+    """Refuse a type that no gateway of this release has: nothing would ever come.
 
     Raises:
         typer.Exit.

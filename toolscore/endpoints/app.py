@@ -70,8 +70,10 @@ class Doors:
 
     def send_away(self) -> None:
         """Have clients close their connections with their next answer, and so come back elsewhere."""
-        state = self._server.server_state
-        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        close = (b"connection", b"close")
+        state, config = self._server.server_state, self._server.config
+        state.default_headers = [*state.default_headers, close]
+        config.encoded_headers = [*config.encoded_headers, close]  # uvicorn makes the others of these, each second
 
 
 def bind_services(settings: Settings) -> tuple[Settings, socket.socket, socket.socket]:

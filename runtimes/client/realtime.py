@@ -23,7 +23,7 @@ EVENTS_PATH = "/api/v1/events/tools"
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 15.0
 QUEUE_EVENTS = 10_000
-TOOL_EVENTS = ("tool_installed", "tool_updated", "tool_removed")
+TOOL_EVENTS = ("tool_installed", "tool_updated", "tool_removed", "tool_disabled", "tool_enabled")
 
 
 class RealTimeToolClient:
@@ -53,6 +53,8 @@ class RealTimeToolClient:
         self._types = list(events) if events is not None else None
         self._heartbeat = heartbeat_seconds
         self.tools: dict[str, dict[str, Any]] = {}
+        self._off: dict[str, dict[str, Any]] = {}
+        """What is known of tools that were disabled meanwhile."""
         self.last_seq: int | None = None
         self.connections = 0
         """How often it has connected so far."""
@@ -190,6 +192,12 @@ class RealTimeToolClient:
             await self._tell()
         elif event["type"] == "tool_removed" and tool_id:
             self.tools.pop(tool_id, None)
+            self._off.pop(tool_id, None)
+        elif event["type"] == "tool_disabled" and tool_id:
+            self._off[tool_id] = self.tools.pop(tool_id, {})
+        elif event["type"] == "tool_enabled" and tool_id:
+            self.tools[tool_id] = {**event, **self._off.pop(tool_id, {}), "enabled": True}
+            await self._tell()
         if self._types is not None and event["type"] not in self._types:
             return
         if self._queue.full():

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import fields
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -120,7 +121,7 @@ class ToolScoreClient:
 
     async def tool(self, tool_id: str) -> dict[str, Any]:
         """One tool, with its schema."""
-        return await self._data("GET", f"/api/v1/tools/{tool_id}")
+        return await self._data("GET", f"/api/v1/tools/{_segment(tool_id)}")
 
     async def search(self, query: str, *, limit: int = 10) -> list[dict[str, Any]]:
         """The tools for a task, best first, each with its schema, `relevance` and `score`."""
@@ -165,7 +166,7 @@ class ToolScoreClient:
 
     async def uninstall(self, name: str) -> None:
         """Remove a server that was installed."""
-        await self._data("DELETE", f"/api/v1/catalog/installed/{name}")
+        await self._data("DELETE", f"/api/v1/catalog/installed/{quote(name)}")
 
     async def calls(self, *, limit: int = 100, **filters: str) -> list[dict[str, Any]]:
         """Past calls, the newest first.
@@ -179,7 +180,7 @@ class ToolScoreClient:
 
     async def call(self, call_id: str) -> dict[str, Any]:
         """One past call, with `arguments` and `result`; of a run of code also `calls`, those that it made."""
-        return await self._data("GET", f"/api/v1/calls/{call_id}")
+        return await self._data("GET", f"/api/v1/calls/{_segment(call_id)}")
 
     async def describe_tools(
         self, *, names: Sequence[str] = (), query: str | None = None, max_tokens: int = 2000
@@ -273,7 +274,7 @@ class ToolScoreClient:
 
     async def detach(self, server_id: str) -> None:
         """Remove a server that was attached."""
-        await self._data("DELETE", f"/api/v1/servers/{server_id}")
+        await self._data("DELETE", f"/api/v1/servers/{_segment(server_id)}")
 
     async def health(self) -> dict[str, Any]:
         """`status` and a check for each part."""
@@ -327,3 +328,8 @@ def _succeeded(answer: dict[str, Any], status: int) -> dict[str, Any]:
         retry_after_seconds=error.get("retry_after_seconds"),
         suggestion=error.get("suggestion"),
     )
+
+
+def _segment(name: str) -> str:
+    """A name as one segment of an address."""
+    return quote(name, safe="")

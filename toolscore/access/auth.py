@@ -250,12 +250,7 @@ class Authenticator:
             Unauthenticated: nothing was shown, or it is not good.
             Overloaded: whether it is good cannot be said just now.
         """
-        shown = api_key
-        if authorization is not None:
-            kind, _, value = authorization.partition(" ")
-            if kind.lower() != "bearer" or not value.strip():
-                raise Unauthenticated("the Authorization header must be `Bearer` and a key or token")
-            shown = value.strip()
+        shown = _shown(authorization, api_key)
         if shown is None:
             if local and self._rules.local_without_key:
                 return LOCAL
@@ -273,7 +268,10 @@ class Authenticator:
 
     def credential(self, authorization: str | None, api_key: str | None) -> Credential | None:
         """What was shown and accepted, to be looked at again later; `None`: nothing that could end."""
-        shown = api_key or (authorization or "").partition(" ")[2].strip()
+        try:
+            shown = _shown(authorization, api_key) or ""
+        except Unauthenticated:
+            return None
         if self._given and _hash(shown) in self._given:
             return None
         if KEY.fullmatch(shown):
@@ -356,6 +354,20 @@ def _given(keys: Mapping[str, GivenKey]) -> dict[str, Principal]:
         elif key is not None:
             log.error("a key of access.given_keys is too short: it counts for nobody", name=name, least=MIN_GIVEN)
     return found
+
+
+def _shown(authorization: str | None, api_key: str | None) -> str | None:
+    """The key or token of a request: that of its `Authorization` where it has one.
+
+    Raises:
+        Unauthenticated: that header is something else.
+    """
+    if authorization is None:
+        return api_key
+    kind, _, value = authorization.partition(" ")
+    if kind.lower() != "bearer" or not value.strip():
+        raise Unauthenticated("the Authorization header must be `Bearer` and a key or token")
+    return value.strip()
 
 
 def _ended(row: Mapping[str, Any]) -> str | None:

@@ -75,7 +75,7 @@ class TokenKeys:
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
-        except jwt.PyJWTError as exc:
+        except (jwt.PyJWTError, TypeError, ValueError) as exc:  # a key of another kind than the header's algorithm
             raise Unauthenticated(f"the token is not valid: {exc}") from exc
         scopes = claims.get("scope", claims.get("scp", ""))
         listed = scopes.split() if isinstance(scopes, str) else scopes

@@ -110,6 +110,8 @@ class Reload:
                 elif before[server_id] != after[server_id] and self._upstreams.find(server_id) is not None:
                     await self._upstreams.replace(server_id, after[server_id])
                     swapped.append(server_id)
+                    if server_id in self._servers.off:  # disabled meanwhile
+                        self._servers.off[server_id] = after[server_id]
         except UpstreamUnavailable as exc:
             for server_id in swapped:
                 await self._upstreams.replace(server_id, before[server_id])

@@ -87,6 +87,9 @@ class CallPipeline:
             except ToolScoreError as exc:
                 self._notes.failed(call, exc)
                 raise
+            except Exception:
+                call.outcome = ToolScoreError.code  # a mistake of ours
+                raise
             except asyncio.CancelledError as exc:
                 if not self.underway.was_ended():
                     raise

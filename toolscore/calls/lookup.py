@@ -60,6 +60,8 @@ class KeptResults:
             try:
                 call.answer = await self._cache.once(call.slot, lambda: self._make(call, reach), call.patience)
             except STAND_IN:
+                if kept is not None:  # what may change something may have ended it meanwhile
+                    kept = await self._cache.look(call.slot)
                 if kept is None or kept.stale_until <= time.time():
                     raise
                 self._cache.count(kept, stale=True)

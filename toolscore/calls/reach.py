@@ -105,7 +105,8 @@ class Reach:
             well = True
             return raw
         except (UpstreamUnavailable, UpstreamTimeout, OutcomeUnknown, UpstreamProtocolError) as exc:
-            well = exc.upstream_error is not None  # an error of the server's own is an answer
+            if not call.attempt.of_caller:
+                well = exc.upstream_error is not None  # an error of the server's own is an answer
             raise
         finally:
             admission.ended(well)

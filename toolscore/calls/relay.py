@@ -25,6 +25,8 @@ __all__ = ["Relay"]
 
 PRINCIPAL = "toolscore/principal"
 SCOPES = "toolscore/scopes"
+MAX_WAIT_SECONDS = 86_400.0
+"""A server that asks for more says nothing that anybody waits for."""
 """The members of `_meta` that tell our own servers who calls."""
 
 
@@ -70,7 +72,8 @@ class Relay:
         if upstream is None:
             raise UpstreamUnavailable(f"server {server_id!r} is not connected")
         spec, attempt = upstream.spec, attempt or Attempt()
-        seconds = timeout_seconds or spec.call_timeout_seconds or self._limits.call_timeout_seconds
+        usual = spec.call_timeout_seconds or self._limits.call_timeout_seconds
+        seconds = timeout_seconds or usual
         with self._tracing.request(server_id, method, what) as span:
             known: dict[str, Any] = dict(span.carried())
             if spec.identify_callers:
@@ -85,6 +88,7 @@ class Relay:
                     caller.pause = deadline.paused
                     return await self._upstreams.request(server_id, method, params, caller=caller, attempt=attempt)
             except TimeoutError as exc:
+                attempt.of_caller = seconds < usual
                 waited = f"{what} gave no answer within {seconds:g} s"
                 if not attempt.asked:
                     raise UpstreamUnavailable(f"{waited}: its server is {upstream.state}") from exc
@@ -96,7 +100,9 @@ class Relay:
                     f"{waited}, and it may have done its work: find out before you call it again"
                 ) from exc
             except ConnectionLost as exc:
-                attempt.over = True
+                # A process of ours ends with its connection. A server elsewhere may go on with what it was sent.
+                attempt.over = not exc.sent or spec.command is not None
+                attempt.of_caller = exc.refused and not exc.busy and bool(spec.credentials)
                 _broke_off(exc, server_id, what, safe_to_repeat)
             except RemoteError as exc:
                 _refused(exc, server_id, what)
@@ -138,4 +144,4 @@ def _retry_after(exc: RemoteError) -> float | None:
     """How long a server that is full asks us to wait."""
     data = exc.error.get("data")
     wait = data.get("retry_after_seconds") if isinstance(data, dict) else None
-    return float(wait) if isinstance(wait, int | float) else None
+    return float(min(max(wait, 0), MAX_WAIT_SECONDS)) if isinstance(wait, int | float) else None

@@ -16,6 +16,7 @@ from toolscore.core.models import Tool, ToolResult
 __all__ = ["marked_kept", "parsed", "read_result", "seconds_said", "text_of", "with_suggestion"]
 
 MAX_TEXT = 2000
+MAX_TTL_MS = 10**12
 
 
 class _CallResult(msgspec.Struct, rename="camel"):
@@ -97,7 +98,7 @@ def seconds_said(result: _CallResult) -> float:
     if result.ttl_ms is UNSET:
         return 0.0
     said = decode(result.ttl_ms)
-    return said / 1000 if isinstance(said, int) and not isinstance(said, bool) and said > 0 else 0.0
+    return min(said, MAX_TTL_MS) / 1000 if isinstance(said, int) and not isinstance(said, bool) and said > 0 else 0.0
 
 
 def with_suggestion(result: ToolResult, suggestion: str) -> ToolResult:

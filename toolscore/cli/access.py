@@ -28,6 +28,8 @@ from toolscore.cli.terminal import (
 
 __all__ = ["keys", "policy"]
 
+MAX_DAYS = 36_500
+
 keys = typer.Typer(help="Who may come in from elsewhere: API keys, kept as hashes.")
 policy = typer.Typer(help="What callers may do: the rules under `policy` in toolscore.yaml.", no_args_is_help=True)
 
@@ -36,7 +38,9 @@ policy = typer.Typer(help="What callers may do: the rules under `policy` in tool
 def create_key(
     name: Annotated[str, typer.Argument(help="Whose key it is: a name for the log and the rules.")],
     scope: Annotated[list[str] | None, typer.Option(help="What its owner may do; `admin` changes the gateway.")] = None,
-    days: Annotated[float | None, typer.Option(min=0.01, help="Good for so many days; for ever if not given.")] = None,
+    days: Annotated[
+        float | None, typer.Option(min=0.01, max=MAX_DAYS, help="Good for so many days; for ever if not given.")
+    ] = None,
     config: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -256,7 +257,7 @@ def uninstall(
 ) -> None:
     """Remove a server that was installed, with all that belongs to it."""
     with connected(url, timeout=120) as client:
-        gone = answer_of(client.delete(f"/api/v1/catalog/installed/{name}"))
+        gone = answer_of(client.delete(f"/api/v1/catalog/installed/{quote(name)}"))
     print(f"{_with_version(gone)} is gone: its tools, its files, its environment")
 
 

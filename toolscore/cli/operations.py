@@ -20,6 +20,7 @@ from toolscore.cli.terminal import (
     print_table,
     print_text,
     say,
+    segment,
 )
 from toolscore.core.plain import plain
 
@@ -84,7 +85,7 @@ list_by_default(calls)
 def show(call_id: CallId, url: Url = None, as_json: AsJson = False) -> None:
     """Print one past call with its arguments and its result; of a run of code, the calls that it made as a tree."""
     with connected(url) as client:
-        call = answer_of(client.get(f"/api/v1/calls/{call_id}"))
+        call = answer_of(client.get(f"/api/v1/calls/{segment(call_id)}"))
     if as_json or "calls" not in call:
         print_json(call)
         return
@@ -132,7 +133,7 @@ def replay(
         body |= _given({"tool_id": tool, "server_id": server, "outcome": outcome, "since": since, "until": until,
                         "limit": limit})  # fmt: skip
     with connected(url, timeout=None) as client:
-        path = f"/api/v1/calls/{call_id}/replay" if call_id is not None else "/api/v1/calls/replay"
+        path = f"/api/v1/calls/{segment(call_id)}/replay" if call_id is not None else "/api/v1/calls/replay"
         found = answer_of(client.post(path, json=body))
     if as_json:
         print_json(found)
@@ -206,7 +207,7 @@ list_by_default(pins)
 def diff(tool: ToolId, url: Url = None) -> None:
     """Show what a server says of a tool now, against what it is held to."""
     with connected(url) as client:
-        pin = answer_of(client.get(f"/api/v1/pins/{tool}"))
+        pin = answer_of(client.get(f"/api/v1/pins/{segment(tool)}"))
     if not pin["quarantined"]:
         print_text(f"{tool} is what it was when it was pinned ({pin['pinned_at']}, {pin['pinned_by']})")
         return
@@ -225,7 +226,7 @@ def approve(
     """Take what a server says of a tool now: shows it, and asks. It can be called again at once."""
     with connected(url) as client:
         if definition is None:
-            pin = answer_of(client.get(f"/api/v1/pins/{tool}"))
+            pin = answer_of(client.get(f"/api/v1/pins/{segment(tool)}"))
             definition = pin["held_hash"] or ""
             if pin["quarantined"]:
                 _print_change(pin)
@@ -233,7 +234,7 @@ def approve(
                     say("nobody is there to ask: name the definition that you have looked at with --definition")
                     raise typer.Exit(2)
                 typer.confirm("Take this definition?", abort=True)
-        answer_of(client.post(f"/api/v1/pins/{tool}/approve", json={"definition_hash": definition or "-"}))
+        answer_of(client.post(f"/api/v1/pins/{segment(tool)}/approve", json={"definition_hash": definition or "-"}))
     say(f"{tool} can be called again")
 
 
@@ -301,7 +302,7 @@ def fix(
 def forget(fix_id: Annotated[str, typer.Argument(help="As `list` shows it.")], url: Url = None) -> None:
     """Forget a fix."""
     with connected(url) as client:
-        answer_of(client.delete(f"/api/v1/errors/fixes/{fix_id}"))
+        answer_of(client.delete(f"/api/v1/errors/fixes/{segment(fix_id)}"))
     say(f"fix {fix_id} is forgotten")
 
 

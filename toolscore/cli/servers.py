@@ -18,6 +18,7 @@ from toolscore.cli.terminal import (
     print_table,
     print_text,
     say,
+    segment,
 )
 from toolscore.core.plain import plain
 
@@ -100,7 +101,7 @@ def add(
 def remove(name: Name, url: Url = None) -> None:
     """Remove a server that was added. One of mcp_servers.json is removed there."""
     with connected(url) as client:
-        answer_of(client.delete(f"/api/v1/servers/{name}"))
+        answer_of(client.delete(f"/api/v1/servers/{segment(name)}"))
     say(f"{name} is gone, with its tools")
 
 
@@ -108,7 +109,7 @@ def remove(name: Name, url: Url = None) -> None:
 def restart(name: Name, url: Url = None) -> None:
     """Start a server again, now."""
     with connected(url) as client:
-        answer_of(client.post(f"/api/v1/servers/{name}/restart"))
+        answer_of(client.post(f"/api/v1/servers/{segment(name)}/restart"))
     say(f"{name} is being restarted: toolscore servers show {name}")
 
 
@@ -116,7 +117,7 @@ def restart(name: Name, url: Url = None) -> None:
 def disable(name: Name, url: Url = None) -> None:
     """Stop a server until it is enabled: nobody is shown its tools."""
     with connected(url) as client:
-        answer_of(client.post(f"/api/v1/servers/{name}/disable"))
+        answer_of(client.post(f"/api/v1/servers/{segment(name)}/disable"))
     say(f"{name} is disabled, its tools are gone. Back again: toolscore servers enable {name}")
 
 
@@ -124,7 +125,7 @@ def disable(name: Name, url: Url = None) -> None:
 def enable(name: Name, url: Url = None) -> None:
     """Start a server that was disabled."""
     with connected(url) as client:
-        answer_of(client.post(f"/api/v1/servers/{name}/enable"))
+        answer_of(client.post(f"/api/v1/servers/{segment(name)}/enable"))
     say(f"{name} is being started: toolscore servers show {name}")
 
 
@@ -132,7 +133,7 @@ def enable(name: Name, url: Url = None) -> None:
 def show(name: Name, url: Url = None, as_json: AsJson = False) -> None:
     """Say all that is known of a server."""
     with connected(url) as client:
-        server = answer_of(client.get(f"/api/v1/servers/{name}"))
+        server = answer_of(client.get(f"/api/v1/servers/{segment(name)}"))
     if as_json:
         print_json(server)
         return
@@ -145,7 +146,7 @@ def show(name: Name, url: Url = None, as_json: AsJson = False) -> None:
 def logs(name: Name, url: Url = None) -> None:
     """Print the last lines that a server's process wrote beside the protocol."""
     with connected(url) as client:
-        server = answer_of(client.get(f"/api/v1/servers/{name}"))
+        server = answer_of(client.get(f"/api/v1/servers/{segment(name)}"))
     for line in server["stderr"] or []:
         print_text(line)
     if not server["stderr"]:

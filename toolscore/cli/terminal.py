@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import typer
 from typer.core import TyperGroup
@@ -36,6 +36,7 @@ __all__ = [
     "print_table",
     "print_text",
     "say",
+    "segment",
 ]
 
 NO_GATEWAY = 3
@@ -150,8 +151,11 @@ def connected(url: str | None, timeout: float | None = 30) -> Iterator[Any]:
         say(f"gateway {url} ({source})")
     else:
         url = _with_scheme(url, "--url")
+    key = os.environ.get("TOOLSCORE_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        say("TOOLSCORE_API_KEY is no key: it has a line break, or letters that no key has")
+        raise typer.Exit(2)
     try:
-        key = os.environ.get("TOOLSCORE_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with httpx.Client(base_url=url, timeout=timeout, headers=headers, verify=_trusted(url)) as client:
             yield client
@@ -177,6 +181,11 @@ def _with_scheme(url: str, source: str) -> str:
             return f"http://{url}"
     say(f"{source} must begin with https:// (or http://, which sends your key in clear text), found {url}")
     raise typer.Exit(2)
+
+
+def segment(name: str) -> str:
+    """A name as one segment of an address: an id may have a `?` or a `#` in it."""
+    return quote(name, safe="")
 
 
 def _trusted(url: str) -> Any:

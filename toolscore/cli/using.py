@@ -21,6 +21,7 @@ from toolscore.cli.terminal import (
     print_table,
     print_text,
     say,
+    segment,
 )
 from toolscore.core.plain import escaped, plain
 
@@ -121,6 +122,8 @@ def call(
     if body is not None:
         try:
             parameters = json.loads(body)
+            if not isinstance(parameters, dict):
+                raise ValueError(f"found {first_line(body, 40)}")
         except ValueError as exc:
             say(f"--json takes a JSON object: {exc}")
             raise typer.Exit(2) from None
@@ -232,10 +235,10 @@ def _json_or_text(value: str) -> Any:
 
 def _types(client: Any, tool: str, action: str | None) -> dict[str, Any]:
     """The types that a tool's schema gives its arguments, so that `code=42` is text where text is wanted."""
-    listed = client.get("/api/v1/tools", params={"server_id": tool, "limit": 1000}).json()["data"]["tools"]
+    listed = answer_of(client.get("/api/v1/tools", params={"server_id": tool, "limit": 1000}))["tools"]
     found = [entry for entry in listed if action in (None, entry["name"])]
     if not found:
-        answer = client.get(f"/api/v1/tools/{tool}").json()
+        answer = client.get(f"/api/v1/tools/{segment(tool)}").json()
         found = [answer["data"]] if answer["success"] else []
     schema = found[0]["input_schema"] if len(found) == 1 else {}
     properties = schema.get("properties") if isinstance(schema, dict) else None

@@ -180,9 +180,9 @@ def concerns(gateway: Gateway, event: Event, principal: Principal) -> bool:
     if event.type not in TOOL_EVENTS:
         server_id = event.data.get("server_id")
         return not isinstance(server_id, str) or gateway.shows_server(principal, server_id)
-    # One that is gone cannot be judged any more: its name may be known only to who saw it.
-    tool = gateway.library.find(tool_id)
-    return tool is not None and policy.sees(principal, tool).allowed
+    # One that went long ago cannot be judged any more: its name may be known only to who saw it.
+    tool = gateway.library.last_known(tool_id)
+    return policy.sees(principal, tool).allowed if tool is not None else ADMIN in principal.scopes
 
 
 async def _sse(

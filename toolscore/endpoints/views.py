@@ -236,7 +236,9 @@ def stats_fields(gateway: Gateway, principal: Principal | None) -> dict[str, Any
         "event_subscribers": int(now["event_subscribers"]),
         "last_event_seq": gateway.events.last_seq,
         "memory_bytes": int(now["memory_bytes"]),
-        "server_stats": gateway.figures.latest,
+        "server_stats": {
+            server_id: one for server_id, one in gateway.figures.latest.items() if gateway.shows_server(who, server_id)
+        },
     }
 
 

@@ -16,6 +16,7 @@ import structlog
 from toolscore.core.clock import now, timestamp
 from toolscore.core.errors import InvalidRequest, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.memo import Memo
 from toolscore.core.models import Change, Sees, ServerState, Tool, UpstreamSpec
 from toolscore.core.names import MAX_LENGTH, nearest, tool_id
 from toolscore.stores import Database, WriteBehind
@@ -30,6 +31,7 @@ AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
 
 
 MAX_SHOWN = 128
+MAX_GONE = 1000
 """Characters of a name that a message repeats."""
 
 
@@ -86,6 +88,7 @@ class UnifiedToolLibrary:
         self.pins = pins
         self._publish = publish
         self._tools: dict[str, Tool] = {}
+        self._gone: Memo[str, Tool] = Memo(MAX_GONE)
         self._away: dict[str, dict[str, Tool]] = {}
         """Of servers that left the configuration, and may come back."""
         self._by_server: dict[str, dict[str, Tool]] = {}
@@ -133,6 +136,10 @@ class UnifiedToolLibrary:
     def find(self, key: str, sees: Sees | None = None) -> Tool | None:
         tool = self._tools.get(key)
         return tool if tool is not None and (sees is None or sees(tool)) else None
+
+    def last_known(self, tool_id: str) -> Tool | None:
+        """A tool, or what one was that went a while ago: whether a caller may hear that it went."""
+        return self._tools.get(tool_id) or self._gone.get(tool_id)
 
     def resolve(
         self, key: str, action: str | None = None, server_id: str | None = None, *, sees: Sees | None = None
@@ -381,6 +388,7 @@ class UnifiedToolLibrary:
         self._by_server.setdefault(tool.server_id, {})[tool.name] = tool
 
     def _remove(self, tool: Tool) -> None:
+        self._gone[tool.tool_id] = tool
         if self._tools.pop(tool.tool_id, None) is not None:
             del self._order[bisect.bisect_left(self._order, tool.tool_id)]
 

@@ -48,6 +48,7 @@ class EventStream:
         buffer = bytearray()
         data: list[bytes] = []
         size, kind, begun, after_return = 0, b"", False, False
+        searched = 0  # no line ends before it: an unfinished line is not looked through again with each piece
         async for came in self._content.iter_any():
             chunk = came[1:] if after_return and came[:1] == b"\n" else came
             after_return = came[-1:] == b"\r"
@@ -58,11 +59,13 @@ class EventStream:
                 begun = True
                 if buffer.startswith(BYTE_ORDER_MARK):
                     del buffer[: len(BYTE_ORDER_MARK)]
+                    searched = 0
             if len(buffer) > self._max:
                 raise self._too_large()
-            while (end := buffer.find(b"\n")) >= 0:
+            while (end := buffer.find(b"\n", searched)) >= 0:
                 line = bytes(buffer[:end])
                 del buffer[: end + 1]
+                searched = 0
                 if line.startswith(b"data:"):
                     data.append(line[5:].removeprefix(b" "))
                     size += len(line)
@@ -81,6 +84,7 @@ class EventStream:
                         yield kind, b"\n".join(data)
                     data.clear()
                     size, kind = 0, b""
+            searched = len(buffer)
 
     def _too_large(self) -> UpstreamProtocolError:
         return UpstreamProtocolError(f"the server sent an event over the bound of {self._max:,} bytes")

@@ -410,7 +410,10 @@ class HttpConnection:
                 if renewed.done():
                     continue
                 opened, offered = reading.result()
-            except (aiohttp.ClientError, OSError, InvalidRequest, UpstreamProtocolError) as exc:
+            except (
+                aiohttp.ClientError, OSError, ValueError,
+                InvalidRequest, UpstreamProtocolError, ConnectionLost, RemoteError,
+            ) as exc:  # fmt: skip
                 log.debug("the stream for changes broke off", url=self._shown, error=str(exc))
                 opened, offered = self.hears, True
             finally:
@@ -544,7 +547,7 @@ class HttpConnection:
         response: Response | None = None
         try:
             async with self._exchange("POST", sent, request_frame(request_id, method, params)) as response:
-                if "Set-Cookie" in response.headers:
+                if "Set-Cookie" in response.headers and sent is headers:  # else it may be of one client alone
                     self._keep_cookies(response)
                 if method in OPENING and "Mcp-Session-Id" in response.headers:
                     if method == "initialize":
@@ -634,8 +637,9 @@ class HttpConnection:
             raise _SessionGone
         if in_session and response.status in (200, 400, 404) and NO_SESSION.search(_said(body)):
             refusal = remote_error(error).error if error is not None else {"code": 0, "message": _said(body)}
-            # With 200 it may be what the tool itself has to say.
-            raise _SessionGone(refusal if response.status == 200 else None)
+            # With 200, or as the answer to this very request, it may be what the tool itself has to say.
+            answers_us = frame is not None and _matches(frame.id, request_id)
+            raise _SessionGone(refusal if response.status == 200 or answers_us else None)
         if error is not None and response.status not in (401, 403, 429, 503):
             assert frame is not None
             self._check_id(response, frame.id, request_id)

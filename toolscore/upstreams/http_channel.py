@@ -180,7 +180,7 @@ class HttpChannel(asyncio.Protocol):
     # For who reads
 
     async def piece(self) -> bytes:
-        """The next piece of the body; empty at its end.
+        """What has come of the body, as one piece; empty at its end.
 
         Raises:
             OSError: it broke off.
@@ -192,7 +192,8 @@ class HttpChannel(asyncio.Protocol):
                 raise self.lost
             self._news = asyncio.get_running_loop().create_future()
             await self._news
-        piece = self.chunks.popleft()
+        piece = self.chunks.popleft() if len(self.chunks) == 1 else b"".join(self.chunks)
+        self.chunks.clear()
         self._unread -= len(piece)
         if self._paused and self._unread < LOW_BYTES and self.transport is not None and not self.is_closed:
             self._paused = False

@@ -191,6 +191,7 @@ class Lanes:
     def __init__(self, open_connection: Callable[[ClientSide], AbstractAsyncContextManager[Connection]]) -> None:
         self._open = open_connection
         self._lanes: dict[Hashable, _Open] = {}
+        self._ending: set[_Open] = set()
         self._tasks = TaskSet()
         self._closed = False
 
@@ -265,6 +266,8 @@ class Lanes:
                 raise Overloaded(f"{MAX_LANES} clients have a connection of their own to this server",
                                  retry_after_seconds=5)  # fmt: skip
             self._end(min(idle, key=lambda lane: lane.used))
+        if len(self._ending) >= MAX_LANES:  # a process may take seconds to leave
+            raise Overloaded(f"{MAX_LANES} connections to this server are just ending", retry_after_seconds=5)
         lane = self._lanes[wanted.key] = _Open(*wanted)
         lane.task = self._tasks.start(self._run(lane))
         return lane
@@ -275,6 +278,8 @@ class Lanes:
             lane.task.cancel()  # it is still being opened
         if self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
+            if lane.task is not None and not lane.task.done():
+                self._ending.add(lane)
 
     async def _run(self, lane: _Open) -> None:
         """One connection's life, in one task."""
@@ -293,6 +298,7 @@ class Lanes:
                 lane.ready.exception()  # seen, whether or not anybody waits
         finally:
             self._end(lane)
+            self._ending.discard(lane)
             if not lane.ready.done():
                 lane.ready.set_exception(ConnectionLost("the server was stopped", sent=False))
                 lane.ready.exception()

@@ -34,6 +34,7 @@ MAX_TOLD = 5
 
 REFRESH_SECONDS = 0.1
 """Changes of a server's list within this time are read once."""
+AGAIN_SECONDS, MAX_AGAIN_SECONDS = 2.0, 60.0
 REFRESH_REST_SECONDS = 1.0
 """A server that changes all the time is read no more often than this."""
 READ_AGAIN_SECONDS = 1.0
@@ -74,7 +75,7 @@ class Lists:
         self._tools: dict[Connection, Entries] = {}
         self._stale: set[str] = set()
         self._announced: set[str] = set()
-        self._reads: dict[str, tuple[float, asyncio.Task[None] | None]] = {}
+        self._reads: dict[str, tuple[float, asyncio.Task[bool] | None]] = {}
         self._wake = asyncio.Event()
 
     @property
@@ -109,7 +110,10 @@ class Lists:
         self._wake.set()
 
     async def keep_fresh(self, connection: Connection) -> None:
-        """Read whatever changes, until cancelled. Changes that come close together count once."""
+        """Read whatever changes, until cancelled. Changes that come close together count once; what a server is too
+        busy to list is asked for again.
+        """
+        pause = AGAIN_SECONDS
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._relist_seconds()):
@@ -120,21 +124,35 @@ class Lists:
             if announced:
                 await asyncio.sleep(REFRESH_SECONDS)
             self._wake.clear()
+            unread: set[str] = set()
             try:
-                await self._catch_up(connection)
+                unread = await self._catch_up(connection)
             except Exception:  # a task's outermost line: what is stale once must not be stale for ever
                 log.exception("reading a server's lists failed", server=self._server_id)
+            if unread:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, MAX_AGAIN_SECONDS)
+                self._stale |= unread
+                self._wake.set()
+                continue
+            pause = AGAIN_SECONDS
             if announced:
                 await asyncio.sleep(REFRESH_REST_SECONDS)
 
-    async def _catch_up(self, connection: Connection) -> None:
+    async def _catch_up(self, connection: Connection) -> set[str]:
+        """Returns the lists that could not be read just now."""
         stale, self._stale = self._stale, set()
         announced, self._announced = self._announced, set()
+        unread = set()
         for kind in LISTS:
             if kind in stale:
-                await self._read(connection, kind)
+                # Who has several connections does not say which of them lists something else.
+                for one in list(self._tools) if kind == "tools" and connection in self._tools else [connection]:
+                    if not await self._read(one, kind):
+                        unread.add(kind)
         for method in announced:
             self._on_change(method)
+        return unread
 
     def is_due(self, connection: Connection, kind: str) -> bool:
         """Whether a list may have changed without a word, and was not read just now."""
@@ -160,7 +178,9 @@ class Lists:
             self._reads[kind] = (read_at, reading)
         await asyncio.shield(reading)
 
-    async def _read(self, connection: Connection, kind: str) -> None:
+    async def _read(self, connection: Connection, kind: str) -> bool:
+        """Returns whether it was read, or refused: not if another try may help."""
+        settled = True
         try:
             async with asyncio.timeout(self._seconds()):
                 if kind == "tools":
@@ -173,7 +193,9 @@ class Lists:
                     self._on_list(kind, await read_list(connection, kind))
         except (RemoteError, ConnectionLost, ToolScoreError, TimeoutError) as exc:
             log.warning("cannot read a server's list", server=self._server_id, list=kind, error=str(exc))
+            settled = not isinstance(exc, ConnectionLost | TimeoutError)
         self._reads[kind] = (time.monotonic(), None)
+        return settled
 
 
 async def _page(connection: Connection, method: str, params: Params, *, first: bool) -> Raw | None:

@@ -99,6 +99,7 @@ class UpstreamPool:
         self._dialer = Dialer(own_ports, limits)
         self._lives: dict[str, Life] = {}
         self._replacements: dict[str, Life] = {}
+        self._leaving: set[Life] = set()
         self.opened = asyncio.Event()
         """Set once servers may be started: the doors open first."""
         if not hold:
@@ -233,11 +234,15 @@ class UpstreamPool:
         life = self._lives.get(server_id)
         if life is None:
             return
-        await life.stop()
-        if self._lives.get(server_id) is life:
-            self._on_state(server_id, "stopped", "detached")
-            forget()
-            del self._lives[server_id]
+        self._leaving.add(life)
+        try:
+            await life.stop()
+            if self._lives.get(server_id) is life:
+                self._on_state(server_id, "stopped", "detached")
+                forget()
+                del self._lives[server_id]
+        finally:
+            self._leaving.discard(life)
 
     @asynccontextmanager
     async def trial(
@@ -259,7 +264,8 @@ class UpstreamPool:
             yield connection, tools
 
     async def replace(self, server_id: str, spec: UpstreamSpec) -> None:
-        """Swap a server for another form of itself without losing a call: start the new, swap, drain the old.
+        """Swap a server for another form of itself without losing a call: start the new, swap, drain the old. One that
+        is removed meanwhile stays so.
 
         Raises:
             UpstreamUnavailable: the new one does not come up; the old one goes on.
@@ -285,6 +291,9 @@ class UpstreamPool:
             await life.stop()
             raise
         del self._replacements[server_id]
+        if old_life in self._leaving or self._lives.get(server_id) is not old_life:
+            await life.stop()
+            return
         self._lives[server_id] = life
         new.take_over(old)
         self._retiring.start(old_life.stop())

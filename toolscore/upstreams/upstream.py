@@ -60,12 +60,15 @@ class Attempt:
     Attributes:
         asked: it has been handed to a server: it may have been carried out.
         over: the server went away with it: it does no more from now on.
+        of_caller: it failed because of who asked, who was in a hurry or had credentials that are not good: that says
+            nothing of the server.
     """
 
-    __slots__ = ("asked", "over")
+    __slots__ = ("asked", "of_caller", "over")
 
     def __init__(self) -> None:
         self.asked = False
+        self.of_caller = False
         self.over = False
 
 

@@ -63,7 +63,7 @@ class InstallRule(Rules):
 
     registry: Kind | None = Field(None, description="pypi, npm, oci or remote")
     package: str | None = Field(None, description="the identifier in that registry, or the URL; a glob pattern")
-    version: str | None = Field(None, description="exact")
+    version: str | None = Field(None, description="exact; of an image the tag or digest that is fetched")
     name: str | None = Field(None, description="of the server in its catalog, publisher/name; a glob pattern")
     publisher: str | None = Field(
         None, description="of the server in its catalog, where the catalog checks publishers; a glob pattern"
@@ -117,13 +117,45 @@ def allowing_rule(
 def _fits(rule: InstallRule, entry: Entry, kind: Kind, identifier: str, version: str | None, *, network: bool) -> bool:
     if rule.publisher is not None and not (entry.vouched and fnmatchcase(entry.publisher, rule.publisher)):
         return False
+    names = [identifier]
+    if kind == "oci":
+        bare, version = _image_parts(identifier, version)
+        names.append(bare)
+    fits = _is_address_within if kind == "remote" else fnmatchcase
     return (
         (rule.network or not network)
         and rule.registry in (None, kind)
-        and (rule.package is None or fnmatchcase(identifier, rule.package))
+        and (rule.package is None or any(fits(name, rule.package) for name in names))
         and (rule.name is None or fnmatchcase(entry.name, rule.name))
         and rule.version in (None, version)
     )
+
+
+def _image_parts(identifier: str, version: str | None) -> tuple[str, str | None]:
+    """An image's name, and the tag or digest that is fetched: its own counts before the catalog's version."""
+    bare, _, digest = identifier.partition("@")
+    folder, slash, last = bare.rpartition("/")
+    name, _, tag = last.partition(":")
+    return f"{folder}{slash}{name}", digest or tag or version
+
+
+def _is_address_within(url: str, pattern: str) -> bool:
+    """Whether a pattern means an address. Of the host a `*` stands for all of it, or for names in front of it: one
+    anywhere else would let in whoever has a longer name.
+    """
+    if pattern == "*":
+        return True
+    try:
+        wanted, given = urlsplit(pattern), urlsplit(url)
+        if wanted.scheme != given.scheme or "@" in given.netloc or given.hostname is None:
+            return False
+        host, suffix = wanted.netloc.lower(), given.netloc.lower()
+    except ValueError:
+        return False
+    leading = host.startswith("*.") and "*" not in host[1:]
+    within = suffix.endswith(host[1:]) if leading else host in ("*", suffix)
+    rest, expected = url.partition(given.netloc)[2], pattern.partition(wanted.netloc)[2]
+    return within and fnmatchcase(rest, expected)
 
 
 def is_package_name(kind: Kind, name: str) -> bool:

@@ -81,14 +81,24 @@ class SessionCaller(Caller):
         ask: puts a request to the client on the same way.
         token: under which the client wants to hear of progress.
         headers: of its HTTP request, those that some server is given.
+        principal: who makes it: another key of the same name may have other scopes than the one that opened the
+            session; `None`: whoever did.
     """
 
     live = True
 
     def __init__(
-        self, home: Caller, tell: Tell, ask: Ask, token: Raw | None, headers: Mapping[str, str] = NO_HEADERS
+        self,
+        home: Caller,
+        tell: Tell,
+        ask: Ask,
+        token: Raw | None,
+        headers: Mapping[str, str] = NO_HEADERS,
+        principal: Principal | None = None,
     ) -> None:
-        super().__init__(home.principal, client=home.client, capabilities=home.capabilities, headers=headers)
+        super().__init__(
+            principal or home.principal, client=home.client, capabilities=home.capabilities, headers=headers
+        )
         self.log_level = home.log_level
         self._home = home
         self._tell = tell

@@ -241,9 +241,13 @@ class McpHttpEndpoint:
         answers: list[bytes] = []
         for frame in frames:
             parts: list[bytes] = []
+            empty: list[bool] = []
 
-            async def collect(message: Message, parts: list[bytes] = parts) -> None:
-                if message["type"] == "http.response.body":
+            async def collect(message: Message, parts: list[bytes] = parts, empty: list[bool] = empty) -> None:
+                if message["type"] == "http.response.start":
+                    # A stream here is how a request that was cancelled ends: without an answer.
+                    empty.append(any(value == b"text/event-stream" for _, value in message["headers"]))
+                elif not empty[0]:
                     parts.append(message.get("body", b""))
 
             await self._take(frame, server, server_id, plain, receive, collect)
@@ -325,7 +329,7 @@ class McpHttpEndpoint:
             caller = StatelessCaller(params, response.tell, principal_of(scope), headers)
         elif session is not None:
             token = (params.get("_meta") or {}).get("progressToken")
-            caller = SessionCaller(session, response.tell, response.ask, token, headers)
+            caller = SessionCaller(session, response.tell, response.ask, token, headers, principal_of(scope))
             if (task := asyncio.current_task()) is not None:
                 session.calls[frame.id] = task
         else:

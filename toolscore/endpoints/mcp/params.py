@@ -12,6 +12,7 @@ from toolscore.core.jsonrpc import decode, decode_object
 __all__ = ["Members", "cursor_of", "read_params", "text_of", "without_token"]
 
 Members = dict[str, Any]
+MAX_CURSOR = 1024
 
 
 def read_params(params: Raw | None) -> Members:
@@ -47,11 +48,13 @@ def cursor_of(params: Members) -> str | None:
     """The `cursor` of a list's page.
 
     Raises:
-        InvalidArguments: it is no string.
+        InvalidArguments: it is no string, or longer than any of ours.
     """
     cursor = decode(params["cursor"]) if "cursor" in params else None
     if cursor is not None and not isinstance(cursor, str):
         raise InvalidArguments(f"`cursor` must be a string, found {cursor!r:.80}")
+    if cursor is not None and len(cursor) > MAX_CURSOR:
+        raise InvalidArguments(f"`cursor` is none of this gateway: it has {len(cursor):,} characters")
     return cursor
 
 

@@ -79,6 +79,7 @@ class Sessions:
             if kept is not None:
                 session.is_stale = False
                 await session.take(kept)
+        session.principal = principal  # with the scopes of the key that is shown now
         return session
 
     async def _make_again(

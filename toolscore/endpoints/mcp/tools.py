@@ -61,7 +61,8 @@ class ToolMethods:
             page = {"tools": Raw(encode([self._shown(tool) for tool in tools]))}
             if after is not None:
                 page["nextCursor"] = after
-            self._pages[key] = (library.generation, page)
+            if cursor is None or any(one.get("nextCursor") == cursor for _, one in self._pages.values()):
+                self._pages[key] = (library.generation, page)  # a client may make up any number of other cursors
         return page
 
     def _fitted(self, budget: int, always: tuple[str, ...], sees: Sees | None) -> list[Tool]:

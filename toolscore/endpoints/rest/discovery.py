@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
-from toolscore.discovery import Wish
+from toolscore.discovery import Installed, Wish
 from toolscore.discovery.views import (
     acquired_fields,
     analysis_fields,
@@ -71,6 +71,13 @@ def discovery_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["discovery"])
     installer, catalog = gateway.installer, gateway.catalog
 
+    def seen(request: Request, one: Installed) -> dict[str, Any]:
+        """What was installed, as far as the caller sees it."""
+        sees = gateway.permissions.sees(principal_of(request.scope))
+        tools = [name for name in one.tools if gateway.library.find(name, sees)] if sees is not None else one.tools
+        proof = one.proof if len(tools) == len(one.tools) else None
+        return installed_fields(msgspec.structs.replace(one, tools=tools, proof=proof))
+
     @router.post("/api/v1/tools/analyze-gap", summary="Do our tools fit a task?")
     async def analyze_gap(request: Request, body: Annotated[dict[str, Any], Body(examples=[TASK_EXAMPLE])]) -> Response:
         """Each step of the task is `sufficient`, `unsure` or `gap`, with a measured confidence."""
@@ -98,7 +105,8 @@ def discovery_router(gateway: Gateway) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 10,
     ) -> Response:
         offers = await gateway.broker.offers(q, limit)
-        installed = {one.name: one.server_id for one in installer}
+        who = principal_of(request.scope)
+        installed = {one.name: one.server_id for one in installer if gateway.shows_server(who, one.server_id)}
         found = [
             {**offer_fields(offer), "installed_as": installed.get(offer.candidate.entry.name)} for offer in offers
         ]  # fmt: skip
@@ -146,14 +154,15 @@ def discovery_router(gateway: Gateway) -> APIRouter:
             shown = {
                 **msgspec.to_builtins(plan),
                 "digest": plan.digest,
-                "installed": installed_fields(done) if done else None,
+                "installed": seen(request, done) if done else None,
             }
             return answer(request, {"plan": shown})
-        return answer(request, installed_fields(await installer.install(wish, digest=wanted.digest)))
+        return answer(request, seen(request, await installer.install(wish, digest=wanted.digest)))
 
     @router.get("/api/v1/catalog/installed", summary="What was installed")
     async def list_installed(request: Request) -> Response:
-        found = [installed_fields(one) for one in installer]
+        who = principal_of(request.scope)
+        found = [seen(request, one) for one in installer if gateway.shows_server(who, one.server_id)]
         return answer(request, {"servers": found, "total_count": len(found)})
 
     @router.delete("/api/v1/catalog/installed/{name:path}", summary="Uninstall a server")

@@ -22,7 +22,18 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from support import PYTHON, GatewayProcess, bearer, fixture, odd, running_gateway, toolscore, wait_for, with_config
+from support import (
+    PYTHON,
+    GatewayProcess,
+    bearer,
+    fixture,
+    in_memory_gateway,
+    odd,
+    running_gateway,
+    toolscore,
+    wait_for,
+    with_config,
+)
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
@@ -210,6 +221,8 @@ def test_a_token_that_is_not_good_is_refused(gateway: GatewayProcess) -> None:
     )
     signature = jwt.utils.base64url_encode(hmac.new(public, header + b"." + payload, hashlib.sha256).digest())
     confused = (header + b"." + payload + b"." + signature).decode()
+    other_kind = jwt.utils.base64url_encode(b'{"alg":"ES256","kid":"one"}')
+    of_another_kind = (other_kind + b"." + payload + b"." + signature).decode()
     unsigned = jwt.encode(
         {"iss": ISSUER, "aud": AUDIENCE, "sub": "x", "exp": time.time() + 60}, None, "none", {"kid": "one"}
     )
@@ -224,6 +237,7 @@ def test_a_token_that_is_not_good_is_refused(gateway: GatewayProcess) -> None:
         token(kid="two"),
         unsigned,
         confused,
+        of_another_kind,
         "a.b.c",
     ):
         answer = httpx.get(f"{gateway.url}/list_tools", headers=bearer(wrong))
@@ -495,3 +509,15 @@ def test_keys_are_made_listed_and_revoked_over_rest() -> None:
                 assert root.post("/api/v1/keys", json=wrong).status_code == 409, wrong
             for wrong in ({}, {"name": "x", "days": 0}, {"name": "x", "more": 1}, {"name": 5}):
                 assert root.post("/api/v1/keys", json=wrong).status_code == 422, wrong
+
+
+def test_what_is_shown_beside_a_key_does_not_keep_its_streams_open() -> None:
+    key = "ts_0123456789ab_" + "A" * 43
+
+    async def main() -> None:
+        async with in_memory_gateway() as gateway:
+            auth = gateway.rooms.auth
+            assert auth.credential(f"Bearer {key}", "junk") == auth.credential(f"Bearer {key}", None) is not None
+            assert auth.credential("Basic YTpi", key) is None
+
+    asyncio.run(main())

@@ -17,7 +17,7 @@ from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch import fetcher_of
 from toolscore.discovery.install.fetch.npm import server_script
 from toolscore.discovery.install.plan import check_allowed, plan_for
-from toolscore.discovery.install.policy import check_url, check_variable
+from toolscore.discovery.install.policy import allowing_rule, check_url, check_variable
 from toolscore.discovery.install.prove import asks_for_account, inferred_arguments
 from toolscore.discovery.install.wish import environment_of, image_of, wish_for
 from toolscore.upstreams.process.old_sdk import needs_old_sdk
@@ -438,3 +438,25 @@ def test_an_image_is_no_offer_where_no_container_runs() -> None:
 )  # fmt: skip
 def test_a_server_that_needs_an_account_is_known_by_what_it_says(said: str, account: bool) -> None:
     assert asks_for_account(said) is account
+
+
+REMOTE, IMAGE = {"registry": "remote"}, {"registry": "oci"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "server", "allowed"),
+    [
+        ({**REMOTE, "package": "https://mcp.example.com/*"}, "https://mcp.example.com/a/b", True),
+        ({**REMOTE, "package": "https://*.example.com/*"}, "https://a.b.example.com/mcp", True),
+        ({**REMOTE, "package": "*"}, "https://a.example.com/mcp", True),
+        ({**REMOTE, "package": "https://*.example.com/*"}, "https://evil.example.net/x.example.com/mcp", False),
+        ({**REMOTE, "package": "https://mcp.example.com*"}, "https://mcp.example.com.evil.example.net/mcp", False),
+        ({**IMAGE, "package": "docker.io/acme/*", "version": "1.0.0"}, "docker.io/acme/bar", True),
+        ({**IMAGE, "package": "docker.io/acme/bar", "version": "1.0.0"}, "docker.io/acme/bar:1.0.0", True),
+        ({**IMAGE, "package": "docker.io/acme/*", "version": "1.0.0"}, "docker.io/acme/bar:6.6.6-evil", False),
+    ],
+)
+def test_a_rule_allows_what_it_names(rule: dict[str, Any], server: str, allowed: bool) -> None:
+    kind = rule["registry"]
+    found = allowing_rule(rules_of(rule), entry(), kind, server, "1.0.0" if kind == "oci" else None, network=False)
+    assert (found is not None) is allowed

@@ -10,10 +10,14 @@ import pytest
 from msgspec import Raw
 from support import Double, MemoryGateway, in_memory_gateway
 
-from toolscore.core.errors import MethodNotFound, ToolNotFound
+from toolscore.core.errors import InvalidArguments, MethodNotFound, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Principal
+from toolscore.core.models import Event, Principal
+from toolscore.endpoints.live import concerns
+from toolscore.endpoints.mcp.callers import SessionCaller
 from toolscore.endpoints.mcp.server import McpServer
+from toolscore.endpoints.mcp.sessions import Sessions
+from toolscore.endpoints.views import stats_fields
 from toolscore.upstreams import Caller
 
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
@@ -85,3 +89,53 @@ def test_a_hidden_tool_is_missing() -> None:
         assert (await ask(server, "tools/call", name="village__echo", arguments={"text": "hi"}))["content"]
 
     run(check, policy=policy)
+
+
+def test_a_session_goes_by_the_key_that_is_shown() -> None:
+    async def check(gateway: MemoryGateway) -> None:
+        server, sessions = McpServer(gateway.rooms), Sessions(gateway.rooms)
+        once, now = Principal("bob", ("wipe",)), Principal("bob")
+        session_id = await sessions.open(server, None, {}, "2025-06-18", once)
+        session = await sessions.find(session_id, server, None, now)
+        assert session is not None
+        assert session.principal == now, "another key of the same name, without the scope"
+        said: list[Any] = []
+        caller = SessionCaller(session, lambda *told: said.append(told), session.ask, None, principal=once)
+        assert caller.principal == once, "each request goes by its own"
+        assert await sessions.find(session_id, server, None, Principal("eve", ("wipe",))) is None
+
+    run(check)
+
+
+def test_a_cursor_that_is_none_of_ours_is_not_kept() -> None:
+    async def check(gateway: MemoryGateway) -> None:
+        server = McpServer(gateway.rooms)
+        with pytest.raises(InvalidArguments):
+            await ask(server, "tools/list", cursor="x" * 2000)
+        before = gateway.rooms.library.page
+        asked = []
+        gateway.rooms.library.page = lambda **given: asked.append(given) or before(**given)  # type: ignore[method-assign,func-returns-value]
+        for _ in range(3):
+            await ask(server, "tools/list")
+            await ask(server, "tools/list", cursor="made up")
+        assert [given["cursor"] for given in asked] == [None, "made up", "made up", "made up"]
+
+    run(check)
+
+
+def test_what_the_policy_hides_is_told_by_no_figures_and_a_removal_to_who_saw_the_tool() -> None:
+    async def check(gateway: MemoryGateway) -> None:
+        rooms = gateway.rooms
+        rooms.figures.latest = {"town": {"calls": 1}, "village": {"calls": 2}}
+        assert set(stats_fields(rooms, Principal("ada"))["server_stats"]) == {"village"}
+        rooms.library.forget("town")
+        rooms.library.forget("village")
+        gone = {name: Event(type="tool_removed", data={"tool_id": f"{name}__echo", "server_id": name}, timestamp="")
+                for name in ("town", "village", "elsewhere")}  # fmt: skip
+        heard = {name for name, event in gone.items() if concerns(rooms, event, Principal("ada"))}
+        assert heard == {"village"}
+        assert all(
+            concerns(rooms, event, Principal("root", ("admin",))) for event in (gone["village"], gone["elsewhere"])
+        )
+
+    run(check, policy={"rules": [{"effect": "deny", "principals": ["ada"], "servers": ["town"]}]})

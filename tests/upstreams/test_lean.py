@@ -17,6 +17,7 @@ from yarl import URL
 
 from toolscore.core.errors import InvalidRequest
 from toolscore.upstreams import http_channel, lean
+from toolscore.upstreams.event_stream import EventStream
 from toolscore.upstreams.http_channel import Answer, BadAnswer, HttpChannel
 from toolscore.upstreams.lean import ConnectFailed, LeanClient
 
@@ -360,3 +361,19 @@ def fed(answer: bytes, cuts: list[int]) -> tuple[int, bytes]:
         return connection.status, await Answer(connection).read()
 
     return asyncio.run(run())
+
+
+def test_a_line_that_does_not_end_is_looked_through_once() -> None:
+    class Pieces:
+        async def iter_any(self) -> AsyncIterator[bytes]:
+            yield b"data: " + b"x" * 12 * 1024 * 1024
+            for _ in range(30_000):
+                yield b"y"
+            yield b"\n\n"
+
+    async def main() -> None:
+        async with asyncio.timeout(30):  # looked through anew with each piece it takes minutes
+            (message,) = [message async for message in EventStream(Pieces(), 16 * 1024 * 1024).messages()]
+        assert len(message) == 12 * 1024 * 1024 + 30_000
+
+    asyncio.run(main())

@@ -8,15 +8,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from msgspec import Raw
 from support import Double, eventually
 
 from toolscore.core.errors import Conflict, ServerNotFound, UpstreamUnavailable
-from toolscore.core.jsonrpc import RemoteError
+from toolscore.core.jsonrpc import ConnectionLost, RemoteError, encode
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.rules import ServerRules
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.life import MAX_BACKOFF_SECONDS, backoff_seconds
-from toolscore.upstreams.protocol import LISTS
+from toolscore.upstreams.lists import Lists
+from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, LISTS, ServerInfo
 
 QUICK = ServerRules(start_timeout_seconds=5, max_start_failures=2, drain_seconds=1)
 
@@ -225,5 +227,73 @@ def test_a_server_that_comes_up_while_another_is_to_take_its_place_serves_until_
             await replacing
             assert told.tools == {"one": ["b"]}
             assert b"new" in bytes(await pool.request("one", "tools/call", {"name": "b"}))
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_removed_while_it_is_replaced_stays_removed() -> None:
+    class Slow(Double):
+        async def __aenter__(self) -> Slow:
+            began.set()
+            await go.wait()
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def main() -> None:
+        told = Told()
+        async with pool_of(told) as pool:
+            await pool.add("one", spec(pool, "one", double("a"))).wait_up()
+            replacing = asyncio.create_task(pool.replace("one", spec(pool, "two", Slow().tool("b", lambda _: "done"))))
+            await began.wait()
+            removing = asyncio.create_task(pool.remove("one"))
+            await asyncio.sleep(0)
+            go.set()
+            await asyncio.gather(replacing, removing)
+            assert pool.find("one") is None
+            assert told.states[-1] == ("one", "stopped")
+
+    asyncio.run(main())
+
+
+class Listing:
+    """A connection that lists tools, and is too busy to at times."""
+
+    elsewhere = False
+
+    def __init__(self, *tools: str) -> None:
+        self.tools, self.busy, self.asked = tools, 0, 0
+        self.info = ServerInfo(protocol_version=LATEST_SESSION_VERSION, capabilities={"tools": {"listChanged": True}})
+
+    async def request(self, *_: object, **__: object) -> Raw:
+        self.asked += 1
+        if self.busy:
+            self.busy -= 1
+            raise ConnectionLost("it is busy (HTTP 429)", sent=False, refused=True, busy=True)
+        return Raw(encode({"tools": [{"name": name} for name in self.tools]}))
+
+
+def test_a_list_that_could_not_be_read_is_read_again_and_that_of_each_connection() -> None:
+    async def main() -> None:
+        async def nothing(_: object) -> None: ...
+
+        lists = Lists(
+            "s", seconds=lambda: 5, relist_seconds=lambda: 60, on_tools=lambda _: None, before_tools=nothing,
+            on_list=lambda *_: None, on_change=lambda _: None,
+        )  # fmt: skip
+        one, other = Listing("x"), Listing("y")
+        connections: list[Any] = [one, other]
+        for connection in connections:
+            lists.put(connection, [{"name": name} for name in connection.tools])
+        following = [asyncio.create_task(lists.keep_fresh(connection)) for connection in connections]
+        other.tools, other.busy = ("y", "z"), 1
+        lists.changed("notifications/tools/list_changed")
+        await eventually(lambda: [tool["name"] for tool in lists.tools] == ["x", "y", "z"])
+        assert other.asked >= 2
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
 
     asyncio.run(main())

@@ -130,11 +130,12 @@ def test_a_budget_is_one_for_all_replicas(replicas: list[GatewayProcess]) -> Non
         return sum(process.output().count("Redis is not used until it answers again") for process in replicas)
 
     for name in ("ada", "bob", "eve", "dan", "kim"):
-        before = outages()
+        before, began = outages(), time.monotonic()
         accepted = accepted_of(name)
+        come_back = MINUTE * (time.monotonic() - began) / 60
         if outages() == before:  # a busy machine may make it slower than they wait for
             break
-    assert MINUTE <= accepted <= MINUTE + 8  # some come back while they are counted
+    assert MINUTE <= accepted <= MINUTE + come_back + 2
 
 
 @pytest.mark.parametrize("how", ["paused", "stopped"])

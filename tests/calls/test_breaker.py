@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import odd, running_gateway, wait_for
+from support import Double, in_memory_gateway, odd, running_gateway, wait_for
 
 from toolscore.calls.breaker import Breaker, BreakerRules
 
@@ -131,3 +133,21 @@ def test_around_a_server_that_dies_at_every_call() -> None:
         wait_for(
             lambda: code() and gateway.event_seen("circuit_changed", seconds=1, server_id="bad", state="half_open"), 60
         )
+
+
+def test_one_callers_hurry_does_not_cut_a_server_off_for_all() -> None:
+    go = asyncio.Event()
+
+    async def slow(_: dict[str, Any]) -> str:
+        await go.wait()
+        return "done"
+
+    async def main() -> None:
+        async with in_memory_gateway({"town": Double().tool("slow", slow)}) as gateway:
+            for _ in range(BreakerRules().min_calls + 2):
+                said = await gateway.execute("town__slow", timeout_seconds=0.001)
+                assert said["error"]["code"] in ("outcome_unknown", "upstream_unavailable")
+            go.set()
+            assert (await gateway.execute("town__slow"))["success"]
+
+    asyncio.run(main())

@@ -9,7 +9,17 @@ from typing import Any
 import httpx
 import pytest
 from mcp import Client
-from support import EXECUTOR, GatewayProcess, bearer, odd, running_gateway, wait_for, with_config
+from support import (
+    EXECUTOR,
+    Double,
+    GatewayProcess,
+    bearer,
+    in_memory_gateway,
+    odd,
+    running_gateway,
+    wait_for,
+    with_config,
+)
 
 META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
 ERAS = ["legacy", "auto"]
@@ -286,3 +296,29 @@ def test_one_caller_cannot_take_the_sessions_of_others() -> None:
         assert alive("ada", mine)
         assert all(alive("bob", session) for session in theirs), "one that made room is made of its id again"
         assert alive("ada", mine)
+
+
+def test_a_call_that_is_cancelled_in_a_batch_leaves_the_other_answers() -> None:
+    began = asyncio.Event()
+
+    async def slow(_: dict[str, Any]) -> str:
+        began.set()
+        await asyncio.sleep(60)
+        return "late"
+
+    async def main() -> None:
+        async with in_memory_gateway({"town": Double().tool("slow", slow)}) as gateway:
+            headers = {"accept": "application/json, text/event-stream"}
+            hello = {"protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+            opening = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+            opened = await gateway.http.post("/mcp", headers=headers, json=opening)
+            headers["mcp-session-id"] = opened.headers["mcp-session-id"]
+            call = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "town__slow"}}
+            batch = [{"jsonrpc": "2.0", "id": 5, "method": "ping"}, call]
+            answering = asyncio.create_task(gateway.http.post("/mcp", headers=headers, json=batch))
+            await began.wait()
+            stop = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}
+            await gateway.http.post("/mcp", headers=headers, json=stop)
+            assert (await answering).json() == [{"jsonrpc": "2.0", "id": 5, "result": {}}]
+
+    asyncio.run(main())

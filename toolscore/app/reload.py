@@ -114,7 +114,10 @@ class Reload:
                         self._servers.off[server_id] = after[server_id]
         except UpstreamUnavailable as exc:
             for server_id in swapped:
-                await self._upstreams.replace(server_id, before[server_id])
+                if server_id in self._servers.off:
+                    self._servers.off[server_id] = before[server_id]
+                elif self._upstreams.find(server_id) is not None:
+                    await self._upstreams.replace(server_id, before[server_id])
             raise _Rejected(exc.message) from exc
         for server_id in sorted(before.keys() - after.keys()):
             self._servers.off.pop(server_id, None)

@@ -297,7 +297,7 @@ def test_starts_take_a_bounded_number_of_files_and_none_is_lost(tmp_path: Path) 
         ((_, frames),) = [one async for one in left_by_others(tmp_path, None)]
         return set(frames)
 
-    assert still_open <= asyncio.run(found())
+    assert still_open == asyncio.run(found())
 
 
 @pytest.mark.long

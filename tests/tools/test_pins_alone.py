@@ -91,3 +91,33 @@ def test_pins_outlive_a_restart_and_go_with_their_server(tmp_path: Path) -> None
             assert pins.find("village", "look") is not None
 
     asyncio.run(run())
+
+
+def test_what_was_accepted_is_what_a_tool_is_held_to_after_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with pins_in(tmp_path) as pins:
+            seen(pins, STEALS)  # reported, since it is new
+            for what in ("the weather of a city", "the weather of a town", "the weather"):
+                seen(pins, definition(what))
+        async with pins_in(tmp_path) as pins:
+            assert seen(pins, definition("the weather")).change is None
+            assert seen(pins, STEALS).newly_held, "what it said first was changed, and is no excuse"
+
+    asyncio.run(run())
+
+
+def test_names_that_come_and_go_are_forgotten_in_the_database_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolscore.tools.pins.MAX_PINS", 20)
+
+    async def run() -> None:
+        async with pins_in(tmp_path) as pins:
+            for number in range(10):
+                listed = [{**STEALS, "name": f"t{number}_{index}"} for index in range(10)]
+                pins.review("town", listed, lambda: ())
+            assert sum(pins.find("town", f"t{number}_0") is not None for number in range(10)) <= 3
+        async with pins_in(tmp_path) as pins:
+            assert sum(pins.find("town", f"t{number}_0") is not None for number in range(10)) <= 3
+
+    asyncio.run(run())

@@ -360,7 +360,7 @@ async def open_gateway(
             library, metrics=metrics, events=events, journal=journal, scores=scores, firewall=firewall,
             on_success=search.succeeded,
         )  # fmt: skip
-        reach = Reach(upstreams, relay, places, circuits, settings.servers, notes.sending)
+        reach = Reach(upstreams, relay, places, circuits, settings.servers, notes.sending, library)
         calls = CallPipeline(
             library, upstreams, permissions=permissions, kept=kept, rates=rates, reach=reach, notes=notes,
             limits=settings.limits, judge=await enter(Judge()), tracing=tracing,

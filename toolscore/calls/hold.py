@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from toolscore.calls.model import Call
 from toolscore.core.errors import Forbidden
+from toolscore.core.models import Tool
+from toolscore.tools.library import UnifiedToolLibrary
 
-__all__ = ["hold"]
+__all__ = ["hold", "hold_by_now"]
 
 MAX_DIFF_LINES = 60
 
@@ -16,10 +18,25 @@ def hold(call: Call) -> None:
     Raises:
         Forbidden: with what changed, and how it is approved.
     """
-    held = call.target.held
+    _refuse_held(call.target)
+
+
+def hold_by_now(library: UnifiedToolLibrary, tool_id: str) -> None:
+    """Refuse a call that has waited, if its tool is quarantined by now: its server may have come up meanwhile.
+
+    Raises:
+        Forbidden: as `hold`.
+    """
+    tool = library.find(tool_id)
+    if tool is not None:
+        _refuse_held(tool)
+
+
+def _refuse_held(tool: Tool) -> None:
+    held = tool.held
     if held is None:
         return
-    tool_id, change = call.target.tool_id, held.change
+    tool_id, change = tool.tool_id, held.change
     raise Forbidden(
         f"{tool_id} is quarantined: its server says something else of it since {held.since} "
         f"({'; '.join(change.reasons) or change.kind}). It can be called again once an operator has approved "

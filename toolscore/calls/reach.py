@@ -6,15 +6,18 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from msgspec import Raw
 
 from toolscore.calls.admit import Circuits, Places
+from toolscore.calls.hold import hold_by_now
 from toolscore.calls.model import Call
 from toolscore.calls.relay import Relay
 from toolscore.core.errors import OutcomeUnknown, UpstreamProtocolError, UpstreamTimeout, UpstreamUnavailable
 from toolscore.core.rules import ServerRules
+from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.upstreams import Attempt, UpstreamPool
 
 __all__ = ["Reach"]
@@ -40,12 +43,14 @@ class Reach:
         circuits: Circuits,
         rules: ServerRules,
         on_sending: Callable[[Call], Awaitable[None]],
+        library: UnifiedToolLibrary,
     ) -> None:
         self._upstreams = upstreams
         self._relay = relay
         self._places = places
         self._circuits = circuits
         self._on_sending = on_sending
+        self._library = library
         self.use(rules)
 
     def use(self, rules: ServerRules) -> None:
@@ -87,7 +92,7 @@ class Reach:
             params = {**call.extra, **params}
         admission = self._circuits.admit(tool.server_id)
         well: bool | None = None
-        call.attempt = Attempt()
+        call.attempt = Attempt(partial(hold_by_now, self._library, tool.tool_id))
         try:
             if call.start is None and not tool.reads_only:
                 await self._on_sending(call)

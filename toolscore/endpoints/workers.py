@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from toolscore.app.compose import Gateway
-from toolscore.app.files import Loaded
+from toolscore.app.files import Loaded, load_settings
+from toolscore.app.reload import with_bound_ports
+from toolscore.app.settings import differences, needs_restart
 from toolscore.app.worker import Loads, Worker
 from toolscore.core.errors import SettingsError
 from toolscore.endpoints.app import alone_in, bind_services, check_before_start, serve_sockets
@@ -266,7 +268,7 @@ def run_workers(
                 configure_logging(logging.level, logging.format, worker=number)
                 with runner() as running:
                     own = replace(outside, number=number)
-                    return _outcome(running, serve_sockets(loaded, config_dir, sockets, up, own))
+                    return _outcome(running, serve_sockets(_as_now(loaded, config_dir), config_dir, sockets, up, own))
 
             return work
 
@@ -287,6 +289,19 @@ def run_workers(
         launcher.run(lambda: launcher.ending and not any(one.keep and one.pid for one in launcher.processes))
         launcher.finish()
         return launcher.code
+
+
+def _as_now(loaded: Loaded, config_dir: Path | None) -> Loaded:
+    """The settings that the other workers obey by now, for one that takes another's place: those of the start, where
+    the files have mistakes, or ask for what needs a restart.
+    """
+    now = load_settings(config_dir)
+    if now.problems:
+        return loaded
+    settings = with_bound_ports(now.settings, loaded.settings)
+    if any(needs_restart(path) for path in differences(loaded.settings, settings)):
+        return loaded
+    return Loaded(settings, now.problems, now.broken_servers, now.remarks)
 
 
 def _outcome(running: Any, work: Any) -> int:

@@ -1,8 +1,8 @@
 """Which calls have begun: noted where a kill of every process of ours leaves it, before their requests are sent.
 
-A start is copied into a file that is mapped into memory: it is the kernel's from then on, at the cost of a copy. The
-end of a call needs no note: what the journal has is over. After a kill, what was noted and is not in the journal was
-under way.
+A start is copied into a file that is mapped into memory: it is the kernel's from then on, at the cost of a copy. It is
+marked there as over once the journal has how the call ended, or has lost it. After a kill, what is noted, not marked and
+not in the journal was under way.
 
 Each run has a folder of its own, with files of a fixed size that are used again once all that they hold is over. A lock
 there, which the run's recorders share, says when nobody writes to the journal for that run any more.
@@ -38,15 +38,17 @@ _HEAD = struct.Struct("<II")
 SOME = bytes(8192)
 """As large as a start may be."""
 _END = b"\0\0\0\0"
+_LENGTH_BYTES, _OVER = 4, 0xFF
+"""The first byte of a checksum is the other way round once its call is over."""
 
 
 class Start:
     """A call that has begun, and where that stands."""
 
-    __slots__ = ("frame", "segment")
+    __slots__ = ("at", "frame", "segment")
 
-    def __init__(self, frame: bytes, segment: _Segment) -> None:
-        self.frame, self.segment = frame, segment
+    def __init__(self, frame: bytes, segment: _Segment, at: int) -> None:
+        self.frame, self.segment, self.at = frame, segment, at
 
 
 class _Segment:
@@ -71,12 +73,18 @@ class _Segment:
     def has_room(self, frame: bytes) -> bool:
         return self._at + _HEAD.size + len(frame) + len(_END) <= SEGMENT_BYTES
 
-    def write(self, frame: bytes) -> None:
-        start = self._at + _HEAD.size
+    def write(self, frame: bytes) -> int:
+        """Returns where it stands."""
+        at = self._at
+        start = at + _HEAD.size
         end = start + len(frame)
         self.memory[start : end + len(_END)] = frame + _END
-        self.memory[self._at : start] = _HEAD.pack(len(frame), zlib.crc32(frame))  # from now on it counts
+        self.memory[at:start] = _HEAD.pack(len(frame), zlib.crc32(frame))  # from now on it counts
         self._at = end
+        return at
+
+    def mark_over(self, at: int) -> None:
+        self.memory[at + _LENGTH_BYTES] ^= _OVER
 
     def flush(self) -> None:
         """Have the disk take what was written. Blocks."""
@@ -129,8 +137,7 @@ class StartLog:
         segment = self._current
         if segment is None or not segment.has_room(frame):
             segment = self._next(frame)
-        segment.write(frame)
-        start = Start(frame, segment)
+        start = Start(frame, segment, segment.write(frame))
         segment.open.add(start)
         if self._on_disk:
             self._dirty.add(segment)
@@ -146,8 +153,10 @@ class StartLog:
         return True
 
     def over(self, start: Start) -> None:
-        """The journal has how it ended."""
-        start.segment.open.discard(start)
+        """The journal has how it ended, or has lost it."""
+        if start in start.segment.open:
+            start.segment.open.discard(start)
+            start.segment.mark_over(start.at)
 
     def flushed(self) -> asyncio.Future[None] | None:
         """What to await until all that was noted is on the disk; starts of one moment share the wait. `None`: nothing.
@@ -193,7 +202,7 @@ class StartLog:
 
     def _move_on(self, old: _Segment, new: _Segment) -> None:
         for start in old.open:
-            new.write(start.frame)
+            start.at = new.write(start.frame)
             start.segment = new
         new.open |= old.open
         self._segments.remove(old)
@@ -207,6 +216,7 @@ class StartLog:
         all_over = not any(segment.open for segment in self._segments)
         for segment in self._segments:
             if segment.open:
+                segment.open.clear()
                 segment.close()
             else:
                 segment.remove()
@@ -263,7 +273,9 @@ def _frames(run: Path) -> Iterator[bytes]:
         while at + _HEAD.size <= len(data):
             length, checksum = _HEAD.unpack_from(data, at)
             frame = data[at + _HEAD.size : at + _HEAD.size + length]
-            if not length or zlib.crc32(frame) != checksum:
+            found = zlib.crc32(frame)
+            if not length or found not in (checksum, checksum ^ _OVER):
                 break
-            yield frame
+            if found == checksum:
+                yield frame
             at += _HEAD.size + length

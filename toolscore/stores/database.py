@@ -383,6 +383,14 @@ class Database:
                 await connection.execute(delete(pins).where(pins.c.server_id == forgotten_server))
             await self._upsert(connection, pins, rows, version=pins.c.version)
 
+    async def delete_pins(self, server_id: str, names: Collection[str]) -> None:
+        """Forget pins of tools that a server lists no more."""
+        wanted = list(names)
+        async with self._transaction("pins") as connection:
+            for start in range(0, len(wanted), MAX_VARIABLES):
+                named = pins.c.name.in_(wanted[start : start + MAX_VARIABLES])
+                await connection.execute(delete(pins).where((pins.c.server_id == server_id) & named))
+
     async def load_scores(self) -> list[dict[str, Any]]:
         """What the scores are made of, as JSON for each tool."""
         return await self._read(select(scores))

@@ -35,6 +35,9 @@ PAGE = "ui://"
 MAX_LINKS = 10_000
 MAX_URI = 8192
 MAX_TEMPLATE = 1024
+MAX_TEMPLATES = 200
+"""Of one server."""
+MAX_EXPRESSIONS = 20
 
 Entry = dict[str, Any]
 
@@ -181,7 +184,7 @@ class FeatureIndex:
                 self._prompts[tool_id(server_id, prompt["name"], self._max_name)] = (server_id, prompt["name"])
             self._templates[server_id] = [
                 matcher
-                for entry in lists.get("templates", [])
+                for entry in lists.get("templates", [])[:MAX_TEMPLATES]
                 if (matcher := _template_matcher(entry["uriTemplate"])) is not None
             ]
             for uri in self._own_uris(server_id):
@@ -229,20 +232,23 @@ _PART = {"": "[^/?#]+", "+": ".+", "#": "(#.*)?", ".": "(\\.[^/?#]*)?", "/": "(/
          "?": "(\\?.*)?", "&": "(&.*)?"}  # fmt: skip
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=2000)
 def _template_matcher(template: str) -> Any:
     """What says in linear time whether a URI is one of a template (RFC 6570); `None` for a template that is none."""
     if len(template) > MAX_TEMPLATE:
         return None
     pattern, end = "^", 0
-    for expression in _EXPRESSION.finditer(template):
+    expressions = list(_EXPRESSION.finditer(template))
+    if len(expressions) > MAX_EXPRESSIONS:
+        return None
+    for expression in expressions:
         part = ".+" if expression[0].endswith("*}") and not expression[1] else _PART[expression[1]]  # spans slashes
         pattern += re.escape(template[end : expression.start()]) + part
         end = expression.end()
     pattern += re.escape(template[end:]) + "$"
     try:
         return jsonschema_rs.validator_for(
-            {"type": "string", "pattern": pattern}, pattern_options=jsonschema_rs.RegexOptions(size_limit=1 << 20)
+            {"type": "string", "pattern": pattern}, pattern_options=jsonschema_rs.RegexOptions(size_limit=1 << 17)
         )
     except (jsonschema_rs.ValidationError, ValueError):
         return None

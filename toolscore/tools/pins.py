@@ -34,6 +34,7 @@ Action = Literal["accept", "report", "quarantine"]
 SEEN_DIGITS = 12
 FEW = 10
 """Changes that are judged at once; more are judged by a thread."""
+FEW_BYTES = 32 * 1024
 MAX_PINS = 5000
 """Of one server; those that it lists count first."""
 
@@ -158,7 +159,7 @@ class Pins:
             for pin in (of_server.get(name),)
             if pin is None or pin.definition != definition
         ]
-        if len(changed) <= FEW:
+        if len(changed) <= FEW and sum(len(encode(definition)) for definition, _ in changed) <= FEW_BYTES:
             return
         gone = [pin.definition for name, pin in of_server.items() if name not in listed]
         joins, names = bool(of_server), others()
@@ -208,7 +209,8 @@ class Pins:
                 verdicts[name] = Verdict(pin.definition, pin.definition_hash, pin.held)
                 continue
             if trusted:
-                verdict, pin = Verdict(definition, digest), _pin(server_id, definition, digest)
+                version = pin.version if pin is not None else 0
+                verdict, pin = Verdict(definition, digest), _pin(server_id, definition, digest, version=version)
             else:
                 key = _key(pin, definition, digest)
                 change = judged[key] if key in judged else _change(pin, definition, before, names(), bool(of_server))
@@ -221,9 +223,11 @@ class Pins:
         of_server |= fresh
         _log(server_id, told)
         if len(of_server) > max(MAX_PINS, 2 * len(listed)):  # names that come and go
-            for pin in sorted(gone, key=lambda one: one.pinned_at)[: len(of_server) - MAX_PINS]:
-                if pin.held is None:
-                    del of_server[pin.name]
+            evicted = [pin.name for pin in sorted(gone, key=lambda one: one.pinned_at)[: len(of_server) - MAX_PINS]]
+            for name in evicted:
+                del of_server[name]
+            if not self._taking:
+                self.writes.put(lambda: self._database.delete_pins(server_id, evicted))
         self._save(written)
         return verdicts
 
@@ -277,7 +281,8 @@ class Pins:
             else:
                 pin.held = held
             return Verdict(pin.definition, pin.definition_hash, held, None, newly_held=True), pin
-        return Verdict(definition, digest, None, change), _pin(server_id, definition, digest)
+        version = pin.version if pin is not None else 0
+        return Verdict(definition, digest, None, change), _pin(server_id, definition, digest, version=version)
 
     def _save(self, pins: list[Pin]) -> None:
         if not pins or self._taking:
@@ -345,8 +350,10 @@ def _key(pin: Pin | None, definition: dict[str, Any], digest: str) -> tuple[str,
     return definition["name"], pin.definition_hash if pin is not None else None, digest
 
 
-def _pin(server_id: str, definition: dict[str, Any], digest: str, held: Held | None = None) -> Pin:
+def _pin(server_id: str, definition: dict[str, Any], digest: str, held: Held | None = None, version: int = 0) -> Pin:
+    """A new pin; in the place of one that is kept it goes on from that one's version, or it would not be written."""
     return Pin(
+        version=version,
         server_id=server_id,
         name=definition["name"],
         definition=definition,

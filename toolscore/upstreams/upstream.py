@@ -62,14 +62,24 @@ class Attempt:
         over: the server went away with it: it does no more from now on.
         of_caller: it failed because of who asked, who was in a hurry or had credentials that are not good: that says
             nothing of the server.
+
+    Args:
+        check: called just before the request is handed over; what it raises keeps it from being.
     """
 
-    __slots__ = ("asked", "of_caller", "over")
+    __slots__ = ("_check", "asked", "of_caller", "over")
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] | None = None) -> None:
+        self._check = check
         self.asked = False
         self.of_caller = False
         self.over = False
+
+    def hand_over(self) -> None:
+        """The request goes to a server now."""
+        if self._check is not None:
+            self._check()
+        self.asked = True
 
 
 class _HomeGone(ConnectionLost):
@@ -283,7 +293,7 @@ class Upstream:
         assert self._host.owners is not None
         try:
             if attempt is not None:
-                attempt.asked = True
+                attempt.hand_over()
             return await self._host.owners.request(home, self.server_id, method, params, caller)
         except ConnectionLost as exc:
             if attempt is not None:
@@ -321,7 +331,7 @@ class Upstream:
         attempt: Attempt | None,
     ) -> Raw:
         if attempt is not None:
-            attempt.asked = True
+            attempt.hand_over()
         if caller is not None and caller.log_level:
             await self._hear(connection, caller.log_level)
         return await connection.request(method, params, caller=caller)

@@ -75,6 +75,10 @@ class Sessions:
         session.used = time.monotonic()
         self._sessions.move_to_end(session_id)
         if session.is_stale:
+            if await self._shared.has_ended(session.name):  # elsewhere, and we did not hear of it
+                if session_id in self._sessions:
+                    self._drop(session_id)
+                return None
             kept = await self._shared.kept(session.name)
             if kept is not None:
                 session.is_stale = False

@@ -169,3 +169,37 @@ def test_a_member_is_put_in_and_taken_out(text: str, kind: str) -> None:
 def test_what_cannot_be_changed_is_left_alone(text: str, kind: str) -> None:
     with pytest.raises(EditError):
         with_member(text, kind, ("mcpServers", "toolscore"), {"command": "x"})
+
+
+def test_comments_behind_what_goes_belong_to_what_comes_next() -> None:
+    ours = '[mcp_servers.toolscore]\ncommand = "x"\n# its own\nargs = []\n'
+    text = f'a = 1\n\n{ours}\n# my notes\n# keep = "me"\n[new]\nb = 2\n'
+    left = without_member(text, "toml", ("mcp_servers", "toolscore"))
+    assert left == 'a = 1\n\n# my notes\n# keep = "me"\n[new]\nb = 2\n'
+    last = without_member(text.partition("[new]")[0], "toml", ("mcp_servers", "toolscore"))
+    assert last == 'a = 1\n\n# my notes\n# keep = "me"\n'
+
+
+def test_a_file_that_is_no_object_is_told_so() -> None:
+    for text in ("null", "[]", "1"):
+        with pytest.raises(EditError):
+            with_member(text, "json", ("mcpServers", "toolscore"), {"command": "x"})
+
+
+@pytest.mark.long
+def test_servers_that_moved_come_back_though_the_file_was_edited_since(tmp_path: Path) -> None:
+    file = tmp_path / "mcp.json"
+    good = odd("echo")
+    file.write_text(json.dumps({"mcpServers": {"tim": good, "stays": {"note": 1}}}))
+    with running_gateway() as gateway:
+        at = ("cursor", "--file", str(file), "--yes")
+        done = at_home(tmp_path, "connect", "cursor", "--import", *at[1:], gateway=gateway)
+        assert done.returncode == 0, done.stderr
+        data = json.loads(file.read_text())
+        assert set(data["mcpServers"]) == {"toolscore", "stays"}
+        file.write_text(json.dumps({**data, "z": 1}))
+        done = at_home(tmp_path, "disconnect", *at, gateway=gateway)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(file.read_text()) == {"mcpServers": {"stays": {"note": 1}, "tim": good}, "z": 1}
+        assert "tim stood there before, and is back" in done.stderr
+        assert [path.name for path in tmp_path.glob("mcp.json*")] == ["mcp.json"]

@@ -21,6 +21,8 @@ from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from support import GatewayProcess, command_of, free_port, odd, running_gateway, wait_for, with_config
 
+from toolscore.cli.relay import Relay
+
 HELLO = {
     "protocolVersion": "2025-11-25",
     "capabilities": {"elicitation": {}},
@@ -256,3 +258,32 @@ def test_a_pipe_gets_all_its_answers_and_sigterm_ends_it(gateway: GatewayProcess
         client.hello()
         client.process.send_signal(signal.SIGTERM)
         assert client.process.wait(10) in (-signal.SIGTERM, 0, 143)
+
+
+@pytest.mark.long
+def test_where_no_gateway_can_be_started_the_client_is_told_why(tmp_path: Path) -> None:
+    variables = {"HOME": str(tmp_path), "TOOLSCORE_STORAGE__DATA_DIR": "/proc/nope"}
+    variables["TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__PORT"] = str(free_port())
+    hello = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": HELLO})
+    done = subprocess.run(
+        [sys.executable, "-m", "toolscore", "stdio"], input=f"{hello}\n", capture_output=True, text=True,
+        env=clean(**variables), cwd=tmp_path, timeout=120, check=False,
+    )  # fmt: skip
+    assert "no gateway can be started" in json.loads(done.stdout)["error"]["message"]
+
+
+def test_a_question_that_is_taken_back_is_taken_back_under_the_clients_own_id() -> None:
+    lines: list[Any] = []
+
+    async def main() -> None:
+        relay = Relay("ws://127.0.0.1:1", {}, lambda line: lines.append(json.loads(line)), None)
+        await relay._from_gateway(
+            b'{"jsonrpc": "2.0", "id": "toolscore-7", "method": "elicitation/create", "params": {}}'
+        )
+        told = {"requestId": "toolscore-7", "reason": "nobody waits any more"}
+        await relay._from_gateway(
+            json.dumps({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": told}).encode()
+        )
+
+    asyncio.run(main())
+    assert lines[1]["params"]["requestId"] == lines[0]["id"] != "toolscore-7"

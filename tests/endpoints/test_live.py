@@ -11,6 +11,9 @@ import pytest
 from support import EXECUTOR, GatewayProcess, odd, running_gateway, wait_for
 from websockets.asyncio.client import ClientConnection, connect
 
+from toolscore.core.jsonrpc import encode
+from toolscore.endpoints.asgi import one_line
+
 
 async def receive(socket: ClientConnection, kind: str | None = None) -> Any:
     async with asyncio.timeout(10):
@@ -228,3 +231,10 @@ def test_an_odd_last_event_id_is_refused(gateway: GatewayProcess, last: bytes) -
 def test_odd_times_and_numbers_in_queries_break_nothing(gateway: GatewayProcess, since: str) -> None:
     for path in ("/api/v1/events/stream", "/api/v1/calls", "/api/v1/calls/export?server_id=alpha"):
         assert gateway.http.get(path, params={"since": since}).status_code < 500, path
+
+
+def test_no_character_of_a_text_ends_a_line_of_json() -> None:
+    value = {"text": "first\u2028second\u2029third\x85fourth\x0bfifth\nlast"}
+    line = one_line(encode(value)).decode()
+    assert line.splitlines() == [line]
+    assert json.loads(line) == value

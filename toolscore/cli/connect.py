@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import json
 import os
@@ -91,14 +92,18 @@ def disconnect(client: Which = None, file: At = None, yes: Yes = False) -> None:
         return
     backup = path.with_name(path.name + BACKUP + _mark(current))
     before: str | None
+    back: list[str] = []
     try:
         if backup.exists():
             before = backup.read_bytes().decode("utf-8")
         elif current == with_member("", known.kind, (*known.root, ENTRY), _entry_in(current, known) or {}):
             before = None  # there was no file
-        else:
+        else:  # it was edited since
             before = without_member(current, known.kind, (*known.root, ENTRY))
-    except EditError as exc:
+            if (earlier := _last_backup(path)) is not None:
+                backup = earlier
+                before, back = _with_missing(before, earlier.read_bytes().decode("utf-8"), known)
+    except (EditError, OSError, ValueError) as exc:
         say(f"{path} cannot be changed: {exc}. Take the server {ENTRY!r} out by hand")
         raise typer.Exit(1) from None
     _show(path, current, before or "")
@@ -108,7 +113,9 @@ def disconnect(client: Which = None, file: At = None, yes: Yes = False) -> None:
     else:
         _write(path, before)
         backup.unlink(missing_ok=True)
-    say(f"{known.name} is as it was before: {known.again}")
+    if back:
+        say(f"{', '.join(back)} stood there before, and {'is' if len(back) == 1 else 'are'} back")
+    say(f"{known.name} is without {ENTRY} again: {known.again}")
 
 
 def _client(name: str) -> Client:
@@ -199,11 +206,8 @@ def _print_entry(client: Client, command: list[str]) -> None:
 
 def _others(text: str, client: Client) -> dict[str, dict[str, Any]]:
     """The client's other servers that can run behind a gateway: as it writes them."""
-    data: Any = parsed(text, client.kind)
-    for key in client.root:
-        data = data.get(key) if isinstance(data, dict) else None
     found = {}
-    for name, entry in (data or {}).items():
+    for name, entry in _servers_in(text, client).items():
         if name == ENTRY or not isinstance(entry, dict):
             continue
         spelled = translated(entry)
@@ -260,6 +264,32 @@ def _by_hand(path: Path, error: EditError, client: Client, command: list[str]) -
     raise typer.Exit(1)
 
 
+def _last_backup(path: Path) -> Path | None:
+    """What was kept of a file that somebody has edited since it was connected."""
+    found = [one for one in path.parent.glob(f"{glob.escape(path.name)}{BACKUP}*") if one.is_file()]
+    return max(found, key=lambda one: one.stat().st_mtime, default=None)
+
+
+def _with_missing(text: str, earlier: str, client: Client) -> tuple[str, list[str]]:
+    """The text with the servers that stood there before they moved behind the gateway; and which these are.
+
+    Raises:
+        EditError.
+    """
+    then, now = (_servers_in(one, client) for one in (earlier, text))
+    missing = [name for name in then if name not in now and name != ENTRY and isinstance(then[name], dict)]
+    for name in missing:
+        text = with_member(text, client.kind, (*client.root, name), then[name])
+    return text, missing
+
+
+def _servers_in(text: str, client: Client) -> dict[str, Any]:
+    data: Any = parsed(text, client.kind)
+    for key in client.root:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
 def _mark(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -268,23 +298,30 @@ def _back_up(path: Path, before: str, after: str) -> None:
     """Keep what was there beside the file. One of an earlier connection stays the one that is gone back to."""
     earlier = path.with_name(path.name + BACKUP + _mark(before))
     backup = path.with_name(path.name + BACKUP + _mark(after))
-    if earlier.exists():
-        earlier.rename(backup)
-    else:
-        shutil.copy2(path, backup)
+    try:
+        if earlier.exists():
+            earlier.rename(backup)
+        else:
+            shutil.copy2(path, backup)
+    except OSError as exc:
+        say(f"what stands in {path} cannot be kept ({exc}): nothing was written")
+        raise typer.Exit(1) from None
     say(f"what was there is kept in {backup}")
 
 
 def _write(path: Path, text: str) -> None:
     """Put a text in the place of a file at once, with its rights."""
-    path.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as fresh:
-        fresh.write(text.encode())
+    made: str | None = None
     try:
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as fresh:
+            made = fresh.name
+            fresh.write(text.encode())
         if path.exists():
-            shutil.copymode(path, fresh.name)
-        os.replace(fresh.name, path)
+            shutil.copymode(path, made)
+        os.replace(made, path)
     except OSError as exc:
-        os.unlink(fresh.name)
+        if made is not None:
+            os.unlink(made)
         say(f"{path} cannot be written: {exc}")
         raise typer.Exit(1) from None

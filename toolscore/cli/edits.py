@@ -46,6 +46,8 @@ def parsed(text: str, kind: str) -> dict[str, Any]:
         else:
             plain = plain_json(text)
             data = json.loads(plain) if plain.strip() else {}
+            if data is None:
+                raise EditError("it is no JSON of keys and values")
     except (ValueError, yaml.YAMLError, RecursionError) as exc:
         raise EditError(f"it is not {kind.upper()}: {exc}") from exc
     if data is not None and not isinstance(data, dict):
@@ -211,17 +213,23 @@ def _add_toml(text: str, path: Path, value: dict[str, Any]) -> str:
 def _drop_toml(text: str, path: Path) -> str:
     header = re.compile(r"^\s*\[\[?\s*(.+?)\s*\]\]?\s*(#.*)?$")
     kept: list[str] = []
+    between: list[str] = []  # comments behind what is dropped: they belong to what comes next
     dropping = False
     for line in text.splitlines(keepends=True):
         found = header.match(line.rstrip("\n"))
         if found:
             parts = tuple(part.strip().strip("\"'") for part in found[1].split("."))
-            dropping = parts[: len(path)] == path
-            if dropping and kept and not kept[-1].strip():
+            before, dropping = dropping, parts[: len(path)] == path
+            if before and not dropping:
+                kept += between
+            elif dropping and kept and not kept[-1].strip():
                 kept.pop()
+            between = []
+        elif dropping:
+            between = [*between, line] if not line.strip() or line.lstrip().startswith("#") else []
         if not dropping:
             kept.append(line)
-    return "".join(kept)
+    return "".join(kept + between)
 
 
 def _toml_key(key: str) -> str:

@@ -269,7 +269,19 @@ class Relay:
                 continue
             if frame.method is UNSET and isinstance(frame.id, int | str):
                 self._pending.pop(frame.id, None)
+            if frame.method == "notifications/cancelled":
+                message = self._cancelled(frame, message)
             await self._tell(message)
+
+    def _cancelled(self, frame: Frame, message: bytes) -> bytes:
+        """The gateway wants no answer to a request of its own any more: told under the id that the client knows."""
+        params = decode(frame.params) if isinstance(frame.params, Raw) else None
+        wanted = params.get("requestId") if isinstance(params, dict) else None
+        ours = next((ours for ours, theirs in self._theirs.items() if theirs == wanted), None)
+        if ours is None or not isinstance(params, dict):
+            return message
+        del self._theirs[ours]
+        return notification_frame("notifications/cancelled", {**params, "requestId": ours})
 
     async def _tell(self, message: bytes) -> None:
         """Put one message before the client, in one line.

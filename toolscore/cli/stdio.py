@@ -100,9 +100,16 @@ class Starter:
             self._process = None
             if code not in (0, PORT_TAKEN) and not self._answered:  # another client may have been faster
                 return f"a gateway was started and ended ({code}): {self._last_words()}"
+        self._answered = False
+        try:
+            self._start_one()
+        except OSError as exc:
+            return f"no gateway can be started: {exc}"
+        return None
+
+    def _start_one(self) -> None:
         from toolscore.app.files import load_settings
 
-        self._answered = False
         folder = load_settings(self._config).settings.storage.folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._log = folder / "gateway.log"
@@ -118,7 +125,6 @@ class Starter:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
         say(f"toolscore: starting a gateway; its log is {self._log}")
-        return None
 
     def _last_words(self) -> str:
         try:

@@ -39,6 +39,7 @@ __all__ = [
     "forwarded_headers",
     "header",
     "new_request_id",
+    "one_line",
     "principal_of",
     "read_as",
     "read_body",
@@ -285,6 +286,16 @@ async def send_stream(send: Send, chunks: AsyncGenerator[bytes]) -> None:
         async for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
+
+
+_SEPARATORS = (("\u0085", b"\\u0085"), ("\u2028", b"\\u2028"), ("\u2029", b"\\u2029"))
+
+
+def one_line(data: bytes) -> bytes:
+    """JSON in which no character ends a line, for whoever splits lines as Python's `splitlines` does."""
+    for separator, escaped in _SEPARATORS:
+        data = data.replace(separator.encode(), escaped)
+    return data
 
 
 def sse_event(data: bytes, *, event: str = "message", event_id: str = "") -> bytes:

@@ -39,6 +39,7 @@ from toolscore.endpoints.asgi import (
     forwarded_headers,
     header,
     new_request_id,
+    one_line,
     principal_of,
     read_body,
     send_json,
@@ -52,6 +53,8 @@ log = structlog.get_logger(__name__)
 
 RUN_PATH = "/api/v1/code/run"
 NDJSON = "application/x-ndjson"
+MAX_UNHEARD = 1000
+"""A client that does not keep up misses progress; what the code prints is bounded elsewhere, and not missed."""
 UNBUFFERED = ((b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"))
 
 
@@ -69,7 +72,7 @@ class _Listener(Caller):
         self.heard.put_nowait({"event": "stdout", "text": text})
 
     def notify(self, method: str, params: Raw | None) -> None:
-        if method == "notifications/progress" and params is not None:
+        if method == "notifications/progress" and params is not None and self.heard.qsize() < MAX_UNHEARD:
             self.heard.put_nowait({"event": "progress", "message": str(decode(params).get("message", ""))})
 
 
@@ -195,7 +198,7 @@ class CodeEndpoint:
 
 
 def _line(event: dict[str, Any]) -> bytes:
-    return encode(event) + b"\n"
+    return one_line(encode(event)) + b"\n"
 
 
 def _arguments(body: bytes) -> Raw:

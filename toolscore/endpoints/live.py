@@ -22,7 +22,15 @@ from toolscore.core.errors import InvalidArguments, InvalidRequest, MethodNotFou
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Event, Principal, Tool
 from toolscore.core.tasks import TaskSet
-from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, new_request_id, principal_of, read_as, sse_event, whole
+from toolscore.endpoints.asgi import (
+    SSE_COMMENT_SECONDS,
+    new_request_id,
+    one_line,
+    principal_of,
+    read_as,
+    sse_event,
+    whole,
+)
 from toolscore.endpoints.views import found_tools, kept_fields, result_fields, stats_fields, tool_fields
 from toolscore.upstreams import Caller
 
@@ -204,7 +212,7 @@ async def _sse(
                     reading = asyncio.ensure_future(anext(events, None))
                     continue
                 event_id = str(event.seq) if event.seq is not None else ""
-                yield sse_event(encode(event.body()), event=event.type, event_id=event_id)
+                yield sse_event(one_line(encode(event.body())), event=event.type, event_id=event_id)
                 reading = asyncio.ensure_future(anext(events, None))
         finally:
             reading.cancel()

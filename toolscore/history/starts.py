@@ -1,8 +1,8 @@
 """Which calls have begun: noted where a kill of every process of ours leaves it, before their requests are sent.
 
 A start is copied into a file that is mapped into memory: it is the kernel's from then on, at the cost of a copy. It is
-marked there as over once the journal has how the call ended, or has lost it. After a kill, what is noted, not marked and
-not in the journal was under way.
+marked there as over once the journal has how the call ended, or has lost it. After a kill, what is noted, not marked
+and not in the journal was under way.
 
 Each run has a folder of its own, with files of a fixed size that are used again once all that they hold is over. A lock
 there, which the run's recorders share, says when nobody writes to the journal for that run any more.

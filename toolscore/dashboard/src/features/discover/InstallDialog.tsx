@@ -75,7 +75,7 @@ export function InstallDialog({ candidate, onClose }: { candidate: Candidate; on
                     ["confined", found.confined ? <Badge key="c" tone="good">{found.folders.length > 0 ? "yes: its own files, and what it is given" : "yes: its own files, nothing of yours"}</Badge> : <Badge key="c" tone="warn">no</Badge>],
                     ["network", found.network ? <Badge key="n" tone="warn">yes</Badge> : <Badge key="n" tone={found.wants_network ? "warn" : "good"}>{found.wants_network ? "none, though it plainly needs one" : "none"}</Badge>],
                     ...(found.folders.length > 0 ? [["may use", found.folders.map((one) => visible(one)).join(", ")] as [string, string]] : []),
-                    ["allowed by", found.allowed_by === null ? "no rule: it takes your approval" : `rule ${found.allowed_by}`],
+                    ["allowed by", found.allowed_by === null ? "no rule: it takes your approval" : `rule ${found.allowed_by + 1} of discovery.install.allow`],
                   ]}
                 />
                 {found.obstacle !== null && <p className="problem">It cannot run here: {oneLine(found.obstacle, 300)}</p>}
@@ -169,6 +169,6 @@ export function InstallDialog({ candidate, onClose }: { candidate: Candidate; on
 }
 
 function Output({ error }: { error: unknown }) {
-  const details = error instanceof ApiError ? (error.details as { output?: string; command?: unknown } | undefined) : undefined;
-  return typeof details?.output === "string" && details.output !== "" ? <StrangersText text={details.output} className="log" /> : null;
+  const details = error instanceof ApiError ? (error.details as { output?: string[]; command?: unknown } | undefined) : undefined;
+  return details?.output?.length ? <StrangersText text={details.output.join("\n")} className="log" /> : null;
 }

@@ -70,7 +70,7 @@ def test_a_list_fits_its_budget_and_the_rest_is_found_and_called(process: Gatewa
     assert "input_schema" in found["result"]["structuredContent"]["tools"][0]
     arguments = {"tool_id": "alpha__echo", "parameters": {"text": "hello"}}
     assert call(process, "toolscore__call_tool", arguments)["result"]["content"][0]["text"] == "hello"
-    wait_for(lambda: process.get("/api/v1/calls", limit=1)["calls"][0]["tool_id"] == "alpha__echo")
+    wait_for(lambda: [one["tool_id"] for one in process.get("/api/v1/calls", limit=1)["calls"]] == ["alpha__echo"])
 
 
 @pytest.mark.long

@@ -66,7 +66,6 @@ def _in_order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
-@pytest.mark.long
 def test_every_import_between_modules_is_in_all() -> None:
     wrong = []
     for path in [*ROOT.glob("toolscore/**/*.py"), *ROOT.glob("runtimes/**/*.py"), *ROOT.glob("mcp_servers/**/*.py")]:
@@ -102,7 +101,6 @@ def test_the_floors_of_the_page_are_those_that_are_kept() -> None:
     assert [floor for floor, _ in shown] == list(range(len(kept), 0, -1))
 
 
-@pytest.mark.long
 def test_a_long_module_says_why_it_is_one() -> None:
     """Over 400 lines, the docstring has a paragraph that begins with "One module"."""
     tracked = subprocess.check_output(["git", "ls-files", "toolscore", "runtimes", "mcp_servers"], cwd=ROOT, text=True)

@@ -2,6 +2,9 @@
 a restart, marked offline until their server is back.
 
 Decides nothing about who may call them, and does not call them.
+
+One module: which tools there are, which are held back and what is told of them goes by the same few maps, and must not
+come apart.
 """
 
 from __future__ import annotations

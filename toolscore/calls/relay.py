@@ -25,9 +25,9 @@ __all__ = ["Relay"]
 
 PRINCIPAL = "toolscore/principal"
 SCOPES = "toolscore/scopes"
+"""The members of `_meta` that tell our own servers who calls."""
 MAX_WAIT_SECONDS = 86_400.0
 """A server that asks for more says nothing that anybody waits for."""
-"""The members of `_meta` that tell our own servers who calls."""
 
 
 class Relay:

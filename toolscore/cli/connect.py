@@ -172,11 +172,9 @@ def _read(path: Path) -> str | None:
 
 def _entry_in(text: str, client: Client) -> dict[str, Any] | None:
     try:
-        found: Any = parsed(text, client.kind)
+        found = _servers_in(text, client).get(ENTRY)
     except EditError:
         return None
-    for key in (*client.root, ENTRY):
-        found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else None
 
 

@@ -180,7 +180,10 @@ class EventLog:
 
     def publish(self, event_type: str, **data: Any) -> None:
         """Add an event to the log. Returns at once; it is stored and then told, in order."""
-        self._pending.append(Event(type=event_type, data=data, timestamp=timestamp()))
+        self._put(Event(type=event_type, data=data, timestamp=timestamp()))
+
+    def _put(self, event: Event) -> None:
+        self._pending.append(event)
         self._wake.set()
 
     async def publish_with(self, write: Callable[[dict[str, Any] | None], Awaitable[None]], event: Event) -> None:
@@ -197,8 +200,7 @@ class EventLog:
         """
         if not self._database.shared:
             await write(None)
-            self._pending.append(event)
-            self._wake.set()
+            self._put(event)
             return
         await write(_row(event))
         with contextlib.suppress(StoreError):  # then it is told when the database answers again

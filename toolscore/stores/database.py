@@ -385,11 +385,8 @@ class Database:
 
     async def delete_pins(self, server_id: str, names: Collection[str]) -> None:
         """Forget pins of tools that a server lists no more."""
-        wanted = list(names)
         async with self._transaction("pins") as connection:
-            for start in range(0, len(wanted), MAX_VARIABLES):
-                named = pins.c.name.in_(wanted[start : start + MAX_VARIABLES])
-                await connection.execute(delete(pins).where((pins.c.server_id == server_id) & named))
+            await self._delete_in(connection, pins.c.name, names, pins.c.server_id == server_id)
 
     async def load_scores(self) -> list[dict[str, Any]]:
         """What the scores are made of, as JSON for each tool."""
@@ -595,10 +592,12 @@ class Database:
         await connection.exec_driver_sql(sql, [tuple(row[name] for name in order) for row in rows])
 
     @staticmethod
-    async def _delete_in(connection: Any, column: Any, values: Collection[str]) -> None:
+    async def _delete_in(connection: Any, column: Any, values: Collection[str], *also: Any) -> None:
+        """Delete the rows with one of these values of which `also` is true, too."""
         wanted = list(values)
         for start in range(0, len(wanted), MAX_VARIABLES):
-            await connection.execute(delete(column.table).where(column.in_(wanted[start : start + MAX_VARIABLES])))
+            some = column.in_(wanted[start : start + MAX_VARIABLES])
+            await connection.execute(delete(column.table).where(some, *also))
 
     async def _read(self, statement: Any) -> list[dict[str, Any]]:
         async with self._transaction() as connection:

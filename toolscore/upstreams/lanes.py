@@ -259,6 +259,8 @@ class Lanes:
         await self.end_all()
 
     def _start(self, wanted: Lane) -> _Open:
+        if len(self._ending) >= MAX_LANES:  # a process may take seconds to leave
+            raise Overloaded(f"{MAX_LANES} connections to this server are just ending", retry_after_seconds=5)
         if len(self._lanes) >= MAX_LANES:
             # One that serves nobody just now; else one whose client went off without an answer.
             idle = [lane for lane in self._lanes.values() if not lane.users or lane.waits_for_its_client]
@@ -266,8 +268,6 @@ class Lanes:
                 raise Overloaded(f"{MAX_LANES} clients have a connection of their own to this server",
                                  retry_after_seconds=5)  # fmt: skip
             self._end(min(idle, key=lambda lane: lane.used))
-        if len(self._ending) >= MAX_LANES:  # a process may take seconds to leave
-            raise Overloaded(f"{MAX_LANES} connections to this server are just ending", retry_after_seconds=5)
         lane = self._lanes[wanted.key] = _Open(*wanted)
         lane.task = self._tasks.start(self._run(lane))
         return lane

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import os
 import signal
@@ -17,9 +18,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
+gc.disable()  # until all tests are collected: what is loaded stays
+
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support import ROOT, GatewayProcess, odd, running_gateway
+from support import ROOT, GatewayProcess, odd, running_gateway  # noqa: E402
 
 # Machines are slow at times: that is no fault of what is tested. httpx would give up after five seconds.
 for kind in ("connect", "read", "write", "pool"):
@@ -38,6 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--cov", None):
         os.environ["TEST_COVERAGE"] = str(ROOT / ".cache/coverage/lines")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Have the collector walk what the tests make, and not the tests."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

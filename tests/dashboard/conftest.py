@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support import GatewayProcess, debian_package
 
 from toolscore.dashboard.build import build
 
-expect.set_options(timeout=60_000)  # machines are slow at times
+if TYPE_CHECKING:  # each process that runs tests reads this file, and few of them need half a second of Playwright
+    from playwright.sync_api import Browser, Page
+
+
+def expect(seen: Any) -> Any:
+    """Playwright's, with time for a slow machine."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=60_000)
+    return expect(seen)
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +29,8 @@ def browser() -> Iterator[Browser]:
     Of a module, not of the session: as long as Playwright is there, asyncio takes its loop for one that runs, and
     no other test of this worker could run one.
     """
+    from playwright.sync_api import sync_playwright
+
     build()
     program = debian_package("chromium", "/usr/bin/chromium")
     with sync_playwright() as playwright:
@@ -29,7 +39,7 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-Opened = Callable[..., Page]
+Opened = Callable[..., "Page"]
 
 
 @pytest.fixture

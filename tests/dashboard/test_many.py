@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from dashboard.conftest import Opened
+from dashboard.conftest import Opened, expect
 from dashboard.types_of_api import PAGE
-from playwright.sync_api import Page, expect
 from support import GatewayProcess, odd, running_gateway, toolscore, wait_for
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.long
 

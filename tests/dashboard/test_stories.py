@@ -8,12 +8,15 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from dashboard.conftest import Opened
-from playwright.sync_api import Locator, Page, expect
+from dashboard.conftest import Opened, expect
 from servers.registries import Registries, server_source
 from support import ROOT, Fickle, GatewayProcess, running_gateway, wait_for
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
 
 pytestmark = pytest.mark.long
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import threading
@@ -31,7 +32,6 @@ from toolscore.embedding import LightEmbedder
 
 GENERAL = ROOT / "tests/data/general_tasks/tasks.jsonl"
 LIGHT = LightEmbedder()
-BACKGROUND = Background(LIGHT, LIGHT)
 DOCS = [
     Doc("time__now", "get_current_time", "Get current time in a specific timezone", "timezone IANA name", "time"),
     Doc("git__log", "git_log", "Shows the commit logs of a repository", "repo_path max_count", "git"),
@@ -40,12 +40,17 @@ DOCS = [
 ]
 
 
+@functools.cache
+def background() -> Background:
+    return Background(LIGHT, LIGHT)
+
+
 def index_of(docs: list[Doc]) -> Index:
     return Index(docs, ExactVectors(LIGHT.embed([vector_text(doc) for doc in docs])))
 
 
 def verdict(task: str, docs: list[Doc] = DOCS) -> tuple[str, float]:
-    found = evidence_for(task, index_of(docs), BACKGROUND, LIGHT)
+    found = evidence_for(task, index_of(docs), background(), LIGHT)
     return verdict_of(load_model("light"), found.features)
 
 
@@ -64,10 +69,10 @@ def test_tasks_without_one() -> None:
 
 
 def test_what_is_missing_is_said_in_words_that_catalogs_know() -> None:
-    assert keywords("please send a message to my team on Slack right now", BACKGROUND) == [
+    assert keywords("please send a message to my team on Slack right now", background()) == [
         "send", "message", "team", "slack",
     ]  # fmt: skip
-    assert keywords("zzyzx qqfoo", BACKGROUND) == ["zzyzx", "qqfoo"], "better than nothing"
+    assert keywords("zzyzx qqfoo", background()) == ["zzyzx", "qqfoo"], "better than nothing"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,7 @@ def test_the_steps_of_a_task(task: str, steps: int) -> None:
 @pytest.mark.long
 def test_any_task_can_be_judged(task: str, names: list[str]) -> None:
     docs = [Doc(str(number), name, name) for number, name in enumerate(names)]
-    found = evidence_for(task, index_of(docs), BACKGROUND, LIGHT)
+    found = evidence_for(task, index_of(docs), background(), LIGHT)
     assert len(found.features) == len(FEATURES)
     assert all(math.isfinite(value) for value in found.features)
     said, confidence = verdict_of(load_model("light"), found.features)
@@ -104,8 +109,8 @@ def test_any_task_can_be_judged(task: str, names: list[str]) -> None:
 
 def test_only_the_places_that_are_asked_for_count() -> None:
     places = numpy.array([1, 2])
-    whole = evidence_for("what is the weather in Oslo", index_of(DOCS), BACKGROUND, LIGHT, places)
-    alone = evidence_for("what is the weather in Oslo", index_of(DOCS[1:3]), BACKGROUND, LIGHT)
+    whole = evidence_for("what is the weather in Oslo", index_of(DOCS), background(), LIGHT, places)
+    alone = evidence_for("what is the weather in Oslo", index_of(DOCS[1:3]), background(), LIGHT)
     assert whole.features == pytest.approx(alone.features, abs=1e-5)
     assert whole.best == [number + 1 for number in alone.best]
 
@@ -468,7 +473,7 @@ def test_general_tools_are_known_by_what_they_are(name: str, description: str, a
 
 
 def test_general_tools_cover_what_they_do_and_little_else() -> None:
-    general = GeneralTools(LIGHT, BACKGROUND, load_model("light"))
+    general = GeneralTools(LIGHT, background(), load_model("light"))
     tasks = [json.loads(line) for line in GENERAL.read_text().splitlines()]
     for kind, one in (("python", RUNS), ("shell", SHELL), ("browser", BROWSES)):
         done = [general.covering(task["query"], [one, OTHER]) is not None for task in tasks if task["kind"] == kind]
@@ -519,12 +524,12 @@ def test_what_a_task_does_not_give_is_said_where_it_can_be_told(
 def test_a_schema_of_any_shape_needs_nothing(schema: Any) -> None:
     odd_one = msgspec.structs.replace(tool("does"), definition={"name": "does", "inputSchema": schema})
     assert needs_of("do it", odd_one) == []
-    assert reason_for("do it", "gap", odd_one, BACKGROUND)
+    assert reason_for("do it", "gap", odd_one, background())
 
 
 def test_a_verdict_names_the_tool_and_the_reason() -> None:
     weather = tool("get_forecast", "Weather forecast of a city for the next days")
-    said = [reason_for("the weather forecast for Oslo", verdict, weather, BACKGROUND)
+    said = [reason_for("the weather forecast for Oslo", verdict, weather, background())
             for verdict in ("sufficient", "unsure", "gap")]  # fmt: skip
     assert said == [
         "s__get_forecast does it: it speaks of forecast and weather",
@@ -532,9 +537,10 @@ def test_a_verdict_names_the_tool_and_the_reason() -> None:
         "s__get_forecast comes nearest: it speaks of forecast and weather, not of oslo",
     ]
     assert (
-        reason_for("wie wird das Wetter", "sufficient", weather, BACKGROUND) == "s__get_forecast does it in other words"
+        reason_for("wie wird das Wetter", "sufficient", weather, background())
+        == "s__get_forecast does it in other words"
     )
-    assert reason_for("order a pizza", "gap", weather, BACKGROUND) == (
+    assert reason_for("order a pizza", "gap", weather, background()) == (
         "s__get_forecast comes nearest: no word of pizza and order"
     )
-    assert reason_for("order a pizza", "gap", None, BACKGROUND) == "there is no tool"
+    assert reason_for("order a pizza", "gap", None, background()) == "there is no tool"

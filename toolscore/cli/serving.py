@@ -40,6 +40,9 @@ def serve(
     ] = "1",
 ) -> None:
     """Run the gateway until Ctrl-C."""
+    import gc
+
+    gc.disable()  # until it stands (`_started`): what is loaded stays, and walking it again and again took a sixth of it
     from toolscore.telemetry.logs import configure_logging  # isort: skip  (before whatever logs: it keeps structlog small)
 
     import asyncio
@@ -113,6 +116,7 @@ def _started(gateway: Any, config: Path | None, workers: int, first: bool = True
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
+    gc.enable()
 
 
 def _banner(gateway: Any, config: Path | None, workers: int) -> None:

@@ -283,6 +283,7 @@ def run_workers(
         launcher.processes.append(process(1))
         gc.collect()
         gc.freeze()  # so that no collection in a process of ours copies the pages that all share
+        gc.enable()
         launcher.run(lambda: launcher.ending or launcher.first_is_up)
         if not launcher.ending:
             launcher.processes += [process(number) for number in range(2, count + 1)]

@@ -70,6 +70,7 @@ def bring_up_to_date(connection: Connection, *, migrate: bool = True) -> str | N
     _lock(connection)
     before = revision_of(connection)  # another may have been at it
     if before is None:
+        _name_conditions(connection.dialect.name)
         metadata.create_all(connection)
         _alembic_version.create(connection, checkfirst=True)
         connection.execute(_alembic_version.insert().values(version_num=HEAD))
@@ -87,6 +88,17 @@ def _check_newer(connection: Connection, revision: str) -> None:
             f"a newer release has given the database the schema {revision}, which is not for releases before the "
             f"schema {since}, and this one is made for {HEAD}: update ToolScore"
         )
+
+
+def _name_conditions(dialect: str) -> None:
+    """Have an index's condition of SQLite hold in this dialect, too.
+
+    A table that named its condition would have that dialect loaded by each start: 3 MB, and 60 ms.
+    """
+    for index in (index for table in metadata.tables.values() for index in table.indexes):
+        condition = index.dialect_options["sqlite"]["where"]
+        if condition is not None:
+            index.dialect_options[dialect]["where"] = condition
 
 
 def _lock(connection: Connection) -> None:

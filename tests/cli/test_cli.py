@@ -252,11 +252,12 @@ def test_no_gateway_is_said_plainly() -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_a_type_that_no_event_has_is_refused() -> None:
-    done = toolscore("events", "server_up", "tool_instaled")
-    assert done.returncode == 2
-    assert "no event has the type 'tool_instaled': did you mean tool_installed?" in done.stderr
+def test_a_type_that_no_event_has_is_refused(gateway: GatewayProcess) -> None:
+    done = toolscore("events", "server_up", "tool_instaled", gateway=gateway)
+    assert done.returncode == 1
+    assert "no event has the type 'tool_instaled'; nearest: tool_installed" in done.stderr
     assert "settings_rejected" in done.stderr
+    assert gateway.http.get("/api/v1/events", params={"events": "tool_instaled"}).status_code == 400
 
 
 def test_what_a_group_shows_by_default_takes_the_options_of_its_list(gateway: GatewayProcess, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from support import Double, MemoryGateway, in_memory_gateway
 
 from toolscore.core.errors import InvalidArguments, MethodNotFound, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Event, Principal
+from toolscore.core.models import LOCAL, Event, Principal
 from toolscore.endpoints.live import concerns
 from toolscore.endpoints.mcp.callers import SessionCaller
 from toolscore.endpoints.mcp.server import McpServer
 from toolscore.endpoints.mcp.sessions import Sessions
+from toolscore.endpoints.mcp.task_ids import TaskIds
 from toolscore.endpoints.views import stats_fields
 from toolscore.upstreams import Caller
 
@@ -139,3 +140,36 @@ def test_what_the_policy_hides_is_told_by_no_figures_and_a_removal_to_who_saw_th
         )
 
     run(check, policy={"rules": [{"effect": "deny", "principals": ["ada"], "servers": ["town"]}]})
+
+
+def test_a_task_is_whose_call_began_it() -> None:
+    begun = {"content": [], "taskId": "t/1", "resultType": "task"}
+
+    def slow() -> Double:
+        return Double().tool("slow", lambda given: begun)
+
+    async def main() -> None:
+        async with in_memory_gateway({"town": slow(), "village": slow()}) as gateway:
+            rooms = gateway.rooms
+            for server, name, server_id in (
+                (McpServer(rooms), "town__slow", ""),
+                (McpServer(rooms, "town"), "slow", "town"),
+            ):
+                shown = (await ask(server, "tools/call", name=name, arguments={}))["taskId"]
+                assert "t/1" not in shown, "the server's own id is good for everybody"
+                ids = TaskIds(rooms.ring, server_id or None)
+                assert ids.meant(shown, Principal("ada")) == ("town", "t/1")
+                for other in (Principal("eve"), Principal("ada2")):
+                    with pytest.raises(InvalidArguments, match="began no task"):
+                        ids.meant(shown, other)
+                with pytest.raises(InvalidArguments, match="began no task"):
+                    ids.meant("town/t/1", Principal("ada"))
+            here = TaskIds(rooms.ring, None)
+            assert decode(here.shown("town", LOCAL, Raw(encode(begun))))["taskId"] == "town/t/1", "no keys here"
+            assert here.meant("town/t/1", LOCAL) == ("town", "t/1")
+            for_session = Raw(encode({"task": {"taskId": "1", "status": "working"}}))
+            assert decode(here.shown("town", LOCAL, for_session))["task"] == {"taskId": "town/1", "status": "working"}
+            with pytest.raises(MethodNotFound, match="tasks of all callers"):
+                await ask(McpServer(rooms, "town"), "tasks/list")
+
+    asyncio.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 
 import structlog
 
@@ -11,16 +12,21 @@ from toolscore.telemetry.watchdog import Watchdog
 
 
 def test_a_stall_is_told_with_where_the_loop_stands() -> None:
+    def stand() -> weakref.ref[Watchdog]:
+        held = Watchdog()
+        until = time.thread_time() + 0.5  # of its own: a busy machine takes longer
+        while time.thread_time() < until:
+            sum(range(1000))  # stands here
+        return weakref.ref(held)
+
     async def run() -> None:
         seconds: list[float] = []
         with structlog.testing.capture_logs() as logs:
             async with Watchdog(seconds.append) as watchdog:
                 watchdog.arm()
                 await asyncio.sleep(0.1)
-                until = time.thread_time() + 0.5  # of its own: a busy machine takes longer
-                while time.thread_time() < until:
-                    sum(range(1000))  # stands here
-                while not watchdog.stalls:
+                held = stand()
+                while not watchdog.stalls or held() is not None:  # who looked at it keeps nothing of it
                     await asyncio.sleep(0.01)
         assert max(seconds) > 0.3
         assert watchdog.busiest_seconds > 0.1

@@ -409,7 +409,7 @@ async def open_gateway(
                 rules=settings.discovery.install,
             )
         )  # fmt: skip
-        broker = CapabilityBroker(gaps, search, catalog, installer, publish=events.publish)
+        broker = CapabilityBroker(gaps, search, catalog, installer, library, publish=events.publish)
 
         async def call_as_agent(tool_id: str, arguments: dict[str, Any], who: Principal) -> dict[str, Any]:
             call = Call(tool_id, Raw(encode(arguments)), caller=Caller(who), request_id=uuid.uuid4().hex)

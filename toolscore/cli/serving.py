@@ -42,7 +42,7 @@ def serve(
     """Run the gateway until Ctrl-C."""
     import gc
 
-    gc.disable()  # until it stands (`_started`): what is loaded stays, and walking it again and again took a sixth of it
+    gc.disable()  # until `_started`: what is loaded stays, and walking it again and again took a sixth of a start
     from toolscore.telemetry.logs import configure_logging  # isort: skip  (before whatever logs: it keeps structlog small)
 
     import asyncio

@@ -162,7 +162,6 @@ def events(
     params: dict[str, Any] = {}
     if types:
         params["events"] = ",".join(types)
-        _check_event_types(params["events"].split(","))
     if since is not None:
         params["since"] = since
     try:
@@ -181,23 +180,6 @@ def events(
         return
     say("the gateway closed the stream")
     raise typer.Exit(NO_GATEWAY)
-
-
-def _check_event_types(types: list[str]) -> None:
-    """Refuse a type that no gateway of this release has: nothing would ever come.
-
-    Raises:
-        typer.Exit.
-    """
-    from toolscore.core.models import EVENT_TYPES
-    from toolscore.core.names import nearest
-
-    for name in types:
-        if name not in EVENT_TYPES:
-            meant = nearest(name, EVENT_TYPES, count=1)
-            say(f"no event has the type {name!r}" + (f": did you mean {meant[0]}?" if meant else ""))
-            say(f"There are: {', '.join(EVENT_TYPES)}")
-            raise typer.Exit(2)
 
 
 def _pair(argument: str) -> tuple[str, str]:

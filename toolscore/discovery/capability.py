@@ -18,8 +18,9 @@ from toolscore.discovery.install.prove import Tell
 from toolscore.discovery.install.wish import Wish
 from toolscore.discovery.search.search import Found, ToolSearch
 from toolscore.discovery.search.vectors import digest
+from toolscore.tools.library import UnifiedToolLibrary
 
-__all__ = ["LIKELY", "Acquired", "CapabilityBroker", "Offer", "Waiting"]
+__all__ = ["LIKELY", "Acquired", "CapabilityBroker", "Offer", "Waiting", "as_seen"]
 
 CANDIDATES = 5
 """Servers considered for each missing capability."""
@@ -99,6 +100,7 @@ class CapabilityBroker:
         search: ToolSearch,
         catalog: MCPSearchTool,
         installer: Installer,
+        library: UnifiedToolLibrary,
         publish: Callable[..., object] = lambda kind, **data: None,
     ) -> None:
         self.waiting: dict[str, Waiting] = {}
@@ -107,6 +109,7 @@ class CapabilityBroker:
         self._search = search
         self._catalog = catalog
         self._installer = installer
+        self._library = library
 
     async def offers(self, query: str, limit: int = CANDIDATES) -> list[Offer]:
         """Find servers that may do a task, each with its plan or what prevents one.
@@ -169,7 +172,8 @@ class CapabilityBroker:
         status = _status(lacking, installed, offers, failures)
         if status == "needs_approval":
             self._await_approval(task, principal, offers)
-        return Acquired(status, analysis, installed, tools, offers, failures)
+        shown = [as_seen(one, self._library, sees) for one in installed]  # who had it installed may not see all of it
+        return Acquired(status, analysis, shown, tools, offers, failures)
 
     def waits(self) -> list[Waiting]:
         """What waits for somebody's approval, the oldest first; not what was installed since."""
@@ -196,6 +200,13 @@ class CapabilityBroker:
             del self.waiting[next(iter(self.waiting))]
         self.waiting[key] = Waiting(key, task[:MAX_TASK], principal, timestamp(), servers[:CANDIDATES])
         self._publish("approval_needed", approval_id=key, principal=principal, task=task[:MAX_TASK], servers=servers)
+
+
+def as_seen(installed: Installed, library: UnifiedToolLibrary, sees: Sees | None) -> Installed:
+    """What was installed, as far as somebody sees it; what a trial call answered is for who sees all of its tools."""
+    tools = [name for name in installed.tools if sees is None or library.find(name, sees) is not None]
+    proof = installed.proof if len(tools) == len(installed.tools) else None
+    return msgspec.structs.replace(installed, tools=tools, proof=proof)
 
 
 def _obstacle(plan: Plan) -> str | None:

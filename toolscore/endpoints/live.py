@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
@@ -32,9 +31,10 @@ from toolscore.endpoints.asgi import (
     whole,
 )
 from toolscore.endpoints.views import found_tools, kept_fields, result_fields, stats_fields, tool_fields
+from toolscore.endpoints.wanted import MAX_SEQ, event_types, seq_of
 from toolscore.upstreams import Caller
 
-__all__ = ["COMMANDS", "MAX_SEQ", "add_live", "command", "concerns", "event_types"]
+__all__ = ["COMMANDS", "add_live", "command", "concerns"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,8 +46,6 @@ PRIVATE_EVENTS = frozenset({"call_finished", "gap_detected", "approval_needed", 
 STATS_SECONDS = 1.0
 EVENTS_PROTOCOL = "toolscore.events"
 """What a client that offers subprotocols may offer: one of them has to be chosen."""
-MAX_SEQ = 2**62
-SEQ = re.compile(r"[0-9]{1,18}")
 MAX_COMMANDS = 64
 """Commands of one socket under way at a time."""
 
@@ -142,7 +140,7 @@ def add_live(app: FastAPI, gateway: Gateway) -> None:
         request: Request, events: str | None = None, since: Annotated[int, Query(ge=0, le=MAX_SEQ)] | None = None
     ) -> StreamingResponse:
         """`Last-Event-ID` (or `since`) resumes; `events` is a comma-separated choice of types."""
-        last = _seq(request.headers.get("last-event-id"), "Last-Event-ID")
+        last = seq_of(request.headers.get("last-event-id"), "Last-Event-ID")
         since = last if last is not None else since
         types = event_types(events.split(",")) if events else None
         return StreamingResponse(
@@ -150,30 +148,6 @@ def add_live(app: FastAPI, gateway: Gateway) -> None:
             media_type="text/event-stream",
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
-
-
-def event_types(names: list[Any]) -> set[str]:
-    """The types that somebody asks for.
-
-    Raises:
-        InvalidRequest: they are something else.
-    """
-    if not all(isinstance(name, str) and name for name in names):
-        raise InvalidRequest("`events` must be a list of event types")
-    return {name.strip() for name in names}
-
-
-def _seq(text: str | None, name: str) -> int | None:
-    """The number of an event, out of a header or an address.
-
-    Raises:
-        InvalidRequest: it is something else.
-    """
-    if text is None:
-        return None
-    if not SEQ.fullmatch(text):
-        raise InvalidRequest(f"{name} must be the `seq` of an event, found {text!r:.80}")
-    return int(text)
 
 
 def concerns(gateway: Gateway, event: Event, principal: Principal) -> bool:
@@ -283,7 +257,7 @@ class _EventsSocket:
         refused, types, since = None, None, None
         try:
             types = event_types(query["events"].split(",")) if query.get("events") else None
-            since = _seq(query.get("since"), "since")
+            since = seq_of(query.get("since"), "since")
         except InvalidRequest as exc:
             refused = exc
         subscribed, welcomed = asyncio.Event(), asyncio.Event()

@@ -110,11 +110,15 @@ class Watchdog:
         while not self._end.wait(BEAT_SECONDS):
             beat = self._beat_at
             if time.monotonic() - beat > BEAT_SECONDS + STALL_SECONDS and self._stack is None:
-                frame = sys._current_frames().get(self._thread_id)
                 with contextlib.suppress(Exception):  # a frame that goes on while it is read
-                    stack = "".join(traceback.format_stack(frame, MAX_FRAMES)) if frame is not None else None
+                    stack = self._stack_now()
                     if beat == self._beat_at:
                         self._stack = stack
+
+    def _stack_now(self) -> str | None:
+        """Where the loop's thread is. A function of its own: who keeps a frame keeps the call that is in it."""
+        frame = sys._current_frames().get(self._thread_id)
+        return "".join(traceback.format_stack(frame, MAX_FRAMES)) if frame is not None else None
 
     def _so_far(self) -> float:
         """Seconds for which the loop's thread could have run and had no processor; 0 where the kernel does not tell."""

@@ -17,10 +17,12 @@ from toolscore import __version__
 from toolscore.app.compose import Gateway
 from toolscore.calls.deadline import Deadline
 from toolscore.core.errors import InvalidArguments, InvalidRequest, MethodNotFound, ToolScoreError
-from toolscore.core.jsonrpc import decode, decode_object
+from toolscore.core.jsonrpc import decode, decode_object, encode
+from toolscore.core.models import LOCAL
 from toolscore.endpoints.mcp.features import LIST_SECONDS, FeatureMethods, at_most
 from toolscore.endpoints.mcp.params import Members, text_of, without_token
-from toolscore.endpoints.mcp.tools import ToolMethods, task_shown
+from toolscore.endpoints.mcp.task_ids import TaskIds
+from toolscore.endpoints.mcp.tools import ToolMethods
 from toolscore.upstreams import Caller, Upstream
 from toolscore.upstreams.caller import LOG_LEVELS
 from toolscore.upstreams.protocol import (
@@ -49,7 +51,7 @@ CACHEABLE = frozenset(
 
 TASKS = "io.modelcontextprotocol/tasks"
 UI = "io.modelcontextprotocol/ui"
-TASK_METHODS = frozenset({"tasks/get", "tasks/update", "tasks/cancel"})
+TASK_METHODS = frozenset({"tasks/get", "tasks/update", "tasks/cancel", "tasks/result"})
 
 KIND_OF = {method: kind for kind, (method, _, _) in LISTS.items()}
 MAX_METHOD = 200
@@ -68,7 +70,8 @@ class McpServer:
         self._gateway = gateway
         self._server_id = server_id
         self._whose = {GATEWAY_KEY: gateway.upstreams.identity}
-        self._tools = ToolMethods(gateway, server_id)
+        self._task_ids = TaskIds(gateway.ring, server_id)
+        self._tools = ToolMethods(gateway, server_id, self._task_ids)
         self._features = FeatureMethods(gateway, server_id, self._relay)
 
     # What there is
@@ -206,6 +209,10 @@ class McpServer:
             return await self._set_level(params, caller)
         if method.startswith("resources/"):
             self._need("resources", method)
+        if method in TASK_METHODS and (self._server_id is not None or TASKS in self.capabilities.get("extensions", {})):
+            return await self._ask_of_task(method, params, caller)
+        if method == "tasks/list" and caller.principal != LOCAL:
+            raise MethodNotFound("method not found: tasks/list: a server tells the tasks of all callers")
         if self._server_id is not None and method not in STATELESS_ONLY:
             return await self._relay(self._server_id, method, params, caller)
         if method == "prompts/get":
@@ -215,12 +222,18 @@ class McpServer:
         if method == "completion/complete":
             self._need("completions", method)
             return await self._features.complete(params, caller)
-        if method in TASK_METHODS and TASKS in self.capabilities.get("extensions", {}):
-            server_id, _, task_id = text_of(params, "taskId", method).partition("/")
-            if TASKS not in (self._gateway.features.capabilities(server_id).get("extensions") or {}):
-                raise InvalidArguments(f"no task {server_id!r} was begun here: its id is server/task")
-            return task_shown(server_id, await self._relay(server_id, method, {**params, "taskId": task_id}, caller))
         raise MethodNotFound(f"method not found: {method}")
+
+    async def _ask_of_task(self, method: str, params: Members, caller: Caller) -> Raw:
+        shown = text_of(params, "taskId", method)
+        server_id, task_id = self._task_ids.meant(shown, caller.principal)
+        if self._server_id is None and TASKS not in (
+            self._gateway.features.capabilities(server_id).get("extensions") or {}
+        ):
+            raise InvalidArguments(f"no task {server_id!r:.200} was begun here: its id is server/task")
+        result = await self._relay(server_id, method, {**params, "taskId": Raw(encode(task_id))}, caller)
+        members = decode_object(result)
+        return Raw(encode({**members, "taskId": shown})) if "taskId" in members else result
 
     def _need(self, feature: str, method: str) -> None:
         if feature not in self.capabilities:

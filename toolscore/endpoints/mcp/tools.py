@@ -15,9 +15,10 @@ from toolscore.core.models import Sees, Tool
 from toolscore.discovery.own_tools import CALL_TOOL, OWN_SERVER
 from toolscore.discovery.search.fitting import fitted
 from toolscore.endpoints.mcp.params import Members, cursor_of, without_token
+from toolscore.endpoints.mcp.task_ids import TaskIds
 from toolscore.upstreams import Caller
 
-__all__ = ["PAGE_ENTRIES", "ToolMethods", "task_shown", "unavailable"]
+__all__ = ["PAGE_ENTRIES", "ToolMethods", "unavailable"]
 
 PAGE_ENTRIES = 1000
 """Most clients want the whole list at once; a longer one comes in pages."""
@@ -35,11 +36,13 @@ class ToolMethods:
 
     Args:
         server_id: the only server that is shown, under its own names; `None`: all, under full names.
+        task_ids: of the same address.
     """
 
-    def __init__(self, gateway: Gateway, server_id: str | None) -> None:
+    def __init__(self, gateway: Gateway, server_id: str | None, task_ids: TaskIds) -> None:
         self._gateway = gateway
         self._server_id = server_id
+        self._task_ids = task_ids
         self._pages: Memo[tuple[Any, ...], tuple[int, dict[str, Any]]] = Memo(MAX_PAGES)
         self._listed: Memo[Sees | None, frozenset[str]] = Memo(MAX_PAGES)
 
@@ -128,12 +131,11 @@ class ToolMethods:
                 raise
             text = f"{exc.message}. {exc.suggestion[:1].upper()}{exc.suggestion[1:]}" if exc.suggestion else exc.message
             return Raw(encode({"content": [{"type": "text", "text": text}], "isError": True}))
-        if self._server_id is None:
-            content = memoryview(result.content).tobytes()
-            if content == b"[]":
-                return task_shown(result.tool.server_id, result.raw)
-            if b'"resource' in content:
-                return self._links_shown(result.tool.server_id, result.raw)
+        content = memoryview(result.content).tobytes()
+        if content == b"[]":
+            return self._task_ids.shown(result.tool.server_id, caller.principal, result.raw)
+        if self._server_id is None and b'"resource' in content:
+            return self._links_shown(result.tool.server_id, result.raw)
         return result.raw
 
     def _means(self, name: str, members: Members, caller: Caller) -> str:
@@ -171,14 +173,6 @@ class ToolMethods:
 
 def _takes_kept(meta: dict[str, Raw]) -> bool:
     return CACHE not in meta or decode(meta[CACHE]) is not False
-
-
-def task_shown(server_id: str, raw: Raw) -> Raw:
-    """A result that is a task (or is none), with the task's id as it is shown where all servers are: `server/task`."""
-    members = decode_object(raw)
-    if "taskId" not in members:
-        return raw
-    return Raw(encode({**members, "taskId": f"{server_id}/{decode(members['taskId'])}"}))
 
 
 def unavailable(entry: dict[str, Any]) -> dict[str, Any]:

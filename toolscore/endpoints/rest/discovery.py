@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from toolscore.access.auth import ADMIN, need_scope
 from toolscore.app.compose import Gateway
 from toolscore.discovery import Installed, Wish
+from toolscore.discovery.capability import as_seen
 from toolscore.discovery.views import (
     acquired_fields,
     analysis_fields,
@@ -74,9 +75,7 @@ def discovery_router(gateway: Gateway) -> APIRouter:
     def seen(request: Request, one: Installed) -> dict[str, Any]:
         """What was installed, as far as the caller sees it."""
         sees = gateway.permissions.sees(principal_of(request.scope))
-        tools = [name for name in one.tools if gateway.library.find(name, sees)] if sees is not None else one.tools
-        proof = one.proof if len(tools) == len(one.tools) else None
-        return installed_fields(msgspec.structs.replace(one, tools=tools, proof=proof))
+        return installed_fields(as_seen(one, gateway.library, sees))
 
     @router.post("/api/v1/tools/analyze-gap", summary="Do our tools fit a task?")
     async def analyze_gap(request: Request, body: Annotated[dict[str, Any], Body(examples=[TASK_EXAMPLE])]) -> Response:

@@ -9,8 +9,9 @@ from fastapi.responses import Response
 
 from toolscore.app.compose import Gateway
 from toolscore.endpoints.asgi import principal_of
-from toolscore.endpoints.live import MAX_SEQ, concerns, event_types
+from toolscore.endpoints.live import concerns
 from toolscore.endpoints.rest.answers import answer
+from toolscore.endpoints.wanted import MAX_SEQ, event_types
 from toolscore.stores.database import or_overloaded
 
 __all__ = ["events_router"]

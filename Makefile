@@ -19,7 +19,7 @@ run: $(VENV)/.installed
 # All but the long tests.
 test: $(VENV)/.tested
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/pytest -n 4 --cov --cov-report= --cov-fail-under=74 -m "not long"
+	@$(BIN)/pytest -n 3 --cov --cov-report= --cov-fail-under=74 -m "not long"
 	@echo 'The long tests (replicas, kills, storms, browsers, peers, conformance, ...) are in `make test-all`.'
 
 test-all: $(VENV)/.tested

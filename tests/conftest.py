@@ -22,7 +22,7 @@ gc.disable()  # until all tests are collected: what is loaded stays
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support import ROOT, GatewayProcess, odd, running_gateway  # noqa: E402
+from support import ROOT, GatewayProcess, odd, running_gateway, start_nursery  # noqa: E402
 
 # Machines are slow at times: that is no fault of what is tested. httpx would give up after five seconds.
 for kind in ("connect", "read", "write", "pool"):
@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--cov", None):
         os.environ["TEST_COVERAGE"] = str(ROOT / ".cache/coverage/lines")
+    if config.getoption("numprocesses", None) and config.getoption("markexpr") != "fast":
+        start_nursery()  # one for all of them
 
 
 @pytest.hookimpl(tryfirst=True)

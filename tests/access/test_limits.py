@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
-from support import GatewayProcess, fixture, odd, running_gateway
+from support import GatewayProcess, fixture, odd, running_gateway, with_config
 
 from toolscore.access.limits import Rate, RateLimits, RateRules, Turnstile
 from toolscore.core.errors import Overloaded, RateLimited
@@ -160,8 +158,7 @@ def test_who_waits_hears_the_position_and_does_not_wait_for_ever() -> None:
 
 
 def make_key(gateway: GatewayProcess, *arguments: str) -> str:
-    command = [sys.executable, "-m", "toolscore", "keys", "create", *arguments, "--config", str(gateway.config)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return with_config(gateway, "keys", "create", *arguments)
 
 
 @pytest.mark.long

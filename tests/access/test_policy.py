@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import fnmatch
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +13,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import GatewayProcess, odd, running_gateway, wait_for
+from support import GatewayProcess, odd, running_gateway, toolscore, wait_for, with_config
 from websockets.asyncio.client import connect
 
 from runtimes.client import RealTimeToolClient
@@ -170,8 +168,7 @@ def gateway() -> Iterator[GatewayProcess]:
 
 
 def make_key(gateway: GatewayProcess, *arguments: str) -> str:
-    command = [sys.executable, "-m", "toolscore", "keys", "create", *arguments, "--config", str(gateway.config)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return with_config(gateway, "keys", "create", *arguments)
 
 
 def as_(gateway: GatewayProcess, name: str) -> httpx.Client:
@@ -277,9 +274,8 @@ def test_arguments_decide_too(gateway: GatewayProcess) -> None:
 @pytest.mark.long
 def test_the_rule_that_decides_can_be_asked_for(gateway: GatewayProcess) -> None:
     def explain(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "toolscore", "policy", "explain", *arguments, "--url", gateway.url]
-        environment = {"TOOLSCORE_API_KEY": gateway.keys["root"], "PATH": "/usr/bin:/bin"}  # type: ignore[attr-defined]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        root = gateway.keys["root"]  # type: ignore[attr-defined]
+        done = toolscore("policy", "explain", *arguments, "--url", gateway.url, variables={"TOOLSCORE_API_KEY": root})
         return done.returncode, done.stdout + done.stderr
 
     assert explain("guest-7", "secret__echo")[0] == 1

@@ -30,6 +30,7 @@ MAX_REQUEST = 256 * 1024
 
 def preload() -> None:
     """Import what the programs import."""
+    gc.disable()
     for name in ("toolscore.app.compose", "toolscore.endpoints.api", "httpx", "rich.table", "rich.console", "uvloop",
                  "cryptography.fernet", "jwt", "throttled.asyncio"):  # fmt: skip
         __import__(name)
@@ -38,6 +39,7 @@ def preload() -> None:
         __import__("coverage")
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def measured(data_file: str) -> Callable[[], None]:

@@ -5,7 +5,7 @@ from support.doubles import Double, text
 from support.executors import ExecutorProcess, executor_process
 from support.memory import MemoryGateway, eventually, in_memory_gateway
 from support.model_double import ModelDouble, Turn, model_double
-from support.nursery import VARIABLE, fixture, forked, nursery
+from support.nursery import VARIABLE, fixture, forked, nursery, start_nursery
 from support.processes import (
     EXECUTOR,
     ODD,
@@ -54,6 +54,7 @@ __all__ = [
     "process_gone",
     "running_gateway",
     "text",
+    "start_nursery",
     "toolscore",
     "wait_for",
     "with_config",

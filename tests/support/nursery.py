@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["VARIABLE", "Born", "born", "fixture", "forked", "nursery"]
+__all__ = ["VARIABLE", "Born", "born", "fixture", "forked", "nursery", "start_nursery"]
 
 SCRIPT = Path(__file__).resolve().parents[1] / "servers" / "nursery.py"
 VARIABLE = "TEST_NURSERY"
@@ -103,14 +103,39 @@ def fixture(*arguments: str, **more: Any) -> dict[str, Any]:
     return {"command": command, "args": args, **more}
 
 
-def _address() -> str:
-    """The socket of this process's nursery, which is started at its first use."""
+def start_nursery() -> None:
+    """Start the nursery of this process and of all that it starts, unless there is one. It answers after a while."""
     with _lock:
         if VARIABLE not in os.environ:
             stack = contextlib.ExitStack()
-            _, os.environ[VARIABLE] = stack.enter_context(nursery())
+            _, os.environ[VARIABLE] = stack.enter_context(_process())
             atexit.register(stack.close)
-        return os.environ[VARIABLE]
+
+
+def _address() -> str:
+    """The socket of the nursery, which is started at its first use."""
+    start_nursery()
+    _wait_for(os.environ[VARIABLE])
+    return os.environ[VARIABLE]
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not os.path.exists(address):
+        assert process is None or process.poll() is None, "the nursery does not start"
+        assert time.monotonic() < deadline, "the nursery does not start in time"
+        threading.Event().wait(0.01)
+
+
+@contextlib.contextmanager
+def _process(*prefix: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    with tempfile.TemporaryDirectory(prefix="toolscore-nursery-") as folder:
+        address = f"{folder}/socket"
+        with subprocess.Popen([*prefix, sys.executable, str(SCRIPT), address], stdin=subprocess.DEVNULL) as process:
+            try:
+                yield process, address
+            finally:
+                process.terminate()
 
 
 @contextlib.contextmanager
@@ -120,15 +145,6 @@ def nursery(*prefix: str) -> Iterator[tuple[int, str]]:
     Args:
         prefix: a command that runs it somewhere else, such as in a network of its own.
     """
-    with tempfile.TemporaryDirectory(prefix="toolscore-nursery-") as folder:
-        address = f"{folder}/socket"
-        with subprocess.Popen([*prefix, sys.executable, str(SCRIPT), address], stdin=subprocess.DEVNULL) as process:
-            try:
-                deadline = time.monotonic() + START_SECONDS
-                while not os.path.exists(address):
-                    assert process.poll() is None, "the nursery does not start"
-                    assert time.monotonic() < deadline, "the nursery does not start in time"
-                    threading.Event().wait(0.01)
-                yield process.pid, address
-            finally:
-                process.terminate()
+    with _process(*prefix) as (process, address):
+        _wait_for(address, process)
+        yield process.pid, address

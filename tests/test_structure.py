@@ -155,7 +155,7 @@ def test_every_setting_says_what_it_does() -> None:
 
 
 HEAVY = ("numpy", "wordllama", "drain3", "cryptography", "snowballstemmer", "opentelemetry.sdk", "alembic", "redis",
-         "sqlalchemy.orm", "tokenizers", "mcp", "httpx")  # fmt: skip
+         "sqlalchemy.orm", "sqlalchemy.dialects.postgresql", "tokenizers", "mcp", "httpx")  # fmt: skip
 
 
 @pytest.mark.parametrize(

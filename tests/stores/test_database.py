@@ -118,6 +118,20 @@ def test_a_database_of_the_first_release_is_migrated_whole(url: str) -> None:
     asyncio.run(run())
 
 
+def test_an_index_of_parents_has_the_calls_that_have_one(url: str) -> None:
+    async def run() -> None:
+        async with open_database(url), connected(url) as connection:
+            made = (
+                "SELECT sql FROM sqlite_master WHERE name"
+                if "sqlite" in url
+                else "SELECT indexdef FROM pg_indexes WHERE indexname"
+            )
+            text = (await connection.exec_driver_sql(f"{made} = 'calls_by_parent'")).scalar_one()
+            assert "parent is not null" in str(text).lower()
+
+    asyncio.run(run())
+
+
 def test_what_a_checkout_on_the_way_to_the_next_release_made_is_migrated(url: str) -> None:
     async def run() -> None:
         await as_of_0_1_0(url)

@@ -15,6 +15,7 @@ from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import LOCAL, Event, Principal
 from toolscore.endpoints.live import concerns
 from toolscore.endpoints.mcp.callers import SessionCaller
+from toolscore.endpoints.mcp.links import link_shown
 from toolscore.endpoints.mcp.server import McpServer
 from toolscore.endpoints.mcp.sessions import Sessions
 from toolscore.endpoints.mcp.task_ids import TaskIds
@@ -173,3 +174,45 @@ def test_a_task_is_whose_call_began_it() -> None:
                 await ask(McpServer(rooms, "town"), "tasks/list")
 
     asyncio.run(main())
+
+
+def test_what_is_no_object_is_structured_for_the_stateless_alone() -> None:
+    listed = {"outputSchema": {"type": "array"}}
+    server = Double().tool("list", lambda _: {"content": [], "structuredContent": [1, 2]}, **listed)
+
+    async def ask_as(address: McpServer, stateless: bool, method: str, **params: Any) -> Any:
+        caller = Caller(Principal("ada"))
+        caller.stateless = stateless
+        members = {name: Raw(encode(value)) for name, value in params.items()}
+        return decode(encode(await address.handle(method, members, caller, request_id="test")))
+
+    async def main() -> None:
+        async with in_memory_gateway({"town": server}) as gateway:
+            for address, name in ((McpServer(gateway.rooms), "town__list"), (McpServer(gateway.rooms, "town"), "list")):
+                for stateless in (True, False):
+                    tools = (await ask_as(address, stateless, "tools/list"))["tools"]
+                    (tool,) = [tool for tool in tools if tool["name"] == name]
+                    assert ("outputSchema" in tool) is stateless
+                    result = await ask_as(address, stateless, "tools/call", name=name, arguments={})
+                    assert ("structuredContent" in result) is stateless
+                    if not stateless:
+                        assert result["content"] == [{"type": "text", "text": "[1,2]"}]
+
+    asyncio.run(main())
+
+
+def test_a_resource_that_a_prompt_names_can_be_read() -> None:
+    blocks: list[Any] = [
+        {"type": "resource_link", "uri": "y://unlisted", "name": "y"},
+        {"type": "resource", "resource": {"uri": "y://unlisted", "text": "x"}},
+        {"type": "text", "text": "x"},
+        "odd",
+    ]
+
+    async def check(gateway: MemoryGateway) -> None:
+        features = gateway.rooms.features
+        assert not [block for block in blocks if link_shown(features, "town", block)]
+        assert [link_shown(features, "village", block) for block in blocks] == [True, True, False, False]
+        assert blocks[0]["uri"] == blocks[1]["resource"]["uri"] == "toolscore+village+y://unlisted"
+
+    run(check)

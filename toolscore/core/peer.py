@@ -220,12 +220,12 @@ class Peer:
             answer.set_exception(RemoteError({"code": 0, "message": "an answer with neither result nor error"}))
 
     def _notified(self, method: str, params: Raw | None) -> None:
-        if method == "notifications/progress" and params is not None and self._progress:
-            token = decode_object(params).get("progressToken")
+        if method == "notifications/progress":  # its token says whose it is; of a request that is over it is nobody's
+            token = decode_object(params).get("progressToken") if params is not None and self._progress else None
             listener = self._progress.get(_number(decode(token))) if token is not None else None
-            if listener is not None:
+            if listener is not None and params is not None:
                 listener(params)
-                return
+            return
         if method == "notifications/cancelled" and params is not None:
             target = decode(params)
             given = target.get("requestId") if isinstance(target, dict) else None

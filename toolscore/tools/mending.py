@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-__all__ = ["mended_entry", "mended_tool"]
+__all__ = ["mended_entry", "mended_tool", "says_object", "without_output"]
 
 MAX_PARTS = 20_000
 """Of a schema that is looked through for references; a larger one counts as one that leads nowhere."""
@@ -38,11 +38,30 @@ def mended_tool(definition: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     schema, problems = _object_schema(mended.get("inputSchema"))
     mended, told = _instead(mended, told, "inputSchema", schema, problems)
     if "outputSchema" in mended:
-        schema, problems = _object_schema(mended["outputSchema"])
-        if problems:
-            told = [*told, f"outputSchema withheld ({problems[0]})"]
-            mended = {name: member for name, member in mended.items() if name != "outputSchema"}
+        problem = _problem_of_output(mended["outputSchema"])
+        if problem is not None:
+            told = [*told, f"outputSchema withheld ({problem})"]
+            mended = without_output(mended)
+        elif not says_object(mended):
+            told = [*told, "outputSchema withheld from clients with sessions (its type is not object)"]
     return mended, told
+
+
+def says_object(definition: dict[str, Any]) -> bool:
+    """Whether what a tool returns is an object by its schema, as it has to be in the session era."""
+    schema = definition.get("outputSchema")
+    return isinstance(schema, dict) and schema.get("type") == "object"
+
+
+def without_output(definition: dict[str, Any]) -> dict[str, Any]:
+    """A tool's definition without its `outputSchema`."""
+    return {name: member for name, member in definition.items() if name != "outputSchema"}
+
+
+def _problem_of_output(schema: Any) -> str | None:
+    """Why no client could make anything of an `outputSchema`. Any type will do (revision 2026-07-28)."""
+    _, problems = _object_schema({**schema, "type": "object"} if isinstance(schema, dict) else schema)
+    return problems[0] if problems else None
 
 
 def mended_entry(entry: dict[str, Any]) -> dict[str, Any]:

@@ -230,21 +230,24 @@ OTHER_GATEWAY = _Gateway()
 
 def required_capability(method: str, params: Raw | None) -> dict[str, Any]:
     """The `ClientCapabilities` that a server's request needs; empty for one that needs none."""
-    if method == "sampling/createMessage":
-        return {"sampling": {}}
     if method == "roots/list":
         return {"roots": {}}
-    if method == "elicitation/create":
-        try:
-            body = decode(params) if params is not None else {}
-        except InvalidRequest:
-            body = {}
-        return {"elicitation": {"url": {}} if isinstance(body, dict) and body.get("mode") == "url" else {}}
-    return {}
+    if method not in ("sampling/createMessage", "elicitation/create"):
+        return {}
+    try:
+        body = decode(params) if params is not None else {}
+    except InvalidRequest:
+        body = {}
+    body = body if isinstance(body, dict) else {}
+    if method == "sampling/createMessage":
+        return {"sampling": {"tools": {}} if "tools" in body or "toolChoice" in body else {}}
+    return {"elicitation": {"url": {}} if body.get("mode") == "url" else {}}
 
 
 def declared(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bool:
-    """Whether a client has what is required. `elicitation: {}` means forms (MCP, elicitation: capabilities)."""
+    """Whether a client has what is required. `elicitation: {}` means forms (MCP, elicitation: capabilities); of
+    `sampling`, tools are an offer of their own.
+    """
     for feature, modes in required.items():
         offered = capabilities.get(feature)
         if offered is None:
@@ -254,4 +257,6 @@ def declared(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bo
                 return False
             if "url" not in modes and offered and "form" not in offered:
                 return False
+        if feature == "sampling" and "tools" in modes and not (isinstance(offered, Mapping) and "tools" in offered):
+            return False
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Protocol
 
@@ -15,11 +16,12 @@ import structlog
 from msgspec import Raw
 
 from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError, RequestId
+from toolscore.core.jsonrpc import ConnectionLost, Params, RemoteError, RequestId, decode, decode_object, encode
 from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, LOG_LEVELS, Caller, ClientSide, OnAsked
 from toolscore.upstreams.in_flight import InFlight
 from toolscore.upstreams.protocol import (
+    ACKNOWLEDGED,
     BROADCAST,
     INPUT_METHODS,
     LATEST_SESSION_VERSION,
@@ -125,7 +127,8 @@ async def with_input(
             retry["requestState"] = members["requestState"]
         if wanted:
             asking = [
-                asyncio.ensure_future(in_flight.answer(method, params, caller)) for method, params in wanted.values()
+                asyncio.ensure_future(in_flight.answer(method, _with_id(method, params), caller))
+                for method, params in wanted.values()
             ]
             try:
                 retry["inputResponses"] = dict(zip(wanted, await asyncio.gather(*asking), strict=True))
@@ -136,6 +139,16 @@ async def with_input(
             await asyncio.sleep(STATE_ONLY_SECONDS)
         result = await request(retry)
     raise RemoteError({"code": -32603, "message": f"the server asked for input {MAX_INPUT_ROUNDS} times over"})
+
+
+def _with_id(method: str, params: Raw | None) -> Raw | None:
+    """A stateless server's question as a session's client takes it: to send it to an address needs an id there."""
+    if method != "elicitation/create" or params is None:
+        return params
+    members = decode_object(params)
+    if "elicitationId" in members or "mode" not in members or decode(members["mode"]) != "url":
+        return params
+    return Raw(encode({**members, "elicitationId": uuid.uuid4().hex}))
 
 
 class PeerConnection:
@@ -242,6 +255,8 @@ class PeerConnection:
         return await self.requests.answer(method, params)
 
     def _notified(self, method: str, params: Raw | None) -> None:
+        if method == ACKNOWLEDGED:
+            return
         if method in BROADCAST or not self.requests.tell(method, params):
             self._on_notification(method, params)
 

@@ -31,6 +31,7 @@ from toolscore.core.jsonrpc import (
     RemoteError,
     decode,
     decode_frames,
+    decode_object,
     error_frame,
     notification_frame,
     remote_error,
@@ -48,6 +49,7 @@ from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seco
 from toolscore.upstreams.in_flight import InFlight
 from toolscore.upstreams.lean import ConnectFailed, LeanClient
 from toolscore.upstreams.protocol import (
+    ACKNOWLEDGED,
     BROADCAST,
     LATEST_STATELESS_VERSION,
     ServerInfo,
@@ -158,6 +160,7 @@ class HttpConnection:
         self._generation = 0
         self._renewed = asyncio.Event()
         self._elsewhere: dict[int, asyncio.Future[Raw]] = {}
+        self._progressing: dict[int, Caller] = {}
         self._stray: str | None = None
         self._last_event = ""
         self._retry_seconds: float | None = None
@@ -540,10 +543,8 @@ class HttpConnection:
         request_id = self._next_id
         if caller is not None and caller.wants_progress:
             params = with_progress_token(params, request_id)
-        sent = headers
-        if self._forwarded and caller is not None and caller.headers:
-            given = {name: caller.headers[name] for name in self._forwarded if name in caller.headers}
-            sent = CIMultiDict({**headers, **given})
+            self._progressing[request_id] = caller
+        sent = self._with_callers(headers, caller)
         response: Response | None = None
         try:
             async with self._exchange("POST", sent, request_frame(request_id, method, params)) as response:
@@ -555,7 +556,7 @@ class HttpConnection:
                     else:
                         self._stray = response.headers["Mcp-Session-Id"]
                 if response.status == 200 and _is_stream(response):
-                    return await self._read_stream(response, request_id, headers, caller)
+                    return await self._read_stream(response, request_id, sent, caller)
                 body = await self._read_body(response)
                 if response.status == 202 and self.hears and not body.strip():
                     return await self._answered_elsewhere(request_id)
@@ -571,9 +572,10 @@ class HttpConnection:
         except asyncio.CancelledError:
             if not self.info.stateless and method not in OPENING:  # stateless: closing the stream says it
                 cancelled = {"requestId": request_id, "reason": "the caller went away or its time ran out"}
-                self._aside(self.notify("notifications/cancelled", cancelled))
+                self._aside(self._send_aside(notification_frame("notifications/cancelled", cancelled), caller))
             raise
         finally:
+            self._progressing.pop(request_id, None)
             if self._questions and caller is not None:
                 for question in self._questions.pop(id(caller), ()):
                     question.cancel()  # it was put for this request alone
@@ -584,9 +586,18 @@ class HttpConnection:
         self._side_tasks.add(task)
         task.add_done_callback(self._side_tasks.discard)
 
-    async def _send_aside(self, body: bytes) -> None:
+    def _with_callers(self, headers: MutableMapping[str, str], caller: Caller | None) -> MutableMapping[str, str]:
+        """Our headers, and those of a client's own that the server is given (`forward_headers`)."""
+        if not self._forwarded or caller is None or not caller.headers:
+            return headers
+        return CIMultiDict(
+            {**headers, **{name: caller.headers[name] for name in self._forwarded if name in caller.headers}}
+        )
+
+    async def _send_aside(self, body: bytes, caller: Caller | None = None) -> None:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with asyncio.timeout(5), self._exchange("POST", self._headers, body) as response:
+            headers = self._with_callers(self._headers, caller)
+            async with asyncio.timeout(5), self._exchange("POST", headers, body) as response:
                 await _ignored(response)
 
     async def _answered_elsewhere(self, request_id: int) -> Raw:
@@ -719,13 +730,16 @@ class HttpConnection:
             seen = stream.last_id
             await asyncio.sleep(min(stream.retry_seconds or 1.0, MAX_RETRY_SECONDS))
             resume = CIMultiDict({**headers, "Accept": "text/event-stream", "Last-Event-ID": stream.last_id})
-            async with self._exchange("GET", resume) as resumed:
-                if resumed.status != 200 or not _is_stream(resumed):
-                    break
-                stream = EventStream(Unpacked(resumed), self._max, stream)
-                answer = await self._answer_in(stream, request_id, caller)
-                if answer is not None:
-                    return answer
+            try:
+                async with self._exchange("GET", resume) as resumed:
+                    if resumed.status != 200 or not _is_stream(resumed):
+                        break
+                    stream = EventStream(Unpacked(resumed), self._max, stream)
+                    answer = await self._answer_in(stream, request_id, caller)
+            except (aiohttp.ClientError, BadAnswer, ConnectionError):
+                continue  # it broke off once more
+            if answer is not None:
+                return answer
         raise ConnectionLost(f"{self._shown} ended its stream without an answer", sent=True)
 
     async def _answer_in(self, stream: EventStream, request_id: int, caller: Caller | None) -> Raw | None:
@@ -759,6 +773,14 @@ class HttpConnection:
             self._taken_back(params)
         elif method in BROADCAST:
             self._on_notification(method, params)
+        elif method == ACKNOWLEDGED:
+            pass  # the gateway's own subscription
+        elif method == "notifications/progress" and caller is None:
+            with contextlib.suppress(InvalidRequest):  # its token says whose it is
+                told = decode_object(params).get("progressToken") if params is not None else None
+                caller = self._progressing.get(_number(decode(told))) if told is not None else None
+                if caller is not None:
+                    caller.notify(method, params)
         elif caller is not None:
             with contextlib.suppress(InvalidRequest):  # params that are no object
                 caller.notify(method, params)
@@ -782,7 +804,7 @@ class HttpConnection:
             body = result_frame(request_id, await self.requests.answer(method, params, caller))
         except RemoteError as exc:
             body = error_frame(request_id, exc.error)
-        await self._send_aside(body)
+        await self._send_aside(body, caller)
 
 
 class _Moved(UpstreamProtocolError):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hmac import compare_digest
 from typing import Any
+from weakref import ref
 
 from msgspec import Raw
 
@@ -26,6 +28,9 @@ __all__ = ["InFlight"]
 
 ABANDONED_SECONDS = 60.0
 """How long a server may still ask on behalf of a request that was cancelled, before we take it that it has stopped."""
+COMPLETE = "notifications/elicitation/complete"
+URL_ELICITATION_REQUIRED = -32042
+MAX_ELICITATIONS = 1000
 HOLD_SECONDS = 2.0
 """How long a server's question waits until the requests of all clients but one have ended."""
 
@@ -50,6 +55,8 @@ class InFlight:
         self._abandoned: dict[object, float] = {}
         self._requests: dict[object, Caller | None] = {}
         self._fewer = asyncio.Event()
+        self._elicited: OrderedDict[str, ref[Caller]] = OrderedDict()
+        """Which client was sent to an address, by `elicitationId`."""
 
     @contextmanager
     def hold(self, caller: Caller | None) -> Iterator[Callable[[], None]]:
@@ -66,9 +73,37 @@ class InFlight:
         except asyncio.CancelledError:
             self._abandoned[key] = asyncio.get_running_loop().time() + ABANDONED_SECONDS
             raise
+        except RemoteError as exc:
+            if exc.code == URL_ELICITATION_REQUIRED and caller is not None:
+                self._note_elicitations(exc.error, caller)
+            raise
         finally:
             if key not in self._abandoned:
                 self._leave(key)
+
+    def _note_elicitations(self, error: Any, caller: Caller) -> None:
+        """Note what a client was told to visit before it calls again."""
+        with suppress(InvalidRequest):
+            error = decode(error) if isinstance(error, Raw) else error
+            data = error.get("data") if isinstance(error, dict) else None
+            data = decode(data) if isinstance(data, Raw) else data
+            asked = data.get("elicitations") if isinstance(data, dict) else None
+            for one in asked[:MAX_ELICITATIONS] if isinstance(asked, list) else ():
+                self._note_elicitation(one, caller)
+
+    def _note_elicitation(self, asked: Any, caller: Caller) -> None:
+        name = asked.get("elicitationId") if isinstance(asked, dict) else None
+        if isinstance(name, str):
+            self._elicited[name] = ref(caller.home)
+            if len(self._elicited) > MAX_ELICITATIONS:
+                self._elicited.popitem(last=False)
+
+    def _elicitor(self, params: Raw | None) -> Caller | None:
+        """The client that was sent to the address about which the server tells something."""
+        told = decode(params) if params is not None else None
+        name = told.get("elicitationId") if isinstance(told, dict) else None
+        known = self._elicited.pop(name, None) if isinstance(name, str) else None
+        return known() if known is not None else None
 
     def _leave(self, key: object) -> None:
         self._requests.pop(key, None)
@@ -138,6 +173,9 @@ class InFlight:
             caller.refused(required)
             feature = next(iter(required))
             raise RemoteError({"code": METHOD_NOT_FOUND, "message": f"the client does not support {feature}: {method}"})
+        if method == "elicitation/create" and params is not None:
+            with suppress(InvalidRequest):
+                self._note_elicitation(decode(params), caller)
         with caller.pause():
             return await caller.ask(method, params)
 
@@ -180,9 +218,14 @@ class InFlight:
             self._code_wrote(params)
             return True
         self._tidy()
-        if not self._requests:
+        if method == COMPLETE:  # its call is long over: a client says by its id which one it was
+            caller = self._elicitor(params)
+            if caller is None:
+                return False
+        elif not self._requests:
             return False
-        caller = self.only()
+        else:
+            caller = self.only()
         if caller is not None:
             with suppress(InvalidRequest):  # params that are no object
                 caller.notify(method, params)

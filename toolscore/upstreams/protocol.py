@@ -86,6 +86,9 @@ BROADCAST = frozenset(
 )
 """Notifications that are about the server, and not about a request."""
 
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
+"""What a stateless server answers our own subscription with: it concerns no client."""
+
 UI = {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}
 """That clients may show a tool's own page (MCP Apps), as it is declared where several clients share a connection."""
 

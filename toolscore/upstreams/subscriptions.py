@@ -44,7 +44,10 @@ class Subscriptions:
         Raises:
             RemoteError, ConnectionLost, UpstreamProtocolError: it does not.
         """
-        if not connection.info.stateless and not self._watched[uri]:
+        if connection.info.stateless:
+            if not connection.info.declares("resources", "subscribe"):
+                raise RemoteError({"code": METHOD_NOT_FOUND, "message": "the server does not tell of changes"})
+        elif not self._watched[uri]:
             await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
         self._watched[uri] += 1
         self._rewatch.set()

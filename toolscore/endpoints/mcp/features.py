@@ -12,6 +12,7 @@ from toolscore.app.compose import Gateway
 from toolscore.core.errors import InvalidArguments
 from toolscore.core.jsonrpc import decode, decode_object, encode
 from toolscore.core.names import nearest
+from toolscore.endpoints.mcp.links import link_shown
 from toolscore.endpoints.mcp.params import Members, cursor_of, text_of
 from toolscore.endpoints.mcp.tools import PAGE_ENTRIES, unavailable
 from toolscore.upstreams import Caller, Upstream
@@ -81,7 +82,14 @@ class FeatureMethods:
             known = nearest(name, (full for full, server_id in names.items() if self.shows(server_id, caller)))
             raise InvalidArguments(f"no prompt {name!r}" + (f"; nearest: {', '.join(known)}" if known else ""))
         server_id, own = found
-        return await self._relay(server_id, "prompts/get", {**params, "name": own}, caller, name)
+        raw = await self._relay(server_id, "prompts/get", {**params, "name": own}, caller, name)
+        members = decode_object(raw)
+        if self._server_id is not None or "messages" not in members or b'"resource' not in memoryview(raw).tobytes():
+            return raw
+        messages = decode(members["messages"])
+        blocks = [one.get("content") for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+        changed = [block for block in blocks if link_shown(self._gateway.features, server_id, block)]
+        return Raw(encode({**members, "messages": messages})) if changed else raw
 
     def _resource(self, uri: str, caller: Caller) -> tuple[str, str]:
         found = self._gateway.features.find_resource(uri)
@@ -98,14 +106,17 @@ class FeatureMethods:
         uri = text_of(params, "uri", "resources/read")
         server_id, own = self._resource(uri, caller)
         raw = await self._relay(server_id, "resources/read", {**params, "uri": own}, caller, uri)
-        if own == uri:
+        if self._server_id is not None:
             return raw
         members = decode_object(raw)
         contents = decode(members["contents"]) if "contents" in members else []
-        for content in contents:
+        changed = False
+        for content in contents if isinstance(contents, list) else ():
             if isinstance(content, dict) and isinstance(content.get("uri"), str):
-                content["uri"] = self._gateway.features.shown_uri(server_id, content["uri"])
-        return Raw(encode({**members, "contents": contents}))
+                shown = self._gateway.features.note_link(server_id, content["uri"])
+                changed |= shown != content["uri"]
+                content["uri"] = shown
+        return Raw(encode({**members, "contents": contents})) if changed else raw
 
     async def complete(self, params: Members, caller: Caller) -> Raw:
         ref = decode(params["ref"]) if "ref" in params else None

@@ -232,8 +232,7 @@ class McpServer:
         ):
             raise InvalidArguments(f"no task {server_id!r:.200} was begun here: its id is server/task")
         result = await self._relay(server_id, method, {**params, "taskId": Raw(encode(task_id))}, caller)
-        members = decode_object(result)
-        return Raw(encode({**members, "taskId": shown})) if "taskId" in members else result
+        return self._task_ids.told(result, task_id, shown)
 
     def _need(self, feature: str, method: str) -> None:
         if feature not in self.capabilities:

@@ -17,6 +17,9 @@ from toolscore.core.seal import BadSeal, KeyRing
 
 __all__ = ["TaskIds"]
 
+RELATED = "io.modelcontextprotocol/related-task"
+"""The member of `_meta` that says which task a result is of (revision 2025-11-25)."""
+
 
 class TaskIds:
     """The ids of one address.
@@ -39,6 +42,18 @@ class TaskIds:
             task["taskId"] = self._shown(server_id, principal, task["taskId"])
             return Raw(encode({**members, "task": task}))
         return result
+
+    def told(self, result: Raw, task_id: str, shown: str) -> Raw:
+        """A result about a task that the caller has named, with the id by which it did."""
+        members: dict[str, Any] = dict(decode_object(result))
+        if "taskId" in members:
+            members["taskId"] = shown
+        meta = decode(members["_meta"]) if "_meta" in members else None
+        related = meta.get(RELATED) if isinstance(meta, dict) else None
+        if isinstance(related, dict) and related.get("taskId") == task_id:
+            related["taskId"] = shown
+            members["_meta"] = meta
+        return Raw(encode(members))
 
     def meant(self, shown: str, principal: Principal) -> tuple[str, str]:
         """The server of a task, and the server's own id of it.

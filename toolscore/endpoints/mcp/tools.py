@@ -14,8 +14,10 @@ from toolscore.core.memo import Memo
 from toolscore.core.models import Sees, Tool
 from toolscore.discovery.own_tools import CALL_TOOL, OWN_SERVER
 from toolscore.discovery.search.fitting import fitted
+from toolscore.endpoints.mcp.links import link_shown
 from toolscore.endpoints.mcp.params import Members, cursor_of, without_token
 from toolscore.endpoints.mcp.task_ids import TaskIds
+from toolscore.tools.mending import says_object, without_output
 from toolscore.upstreams import Caller
 
 __all__ = ["PAGE_ENTRIES", "ToolMethods", "unavailable"]
@@ -54,14 +56,15 @@ class ToolMethods:
         sees = self._gateway.permissions.sees(caller.principal)
         discovery = self._gateway.settings.current.discovery
         features = self._gateway.features
-        key = (cursor or "", sees, discovery.list_tokens, discovery.always_listed, features.generation)
+        form = (caller.stateless, features.generation)
+        key = (cursor or "", sees, discovery.list_tokens, discovery.always_listed, form)
         generation, page = self._pages.get(key, (-1, {}))
         if generation != library.generation:
             if discovery.list_tokens is not None and self._server_id is None:
                 tools, after = self._fitted(discovery.list_tokens, discovery.always_listed, sees), None
             else:
                 tools, after = library.page(cursor=cursor, limit=PAGE_ENTRIES, server_id=self._server_id, sees=sees)
-            page = {"tools": Raw(encode([self._shown(tool) for tool in tools]))}
+            page = {"tools": Raw(encode([self._shown(tool, caller.stateless) for tool in tools]))}
             if after is not None:
                 page["nextCursor"] = after
             if cursor is None or any(one.get("nextCursor") == cursor for _, one in self._pages.values()):
@@ -82,7 +85,7 @@ class ToolMethods:
         self._listed[sees] = frozenset(tool.tool_id for tool in tools)
         return tools
 
-    def _shown(self, tool: Tool) -> dict[str, Any]:
+    def _shown(self, tool: Tool, stateless: bool) -> dict[str, Any]:
         if self._server_id:
             definition = tool.definition
             if not isinstance(definition.get("inputSchema"), dict):
@@ -91,6 +94,8 @@ class ToolMethods:
             definition = {**self._gateway.library.schemas.mended(tool)[0], "name": tool.tool_id}
             if isinstance(definition.get("_meta"), dict):
                 definition["_meta"] = self._with_its_page(tool.server_id, definition["_meta"])
+        if not stateless and "outputSchema" in definition and not says_object(definition):
+            definition = without_output(definition)
         return definition if self._gateway.library.available(tool) else unavailable(definition)
 
     def _with_its_page(self, server_id: str, meta: dict[str, Any]) -> dict[str, Any]:
@@ -131,12 +136,15 @@ class ToolMethods:
                 raise
             text = f"{exc.message}. {exc.suggestion[:1].upper()}{exc.suggestion[1:]}" if exc.suggestion else exc.message
             return Raw(encode({"content": [{"type": "text", "text": text}], "isError": True}))
-        content = memoryview(result.content).tobytes()
+        raw, content = result.raw, memoryview(result.content).tobytes()
+        structured = result.structured_content
+        if structured is not None and not caller.stateless and memoryview(structured).tobytes()[:1] != b"{":
+            raw = _without_structure(raw, structured)
         if content == b"[]":
-            return self._task_ids.shown(result.tool.server_id, caller.principal, result.raw)
+            return self._task_ids.shown(result.tool.server_id, caller.principal, raw)
         if self._server_id is None and b'"resource' in content:
-            return self._links_shown(result.tool.server_id, result.raw)
-        return result.raw
+            return self._links_shown(result.tool.server_id, raw)
+        return raw
 
     def _means(self, name: str, members: Members, caller: Caller) -> str:
         """The tool that a call through `call_tool` is for, called as if the client had named it: progress, questions
@@ -157,18 +165,19 @@ class ToolMethods:
     def _links_shown(self, server_id: str, raw: Raw) -> Raw:
         """A result with the URIs of its resources as they are shown here."""
         members = decode_object(raw)
-        blocks: list[Any] = []
-        changed = False
-        for block in decode(members["content"]):
-            holder = block.get("resource") if block.get("type") == "resource" else block
-            if block.get("type") in ("resource", "resource_link") and isinstance(holder, dict):
-                uri = holder.get("uri")
-                if isinstance(uri, str):
-                    shown = self._gateway.features.note_link(server_id, uri)
-                    changed |= shown != uri
-                    holder["uri"] = shown
-            blocks.append(block)
+        blocks = decode(members["content"])
+        changed = [block for block in blocks if link_shown(self._gateway.features, server_id, block)]
         return Raw(encode({**members, "content": blocks})) if changed else raw
+
+
+def _without_structure(raw: Raw, structured: Raw) -> Raw:
+    """A result for a client of the session era, to which only an object is structured content; the value as a text, if
+    the server gave none.
+    """
+    members = {name: member for name, member in decode_object(raw).items() if name != "structuredContent"}
+    if decode(members.get("content", Raw(b"[]"))) == []:
+        members["content"] = Raw(encode([{"type": "text", "text": bytes(structured).decode("utf-8", "replace")}]))
+    return Raw(encode(members))
 
 
 def _takes_kept(meta: dict[str, Raw]) -> bool:

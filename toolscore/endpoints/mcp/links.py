@@ -1,0 +1,23 @@
+"""Resources that servers name in what they answer: each is shown under an address by which it can be read here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolscore.tools.features import FeatureIndex
+
+__all__ = ["link_shown"]
+
+
+def link_shown(features: FeatureIndex, server_id: str, block: Any) -> bool:
+    """Give a content block's resource, whole or as a link, the URI under which it is shown. Returns whether that is
+    another one than the server's own.
+    """
+    if not isinstance(block, dict) or block.get("type") not in ("resource", "resource_link"):
+        return False
+    holder = block.get("resource") if block["type"] == "resource" else block
+    uri = holder.get("uri") if isinstance(holder, dict) else None
+    if not isinstance(holder, dict) or not isinstance(uri, str):
+        return False
+    holder["uri"] = features.note_link(server_id, uri)
+    return bool(holder["uri"] != uri)

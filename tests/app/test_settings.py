@@ -10,6 +10,7 @@ import httpx
 import pytest
 from support import bearer, running_gateway, toolscore, wait_for
 
+from toolscore.access.auth import AccessRules
 from toolscore.app.files import Loaded, load_settings
 from toolscore.app.in_force import in_force
 from toolscore.app.settings import Settings, SettingsHub
@@ -92,6 +93,21 @@ def test_a_mistake_is_one_line_with_the_place(tmp_path: Path, files: dict[str, s
     assert f"{tmp_path / name}:{line}: " in loaded.problems[0]
     assert said in loaded.problems[0]
     assert "\n" not in loaded.problems[0]
+
+
+def test_no_secret_is_told_where_it_is_refused(tmp_path: Path) -> None:
+    servers = {
+        "a": {"url": "mcp.example.com/mcp?api_key=hunter22"},
+        "b": {"command": "x", "args": "--token hunter22"},
+        "c": {"url": "https://a.example/mcp", "headers": "Authorization: Bearer hunter22-hunter22"},
+    }
+    loaded = load(
+        tmp_path,
+        main="storage: {redis_url: 'rediss+srv://:hunter22@h/0'}\n",
+        servers=json.dumps({"mcpServers": servers}),
+    )
+    assert len(loaded.problems) >= 4
+    assert "hunter22" not in " ".join([*loaded.problems, *loaded.broken_servers.values()])
 
 
 def test_the_rest_holds_beside_a_mistake(tmp_path: Path) -> None:
@@ -203,6 +219,8 @@ def test_what_is_in_force_says_where_it_stands(tmp_path: Path) -> None:
     assert found["core_services.toolscore_http.port"]["needs_restart"]
     assert not limit["needs_restart"]
     assert "hunter2" not in json.dumps(found)
+    given = settings.model_copy(update={"access": AccessRules(given_keys={"boss": {"key": "hunter2-" + "x" * 40}})})
+    assert "hunter2" not in json.dumps(in_force(given, tmp_path, environment))
     assert not any(key.startswith("upstreams") for key in found)
     assert all(one["description"] is not None for one in found.values())
 

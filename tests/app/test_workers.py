@@ -394,3 +394,38 @@ def test_a_port_that_is_taken_is_said_once() -> None:
             capture_output=True, text=True, timeout=180, cwd=process.folder,
         )  # fmt: skip
         assert done.stderr.count("cannot listen") == 1
+
+
+@pytest.mark.long
+def test_other_settings_hold_at_all_workers_and_at_one_that_takes_anothers_place() -> None:
+    settings = "journal: {{enabled: {}}}\nlimits: {{max_sessions: {}}}\n"
+    with several({"good": odd("echo")}, settings=settings.format("false", 11)) as gateway:
+
+        def in_force(client: httpx.Client) -> tuple[str, int]:
+            found = {one["key"]: one["value"] for one in client.get("/api/v1/settings").json()["data"]["settings"]}
+            return client.get("/health").json()["data"]["status"], found["limits.max_sessions"]
+
+        def running() -> set[int]:
+            return {one.pid for one in gateway.family() if command_of(one)[-1:] == ["echo"]}
+
+        before = running()
+        gateway.servers({"good": odd("echo", env={"OTHER": "1"})})
+        wait_for(lambda: running().isdisjoint(before) and running(), 120)
+        after = running()
+        main = gateway.config / "toolscore.yaml"
+        rest = main.read_text().replace(settings.format("false", 11), "")
+        main.write_text(settings.format("true", 22) + rest)
+        with one_each(gateway) as clients:
+            wait_for(lambda: all(in_force(client)[1] == 22 for client in clients), 120)
+            assert call(gateway, "good__echo", clients[0], text="hi")["success"]
+        wait_for(lambda: ask(gateway, "/api/v1/calls")["calls"], 120, "for the journal")
+        assert running() == after, "it runs once, as before"
+
+        main.write_text(settings.format("true", 33) + rest + "nonsense: 1\n")
+        with one_each(gateway) as clients:
+            wait_for(lambda: all(in_force(client)[0] == "degraded" for client in clients), 120)
+        known = workers_of(gateway)
+        next(one for one in psutil.Process(gateway.pid).children() if _listens(one, gateway)).kill()
+        wait_for(lambda: len(workers_of(gateway)) == WORKERS and workers_of(gateway) != known, 120)
+        with one_each(gateway) as clients:
+            assert {in_force(client) for client in clients} == {("degraded", 22)}

@@ -167,6 +167,13 @@ def test_a_failed_tool_is_a_result_and_learned_from() -> None:
         assert told(result) == "no such city"
         assert gateway.rooms.notes.stats.outcomes == {"tool_error": 1}
         assert [pattern["count"] for pattern in gateway.rooms.firewall.shown()] == [1]
+        tool = gateway.rooms.library.find("town__fail")
+        assert tool is not None
+        score = gateway.rooms.scores.of(tool)
+        again = gateway.make_call("town__fail")
+        again.replay = True
+        assert (await gateway.rooms.calls.call(again)).is_error
+        assert gateway.rooms.scores.of(tool) == score, "nothing is learned from a replay"
 
     run(check)
 

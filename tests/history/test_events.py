@@ -14,7 +14,7 @@ from toolscore.access.permissions import Permissions
 from toolscore.app.switches import ToolSwitches
 from toolscore.core.models import Tool
 from toolscore.history.events import EventLog, EventRules
-from toolscore.stores import Database, open_database
+from toolscore.stores import Database, behind, open_database
 from toolscore.stores.database import StoreError
 from toolscore.tools.features import ChangeFeed
 
@@ -106,7 +106,10 @@ def test_a_number_from_another_database_hides_nothing(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_database_that_fails_costs_the_number_not_the_news(tmp_path: Path) -> None:
+def test_a_database_that_fails_costs_the_number_not_the_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that refuses for a moment costs nothing."""
+    refusals = [2]
+
     class Failing:
         shared = False
 
@@ -114,7 +117,10 @@ def test_a_database_that_fails_costs_the_number_not_the_news(tmp_path: Path) -> 
             return 7
 
         async def append_events(self, rows: Any) -> list[int]:
-            raise StoreError("disk full")
+            refusals[0] -= 1
+            if refusals[0] >= 0:
+                raise StoreError("disk full")
+            return [8]
 
         async def prune_events(self, keep: int) -> None:
             return
@@ -124,11 +130,20 @@ def test_a_database_that_fails_costs_the_number_not_the_news(tmp_path: Path) -> 
         database: Database = failing
         async with EventLog(database) as events, events.subscribe() as live:
             events.publish("server_up", server_id="x")
+            assert (await take(live, 1))[0].seq == 8
+            assert (events.unsaved, events.store_error) == (0, None)
+            refusals[0] = 10
+            events.publish("server_down", server_id="x")
             event = (await take(live, 1))[0]
-            assert (event.type, event.seq) == ("server_up", None)
-            assert events.unsaved == 1
-            assert events.store_error == "disk full"
+            assert (event.type, event.seq) == ("server_down", None)
+            assert (events.unsaved, events.store_error) == (1, "disk full")
+            assert refusals[0] == 7, "three tries; and one for the next, now that it goes on refusing"
+            events.publish("server_up", server_id="x")
+            assert (await take(live, 1))[0].seq is None
+            assert refusals[0] == 6
 
+    monkeypatch.setattr(behind, "TRIES", 3)
+    monkeypatch.setattr(behind, "AGAIN_SECONDS", 0.01)
     asyncio.run(run())
 
 

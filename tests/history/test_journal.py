@@ -421,7 +421,9 @@ KEYS = (
     "ts_0123456789ab_" + "a" * 43, "sk-" + "a" * 24, "sk_live_" + "a" * 16, "rk_test_" + "a" * 16, "hf_" + "a" * 30,
     *(f"gh{kind}_" + "a" * 36 for kind in "pousr"), "github_pat_" + "a" * 30, "glpat-" + "a" * 20, "xoxb-" + "1" * 10,
     "ya29." + "a" * 20, "eyJhbGciOiJI.eyJzdWIiOiIx.abc", "-----BEGIN RSA PRIVATE KEY-----\nMII",
-    "Basic YWRhOmh1bnRlcjI=",
+    "Basic YWRhOmh1bnRlcjI=", "redis://:hunter22@cache:6379/0", 'see {\\"password\\": \\"correct hunter22 staple\\"}',
+    "Authorization: Digest user hunter22", "authorization: bearer abcdefghijklmnop", '{"api_key": "a,hunter22"}',
+    "-----BEGIN PGP PRIVATE KEY BLOCK-----\nhunter22", "authtoken=hunter22",
 )  # fmt: skip
 
 
@@ -430,6 +432,8 @@ def test_keys_in_running_text() -> None:
         clean = redact_text(text)
         assert REDACTED in clean
         assert "hunter22" not in clean
+    twice = Raw(b'{"text": "x", "password": "hunter22", "password": null}')
+    assert b"hunter22" not in redact_json(twice)[0], "of a member that is there twice both are looked at"
     assert redact_text("the token count is 5; no key was pressed") == "the token count is 5; no key was pressed"
 
 

@@ -447,8 +447,9 @@ async def open_gateway(
                 events.publish(event, **data)
 
         reload = Reload(
-            hub, servers, upstreams, settings_changed, use=use, config_dir=config_dir, problems=loaded.problems
-        )
+            hub, servers, upstreams, settings_changed, use=use, config_dir=config_dir, problems=loaded.problems,
+            keep=worker.keep_settings if worker is not None else None,
+        )  # fmt: skip
 
         if replicas is not None:
             rules = settings.replicas

@@ -220,10 +220,14 @@ async def _database(settings: Settings) -> Finding:
             return Finding("database", os.access(parent, os.W_OK), f"will be made at {path}", mend)
         url = f"sqlite+aiosqlite:///{path}"
     try:
-        async with open_database(url) as database:
+        async with open_database(url, migrate=False) as database:
             tools = len(await database.load_tools())
             return Finding("database", True, f"{tools} tool{'s' if tools != 1 else ''} stored")
     except StoreError as exc:
+        if "toolscore migrate" in str(exc):  # the schema of an older release, or none yet
+            if settings.storage.migrate:
+                return Finding("database", True, "the next start brings its schema up to this release")
+            return Finding("database", False, str(exc).partition(": run")[0], "toolscore migrate")
         return Finding("database", False, str(exc), "check `storage` in toolscore.yaml: the folder must be writable")
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,12 +23,15 @@ from toolscore.app.settings import ENV_PREFIX, Settings
 from toolscore.app.source import SERVER_FILES, SettingsFile
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.places import user_config, user_state
+from toolscore.core.redaction import redact_text
 
 __all__ = ["FILES", "Loaded", "load_settings", "watch_files"]
 
 log = structlog.get_logger(__name__)
 
 FILES = ("ports_config.yaml", "toolscore.yaml", *SERVER_FILES)
+PLAIN = re.compile(r"[A-Za-z_-]{0,20}")
+"""A text that may be told where it is refused: it is as a name, and no secret."""
 NOT_SETTINGS = frozenset({"TOOLSCORE_API_KEY", "TOOLSCORE_CONFIG_DIR", "TOOLSCORE_URL"})
 """Variables of the command line and the clients, which share the prefix."""
 
@@ -179,8 +183,10 @@ def _describe(
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key {dotted!r}{_nearest(path[-1], _keys_beside(path))}"
     found = error.get("input")
-    shown = "" if isinstance(found, dict | list) else f", found {found!r}"
-    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+    # Whoever hears that settings were refused hears this, too: no text that may have a secret in it.
+    may_be_secret = isinstance(found, str) and (path[:1] == ("mcpServers",) or not PLAIN.fullmatch(found))
+    shown = "" if isinstance(found, dict | list) or may_be_secret else f", found {found!r}"
+    message = redact_text(error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list"))
     return f"{where}: {dotted}: {message[:1].lower()}{message[1:]}{shown}"
 
 

@@ -18,6 +18,8 @@ from toolscore.core.models import shown_url
 __all__ = ["in_force"]
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
+SECRET, HIDDEN = frozenset({"key", "secret", "password", "token"}), "(not shown)"
+"""Members of settings that are secrets where they are written out."""
 SERVERS = "upstreams"
 """Servers have an address of their own."""
 
@@ -82,7 +84,7 @@ def _shown(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return _shown(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
-        return {str(key): _shown(one) for key, one in value.items()}
+        return {str(key): HIDDEN if key in SECRET and one else _shown(one) for key, one in value.items()}
     if isinstance(value, tuple | list):
         return [_shown(one) for one in value]
     if isinstance(value, str):

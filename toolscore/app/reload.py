@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -12,14 +12,15 @@ from toolscore.app.files import load_settings
 from toolscore.app.servers import Servers, configured_servers, self_references
 from toolscore.app.settings import Settings, SettingsHub, differences, needs_restart
 from toolscore.core.errors import Conflict, UpstreamUnavailable
+from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams import UpstreamPool
 
-__all__ = ["Reload", "with_bound_ports"]
+__all__ = ["MAX_TOLD", "Reload", "with_bound_ports"]
 
 log = structlog.get_logger(__name__)
 
-
 MAX_TOLD = 20
+"""Mistakes in the settings that are told at once."""
 
 
 class Reload:
@@ -27,6 +28,7 @@ class Reload:
 
     Args:
         use: has the rooms obey other settings; servers are not its concern.
+        keep: notes what is in force now, for a process that takes the place of one of this gateway's.
         problems: of the settings as they were read at the start.
 
     Attributes:
@@ -42,6 +44,7 @@ class Reload:
         publish: Callable[..., None],
         *,
         use: Callable[[Settings], None],
+        keep: Callable[[Settings], None] | None = None,
         config_dir: Path | None,
         problems: list[str],
     ) -> None:
@@ -50,6 +53,7 @@ class Reload:
         self._upstreams = upstreams
         self._publish = publish
         self._use = use
+        self._keep = keep
         self.config_dir = config_dir
         self.problems = problems
 
@@ -89,13 +93,22 @@ class Reload:
         frozen = sorted(path for path in differences(old, new) if needs_restart(path))
         if frozen:
             raise _Rejected(f"{', '.join(frozen)}: needs a restart; nothing was changed")
-        left_out = await self._swap_servers(old, new)
-        self._use(new)
-        return self._settings.swap(new), left_out
-
-    async def _swap_servers(self, old: Settings, new: Settings) -> dict[str, str]:
-        """Returns the servers that are left out, and why."""
         before, after = configured_servers(old), configured_servers(new)
+        self._servers.changing = {server_id: after[server_id] for server_id in before.keys() & after.keys()}
+        try:
+            left_out = await self._swap_servers(before, after)
+            self._use(new)
+            changed = self._settings.swap(new)
+        finally:
+            self._servers.changing = None
+        if self._keep is not None:
+            await asyncio.to_thread(self._keep, new)
+        return changed, left_out
+
+    async def _swap_servers(
+        self, before: Mapping[str, UpstreamSpec], after: Mapping[str, UpstreamSpec]
+    ) -> dict[str, str]:
+        """Returns the servers that are left out, and why."""
         for server_id in after.keys() - before.keys():
             if self._upstreams.find(server_id) is not None:
                 raise _Rejected(
@@ -113,12 +126,9 @@ class Reload:
                     if server_id in self._servers.off:  # disabled meanwhile
                         self._servers.off[server_id] = after[server_id]
         except UpstreamUnavailable as exc:
-            for server_id in swapped:
-                if server_id in self._servers.off:
-                    self._servers.off[server_id] = before[server_id]
-                elif self._upstreams.find(server_id) is not None:
-                    await self._upstreams.replace(server_id, before[server_id])
-            raise _Rejected(exc.message) from exc
+            stay = await self._put_back({server_id: before[server_id] for server_id in swapped})
+            also = f"; and {', '.join(stay)} run as in the new files, since as before they do not start" if stay else ""
+            raise _Rejected(f"{exc.message}{also}") from exc
         for server_id in sorted(before.keys() - after.keys()):
             self._servers.off.pop(server_id, None)
             await self._servers.drop(server_id, for_good=False)
@@ -130,6 +140,19 @@ class Reload:
                 left_out[server_id] = exc.message
                 log.error("a configured server is left out", server=server_id, reason=exc.message)
         return left_out
+
+    async def _put_back(self, servers: Mapping[str, UpstreamSpec]) -> list[str]:
+        """Have servers run as before. Returns those that do not start so any more: they stay as they are."""
+        stay = []
+        for server_id, spec in servers.items():
+            if server_id in self._servers.off:
+                self._servers.off[server_id] = spec
+            elif self._upstreams.find(server_id) is not None:
+                try:
+                    await self._upstreams.replace(server_id, spec)
+                except UpstreamUnavailable:
+                    stay.append(server_id)
+        return stay
 
 
 class _Rejected(Exception):

@@ -61,6 +61,8 @@ class Servers:
         """Server id → why its entry in mcp_servers.json was refused."""
         self.off: dict[str, UpstreamSpec] = {}
         """Servers that were disabled at run time."""
+        self.changing: dict[str, UpstreamSpec] | None = None
+        """While the configuration changes: its servers that stay; whoever changes it sees to all others."""
         self._attached: dict[str, UpstreamSpec] = {}
         self._writing = asyncio.Lock()
         """Held while the database and what we know of it change: what is read meanwhile would be older."""
@@ -108,7 +110,7 @@ class Servers:
         """
         async with self._writing:
             attached, off = await self._read_attached(), await self._database.load_switched_off()
-            configured = configured_servers(self._settings.current)
+            configured = configured_servers(self._settings.current) if self.changing is None else self.changing
             before, self._attached = self._attached, attached
             there = {key: spec for key, spec in (attached | configured).items() if key not in self.broken}
             gone = {key for key, spec in before.items() if key not in configured and attached.get(key) != spec}

@@ -24,6 +24,8 @@ TELL_SECONDS = 1.0
 AGAIN_SECONDS = 5.0
 """For those that came meanwhile."""
 ANSWER_SECONDS = 2.0
+GONE_SECONDS = 5.0
+"""After so long a worker that nobody sees is gone."""
 Figures = dict[str, float]
 
 
@@ -55,6 +57,7 @@ class Summed:
         self._own = own
         self._gateway = gateway
         self._theirs: dict[str, Figures] = {}
+        self._seen: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Summed:
@@ -79,9 +82,14 @@ class Summed:
         return figures
 
     def _there(self) -> dict[str, Figures]:
-        """The workers of this gateway that are there, and what each told last."""
+        """The workers of this gateway that are there, and what each told last. One that is not seen for a moment counts
+        as one that is there: it may be their meeting place that is gone, and a sum without it would be too small.
+        """
         others = self._replicas.members.others if self._replicas is not None else {}
-        self._theirs = {one: theirs for one, theirs in self._theirs.items() if one in others}
+        now = time.monotonic()
+        self._seen.update(dict.fromkeys(others, now))
+        self._seen = {one: at for one, at in self._seen.items() if at > now - GONE_SECONDS}
+        self._theirs = {one: theirs for one, theirs in self._theirs.items() if one in self._seen}
         return self._theirs
 
     async def metrics(self) -> bytes:
@@ -121,5 +129,6 @@ class Summed:
     def _heard(self, told: dict[str, Any]) -> None:
         if told["gateway"] != self._gateway:
             return
+        self._seen[str(told["from"])] = time.monotonic()
         self._theirs[str(told["from"])] = {str(name): float(value) for name, value in told["now"].items()}
         self._stats.add_more(told["more"])

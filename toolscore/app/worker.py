@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import pickle
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from toolscore.app.settings import Settings
 
 __all__ = ["Loads", "Worker"]
 
@@ -68,6 +71,21 @@ class Worker:
     number: int
     folder: Path
     loads: Loads
+
+    def keep_settings(self, settings: Settings) -> None:
+        """Note the settings that are in force, for a process that takes the place of one of these."""
+        fresh = self.folder / f"settings-{os.getpid()}"
+        fresh.write_bytes(pickle.dumps(settings))
+        fresh.replace(self.folder / "settings")
+
+    def kept_settings(self) -> Settings | None:
+        """The settings that were put in force last, since the start; `None`: those of the start are."""
+        try:
+            written = (self.folder / "settings").read_bytes()
+        except FileNotFoundError:
+            return None
+        settings: Settings = pickle.loads(written)  # noqa: S301  (only processes of ours may write there)
+        return settings
 
     @property
     def hops(self) -> Path:

@@ -124,7 +124,7 @@ class Notes:
         level = call.kept.level if result is not None and call.kept is not None else None
         self.stats.add(name, call.outcome, seconds * 1000, kept=level is not None)
         self._metrics.call_finished(server_id, name, call.outcome, seconds, level)
-        if tool is not None and level is None:
+        if tool is not None and level is None and not call.replay:
             self._scores.add(tool, call.outcome, seconds, self._fits(tool, result))
         answer = call.answer if result is not None else None
         self._journal.add(

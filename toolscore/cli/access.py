@@ -144,7 +144,7 @@ def _with_keys(config: Path | None, work: Callable[[Any], Any]) -> Any:
     say(f"keys in {f'{place.hostname}{place.path}' if storage.database_url else storage.folder / 'toolscore.db'}")
 
     async def run() -> Any:
-        async with open_database(storage.url) as database:
+        async with open_database(storage.url, migrate=storage.migrate) as database:
             return await work(KeyRing(database))
 
     try:

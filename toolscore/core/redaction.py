@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Raw
 
 from toolscore.core.errors import InvalidRequest
-from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.jsonrpc import decode, encode, twice
 
 __all__ = ["REDACTED", "redact_json", "redact_text"]
 
@@ -17,7 +17,7 @@ REDACTED = "[redacted]"
 MAX_DEPTH = 200
 
 NAMES = (
-    r"(?:pass(?:_?(?:word|wd|phrase|code))?|pwd|secret\w{0,40}|tokens?|(?:api|access|private|secret|ssh|signing|encryption|auth)_?keys?"
+    r"(?:pass(?:_?(?:word|wd|phrase|code))?|pwd|secret\w{0,40}|(?:auth|access|refresh|id|bearer)?tokens?|(?:api|access|private|secret|ssh|signing|encryption|auth)_?keys?"
     r"|authorization|auth|credentials?|cookies?|set_cookie|session_?(?:key|cookie)|bearer|otp|pin_?code|cvv|cvc|card_?number|ssn"
     r"|client_?secret|connection_?string|dsn)"
 )
@@ -38,9 +38,9 @@ VALUES = re.compile(
     | \bxox[abeoprs]-[A-Za-z0-9-]{10,} | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b | \bAIza[A-Za-z0-9_-]{35}
     | \bya29\.[A-Za-z0-9_-]{20,} | \bnpm_[A-Za-z0-9]{36} | \bpypi-[A-Za-z0-9_-]{50,} | \bhf_[A-Za-z0-9]{30,}
     | (?<![\w-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*
-    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
-    | (?<=\bBearer\ )[A-Za-z0-9._~+/=-]{12,} | (?<=\bBasic\ )[A-Za-z0-9+/=]{12,}
-    | (?<=://)[^\s/:@"']{1,100}:[^\s/@"']{1,200}(?=@)
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----[\s\S]*?(?:-----END\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----|\Z)
+    | (?i:(?<=\bBearer\ ))[A-Za-z0-9._~+/=-]{12,} | (?i:(?<=\bBasic\ ))[A-Za-z0-9+/=]{12,}
+    | (?<=://)[^\s/:@"']{0,100}:[^\s/@"']{1,200}(?=@)
     """,
     re.VERBOSE,
 )
@@ -67,16 +67,18 @@ SMALL = 1024
 """One search for all is faster below, one for each above."""
 
 _pairs = re.compile(
-    rf"""(?ix)(["']?(?<![\w-])[\w-]{{0,64}}?{NAMES}\\?["']?\s{{0,4}}[:=]\s{{0,4}}\\?["']?)"""
-    r"""(?!\[redacted\])([^\s"'\\,;&}]{3,})""",
+    rf"""(?ix)(["']?(?<![\w-])[\w-]{{0,64}}?{NAMES}\\?["']?\s{{0,4}}[:=]\s{{0,4}})"""
+    r"""(?:(\\?(["']))(?!\[redacted\])(?:(?!\\?\3)[^\r\n]){1,4000}|(?!\\?["']?\[redacted\])[^\s"'\\,;&}]{3,})""",
 )
-"""`password=…` in running text."""
+"""`password=…` in running text, and `"password": "…"` to the end of what is quoted."""
+_line = re.compile(r"""(?i)(\bauthorization\s{0,4}[:=]\s{0,4})(?!["'\[])[^\r\n"'\\]{3,}""")
+"""A header, whose value may have several parts."""
 
 
 def redact_text(text: str) -> str:
     """A text without what looks like a key, nor the value of what is called one."""
-    text = VALUES.sub(REDACTED, text)
-    return _pairs.sub(lambda found: found[1] + REDACTED, text)
+    text = _line.sub(lambda found: found[1] + REDACTED, VALUES.sub(REDACTED, text))
+    return _pairs.sub(lambda found: f"{found[1]}{found[2] or ''}{REDACTED}", text)
 
 
 def redact_json(body: Raw) -> tuple[bytes, bool]:
@@ -96,7 +98,7 @@ def redact_json(body: Raw) -> tuple[bytes, bool]:
     except InvalidRequest:
         return encode(redact_text(data.decode("utf-8", "replace"))), True
     clean = _redacted(value, 0)
-    if clean is value:
+    if clean is value and twice(data, value) is None:  # of a member that is there twice we saw one only
         return data, False
     return encode(clean), True
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from toolscore.app.compose import Gateway
 from toolscore.app.files import Loaded, load_settings
-from toolscore.app.reload import with_bound_ports
+from toolscore.app.reload import MAX_TOLD, with_bound_ports
 from toolscore.app.settings import differences, needs_restart
 from toolscore.app.worker import Loads, Worker
 from toolscore.core.errors import SettingsError
@@ -268,14 +268,17 @@ def run_workers(
                 configure_logging(logging.level, logging.format, worker=number)
                 with runner() as running:
                     own = replace(outside, number=number)
-                    return _outcome(running, serve_sockets(_as_now(loaded, config_dir), config_dir, sockets, up, own))
+                    return _outcome(
+                        running, serve_sockets(_as_now(loaded, config_dir, own), config_dir, sockets, up, own)
+                    )
 
             return work
 
         if settings.storage.redis_url is None:
             launcher.processes.append(_Process("the host of the workers", host, keep=False))
-        if settings.journal.enabled:
-            launcher.processes.append(_Process("the recorder", recorder, keep=False))
+        launcher.processes.append(
+            _Process("the recorder", recorder, keep=False)
+        )  # the journal may be switched on later
 
         def process(number: int) -> _Process:
             return _Process(f"worker {number}", worker(number), on_end=lambda: outside.loads.gone(number))
@@ -292,17 +295,20 @@ def run_workers(
         return launcher.code
 
 
-def _as_now(loaded: Loaded, config_dir: Path | None) -> Loaded:
-    """The settings that the other workers obey by now, for one that takes another's place: those of the start, where
-    the files have mistakes, or ask for what needs a restart.
+def _as_now(loaded: Loaded, config_dir: Path | None, worker: Worker) -> Loaded:
+    """The settings that the other workers obey by now, for one that takes another's place: those that were put in force
+    last, where the files have mistakes since, or ask for what needs a restart.
     """
     now = load_settings(config_dir)
-    if now.problems:
-        return loaded
     settings = with_bound_ports(now.settings, loaded.settings)
-    if any(needs_restart(path) for path in differences(loaded.settings, settings)):
-        return loaded
-    return Loaded(settings, now.problems, now.broken_servers, now.remarks)
+    frozen = [path for path in differences(loaded.settings, settings) if needs_restart(path)]
+    if not now.problems and not frozen:
+        return Loaded(settings, now.problems, now.broken_servers, now.remarks)
+    kept = worker.kept_settings()
+    why = [*now.problems, *(f"{path}: needs a restart" for path in frozen)]
+    if why != loaded.problems:  # else it began with them
+        why = [f"the files were changed and rejected: {'; '.join(why[:MAX_TOLD])}"]
+    return Loaded(kept or loaded.settings, why, loaded.broken_servers, loaded.remarks)
 
 
 def _outcome(running: Any, work: Any) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from toolscore.core.clock import timestamp
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Event
 from toolscore.core.rules import Rules
-from toolscore.stores import Database
+from toolscore.stores import Database, with_patience
 from toolscore.stores.database import StoreError
 
 __all__ = ["ON_REQUEST_ONLY", "EventLog", "EventRules", "Subscription", "UnifiedNotifier"]
@@ -36,6 +36,8 @@ ON_REQUEST_ONLY = frozenset({"stats_update", "call_finished"})
 PRUNE_EVERY = 1000
 """Old events go in strides, so that pruning costs nothing at each write."""
 
+MAX_PENDING = 10_000
+"""Events that wait for a database that does not take them."""
 PAGE_EVENTS = 500
 MAX_ABOUT = 64
 
@@ -159,12 +161,12 @@ class EventLog:
         self.notifier = UnifiedNotifier()
         self._pending: deque[Event] = deque()
         self._wake = asyncio.Event()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._since_prune = 0
         self._reading_on = asyncio.Lock()
         self.last_seq = 0
         self.unsaved = 0
-        """Events that were told but could not be stored."""
+        """Events that could not be stored: told without a number, or, of too many that wait for the database, not."""
         self.store_error: str | None = None
 
     async def __aenter__(self) -> EventLog:
@@ -173,7 +175,7 @@ class EventLog:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
         await self._writer
         self.notifier.close()
@@ -183,6 +185,9 @@ class EventLog:
         self._put(Event(type=event_type, data=data, timestamp=timestamp()))
 
     def _put(self, event: Event) -> None:
+        if len(self._pending) >= MAX_PENDING:
+            self._pending.popleft()
+            self.unsaved += 1
         self._pending.append(event)
         self._wake.set()
 
@@ -268,21 +273,16 @@ class EventLog:
                 yield event
 
     async def _write_groups(self) -> None:
-        while not (self._stopping and not self._pending):
+        while not (self._stopping.is_set() and not self._pending):
             await self._wake.wait()
             self._wake.clear()
             while self._pending:
                 group = [self._pending.popleft() for _ in range(min(len(self._pending), PAGE_EVENTS))]
-                seqs: list[int] | list[None]
-                try:
-                    seqs = await self._database.append_events([_row(event) for event in group])
-                    self.store_error = None
-                except StoreError as exc:
-                    # Telling matters more than keeping: the listeners hear of it, without a number.
+                seqs: Sequence[int | None] | None
+                seqs = await self._store(group)
+                if seqs is None:  # in the end telling matters more than keeping: it is told without a number
                     seqs = [None] * len(group)
                     self.unsaved += len(group)
-                    self.store_error = str(exc)
-                    log.error("cannot store events", count=len(group), error=str(exc))
                 if self._database.shared and self.store_error is None:
                     with contextlib.suppress(StoreError):  # then they are told when it answers again
                         await self.read_on()
@@ -293,6 +293,27 @@ class EventLog:
                     for event in group:
                         self._on_event(event.type)
                 await self._prune(len(group))
+
+    async def _store(self, group: list[Event]) -> list[int] | None:
+        """Store events, with patience for a database that refuses them for a moment; once it went on refusing, each is
+        tried once. Returns their numbers; `None`: it refuses.
+        """
+        seqs: list[int] = []
+
+        async def append() -> None:
+            seqs[:] = await self._database.append_events([_row(event) for event in group])
+
+        def failed(error: str) -> None:
+            self.store_error = error
+
+        patience = self._stopping
+        if self.store_error is not None:
+            patience = asyncio.Event()
+            patience.set()
+        if not await with_patience(append, f"{len(group)} events", patience, failed):
+            return None
+        self.store_error = None
+        return seqs
 
     async def read_on(self) -> None:
         """Tell what was stored since, whoever did: with several gateways on a database all tell the same, in the

@@ -151,6 +151,8 @@ class Journal:
             self.rules, self._order = rules, _obeying(self._order, rules)
             if self._pipe is not None:
                 self._pipe.write(order_frame(self._order))
+            elif self._starts is None:  # a recorder that runs already would not know of them
+                self._open_starts()
             self._start()
 
     # Writing

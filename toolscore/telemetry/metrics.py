@@ -77,7 +77,7 @@ class Metrics:
 
     def server_gone(self, server_id: str) -> None:
         """Forget a server that was removed, so that labels do not pile up."""
-        for metric in (self._up, self._restarts):
+        for metric in (self._up, self._restarts, self._circuit):
             metric.remove_by_labels({"server": server_id})
         self._calls.server_gone(server_id)
 

@@ -74,6 +74,8 @@ class Life:
         self._orders = upstream.orders
         self._sleeps = False
         self._up_at: float | None = None
+        self.lets_go = True
+        """Whether other gateways may have the server when this life ends: not while another one of it is here."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -97,7 +99,7 @@ class Life:
             else:
                 await self._supervise()
         finally:
-            if self._host.owners is not None:
+            if self._host.owners is not None and self.lets_go:
                 await self._host.owners.let_go(self.upstream.server_id)
             self.upstream.set_state("stopped")
 
@@ -368,7 +370,8 @@ class Life:
         if owners is None or self.upstream.spec.instances_here == "each":
             await self._orders.first_of(self._orders.restart)
             return
-        await owners.let_go(self.upstream.server_id)  # another gateway may be able to start it
+        if self.lets_go:
+            await owners.let_go(self.upstream.server_id)  # another gateway may be able to start it
         while not (self._orders.restart.is_set() or self._orders.stop.is_set()):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ELSEWHERE_SECONDS):

@@ -278,6 +278,7 @@ class UpstreamPool:
             return
         old_life = self._lives[server_id]
         life = self._replacements[server_id] = self._start(server_id, spec)
+        life.lets_go = False  # what other gateways leave to this one is the old one's yet
         new = life.upstream
         deadline = time.monotonic() + new.start_seconds
         try:
@@ -295,6 +296,7 @@ class UpstreamPool:
             await life.stop()
             return
         self._lives[server_id] = life
+        life.lets_go, old_life.lets_go = True, False
         new.take_over(old)
         self._retiring.start(old_life.stop())
 

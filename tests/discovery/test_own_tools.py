@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import GatewayProcess, bearer, odd, running_gateway, wait_for
+from support import Double, GatewayProcess, bearer, in_memory_gateway, odd, running_gateway, wait_for
 
 from toolscore.core.errors import ToolNotFound
 from toolscore.core.models import Principal, Tool
@@ -221,3 +221,26 @@ def test_what_is_fitted(known: dict[str, tuple[int, float]], budget: int, before
     spent = sum(known[name][0] for name in names)
     assert spent <= budget or set(names) == set(always)
     assert chosen(set(names)) == names
+
+
+def test_a_description_keeps_to_its_budget() -> None:
+    many = Double()
+    for number in range(300):
+        many.tool(f"tool_{number:03}", lambda _: "x")
+
+    async def run() -> None:
+        async with in_memory_gateway({"many": many}) as gateway:
+            rooms = gateway.rooms
+            before = rooms.library.texts_generation, rooms.library.generation
+            rooms.library.set_state("many", "idle")
+            assert rooms.library.texts_generation == before[0], "what is found does not depend on who is awake"
+            assert rooms.library.generation == before[1] + 1
+            for form in ("python", "json"):
+                asked = {"names": ["many__*"], "format": form, "max_tokens": 200}
+                said = await gateway.execute("toolscore__describe_tools", asked)
+                assert len(said["data"]["content"][0]["text"]) < 4000
+                left = said["data"]["structured_content"]["left_out"]
+                assert len(left) == 21
+                assert left[-1].startswith("and ")
+
+    asyncio.run(run())

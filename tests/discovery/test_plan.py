@@ -38,6 +38,22 @@ def planned(rules: InstallRules | None = None, /, vouched: bool = True, **wish: 
     return plan_for(Wish(entry(vouched=vouched, **server), **wish), rules or InstallRules(), FOLDER, {"toolscore"})
 
 
+def test_a_value_with_a_place_to_fill_is_not_given() -> None:
+    header = {"name": "Authorization", "value": "Bearer {api_key}", "isRequired": True, "isSecret": True}
+    plan = planned(remotes=[{"type": "streamable-http", "url": "https://mcp.example.com/mcp", "headers": [header]}])
+    assert plan.needs == ["Authorization"]
+    assert "{api_key}" not in str(plan.sets)
+    (need,) = entry(remotes=[{"type": "streamable-http", "url": "https://a.example/", "headers": [header]}]).needs()
+    assert need["description"] == "as Bearer {api_key}"
+    argument = {"type": "named", "name": "--db", "value": "{dbpath}", "isRequired": True}
+    assert planned(packages=[{**PYPI, "packageArguments": [argument]}]).needs_arguments == ["db"]
+
+
+def test_an_odd_schema_infers_nothing_and_breaks_nothing() -> None:
+    for required in (True, [["a"]], "a", None):
+        assert inferred_arguments({"type": "object", "required": required}) == {}
+
+
 def rules_of(*allow: dict[str, Any], **more: Any) -> InstallRules:
     return InstallRules(allow=tuple(InstallRule(**rule) for rule in allow), **more)
 

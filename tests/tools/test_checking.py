@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import time
 from typing import Any
 
 import pytest
@@ -61,6 +62,11 @@ def test_how_often_a_schema_contains_itself() -> None:
     assert branches_of(tree("a", "b", "c")) == 3
     pair = {"$defs": {"a": {"items": {"$ref": "#/$defs/b"}}, "b": {"items": {"$ref": "#/$defs/a"}}}}
     assert branches_of(pair) == 2
+    line = {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(7000)}
+    started = time.process_time()
+    assert branches_of({"$defs": line}) == 0
+    assert branches_of({"$defs": {**line, "a7000": {"$ref": "#/$defs/a0"}}}) == 7001
+    assert time.process_time() - started < 5, "each place is gone through once"
 
 
 def test_large_values_are_checked_beside_the_loop() -> None:

@@ -37,3 +37,17 @@ def test_lists_that_change_while_the_database_refuses_are_there_after_a_restart(
                 assert features.entries("village", "prompts") == [{"name": "other"}]
 
     asyncio.run(run())
+
+
+def test_servers_whose_ids_look_alike_have_their_own_addresses(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            open_database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as database,
+            FeatureIndex(database, 64) as features,
+        ):
+            assert features.note_link("first", "memo://x") == "memo://x"
+            shown = [features.shown_uri(server_id, "memo://x") for server_id in ("my-db", "my_db", "My-db", "my.db")]
+            assert len(set(shown)) == 4
+            assert shown[0] == "toolscore+my-db+memo://x"
+
+    asyncio.run(run())

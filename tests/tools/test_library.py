@@ -52,6 +52,19 @@ def test_a_schema_that_unfolds_without_end_is_not_used() -> None:
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("keyword", ["$anchor", "$id", "$dynamicAnchor", "escaped"])
+def test_however_a_reference_is_written_its_target_counts(keyword: str) -> None:
+    reference = "$dynamicRef" if keyword == "$dynamicAnchor" else "$ref"
+    prefix = {"$id": "part-", "escaped": "#/%24defs/d"}.get(keyword, "#d")
+    parts: dict[str, Any] = {f"d{level}": {"allOf": 2 * [{reference: f"{prefix}{level + 1}"}]} for level in range(60)}
+    parts["d60"] = {"type": "object"}
+    if keyword != "escaped":
+        for level in range(61):
+            parts[f"d{level}"][keyword] = f"{prefix.removeprefix('#')}{level}"
+    assert compile_schema({"$defs": parts, reference: f"{prefix}0"}) is None
+    assert compile_schema({"$defs": parts, reference: f"{prefix}58"}) is not None
+
+
 def test_a_schema_that_contains_itself_is_used() -> None:
     tree = {
         "$defs": {

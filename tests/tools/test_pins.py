@@ -19,8 +19,15 @@ PLAIN: dict[str, Any] = {
     "description": "Looks a city up in the register.",
     "inputSchema": {
         "type": "object",
-        "properties": {"city": {"type": "string"}, "limit": {"type": ["integer", "null"], "maximum": 100}},
+        "properties": {
+            "city": {"type": "string"},
+            "limit": {"type": ["integer", "null"], "maximum": 100},
+            "at": {"$ref": "#/$defs/O"},
+            "place": {},
+            "where": {"additionalProperties": {"type": "string"}},
+        },
         "required": ["city"],
+        "$defs": {"O": {"properties": {"town": {"type": "string"}, "in": {"$ref": "#/$defs/O"}}}},
     },
     "annotations": {"readOnlyHint": True},
 }
@@ -33,7 +40,7 @@ def changed(**members: Any) -> dict[str, Any]:
 def with_properties(*, required: tuple[str, ...] = ("city",), **properties: Any) -> dict[str, Any]:
     kept = {**PLAIN["inputSchema"]["properties"], **properties}
     kept = {name: schema for name, schema in kept.items() if schema is not None}
-    return changed(inputSchema={"type": "object", "properties": kept, "required": list(required)})
+    return changed(inputSchema={**PLAIN["inputSchema"], "properties": kept, "required": list(required)})
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,9 @@ def test_compatible(new: dict[str, Any]) -> None:
         (with_properties(city={"type": "string", "maxLength": 3}), "stricter maxLength"),
         (with_properties(city={"type": "string", "pattern": "^R"}), "another pattern"),
         (with_properties(limit={"type": ["integer", "null"], "maximum": 10}), "stricter maximum"),
+        (with_properties(place={"type": "integer"}), "argument place has to be integer now"),
+        (with_properties(where={"additionalProperties": {"type": "integer"}}), "argument where.* is no longer string"),
+        (changed(inputSchema={**PLAIN["inputSchema"], "$defs": {"O": {"properties": {}}}}), "argument at.town is gone"),
         (changed(annotations={"readOnlyHint": False}), "no longer says readOnlyHint: true"),
         (changed(annotations={}), "no longer says readOnlyHint: true"),
         (changed(annotations={"readOnlyHint": True, "idempotentHint": True}), "is treated as safer"),

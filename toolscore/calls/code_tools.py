@@ -95,6 +95,10 @@ class CodeTools:
         """A stub file of these tools within a budget, and the names of those that did not fit."""
         return stubs(self.space(caller), tools, max_tokens)
 
+    def tokens(self, tool: Tool) -> int:
+        """What a tool's definition takes of a model's context, roughly."""
+        return self.library.schemas.tokens(tool)
+
     def find(self, names: list[str], caller: Caller) -> list[Tool]:
         """The tools of these names or patterns, as code or as the gateway names them.
 

@@ -48,6 +48,7 @@ TASK_AND_CONTEXT = {
 }
 READ_ONLY = {"readOnlyHint": True, "openWorldHint": False}
 MAX_NAMES = 100
+MAX_LEFT_OUT = 20
 DEFAULT_TOKENS = 2000
 MAX_TOKENS = 20_000
 MAX_CODE_CHARS = 10_000_000
@@ -188,6 +189,10 @@ class CodeSight(Protocol):
         """A stub file of tools, and the names of those that did not fit."""
         ...
 
+    def tokens(self, tool: Tool) -> int:
+        """What a tool's definition takes of a model's context, roughly."""
+        ...
+
 
 class OwnTools:
     """A server inside the gateway's process.
@@ -301,18 +306,27 @@ class OwnTools:
             found = await self._search.search(query, principal=who.name, sees=self._sees(who), limit=MAX_FOUND)
             known = {tool.tool_id for tool in tools}
             tools += [one.tool for one in found if one.tool.tool_id not in known]
+        most = given.get("max_tokens", DEFAULT_TOKENS)
         if given.get("format") == "json":
-            return _result({"tools": [{"tool_id": one.tool_id, "definition": one.definition} for one in tools]})
-        text, left = self._code.described(tools, caller, given.get("max_tokens", DEFAULT_TOKENS))
+            described: list[dict[str, Any]] = []
+            room = most
+            for one in tools:
+                room -= self._code.tokens(one)
+                if room < 0 and described:
+                    break
+                described.append({"tool_id": one.tool_id, "definition": one.definition})
+            rest = [one.tool_id for one in tools[len(described) :]]
+            return _result({"tools": described, **({"left_out": _few(rest)} if rest else {})})
+        text, left = self._code.described(tools, caller, most)
         if left:
-            text += f"\n\n# not described, for want of room: {', '.join(left)}"
+            text += f"\n\n# not described, for want of room: {', '.join(_few(left))}"
         names = self._code.names(tools, caller)
         shown = [
             {"tool_id": tool.tool_id, "name": name, "read_only": tool.reads_only}
             for tool, name in zip(tools, names, strict=True)
             if name not in left
         ]
-        structured: dict[str, Any] = {"stubs": text, "left_out": left, "tools": shown}
+        structured: dict[str, Any] = {"stubs": text, "left_out": _few(left), "tools": shown}
         return {"content": [{"type": "text", "text": text}], "structuredContent": structured}
 
     async def _analyze_gap(self, given: dict[str, Any], who: Principal, _: Tell) -> dict[str, Any]:
@@ -327,6 +341,12 @@ class OwnTools:
             on_progress=tell,
         )  # fmt: skip
         return _result(acquired_fields(acquired))
+
+
+def _few(names: list[str]) -> list[str]:
+    """Names as they are told to a model, which asked for few words."""
+    more = len(names) - MAX_LEFT_OUT
+    return [*names[:MAX_LEFT_OUT], f"and {more} more"] if more > 0 else names
 
 
 def _failed(exc: ToolScoreError) -> dict[str, Any]:

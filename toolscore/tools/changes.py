@@ -202,7 +202,7 @@ def _quoted(text: str) -> str:
 
 
 def _breaking(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    reasons = _narrower(old.get("inputSchema"), new.get("inputSchema"), "argument")
+    reasons = _Narrowing(old.get("inputSchema"), new.get("inputSchema"), "argument").reasons()
     reasons += _poorer(old.get("outputSchema"), new.get("outputSchema"))
     before, after = _object(old.get("annotations")), _object(new.get("annotations"))
     for hint, safe in (("readOnlyHint", True), ("idempotentHint", True), ("destructiveHint", False)):
@@ -213,24 +213,61 @@ def _breaking(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def _narrower(old: Any, new: Any, what: str, path: str = "", depth: int = 0) -> list[str]:
-    """Where a schema takes less than it did."""
-    before, after = _object(old), _object(new)
-    if before == after or depth > MAX_DEPTH:
-        return []
+class _Narrowing:
+    """Where a schema takes less than it did; what its references lead to is a part of it."""
+
+    def __init__(self, old: Any, new: Any, what: str) -> None:
+        self._old, self._new = _object(old), _object(new)
+        self._what = what
+        self._followed: set[tuple[Any, Any]] = set()
+
+    def reasons(self) -> list[str]:
+        return [] if self._old == self._new else self._in(self._old, self._new, "", 0)
+
+    def _in(self, old: Any, new: Any, path: str, depth: int) -> list[str]:
+        before, after = _object(old), _object(new)
+        references = (before.get("$ref"), after.get("$ref"))
+        if depth > MAX_DEPTH or (references != (None, None) and references in self._followed):
+            return []
+        if references != (None, None) and all(isinstance(one, str | None) for one in references):
+            self._followed.add(references)
+        return _narrower(_followed(before, self._old), _followed(after, self._new), self._what, path, depth, self._in)
+
+
+def _followed(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A schema with what its reference leads to, within the same definition."""
+    for _ in range(MAX_DEPTH):
+        reference = schema.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            break
+        target: Any = root
+        for step in reference[2:].split("/"):
+            target = _object(target).get(step.replace("~1", "/").replace("~0", "~"))
+        if not isinstance(target, Mapping):
+            break
+        schema = {**target, **{name: member for name, member in schema.items() if name != "$ref"}}
+    return schema
+
+
+def _narrower(
+    before: Mapping[str, Any], after: Mapping[str, Any], what: str, path: str, depth: int,
+    inside: Callable[[Any, Any, str, int], list[str]],
+) -> list[str]:  # fmt: skip
     reasons = []
     properties, now = _object(before.get("properties")), _object(after.get("properties"))
     for name in properties:
         if name not in now:
             reasons.append(f"{what} {path}{name} is gone")
         else:
-            reasons += _narrower(properties[name], now[name], what, f"{path}{name}.", depth + 1)
+            reasons += inside(properties[name], now[name], f"{path}{name}.", depth + 1)
     for name in _names(after.get("required")) - _names(before.get("required")):
         reasons.append(f"{what} {path}{name} is required now")
     here = path.rstrip(".") or "object"
     lost = _types(before) - _types(after)
     if lost and _types(after):
         reasons.append(f"{what} {here} is no longer {' or '.join(sorted(lost))}")
+    if path and not SHAPED.intersection(before) and _types(after):
+        reasons.append(f"{what} {here} has to be {' or '.join(sorted(_types(after)))} now")
     if isinstance(after.get("enum"), list) and (
         not isinstance(before.get("enum"), list) or any(value not in after["enum"] for value in before["enum"])
     ):
@@ -243,13 +280,18 @@ def _narrower(old: Any, new: Any, what: str, path: str = "", depth: int = 0) -> 
         reasons.append(f"{what} {here} has another pattern")
     if after.get("additionalProperties") is False and before.get("additionalProperties") is not False:
         reasons.append(f"{what} {here} takes no further members")
+    further = after.get("additionalProperties")
+    if isinstance(further, Mapping) and further:
+        reasons += inside(before.get("additionalProperties"), further, f"{path}*.", depth + 1)
     if isinstance(before.get("items"), Mapping) or isinstance(after.get("items"), Mapping):
-        reasons += _narrower(before.get("items"), after.get("items"), what, f"{path}[].", depth + 1)
+        reasons += inside(before.get("items"), after.get("items"), f"{path}[].", depth + 1)
     if any(before.get(key) != after.get(key) for key in ("anyOf", "oneOf", "allOf", "not", "if", "$ref", "const")):
         reasons.append(f"{what} {here} has another form")
     return reasons
 
 
+SHAPED = frozenset({"type", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"})
+"""Any of these says what a value is."""
 STRICTER: dict[str, Callable[[float, float], bool]] = {
     "minimum": gt, "exclusiveMinimum": gt, "minLength": gt, "minItems": gt,
     "maximum": lt, "exclusiveMaximum": lt, "maxLength": lt, "maxItems": lt,
@@ -262,12 +304,15 @@ def _poorer(old: Any, new: Any) -> list[str]:
         return []
     if not isinstance(new, Mapping):
         return ["its results have no schema any more"]
-    before, after = _object(old.get("properties")), _object(new.get("properties"))
+    whole, fresh = old, new
+    old, new = _followed(old, whole), _followed(new, fresh)
+    before = {name: _followed(_object(one), whole) for name, one in _object(old.get("properties")).items()}
+    after = {name: _followed(_object(one), fresh) for name, one in _object(new.get("properties")).items()}
     reasons = [f"result {name} is gone" for name in before if name not in after]
     reasons += [
         f"result {name} is another type"
         for name in before.keys() & after.keys()
-        if _types(_object(before[name])) != _types(_object(after[name]))
+        if _types(before[name]) != _types(after[name])
     ]
     reasons += [
         f"result {name} may be missing"

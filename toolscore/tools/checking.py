@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from toolscore.core.errors import Overloaded
@@ -173,18 +174,47 @@ def branches_of(schema: dict[str, Any]) -> int:
     counted: dict[str, int] = {}
     collect(schema, "#", 0)
 
-    def returns(place: str) -> bool:
-        seen, todo = set(), list(references.get(place, ()))
-        while todo:
-            one = todo.pop()
-            if one == place:
-                return True
-            if one not in seen:
-                seen.add(one)
-                todo += references.get(one, ())
-        return False
+    again = _on_circles(references)
+    return sum(count for place, count in counted.items() if place in again)
 
-    return sum(count for place, count in counted.items() if returns(place))
+
+def _on_circles(leads: dict[str, set[str]]) -> set[str]:
+    """The places from which one comes back, in linear time (Tarjan's strongly connected components)."""
+    found: set[str] = set()
+    numbers: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    open_: dict[str, None] = {}
+    for start in leads:
+        if start in numbers:
+            continue
+        path: list[tuple[str, Iterator[str]]] = []
+        here: str | None = start
+        while here is not None or path:
+            if here is not None:
+                numbers[here] = lowest[here] = len(numbers)
+                open_[here] = None
+                path.append((here, iter(leads.get(here, ()))))
+            place, rest = path[-1]
+            here = None
+            for one in rest:
+                if one not in numbers:
+                    here = one
+                    break
+                if one in open_:
+                    lowest[place] = min(lowest[place], numbers[one])
+            if here is not None:
+                continue
+            path.pop()
+            if path:
+                above = path[-1][0]
+                lowest[above] = min(lowest[above], lowest[place])
+            if lowest[place] == numbers[place]:
+                circle = []
+                while place in open_:
+                    circle.append(open_.popitem()[0])
+                if len(circle) > 1 or place in leads.get(place, ()):
+                    found.update(circle)
+    return found
 
 
 def _measured(value: Any) -> tuple[int, int]:

@@ -6,6 +6,7 @@ A resource keeps its URI; only where two servers have the same one does the late
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -223,8 +224,15 @@ def _prefixed(server_id: str, uri: str) -> str:
     """A URI under a scheme of the server's own (RFC 3986: letters, digits, `+`, `-`, `.`); of a page (MCP Apps), which
     has to stay `ui://`, under such a host.
     """
-    own = f"toolscore+{re.sub('[^a-z0-9.-]', '-', server_id.lower())}"
+    own = f"toolscore+{_host(server_id)}"
     return f"{PAGE}{own}/{uri.removeprefix(PAGE)}" if uri.startswith(PAGE) else f"{own}+{uri}"
+
+
+@lru_cache(maxsize=2000)
+def _host(server_id: str) -> str:
+    """A server's id in such letters; of one that has others with what tells it from those that look like it now."""
+    host = re.sub("[^a-z0-9.-]", "-", server_id.lower())
+    return host if host == server_id else f"{host}-{hashlib.sha256(server_id.encode()).hexdigest()[:6]}"
 
 
 _EXPRESSION = re.compile(r"\{([+#./;?&]?)[^{}]*\}")
@@ -232,7 +240,7 @@ _PART = {"": "[^/?#]+", "+": ".+", "#": "(#.*)?", ".": "(\\.[^/?#]*)?", "/": "(/
          "?": "(\\?.*)?", "&": "(&.*)?"}  # fmt: skip
 
 
-@lru_cache(maxsize=2000)
+@lru_cache(maxsize=20_000)
 def _template_matcher(template: str) -> Any:
     """What says in linear time whether a URI is one of a template (RFC 6570); `None` for a template that is none."""
     if len(template) > MAX_TEMPLATE:

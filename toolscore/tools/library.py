@@ -99,8 +99,14 @@ class UnifiedToolLibrary:
         self._state: dict[str, ServerState] = {}
         self.schemas = Schemas()
         self.writes = WriteBehind("tools")
-        self.generation = 0
-        """Grows with each change of the list: what was made from the list is good while it stands."""
+        self.texts_generation = 0
+        """Grows with each change of what the list says: what was made from that is good while it stands."""
+        self._state_changes = 0
+
+    @property
+    def generation(self) -> int:
+        """Grows also with each change of a server's state."""
+        return self.texts_generation + self._state_changes
 
     async def __aenter__(self) -> UnifiedToolLibrary:
         renamed: list[tuple[Tool, Tool]] = []
@@ -302,7 +308,7 @@ class UnifiedToolLibrary:
         if upserts or removed:
             self._save(upserts, removed)
         if upserts or removed or marked:
-            self.generation += 1
+            self.texts_generation += 1
         for tool in upserts:
             old = before.get(tool.name)
             change = verdicts[tool.name].change
@@ -335,7 +341,7 @@ class UnifiedToolLibrary:
             tool, definition=pin.definition, definition_hash=pin.definition_hash, held=None
         )
         self._put(approved)
-        self.generation += 1
+        self.texts_generation += 1
         self._save([approved], [])
         self._tell_updated(tool, approved, change, approved_by=by)
         return approved
@@ -357,7 +363,7 @@ class UnifiedToolLibrary:
         """Note whether a server's tools can be called."""
         if self._state.get(server_id) != state:
             self._state[server_id] = state
-            self.generation += 1
+            self._state_changes += 1
 
     def forget(self, server_id: str, *, for_good: bool = True) -> None:
         """Remove a server's tools.
@@ -373,7 +379,7 @@ class UnifiedToolLibrary:
         self._state.pop(server_id, None)
         for tool in removed:
             self._remove(tool)
-        self.generation += 1
+        self.texts_generation += 1
         if removed and for_good:
             self._save([], removed)
         for tool in removed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from urllib.parse import unquote
 
 import jsonschema_rs
 import structlog
@@ -19,6 +20,8 @@ __all__ = ["Schemas", "compile_schema", "is_usable", "problem_of"]
 
 log = structlog.get_logger(__name__)
 
+DRAFTS = ("http://json-schema.org/", "https://json-schema.org/")
+"""Where the schemas of schemas stand, which are small and known."""
 MAX_SCHEMA_SIZE = 50_000
 MAX_SCHEMA_DEPTH = 200
 MAX_NAME = 256
@@ -116,6 +119,7 @@ def compile_schema(schema: Any) -> Compiled | None:
 def _expanded_size(schema: dict[str, Any]) -> float:
     """How many parts a schema has once its local references are written out: what checking against it may cost."""
     sizes: dict[int, float] = {}
+    named = _named_parts(schema)
 
     def size(part: Any, depth: int) -> float:
         if depth > MAX_SCHEMA_DEPTH:
@@ -130,21 +134,52 @@ def _expanded_size(schema: dict[str, Any]) -> float:
             known = 1 + sum(
                 size(member, depth + 1) for key, member in part.items() if key not in ("$defs", "definitions")
             )
-            reference = part.get("$ref")
-            if isinstance(reference, str) and reference.startswith("#"):
-                known += size(_at_pointer(schema, reference), depth + 1)
+            for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
+                reference = part.get(keyword)
+                if isinstance(reference, str) and not reference.startswith(DRAFTS):
+                    target = _target(schema, named, reference)
+                    known += size(target, depth + 1) if target is not None else float("inf")
             sizes[id(part)] = known
         return known
 
     return size(schema, 0)
 
 
-def _at_pointer(schema: Any, reference: str) -> Any:
-    for step in reference.removeprefix("#").split("/")[1:]:
-        if not isinstance(schema, dict):
+def _named_parts(schema: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a schema that have names of their own: `#anchor`, and those with an `$id`."""
+    named: dict[str, Any] = {}
+    pending: list[Any] = [schema]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, list):
+            pending += part
+        elif isinstance(part, dict):
+            for keyword in ("$anchor", "$dynamicAnchor"):
+                if isinstance(part.get(keyword), str):
+                    named.setdefault(f"#{part[keyword]}", part)
+            if isinstance(part.get("$id"), str):
+                named.setdefault(part["$id"].removesuffix("#"), part)
+            pending += part.values()
+    return named
+
+
+def _target(schema: dict[str, Any], named: dict[str, Any], reference: str) -> Any:
+    """What a reference within a schema leads to; `None`: nothing that is seen."""
+    if reference in named:
+        return named[reference]
+    base, _, fragment = reference.partition("#")
+    part: Any = named.get(base) if base else schema
+    if fragment and not fragment.startswith("/"):
+        return None
+    for step in unquote(fragment).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(part, dict):
+            part = part.get(name)
+        elif isinstance(part, list) and name.isascii() and name.isdigit() and int(name) < len(part):
+            part = part[int(name)]
+        else:
             return None
-        schema = schema.get(step.replace("~1", "/").replace("~0", "~"))
-    return schema
+    return part
 
 
 def is_usable(server_id: str, definition: dict[str, Any]) -> bool:

@@ -253,7 +253,8 @@ class _Types:
 def _literal(values: list[Any]) -> str:
     plain = [value for value in values if value is None or isinstance(value, str | int | bool)]
     if len(plain) != len(values) or len(values) > MAX_CHOICES:
-        return _union({"None" if value is None else type(value).__name__: None for value in plain}) or "Any"
+        kinds = {"None" if value is None else type(value).__name__: None for value in values}
+        return _union(kind if kind in ("None", "str", "int", "bool", "float") else "Any" for kind in kinds) or "Any"
     return f"Literal[{', '.join(map(repr, plain))}]" if plain else "Any"
 
 

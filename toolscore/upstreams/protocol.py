@@ -17,6 +17,7 @@ from toolscore.core.jsonrpc import INVALID_PARAMS, Params, RemoteError, decode, 
 from toolscore.upstreams.caller import CLIENT_FEATURES, Caller, ClientSide
 
 __all__ = [
+    "ACKNOWLEDGED",
     "BROADCAST",
     "CAPABILITY_OF",
     "CHANGED_LISTS",

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["OFFICIAL", "PUBLISHER", "UNSAID", "WELL_KNOWN", "Entry", "entries_of"]
+__all__ = ["OFFICIAL", "PUBLISHER", "UNSAID", "WELL_KNOWN", "Entry", "entries_of", "is_template"]
 
 OFFICIAL = "io.modelcontextprotocol.registry/official"
 """What a registry says of a server."""
@@ -22,6 +22,7 @@ UNSAID = "0.0.0"
 WELL_KNOWN = "well-known"
 """The source of the servers that most people mean by a name."""
 NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
+PLACE = re.compile(r"\{[^{}\s\"']{1,100}\}")
 MAX_NAME = 200
 MAX_ENTRY_BYTES = 64 * 1024
 """Of one server.json object, and of what the registry says of it. A larger entry is left out."""
@@ -110,14 +111,24 @@ class Entry(msgspec.Struct, frozen=True):
         elif remote is not None:
             inputs = remote.get("headers") or []
         return [
-            {"name": one["name"], "secret": bool(one.get("isSecret")), "description": one.get("description")}
+            {"name": one["name"], "secret": bool(one.get("isSecret")), "description": _described(one)}
             for one in inputs
             if isinstance(one, dict)
             and one.get("isRequired")
             and "name" in one
-            and one.get("value") is None
-            and one.get("default") is None
+            and all(value is None or is_template(value) for value in (one.get("value"), one.get("default")))
         ]
+
+
+def is_template(value: Any) -> bool:
+    """Whether a value has a place in it that somebody must fill (registry, inputs: variables)."""
+    return any(found != "{home}" for found in PLACE.findall(str(value)))
+
+
+def _described(given: dict[str, Any]) -> Any:
+    form = next((one for one in (given.get("value"), given.get("default")) if one is not None), None)
+    parts = [str(part) for part in (given.get("description"), f"as {form}" if form is not None else None) if part]
+    return "; ".join(parts) if parts else given.get("description")
 
 
 def entries_of(

@@ -199,9 +199,9 @@ class Sources:
         try:
             kept = await self._database.load_catalog(registry)
             if kept is not None:
-                servers = json.loads(zlib.decompress(kept[0]))
-                state.fetched_at_ms = kept[1]
-                self._put(state, entries_of({"servers": servers}, registry, vouched=True))
+                content, state.fetched_at_ms = kept
+                entries = await asyncio.to_thread(lambda: _entries(json.loads(zlib.decompress(content)), registry))
+                self._put(state, entries)
         except (StoreError, ValueError, zlib.error) as exc:
             log.warning("a registry's copy cannot be read", registry=registry, error=str(exc))
 
@@ -242,10 +242,18 @@ class Sources:
         if state is not self._states.get(registry):
             return  # the rules were changed, and the sources loaded again
         fetched = state.fetched_at_ms = int(time.time() * 1000)
-        self._put(state, entries_of({"servers": servers}, registry, vouched=True))
+        entries = await asyncio.to_thread(_entries, servers, registry)
+        if state is not self._states.get(registry):
+            return
+        self._put(state, entries)
         content = await asyncio.to_thread(lambda: zlib.compress(msgspec.json.encode(servers)))
         self.writes.put(lambda: self._database.save_catalog(registry, content, fetched))
         log.info("a registry was copied", registry=state.name, servers=state.entries)
+
+
+def _entries(servers: list[Any], registry: str) -> list[Entry]:
+    """What a registry has; tens of thousands at most, which takes seconds."""
+    return list(entries_of({"servers": servers}, registry, vouched=True))
 
 
 def _server_json(known: dict[str, Any]) -> dict[str, Any]:

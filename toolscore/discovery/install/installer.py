@@ -2,6 +2,8 @@
 
 A server's files are in one folder. Its row in the table `installs` is written after it has proved itself. A folder
 without a row was left by a gateway that died, whatever the moment, and is removed at the next start.
+
+One module: installing and uninstalling hold the same locks, and undo one another's steps.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from toolscore.discovery.install.policy import InstallRules, Kind
 from toolscore.discovery.install.prove import Proof, Proved, Tell, prove
 from toolscore.discovery.install.wish import Wish, wish_for
 from toolscore.stores import Database
-from toolscore.stores.database import StoreError, caught_up
+from toolscore.stores.database import StoreError, caught_up, or_overloaded
 from toolscore.upstreams import UpstreamPool
 
 __all__ = ["Installed", "Installer"]
@@ -357,7 +359,8 @@ class Installer:
             What was installed.
 
         Raises:
-            ServerNotFound: no such server was installed. Conflict: the name is that of several.
+            ServerNotFound: no such server was installed. Conflict: the name is that of several. Overloaded: the
+                database refuses; then all of it is there as before, or without its upstream.
         """
         await caught_up(self._database, self.read_again)
         same = [one for one in self if one.name == name]
@@ -374,7 +377,7 @@ class Installer:
             with held(place) as ours:
                 if not ours:
                     raise Conflict(f"{found.server_id!r} is being installed by another worker of this gateway")
-                await self._roll_back(found.server_id, place)
+                await self._remove(found.server_id, place)
         finally:
             self._leaving.discard(found.server_id)
         if found.kind == "oci":
@@ -382,8 +385,18 @@ class Installer:
             await remove_image(found.identifier, found.version, self._folder.parent, seconds)
         return found
 
+    async def _remove(self, server_id: str, place: Path) -> None:
+        """Remove a server; its files last, once nobody will look for them any more."""
+        with contextlib.suppress(ServerNotFound):
+            await self._detach(server_id)
+        with or_overloaded(f"{server_id!r} was not uninstalled, since the database refuses the change"):
+            await self._database.delete_install(server_id)
+            await self._database.delete_server(server_id)
+        self._installed.pop(server_id, None)
+        await remove(place)
+
     async def _roll_back(self, server_id: str, place: Path, *, attached: bool = True) -> None:
-        """Remove everything of a server.
+        """Remove what an install that failed has left; as much as can be.
 
         Args:
             attached: whether the upstream of that id is ours.

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from toolscore.core.errors import InvalidArguments, NotAllowedByPolicy
 from toolscore.core.names import reference_for
 from toolscore.core.rules import Count, Rules, Seconds
-from toolscore.discovery.catalog.server_json import Entry
+from toolscore.discovery.catalog.server_json import Entry, is_template
 
 __all__ = [
     "InstallRule",
@@ -292,7 +292,7 @@ def literal(value: Any) -> str | None:
     """Read a value that a catalog sets.
 
     Returns:
-        Its text; `None`: it sets none.
+        Its text; `None`: it sets none, or has a place in it that somebody must fill, such as `Bearer {api_key}`.
 
     Raises:
         NotAllowedByPolicy: it refers to a variable or a file of this machine.
@@ -301,4 +301,4 @@ def literal(value: Any) -> str | None:
         return None
     if "${" in str(value):
         raise NotAllowedByPolicy(f"its catalog entry refers to a variable of this machine: {value!r:.80}")
-    return str(value)
+    return None if is_template(value) else str(value)

@@ -201,7 +201,10 @@ def inferred_arguments(schema: Any) -> dict[str, Any] | None:
     if not isinstance(properties, dict):
         properties = {}
     arguments = {}
-    for name in schema.get("required") or []:
+    required = schema.get("required")
+    for name in required if isinstance(required, list) else ():
+        if not isinstance(name, str):
+            continue
         about = properties.get(name)
         if not isinstance(about, dict):
             return None

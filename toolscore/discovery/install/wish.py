@@ -176,14 +176,14 @@ def command_line(
     paths = [folder_of(one)[0] for one in folders]
     given = _given_arguments(wish)
     for argument in package.get("packageArguments") or []:
-        fixed, default = argument.get("value"), argument.get("default")
+        fixed, default = literal(argument.get("value")), literal(argument.get("default"))
         values = [given[name_of(argument)]] if name_of(argument) in given else []
         if fixed is not None:
-            values = [str(literal(fixed))]
+            values = [fixed]
         elif not values and takes_folder(argument) and paths:
             values, paths = (paths, []) if argument.get("isRepeated") else (paths[:1], paths[1:])
         if not values and default is not None:
-            values = [str(literal(default))]
+            values = [default]
         if not values and argument.get("isRequired"):
             lacking.append(argument)
         for value in values:

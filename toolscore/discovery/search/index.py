@@ -159,13 +159,18 @@ class Index:
         vectors: of the entries' `vector_text`; `None`: rank by words only.
         weight: of cosines beside words.
         words: says how much the words of a query count, from 0 to 1.
+        width: numbers of a vector; `None`: not known.
     """
 
     def __init__(
         self, docs: Sequence[Doc], vectors: VectorIndex | None, weight: float = 1.0,
-        words: Callable[[str], float] = lambda query: 1.0,
+        words: Callable[[str], float] = lambda query: 1.0, width: int | None = None,
     ) -> None:  # fmt: skip
         self.docs = list(docs)
+        self.width = width
+        self.expected_width: int | None = None
+        """Of the queries' vectors, where that is another one: the entries have to be embedded again."""
+        self.places = {doc.key: number for number, doc in enumerate(self.docs)}
         self.built_at = time.monotonic()
         self.vectors = vectors
         self._weight = weight
@@ -195,6 +200,9 @@ class Index:
         if self.vectors is not None:
             try:
                 asked = embed(texts)
+                if self.width not in (None, asked.shape[1]):
+                    self.expected_width = int(asked.shape[1])
+                    raise EmbeddingError("queries are embedded in another size than the entries were")
                 cosines, vector = self.vectors.cosines(asked), asked[0]
             except EmbeddingError as exc:
                 log.warning("a query is ranked by its words alone", reason=str(exc))

@@ -134,7 +134,8 @@ async def build_index(
     except EmbeddingError as exc:
         log.error("texts cannot be compared by meaning: words alone must do for now", reason=str(exc))
         return await asyncio.to_thread(Index, docs, None)
-    return await asyncio.to_thread(Index, docs, known, vectors.weight, vectors.words)
+    width = rows.shape[1] if len(rows) else None
+    return await asyncio.to_thread(Index, docs, known, vectors.weight, vectors.words, width)
 
 
 class ToolSearch:
@@ -164,7 +165,6 @@ class ToolSearch:
         self._embeddings = embeddings or EmbeddingRules()
         self._tell = tell
         self._index: Index | None = None
-        self._places: dict[str, int] = {}
         self._generation = -1
         self._building = asyncio.Lock()
         self._filling: asyncio.Task[None] | None = None
@@ -332,7 +332,7 @@ class ToolSearch:
         bonus = numpy.zeros(len(index), numpy.float32)
         now = time.time()
         for use in uses:
-            place = self._places.get(use.tool_id)
+            place = index.places.get(use.tool_id)
             if place is not None:
                 near = (float(vectors[use.task] @ vector) - USE_NEAR) / (1 - USE_NEAR)
                 age = 0.5 ** ((now - use.at) / USE_HALF_LIFE_SECONDS)
@@ -361,7 +361,10 @@ class ToolSearch:
             self._filling.cancel()
             await asyncio.gather(self._filling, return_exceptions=True)
             self._filling = None
-        generation = self._library.generation
+        if self._index is not None and self._index.expected_width is not None:
+            self._vectors.expect(self._index.expected_width)
+            self._use_vectors.clear()
+        generation = self._library.texts_generation
         docs = [doc_of_tool(tool) for tool in self._library if tool.server_id not in self._hidden]
         texts = await vector_texts(docs)
         new = await self._vectors.new(texts)
@@ -370,7 +373,6 @@ class ToolSearch:
             self._filling = asyncio.create_task(self._fill(docs, texts, new))
         else:
             self._index = await build_index(docs, texts, self._vectors, self._embeddings, "tools")
-        self._places = {doc.key: number for number, doc in enumerate(docs)}
         self._generation = generation
 
     async def _fill(self, docs: list[Doc], texts: list[str], new: int) -> None:
@@ -384,7 +386,9 @@ class ToolSearch:
             self._filling = None
 
     def _is_current(self) -> bool:
-        if self._index is None or self._generation != self._library.generation:
+        if self._index is None or self._generation != self._library.texts_generation:
+            return False
+        if self._index.expected_width is not None and self._filling is None:
             return False
         lacks_vectors = len(self._index) and self._index.vectors is None and self._filling is None
         return not lacks_vectors or time.monotonic() - self._index.built_at < AGAIN_SECONDS

@@ -33,6 +33,8 @@ class VectorCache:
         self._embedder = embedder
         self._writes = writes
         self._vectors: dict[str, numpy.ndarray[Any, Any]] = {}
+        self.width: int | None = None
+        """How many numbers a vector must have; `None`: whatever the first has."""
 
     @property
     def model(self) -> str:
@@ -85,7 +87,16 @@ class VectorCache:
                 for key, row in zip(batch, packed, strict=True)
             ]
             self._writes.put(_saving(self._database, rows))
+        if new and len({len(self._vectors[key]) for key in wanted}) > 1:
+            log.warning("texts are embedded in another size now: all are made again", model=self._embedder.model)
+            self.expect(len(self._vectors[new[-1]]))
+            return await self.of(texts)
         return numpy.array([self._vectors[key] for key in digests], numpy.float32)
+
+    def expect(self, width: int) -> None:
+        """Take no vector any more that has not so many numbers: the model behind the name is another one."""
+        self.width = width
+        self._vectors = {key: vector for key, vector in self._vectors.items() if len(vector) == width}
 
     async def _load(self, missing: list[str]) -> None:
         import numpy
@@ -96,7 +107,9 @@ class VectorCache:
             log.warning("vectors cannot be read from the database, and are made again", error=str(exc))
             return
         for key, packed in kept.items():
-            self._vectors[key] = numpy.frombuffer(packed, numpy.float16).astype(numpy.float32)
+            vector = numpy.frombuffer(packed, numpy.float16).astype(numpy.float32)
+            if self.width in (None, len(vector)):  # else of another model by the same name
+                self._vectors[key] = vector
 
 
 def _saving(database: Database, rows: list[dict[str, Any]]) -> Callable[[], Any]:

@@ -7,17 +7,20 @@ import contextlib
 import itertools
 import json
 import random
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from runtimes.client.rest import authorization, gateway_address
 from runtimes.client.results import ToolScoreClientError
 
 __all__ = ["RealTimeToolClient"]
+
+T = TypeVar("T")
 
 EVENTS_PATH = "/api/v1/events/tools"
 FIRST_RETRY_SECONDS = 0.2
@@ -76,20 +79,48 @@ class RealTimeToolClient:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def connected(self) -> None:
-        """Wait until the gateway has said welcome."""
-        await self._connected.wait()
+        """Wait until the gateway has said welcome.
+
+        Raises:
+            ToolScoreClientError: it never will: it refuses the key, or what was asked for.
+        """
+        await self._or_end(self._connected.wait())
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Each event, in order, once. One consumer; what it leaves unread is bounded, the oldest goes first."""
+        """Each event, in order, once. One consumer; what it leaves unread is bounded, the oldest goes first.
+
+        Raises:
+            ToolScoreClientError: as of `connected`.
+        """
         while True:
-            yield await self._queue.get()
+            yield await self._or_end(self._queue.get())
 
     async def wait_for_tool(self, wanted: str) -> dict[str, Any]:
-        """Wait until a tool of this full name, own name, or capability is there, and return it. At once if it is."""
-        async with self._changed:
-            while (tool := self._find(wanted)) is None:
-                await self._changed.wait()
-            return tool
+        """Wait until a tool of this full name, own name, or capability is there, and return it. At once if it is.
+
+        Raises:
+            ToolScoreClientError: as of `connected`.
+        """
+
+        async def there() -> dict[str, Any]:
+            async with self._changed:
+                while (tool := self._find(wanted)) is None:
+                    await self._changed.wait()
+                return tool
+
+        return await self._or_end(there())
+
+    async def _or_end(self, wait: Coroutine[Any, Any, T]) -> T:
+        """Wait for something, or for the end of all following."""
+        waiting = asyncio.ensure_future(wait)
+        try:
+            await asyncio.wait({waiting, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            self._task.result()  # raises
+            raise ToolScoreClientError("the client was closed", code="unreachable")
+        finally:
+            waiting.cancel()
 
     async def call(self, method: str, params: dict[str, Any] | None = None, *, timeout_seconds: float = 60) -> Any:
         """Run a command of the gateway (`get_stats`, `list_tools`, `get_tool`, `execute_tool`) over the socket.
@@ -99,7 +130,7 @@ class RealTimeToolClient:
             TimeoutError.
         """
         async with asyncio.timeout(timeout_seconds):
-            await self._connected.wait()
+            await self.connected()
             call_id = next(self._ids)
             answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             self._waiting[call_id] = answer
@@ -123,7 +154,7 @@ class RealTimeToolClient:
         while True:
             try:
                 async with connect(
-                    self._url,
+                    self._address(),
                     additional_headers=self._headers,
                     ping_interval=self._heartbeat,
                     ping_timeout=self._heartbeat,
@@ -133,6 +164,13 @@ class RealTimeToolClient:
                     self._socket = socket
                     await self._follow(socket)
                     failures = 0
+            except InvalidStatus as exc:
+                if exc.response.status_code in (401, 403):
+                    raise ToolScoreClientError(
+                        f"{self._url} refuses us (HTTP {exc.response.status_code}): check the key",
+                        code="unauthenticated" if exc.response.status_code == 401 else "forbidden",
+                    ) from exc
+                failures += 1
             except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError):
                 failures = 0 if self._connected.is_set() else failures + 1
             finally:
@@ -150,35 +188,42 @@ class RealTimeToolClient:
             event = json.loads(message)
             match event.get("type"):
                 case "welcome" | "tools_list":
-                    self.tools = {tool["tool_id"]: tool for tool in event["tools"]}
+                    if "tools" in event:
+                        self.tools = {tool["tool_id"]: tool for tool in event["tools"]}
                     if event["type"] == "welcome":
-                        await self._welcomed(event)
+                        if self.last_seq is not None and self.last_seq > event["seq"]:
+                            self.last_seq = event["seq"]
+                            return  # it lost its database and counts anew: dial again, and ask from there
+                        self._welcomed(event)
                     await self._tell()
+                case "error" if event.get("id") is None:  # what the address asks for cannot be had
+                    raise _error(event)
                 case "result" | "error":
                     self._answered(event)
                 case "pong":
                     pass
                 case "lagged":
-                    await self._subscribe(event["resume_from"])
+                    self.last_seq = event["resume_from"]
+                    return  # and dial again: what is told live must not come before what was missed
                 case _:
                     await self._take(event)
 
-    async def _welcomed(self, event: dict[str, Any]) -> None:
-        if self._types is not None or self.last_seq is not None:
-            # A gateway that lost its database counts from the start again.
-            await self._subscribe(None if self.last_seq is None else min(self.last_seq, event["seq"]))
-        if self.last_seq is None or self.last_seq > event["seq"]:
+    def _address(self) -> str:
+        """Where to dial, with what is wanted: asked for after the welcome, it would come behind what is told live."""
+        asked: dict[str, str] = {}
+        if self._types is not None:
+            asked["events"] = ",".join(sorted({*self._types, *TOOL_EVENTS}))  # these keep `tools` up to date
+        if self.last_seq is not None:
+            asked["since"] = str(self.last_seq)
+        if not asked:
+            return self._url
+        return f"{self._url}{'&' if '?' in self._url else '?'}{urlencode(asked)}"
+
+    def _welcomed(self, event: dict[str, Any]) -> None:
+        if self.last_seq is None:
             self.last_seq = event["seq"]
         self.connections += 1
         self._connected.set()
-
-    async def _subscribe(self, since: int | None) -> None:
-        subscribe: dict[str, Any] = {"type": "subscribe"}
-        if self._types is not None:
-            subscribe["events"] = sorted({*self._types, *TOOL_EVENTS})  # these keep `tools` up to date
-        if since is not None:
-            subscribe["since"] = since
-        await self._send(subscribe)
 
     async def _take(self, event: dict[str, Any]) -> None:
         seq = event.get("seq")
@@ -211,16 +256,7 @@ class RealTimeToolClient:
         if event["type"] == "result":
             answer.set_result(event["result"])
             return
-        error = event.get("error") or {}
-        answer.set_exception(
-            ToolScoreClientError(
-                error.get("message", "the command failed"),
-                code=error.get("code", "internal_error"),
-                retryable=bool(error.get("retryable")),
-                retry_after_seconds=error.get("retry_after_seconds"),
-                suggestion=error.get("suggestion"),
-            )
-        )
+        answer.set_exception(_error(event))
 
     async def _tell(self) -> None:
         async with self._changed:
@@ -231,6 +267,17 @@ class RealTimeToolClient:
             raise ToolScoreClientError("the connection is being made again", code="unreachable", retryable=True)
         with contextlib.suppress(ConnectionClosed):
             await self._socket.send(json.dumps(message))
+
+
+def _error(event: dict[str, Any]) -> ToolScoreClientError:
+    error = event.get("error") or {}
+    return ToolScoreClientError(
+        error.get("message", "the command failed"),
+        code=error.get("code", "internal_error"),
+        retryable=bool(error.get("retryable")),
+        retry_after_seconds=error.get("retry_after_seconds"),
+        suggestion=error.get("suggestion"),
+    )
 
 
 def _events_address(url: str) -> str:

@@ -291,9 +291,15 @@ class ToolScoreClient:
     async def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             return self._answer(await self._http.request(method, path, **options))
-        except httpx.TransportError as exc:
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as exc:
             raise ToolScoreClientError(
                 f"no gateway answers at {self._url}: {exc}", code="unreachable", retryable=True
+            ) from exc
+        except httpx.TransportError as exc:
+            if method == "GET":
+                raise ToolScoreClientError(f"{self._url} went away: {exc}", code="unreachable", retryable=True) from exc
+            raise ToolScoreClientError(  # it may have been carried out
+                f"{self._url} went away before it answered: {exc}", code="outcome_unknown"
             ) from exc
 
     def _answer(self, response: httpx.Response) -> dict[str, Any]:

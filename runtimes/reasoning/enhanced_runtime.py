@@ -26,7 +26,7 @@ from runtimes.reasoning.trajectory import Trajectory, Writer
 __all__ = ["EnhancedReasoningRuntime", "Outcome"]
 
 MAX_OFFERED = 100
-RESUMABLE = frozenset({"model", "gateway", "stopped"})
+RESUMABLE = frozenset({"model", "gateway", "stopped", "steps", "tokens", "seconds", "money"})
 """Ends after which a run may go on: its variables are kept, for as long as the gateway keeps them."""
 
 

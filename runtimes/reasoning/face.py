@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
+import threading
 from typing import Any
 
 from rich.console import Console
@@ -128,8 +130,28 @@ class Face:
             self._line(f"[yellow]not allowed: {escape(', '.join(tools))} (--yes, or --allow PATTERN)[/]")
             return False
         question = f"Let it call {', '.join(tools)}? [y/N] "
-        said = await asyncio.to_thread(self._console.input, escape(question))
+        said = await self._answer_to(question)
         return said.strip().lower() in ("y", "yes")
+
+    async def _answer_to(self, question: str) -> str:
+        """What somebody types. In a thread that nothing waits for: a run may end before it has been answered."""
+        loop = asyncio.get_running_loop()
+        typed: asyncio.Future[str] = loop.create_future()
+
+        def answer(said: str) -> None:
+            if not typed.done():
+                typed.set_result(said)
+
+        def read() -> None:
+            try:
+                said = self._console.input(escape(question))
+            except (EOFError, OSError):
+                said = ""
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(answer, said)
+
+        threading.Thread(target=read, name="question", daemon=True).start()
+        return await typed
 
 
 SHOWN: dict[type[Event], Any] = {

@@ -29,6 +29,8 @@ DESCRIBE = "toolscore__describe_tools"
 RESET = "python-executor-mcp-server__python_session_reset"
 POLL_SECONDS = 0.5
 LATE_SECONDS = 5.0
+MAX_TRIES, MAX_RETRY_SECONDS = 4, 10.0
+"""Of code that the gateway does not take just now."""
 """How long the journal may take to have a call that was made."""
 
 
@@ -113,7 +115,7 @@ class CodeSteps:
                     found[tool["tool_id"]] = hints.get("readOnlyHint") is True
         return found
 
-    async def _run_it(self, code: str, request_id: str, tools: list[str] | None) -> None:
+    async def _run_it(self, code: str, request_id: str, tools: list[str] | None, tries: int = 1) -> None:
         def heard(event: dict[str, Any]) -> None:
             if event["event"] == "stdout":
                 self._talk.tell(Output(kind="stdout", text=event["text"]), keep=False)
@@ -136,16 +138,24 @@ class CodeSteps:
                 if found:
                     await self._take_over(code, found)
                     return
-            self._done(code, ok=False, text=str(exc), call_id=None, calls=0, duration_ms=0.0)
+            if exc.retryable and tries < MAX_TRIES:
+                await asyncio.sleep(min(exc.retry_after_seconds or 1.0, MAX_RETRY_SECONDS))
+                await self._run_it(code, request_id, tools, tries + 1)
+                return
+            self._done(code, ok=False, text=str(exc), call_id=None, calls=0, duration_ms=0.0, ran=False)
             return
         self._done(
             code, ok=not result.is_error, text=_shown(result, self._bounds.output_tokens), call_id=result.call_id,
             calls=result.calls, duration_ms=result.duration_ms,
         )  # fmt: skip
 
-    def _done(self, code: str, *, ok: bool, text: str, call_id: str | None, calls: int, duration_ms: float) -> None:
+    def _done(
+        self, code: str, *, ok: bool, text: str, call_id: str | None, calls: int, duration_ms: float, ran: bool = True
+    ) -> None:
         self._talk.calls += calls
-        if not ok:
+        if ok:
+            self._failed.clear()  # what it lacked may be there now
+        elif ran:
             key = "\n".join(line.rstrip() for line in code.splitlines() if line.strip())
             self._failed[key] = clipped(text, 300)
         self._talk.tell(
@@ -226,6 +236,13 @@ class CodeSteps:
             blocks = call["result"].get("content") or []
             text = "\n".join(str(block.get("text", "")) for block in blocks if block.get("type") == "text")
             ok = structured["exit"] == "ok"
+        elif call["outcome"] in ("ok", "tool_error"):
+            ok = call["outcome"] == "ok"
+            text = (
+                "It ran to its end, and its output was too large to be kept: print less of it again."
+                if ok
+                else "It failed, and what it said was too large to be kept."
+            )
         else:
             ok = False
             lines = [f"- {one['tool_id']}: {one['outcome']}" for one in inner]

@@ -342,6 +342,13 @@ def test_the_registry_api_lists_pages_and_finds(process: GatewayProcess) -> None
     assert listed(process, search="WEATHER")[0] == ["com.example/weather"]
     assert listed(process, version="latest", search="slack")[0] == ["com.example/slack"]
     assert "com.example/slack" not in listed(process, updated_since="2026-07-01T00:00:00Z")[0]
+    theirs = [
+        [name for name in listed(process, updated_since=since)[0] if not name.startswith("local.toolscore/")]
+        for since in ("2026-06-01T01:00:00+02:00", "2026-06-01T01:00:00+00:30", "9998-01-01T00:00:00-12:00")
+    ]
+    assert theirs[0], "an hour before by UTC, though the text is greater"
+    assert theirs[1:] == [[], []]
+    assert process.http.get("/v0.1/servers", params={"updated_since": "yesterday"}).status_code == 422
     assert process.http.get("/v0.1/servers", params={"limit": 0}).status_code in (400, 422)
 
 

@@ -54,6 +54,7 @@ def run(process: GatewayProcess, code: str, **more: Any) -> dict[str, Any]:
         ("", "", None),
         ("# nothing", "", None),
         ("if __name__ == '__main__': print('main')", "main\n", None),
+        ("class A(dict): __getattr__ = dict.__getitem__\nA(a=1)", "", "{'a': 1}"),
     ],
 )
 def test_output_and_the_last_value_come_back(
@@ -297,6 +298,8 @@ def test_a_file_too_large_to_come_along_is_named(python: GatewayProcess) -> None
         ("2", 4 * 2**20, False),
     ]
     assert got["limits_hit"] == ["files"]
+    got = run(python, "import os\nopen('out', 'w').write('x')\nfor n in range(2100): os.mkdir(str(n))")
+    assert [file["path"] for file in got["files"]] == ["out"]
 
 
 def test_a_value_that_shows_itself_as_a_picture_comes_back_as_one(python: GatewayProcess) -> None:

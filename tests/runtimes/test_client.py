@@ -124,3 +124,56 @@ def test_a_failed_tool_comes_with_what_helped() -> None:
     with running_gateway(python=True) as process:
         process.wait_for_state(EXECUTOR, "up")
         asyncio.run(run(process))
+
+
+def test_a_request_that_may_have_been_carried_out_is_not_called_unreachable() -> None:
+    async def run() -> None:
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(take, "127.0.0.1", 0)
+        async with server, ToolScoreClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+            with pytest.raises(ToolScoreClientError) as unknown:
+                await client.execute("a__b")
+            assert (unknown.value.code, unknown.value.retryable) == ("outcome_unknown", False)
+            with pytest.raises(ToolScoreClientError) as looked:
+                await client.health()
+            assert looked.value.retryable
+
+    asyncio.run(run())
+
+
+def test_who_follows_events_misses_none_and_hears_why_there_are_none(gateway: GatewayProcess) -> None:
+    async def run() -> None:
+        path = "/api/v1/tools/beta__echo"
+        wanted = ("tool_disabled", "tool_enabled")
+        async with asyncio.timeout(120), RealTimeToolClient(gateway.url, events=wanted) as client:
+            await client.connected()
+            seen: list[dict[str, Any]] = []
+
+            async def follow() -> None:
+                async for event in client.events():
+                    seen.append(event)
+
+            following = asyncio.create_task(follow())
+            for step in ("disable", "enable"):
+                await asyncio.to_thread(gateway.http.post, f"{path}/{step}")
+                while not seen or seen[-1]["type"] != f"tool_{step}d":
+                    await asyncio.sleep(0.01)
+            client.last_seq = seen[0]["seq"] - 1  # as if both had been missed
+            socket = client._socket
+            assert socket is not None
+            await socket.close()
+            while len(seen) < 4:
+                await asyncio.sleep(0.01)
+            assert [event["seq"] for event in seen[2:4]] == [event["seq"] for event in seen[:2]]
+            following.cancel()
+        async with asyncio.timeout(120), RealTimeToolClient(gateway.url, events=["tool_instaled"]) as client:
+            with pytest.raises(ToolScoreClientError, match="nearest: tool_installed"):
+                async for _ in client.events():
+                    pass
+            with pytest.raises(ToolScoreClientError):
+                await client.wait_for_tool("never")
+
+    asyncio.run(run())

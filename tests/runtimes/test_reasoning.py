@@ -555,5 +555,11 @@ def test_answers_are_read_as_they_are_written() -> None:
     assert read_answer("So:\n**FINAL ANSWER:** 42\nreally", "stop").final == "42\nreally"
     assert not read_answer("CANNOT: no", "stop").possible
     assert read_answer("```py\nx = '''\n`a`\n'''\n```", "stop").code == "x = '''\n`a`\n'''"
+    shown = "FINAL: two:\n```json\n{}\n```\nand\n```python\nimport os\n```"
+    assert read_answer(shown, "stop").final == shown.removeprefix("FINAL: "), "code in an end is shown, and not run"
+    assert read_answer("It said\n```json\n{}\n```\nNow:\n```python\nprint(1)\n```", "stop").code == "print(1)"
+    for cut_off in ("FINAL: the balance is 12", "Well, I", "```python\nprint("):
+        with pytest.raises(FormError, match="cut off"):
+            read_answer(cut_off, "length")
     with pytest.raises(FormError):
         read_answer("", "stop")

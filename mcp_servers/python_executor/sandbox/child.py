@@ -37,6 +37,7 @@ from mcp_servers.python_executor.sandbox.wire import (
     MAX_FILES_BYTES,
     MAX_IMAGES,
     MAX_IMAGES_BYTES,
+    MAX_INODES,
     MAX_MESSAGE_CHARS,
     MAX_PATH_CHARS,
     MAX_RESULT_CHARS,
@@ -70,7 +71,6 @@ __all__ = [
 
 FIRST_READ_BYTES = 4096
 READ_BYTES = 1 << 18
-MAX_ENTRIES_LOOKED_AT = 2000
 COLLECT_EVERY = 100
 ONCE, RESTRICTED = Mode.ONCE, Mode.RESTRICTED
 MODE_AT = 4
@@ -339,8 +339,12 @@ HINTS = {
 }
 
 
-def look(folder: str) -> dict[str, tuple[int, int, int]]:
-    """The regular files below the working folder: path → (size, change time in ns, inode)."""
+def look(folder: str, answer: Answer | None = None) -> dict[str, tuple[int, int, int]]:
+    """The regular files below the working folder: path → (size, change time in ns, inode).
+
+    Args:
+        answer: is told where there are too many to look at all.
+    """
     found: dict[str, tuple[int, int, int]] = {}
     pending = [""]
     seen = 0
@@ -352,7 +356,9 @@ def look(folder: str) -> dict[str, tuple[int, int, int]]:
             continue
         for entry in entries:
             seen += 1
-            if seen > MAX_ENTRIES_LOOKED_AT:
+            if seen > MAX_INODES:
+                if answer is not None:
+                    answer.limits = answer.limits or "files"
                 return found
             path = os.path.join(inside, entry.name)
             if entry.is_dir(follow_symlinks=False):
@@ -367,7 +373,7 @@ def look(folder: str) -> dict[str, tuple[int, int, int]]:
 def collect_files(folder: str, before: dict[str, tuple[int, int, int]], answer: Answer) -> None:
     """Put the files that the code wrote into the answer, up to a bound; of the others, their names and sizes."""
     room = MAX_FILES_BYTES
-    for path, status in sorted(look(folder).items()):
+    for path, status in sorted(look(folder, answer).items()):
         if before.get(path) == status or len(path) > MAX_PATH_CHARS:
             continue
         if len(answer.files) >= MAX_FILES:
@@ -392,7 +398,10 @@ def collect_images(value: object, answer: Answer) -> None:
     pyplot = sys.modules.get(PYPLOT)
     images = []
     if pyplot is not None:
-        for number in pyplot.get_fignums()[:MAX_IMAGES]:
+        numbers = pyplot.get_fignums()
+        if len(numbers) > MAX_IMAGES:
+            answer.limits = answer.limits or "images"
+        for number in numbers[:MAX_IMAGES]:
             buffer = io.BytesIO()
             try:
                 pyplot.figure(number).savefig(buffer, format="png", bbox_inches="tight")
@@ -458,7 +467,8 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
             setrlimit(RLIMIT_CPU, (bound, bound))
         setitimer(ITIMER_REAL, seconds)
         text = code.decode("utf-8", "surrogatepass")
-        lines = (text if text[-1:] == "\n" else text + "\n").splitlines(True)  # as a traceback's marks expect them
+        # As a traceback's marks expect them: lines end where they do for Python, which is not where they do for a text.
+        lines = io.StringIO(text if text[-1:] == "\n" else text + "\n", None).readlines()
         linecache_cache[filename] = (length, None, lines, filename)
         _running = True
         if mode == RESTRICTED:
@@ -485,7 +495,7 @@ def answer_request(data: bytes, namespace: dict[str, Any], filename: str, folder
         except (ValueError, AttributeError):  # the code closed or deleted them, which Python allows
             pass
         fits = result is None or len(result) <= MAX_RESULT_CHARS
-        if fits and not listdir(folder) and PYPLOT not in modules and not hasattr(value, "_repr_png_"):
+        if fits and not listdir(folder) and PYPLOT not in modules and not hasattr(type(value), "_repr_png_"):
             setitimer(ITIMER_REAL, 0)
             return encode_result(result)
         answer = Answer("ok", result)

@@ -102,17 +102,25 @@ class Later:
 
     async def _wait(self) -> "Any":
         import asyncio
+        import threading
 
         channel, numbers = self._channel, []
+        sending = threading.Lock()
+        gone: list[bool] = []
 
         def call() -> "Any":
             with channel.slots():
-                numbers.append(channel.send(self.request, self.what))
+                with sending:
+                    if gone:  # given up while it waited for a place: it is not to be made any more
+                        return None
+                    numbers.append(channel.send(self.request, self.what))
                 return value_of(channel.answer(numbers[0], self.what))
 
         try:
             return await asyncio.to_thread(call)
         except asyncio.CancelledError:
+            with sending:
+                gone.append(True)
             for number in numbers:
                 channel.cancel(number)
             raise

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from operator import itemgetter
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -85,6 +90,7 @@ class MCPSearchTool:
         self._index: Index | None = None
         self._by_key: dict[str, Entry] = {}
         self._indexed_generation = -1
+        self._listed: tuple[int, list[tuple[str, Entry]]] = (-1, [])
         self._building = asyncio.Lock()
         self._known_versions: Memo[str, tuple[float, list[Entry]]] = Memo(VERSIONS_KEPT)
         self._vectors = VectorCache(database, embedder, self._sources.writes)
@@ -216,17 +222,23 @@ class MCPSearchTool:
 
         Returns:
             The page, and the cursor of the next; `None`: this is the last.
+
+        Raises:
+            InvalidArguments: `updated_since` is no time.
         """
         await self._sources.bring_up_to_date()
+        since = _moment(updated_since) if updated_since else None
+        if self._listed[0] != self._sources.generation:
+            self._listed = (self._sources.generation, sorted(self._sources.first_of_each().items()))
+        listed = self._listed[1]
         found: list[Entry] = []
-        for name, entry in sorted(self._sources.first_of_each().items()):
-            if cursor is not None and name <= cursor:
-                continue
+        start = bisect_right(listed, cursor, key=itemgetter(0)) if cursor is not None else 0
+        for name, entry in islice(listed, start, None):
             if search and search.casefold() not in name.casefold():
                 continue
             if version not in (None, "", "latest", entry.server["version"]):
                 continue
-            if updated_since and str(entry.official().get("updatedAt") or "") < updated_since:
+            if since is not None and not _is_since(entry.official().get("updatedAt"), since):
                 continue
             if len(found) == limit:
                 return found, found[-1].name
@@ -296,3 +308,24 @@ def _candidate(entry: Entry, doc: Doc, score: float, asked: Mapping[str, str]) -
     ]
     best = max(tools, key=lambda one: one[0], default=(0, None))
     return Candidate(entry, round(score / (score + 6), 4), matched, best[1] if best[0] else None)
+
+
+def _moment(text: str) -> datetime:
+    """A time of RFC 3339.
+
+    Raises:
+        InvalidArguments: it is none.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidArguments(f"{text!r:.60} is no time such as 2026-07-01T12:00:00Z") from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _is_since(updated_at: Any, moment: datetime) -> bool:
+    """Whether a registry says that something was updated then or later."""
+    try:
+        return _moment(str(updated_at)) >= moment
+    except InvalidArguments:
+        return False

@@ -172,7 +172,7 @@ def _suspicious(
     if mixed is not None:
         reasons.append(f"letters of several alphabets in one word ({_quoted(mixed)})")
     words = {word.strip(".-") for one in said for word in re.findall(r"[\w.-]+", one)}
-    named = sorted(word for word in words & set(others) if len(word) > 5 and not word.isalpha())
+    named = sorted(word for word in words.intersection(others) if len(word) > 5 and not word.isalpha())
     if named:
         reasons.append(f"names a tool of another server: {', '.join(named[:3])}")
     return reasons

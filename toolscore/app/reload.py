@@ -127,7 +127,11 @@ class Reload:
                         self._servers.off[server_id] = after[server_id]
         except UpstreamUnavailable as exc:
             stay = await self._put_back({server_id: before[server_id] for server_id in swapped})
-            also = f"; and {', '.join(stay)} run as in the new files, since as before they do not start" if stay else ""
+            also = (
+                f"; and {', '.join(map(repr, stay))}: as in the new files, since as before it does not start"
+                if stay
+                else ""
+            )
             raise _Rejected(f"{exc.message}{also}") from exc
         for server_id in sorted(before.keys() - after.keys()):
             self._servers.off.pop(server_id, None)

@@ -65,6 +65,7 @@ class RealTimeToolClient:
         self._connected = asyncio.Event()
         self._changed = asyncio.Condition()
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE_EVENTS)
+        self._arrived = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count(1)
 
@@ -84,7 +85,8 @@ class RealTimeToolClient:
         Raises:
             ToolScoreClientError: it never will: it refuses the key, or what was asked for.
         """
-        await self._or_end(self._connected.wait())
+        if not self._connected.is_set():
+            await self._or_end(self._connected.wait())
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Each event, in order, once. One consumer; what it leaves unread is bounded, the oldest goes first.
@@ -93,7 +95,10 @@ class RealTimeToolClient:
             ToolScoreClientError: as of `connected`.
         """
         while True:
-            yield await self._or_end(self._queue.get())
+            while self._queue.empty():  # and nothing is taken off before it is given out: a consumer may be cancelled
+                self._arrived.clear()
+                await self._or_end(self._arrived.wait())
+            yield self._queue.get_nowait()
 
     async def wait_for_tool(self, wanted: str) -> dict[str, Any]:
         """Wait until a tool of this full name, own name, or capability is there, and return it. At once if it is.
@@ -117,7 +122,8 @@ class RealTimeToolClient:
             await asyncio.wait({waiting, self._task}, return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 return waiting.result()
-            self._task.result()  # raises
+            if not self._task.cancelled():
+                self._task.result()  # raises why it ended
             raise ToolScoreClientError("the client was closed", code="unreachable")
         finally:
             waiting.cancel()
@@ -248,6 +254,7 @@ class RealTimeToolClient:
         if self._queue.full():
             self._queue.get_nowait()
         self._queue.put_nowait(event)
+        self._arrived.set()
 
     def _answered(self, event: dict[str, Any]) -> None:
         answer = self._waiting.get(event.get("id") or 0)

@@ -136,13 +136,13 @@ class ToolMethods:
                 raise
             text = f"{exc.message}. {exc.suggestion[:1].upper()}{exc.suggestion[1:]}" if exc.suggestion else exc.message
             return Raw(encode({"content": [{"type": "text", "text": text}], "isError": True}))
-        raw, content = result.raw, memoryview(result.content).tobytes()
+        raw, content = result.raw, memoryview(result.content)
         structured = result.structured_content
         if structured is not None and not caller.stateless and memoryview(structured).tobytes()[:1] != b"{":
             raw = _without_structure(raw, structured)
-        if content == b"[]":
+        if content.nbytes == 2:  # `[]`, as of what is no result yet but a task
             return self._task_ids.shown(result.tool.server_id, caller.principal, raw)
-        if self._server_id is None and b'"resource' in content:
+        if self._server_id is None and b'"resource' in content.tobytes():
             return self._links_shown(result.tool.server_id, raw)
         return raw
 

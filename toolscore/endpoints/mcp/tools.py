@@ -138,7 +138,7 @@ class ToolMethods:
             return Raw(encode({"content": [{"type": "text", "text": text}], "isError": True}))
         raw, content = result.raw, memoryview(result.content)
         structured = result.structured_content
-        if structured is not None and not caller.stateless and memoryview(structured)[:1] != b"{":
+        if structured is not None and not caller.stateless and memoryview(structured)[:1].tobytes() != b"{":
             raw = _without_structure(raw, structured)
         if content.nbytes == 2:  # `[]`, as of what is no result yet but a task
             return self._task_ids.shown(result.tool.server_id, caller.principal, raw)

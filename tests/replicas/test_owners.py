@@ -83,7 +83,7 @@ def test_progress_and_cancelling_pass_the_hop(replicas: Replicas, tmp_path: Path
     assert all(one["params"]["progressToken"] == "p" for one in said[:-1])
     assert said[-1]["result"]["content"][0]["text"] == "done"
     with pytest.raises(httpx.ReadTimeout):
-        other.http.post("/execute_tool", json={"tool_id": "slow__echo", "parameters": {"text": "slow"}}, timeout=0.5)
+        other.http.post("/execute_tool", json={"tool_id": "slow__echo", "parameters": {"text": "slow"}}, timeout=4)
     known(lambda: seen.exists() and "cancelled" in seen.read_text(), "for the server to hear that it is cancelled")
 
 

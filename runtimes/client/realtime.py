@@ -23,6 +23,7 @@ __all__ = ["RealTimeToolClient"]
 T = TypeVar("T")
 
 EVENTS_PATH = "/api/v1/events/tools"
+REFUSED = {401: "unauthenticated", 403: "forbidden"}
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 15.0
 QUEUE_EVENTS = 10_000
@@ -170,14 +171,12 @@ class RealTimeToolClient:
                     self._socket = socket
                     await self._follow(socket)
                     failures = 0
-            except InvalidStatus as exc:
-                if exc.response.status_code in (401, 403):
+            except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError) as exc:
+                status = exc.response.status_code if isinstance(exc, InvalidStatus) else None
+                if status in REFUSED:
                     raise ToolScoreClientError(
-                        f"{self._url} refuses us (HTTP {exc.response.status_code}): check the key",
-                        code="unauthenticated" if exc.response.status_code == 401 else "forbidden",
+                        f"{self._url} refuses us (HTTP {status}): check the key", code=REFUSED[status]
                     ) from exc
-                failures += 1
-            except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError):
                 failures = 0 if self._connected.is_set() else failures + 1
             finally:
                 self._socket = None

@@ -29,9 +29,9 @@ DESCRIBE = "toolscore__describe_tools"
 RESET = "python-executor-mcp-server__python_session_reset"
 POLL_SECONDS = 0.5
 LATE_SECONDS = 5.0
+"""How long the journal may take to have a call that was made."""
 MAX_TRIES, MAX_RETRY_SECONDS = 4, 10.0
 """Of code that the gateway does not take just now."""
-"""How long the journal may take to have a call that was made."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,9 @@ class CodeSteps:
 
     async def take(self, code: str) -> None:
         self._talk.steps += 1
-        key = "\n".join(line.rstrip() for line in code.splitlines() if line.strip())
-        if key in self._failed:
-            self._talk.say(
-                "user", f"This very code failed before, and is not run again. It said then:\n{self._failed[key]}"
-            )
+        before = self._failed.get(_plain(code))
+        if before is not None:
+            self._talk.say("user", f"This very code failed before, and is not run again. It said then:\n{before}")
             return
         named = await self._named(code)
         changing = tuple(sorted(tool for tool, reads in named.items() if not reads))
@@ -156,8 +154,7 @@ class CodeSteps:
         if ok:
             self._failed.clear()  # what it lacked may be there now
         elif ran:
-            key = "\n".join(line.rstrip() for line in code.splitlines() if line.strip())
-            self._failed[key] = clipped(text, 300)
+            self._failed[_plain(code)] = clipped(text, 300)
         self._talk.tell(
             CodeRun(
                 step=self._talk.steps, ok=ok, text=text, call_id=call_id, calls=calls, duration_ms=round(duration_ms, 1)
@@ -253,6 +250,11 @@ class CodeSteps:
             code, ok=ok, text=clipped(text, self._bounds.output_tokens), call_id=call["call_id"], calls=len(inner),
             duration_ms=call["duration_ms"],
         )  # fmt: skip
+
+
+def _plain(code: str) -> str:
+    """Code without what makes no difference."""
+    return "\n".join(line.rstrip() for line in code.splitlines() if line.strip())
 
 
 def _shown(result: CodeResult, tokens: int) -> str:

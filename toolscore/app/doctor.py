@@ -23,7 +23,7 @@ from toolscore.app.files import load_settings
 from toolscore.app.settings import Settings
 from toolscore.core.models import Confinement, UpstreamSpec, is_well
 from toolscore.embedding import installed, mode_of
-from toolscore.stores.database import StoreError, open_database
+from toolscore.stores.database import OldSchemaError, StoreError, open_database
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.process.confine import confined_command, confined_environment, user_of
 from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, resolve_command
@@ -223,11 +223,11 @@ async def _database(settings: Settings) -> Finding:
         async with open_database(url, migrate=False) as database:
             tools = len(await database.load_tools())
             return Finding("database", True, f"{tools} tool{'s' if tools != 1 else ''} stored")
+    except OldSchemaError as exc:
+        if settings.storage.migrate:
+            return Finding("database", True, "the next start brings its schema up to this release")
+        return Finding("database", False, str(exc).partition(": run")[0], "toolscore migrate")
     except StoreError as exc:
-        if "toolscore migrate" in str(exc):  # the schema of an older release, or none yet
-            if settings.storage.migrate:
-                return Finding("database", True, "the next start brings its schema up to this release")
-            return Finding("database", False, str(exc).partition(": run")[0], "toolscore migrate")
         return Finding("database", False, str(exc), "check `storage` in toolscore.yaml: the folder must be writable")
 
 

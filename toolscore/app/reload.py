@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
 
-from toolscore.app.files import load_settings
+from toolscore.app.files import Loaded, load_settings
 from toolscore.app.servers import Servers, configured_servers, self_references
 from toolscore.app.settings import Settings, SettingsHub, differences, needs_restart
 from toolscore.core.errors import Conflict, UpstreamUnavailable
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams import UpstreamPool
 
-__all__ = ["MAX_TOLD", "Reload", "with_bound_ports"]
+__all__ = ["Reload", "rejected", "why_not", "with_bound_ports"]
 
 log = structlog.get_logger(__name__)
 
@@ -61,14 +61,11 @@ class Reload:
         """Read the settings again and put them in force; at any problem the old stay. Returns whether they changed."""
         loaded = await asyncio.to_thread(load_settings, self.config_dir)
         try:
-            if loaded.problems:
-                more = len(loaded.problems) - MAX_TOLD
-                raise _Rejected("; ".join(loaded.problems[:MAX_TOLD]) + (f"; and {more} more" if more > 0 else ""))
-            changed, left_out = await self._apply(loaded.settings)
+            changed, left_out = await self._apply(loaded)
         except _Rejected as exc:
             log.error("settings rejected", reason=str(exc))
             self._publish("settings_rejected", reason=str(exc))
-            self.problems = [f"the files were changed and rejected: {exc}"]
+            self.problems = [rejected(str(exc))]
             return False
         mended, self.problems = self.problems, []
         self._servers.refuse({**self_references(loaded.settings), **left_out})
@@ -79,7 +76,7 @@ class Reload:
             self._publish("settings_applied", changed=changed)
         return bool(changed)
 
-    async def _apply(self, new: Settings) -> tuple[list[str], dict[str, str]]:
+    async def _apply(self, loaded: Loaded) -> tuple[list[str], dict[str, str]]:
         """Put new settings in force: servers that changed are swapped, those that did not are not touched.
 
         Returns:
@@ -89,18 +86,15 @@ class Reload:
             _Rejected: nothing was changed.
         """
         old = self._settings.current
-        new = with_bound_ports(new, old)
-        frozen = sorted(path for path in differences(old, new) if needs_restart(path))
-        if frozen:
-            raise _Rejected(f"{', '.join(frozen)}: needs a restart; nothing was changed")
+        new = with_bound_ports(loaded.settings, old)
+        why = why_not(loaded.problems, old, new)
+        if why is not None:
+            raise _Rejected(why)
         before, after = configured_servers(old), configured_servers(new)
-        self._servers.changing = {server_id: after[server_id] for server_id in before.keys() & after.keys()}
-        try:
+        with self._servers.changing({server_id: after[server_id] for server_id in before.keys() & after.keys()}):
             left_out = await self._swap_servers(before, after)
             self._use(new)
             changed = self._settings.swap(new)
-        finally:
-            self._servers.changing = None
         if self._keep is not None:
             await asyncio.to_thread(self._keep, new)
         return changed, left_out
@@ -127,12 +121,8 @@ class Reload:
                         self._servers.off[server_id] = after[server_id]
         except UpstreamUnavailable as exc:
             stay = await self._put_back({server_id: before[server_id] for server_id in swapped})
-            also = (
-                f"; and {', '.join(map(repr, stay))}: as in the new files, since as before it does not start"
-                if stay
-                else ""
-            )
-            raise _Rejected(f"{exc.message}{also}") from exc
+            also = [f"{server_id!r} stays as in the new files, since as before it does not start" for server_id in stay]
+            raise _Rejected("; and ".join([exc.message, *also])) from exc
         for server_id in sorted(before.keys() - after.keys()):
             self._servers.off.pop(server_id, None)
             await self._servers.drop(server_id, for_good=False)
@@ -161,6 +151,24 @@ class Reload:
 
 class _Rejected(Exception):
     """New settings cannot be put in force."""
+
+
+def rejected(reason: str) -> str:
+    """What is told of settings for as long as those before them hold."""
+    return f"the files were changed and rejected: {reason}"
+
+
+def why_not(problems: Sequence[str], now: Settings, new: Settings) -> str | None:
+    """Why settings cannot be put in force in the place of others; `None`: they can.
+
+    Args:
+        problems: of the files that they were read from.
+    """
+    if problems:
+        more = len(problems) - MAX_TOLD
+        return "; ".join(problems[:MAX_TOLD]) + (f"; and {more} more" if more > 0 else "")
+    frozen = sorted(path for path in differences(now, new) if needs_restart(path))
+    return f"{', '.join(frozen)}: needs a restart; nothing was changed" if frozen else None
 
 
 def with_bound_ports(new: Settings, running: Settings) -> Settings:

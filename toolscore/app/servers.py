@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import structlog
@@ -61,8 +62,7 @@ class Servers:
         """Server id → why its entry in mcp_servers.json was refused."""
         self.off: dict[str, UpstreamSpec] = {}
         """Servers that were disabled at run time."""
-        self.changing: dict[str, UpstreamSpec] | None = None
-        """While the configuration changes: its servers that stay; whoever changes it sees to all others."""
+        self._staying: dict[str, UpstreamSpec] | None = None
         self._attached: dict[str, UpstreamSpec] = {}
         self._writing = asyncio.Lock()
         """Held while the database and what we know of it change: what is read meanwhile would be older."""
@@ -110,7 +110,7 @@ class Servers:
         """
         async with self._writing:
             attached, off = await self._read_attached(), await self._database.load_switched_off()
-            configured = configured_servers(self._settings.current) if self.changing is None else self.changing
+            configured = self._staying if self._staying is not None else configured_servers(self._settings.current)
             before, self._attached = self._attached, attached
             there = {key: spec for key, spec in (attached | configured).items() if key not in self.broken}
             gone = {key for key, spec in before.items() if key not in configured and attached.get(key) != spec}
@@ -121,6 +121,17 @@ class Servers:
         for server_id, spec in there.items():
             if server_id not in self.off and self._upstreams.find(server_id) is None:
                 self._upstreams.add(server_id, spec)
+
+    @contextmanager
+    def changing(self, staying: dict[str, UpstreamSpec]) -> Iterator[None]:
+        """While inside, `read_again` knows of these servers of the configuration alone: whoever changes that sees to
+        all others.
+        """
+        self._staying = staying
+        try:
+            yield
+        finally:
+            self._staying = None
 
     def add(self, server_id: str, spec: UpstreamSpec) -> None:
         """Start a server, unless it was disabled.

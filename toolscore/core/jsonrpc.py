@@ -33,6 +33,8 @@ __all__ = [
     "error_frame",
     "meta_of",
     "notification_frame",
+    "number_of",
+    "progress_token",
     "remote_error",
     "request_frame",
     "result_frame",
@@ -291,6 +293,22 @@ def _scrubbed(value: Any) -> Any:
 def with_progress_token(params: Params | None, token: RequestId) -> Params:
     """The params of a request whose sender wants to hear of progress under this token (MCP, progress)."""
     return {**(params or {}), "_meta": {**meta_of(params), "progressToken": token}}
+
+
+def progress_token(params: Raw) -> RequestId | None:
+    """Whose progress a `notifications/progress` tells of: the token that we gave; `None`: it has none.
+
+    Raises:
+        InvalidRequest: params that are no object.
+    """
+    given = decode_object(params).get("progressToken")
+    token = number_of(decode(given)) if given is not None else None
+    return token if isinstance(token, int | str) else None
+
+
+def number_of(given: Any) -> Any:
+    """An id or a token of ours, which are numbers: some servers send them back as texts."""
+    return int(given) if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < 20 else given
 
 
 def meta_of(params: Params | None) -> dict[str, Any]:

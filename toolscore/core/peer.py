@@ -21,9 +21,10 @@ from toolscore.core.jsonrpc import (
     decode,
     decode_frame,
     decode_frames,
-    decode_object,
     error_frame,
     notification_frame,
+    number_of,
+    progress_token,
     remote_error,
     request_frame,
     result_frame,
@@ -205,7 +206,7 @@ class Peer:
             task.cancel()
 
     def _answered(self, request_id: RequestId, frame: Frame) -> None:
-        request_id = _number(request_id)
+        request_id = number_of(request_id)
         answer = self._waiting.get(request_id)
         if answer is None or answer.done():
             late = self._late.pop(request_id, None)
@@ -221,8 +222,8 @@ class Peer:
 
     def _notified(self, method: str, params: Raw | None) -> None:
         if method == "notifications/progress":  # its token says whose it is; of a request that is over it is nobody's
-            token = decode_object(params).get("progressToken") if params is not None and self._progress else None
-            listener = self._progress.get(_number(decode(token))) if token is not None else None
+            token = progress_token(params) if params is not None and self._progress else None
+            listener = self._progress.get(token) if token is not None else None
             if listener is not None and params is not None:
                 listener(params)
             return
@@ -289,8 +290,3 @@ class Peer:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._side_tasks.add(task)
         task.add_done_callback(self._side_tasks.discard)
-
-
-def _number(given: Any) -> Any:
-    """An id or a token of ours, which are numbers: some servers send them back as texts."""
-    return int(given) if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < 20 else given

@@ -24,10 +24,11 @@ def event_types(names: list[Any]) -> set[str]:
     if not all(isinstance(name, str) and name for name in names):
         raise InvalidRequest("`events` must be a list of event types")
     types = {name.strip() for name in names}
-    for name in sorted(types.difference(EVENT_TYPES)):
-        meant = nearest(name, EVENT_TYPES, count=1)
+    unknown = min(types.difference(EVENT_TYPES), default=None)
+    if unknown is not None:
+        meant = nearest(unknown, EVENT_TYPES, count=1)
         raise InvalidRequest(
-            f"no event has the type {name!r:.80}" + (f"; nearest: {meant[0]}" if meant else ""),
+            f"no event has the type {unknown!r:.80}" + (f"; nearest: {meant[0]}" if meant else ""),
             suggestion=f"there are: {', '.join(EVENT_TYPES)}",
         )
     return types

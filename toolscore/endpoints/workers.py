@@ -29,8 +29,7 @@ from typing import Any
 
 from toolscore.app.compose import Gateway
 from toolscore.app.files import Loaded, load_settings
-from toolscore.app.reload import MAX_TOLD, with_bound_ports
-from toolscore.app.settings import differences, needs_restart
+from toolscore.app.reload import rejected, why_not, with_bound_ports
 from toolscore.app.worker import Loads, Worker
 from toolscore.core.errors import SettingsError
 from toolscore.endpoints.app import alone_in, bind_services, check_before_start, serve_sockets
@@ -276,9 +275,8 @@ def run_workers(
 
         if settings.storage.redis_url is None:
             launcher.processes.append(_Process("the host of the workers", host, keep=False))
-        launcher.processes.append(
-            _Process("the recorder", recorder, keep=False)
-        )  # the journal may be switched on later
+        # Also where there is no journal: it may be switched on while they run.
+        launcher.processes.append(_Process("the recorder", recorder, keep=False))
 
         def process(number: int) -> _Process:
             return _Process(f"worker {number}", worker(number), on_end=lambda: outside.loads.gone(number))
@@ -301,14 +299,11 @@ def _as_now(loaded: Loaded, config_dir: Path | None, worker: Worker) -> Loaded:
     """
     now = load_settings(config_dir)
     settings = with_bound_ports(now.settings, loaded.settings)
-    frozen = [path for path in differences(loaded.settings, settings) if needs_restart(path)]
-    if not now.problems and not frozen:
+    why = why_not(now.problems, loaded.settings, settings)
+    if why is None:
         return Loaded(settings, now.problems, now.broken_servers, now.remarks)
-    kept = worker.kept_settings()
-    why = [*now.problems, *(f"{path}: needs a restart" for path in frozen)]
-    if why != loaded.problems:  # else it began with them
-        why = [f"the files were changed and rejected: {'; '.join(why[:MAX_TOLD])}"]
-    return Loaded(kept or loaded.settings, why, loaded.broken_servers, loaded.remarks)
+    problems = loaded.problems if now.problems and now.problems == loaded.problems else [rejected(why)]
+    return Loaded(worker.kept_settings() or loaded.settings, problems, loaded.broken_servers, loaded.remarks)
 
 
 def _outcome(running: Any, work: Any) -> int:

@@ -306,11 +306,10 @@ class EventLog:
         def failed(error: str) -> None:
             self.store_error = error
 
-        patience = self._stopping
-        if self.store_error is not None:
-            patience = asyncio.Event()
-            patience.set()
-        if not await with_patience(append, f"{len(group)} events", patience, failed):
+        hopeless = asyncio.Event()
+        hopeless.set()
+        closing = self._stopping if self.store_error is None else hopeless
+        if not await with_patience(append, f"{len(group)} events", closing, failed):
             return None
         self.store_error = None
         return seqs

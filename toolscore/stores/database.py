@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from toolscore.core.errors import Overloaded
 from toolscore.stores.engine import AsyncEngine, create_async_engine
-from toolscore.stores.schema import SchemaMismatch, bring_up_to_date
+from toolscore.stores.schema import SchemaBehind, SchemaMismatch, bring_up_to_date
 from toolscore.stores.tables import (
     bodies,
     cached,
@@ -46,7 +46,7 @@ from toolscore.stores.tables import (
     vectors,
 )
 
-__all__ = ["Database", "StoreError", "TakenError", "caught_up", "open_database", "or_overloaded"]
+__all__ = ["Database", "OldSchemaError", "StoreError", "TakenError", "caught_up", "open_database", "or_overloaded"]
 
 BUSY_TIMEOUT_SECONDS = 5
 """How long a write waits for another process's lock before it fails."""
@@ -70,6 +70,10 @@ SEAL = "first"
 
 class StoreError(Exception):
     """The database refused or cannot be reached."""
+
+
+class OldSchemaError(StoreError):
+    """The database has the schema of an older release, or none, and was not to be migrated."""
 
 
 class TakenError(Exception):
@@ -662,6 +666,8 @@ async def open_database(url: str, *, migrate: bool = True, shared: bool | None =
         try:
             async with engine.begin() as connection:
                 had = await connection.run_sync(lambda sync: bring_up_to_date(sync, migrate=migrate))
+        except SchemaBehind as exc:
+            raise OldSchemaError(str(exc)) from exc
         except SchemaMismatch as exc:
             raise StoreError(str(exc)) from exc
         except (SQLAlchemyError, OSError) as exc:

@@ -14,7 +14,7 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, sel
 
 from toolscore.stores.tables import compatible, metadata
 
-__all__ = ["HEAD", "SchemaMismatch", "bring_up_to_date", "revision_of"]
+__all__ = ["HEAD", "SchemaBehind", "SchemaMismatch", "bring_up_to_date", "revision_of"]
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 REVISIONS = sorted(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
@@ -32,6 +32,10 @@ _alembic_version = Table("alembic_version", MetaData(), Column("version_num", St
 
 class SchemaMismatch(Exception):
     """The schema is not the one that this release needs; with what to do."""
+
+
+class SchemaBehind(SchemaMismatch):
+    """It is of an older release, or not there yet: a migration would do."""
 
 
 def revision_of(connection: Connection) -> str | None:
@@ -63,7 +67,7 @@ def bring_up_to_date(connection: Connection, *, migrate: bool = True) -> str | N
         _check_newer(connection, before)
         return before
     if not migrate:
-        raise SchemaMismatch(
+        raise SchemaBehind(
             f"the database has {'no tables' if before is None else f'the schema {before}'}, this release needs the "
             f"schema {HEAD}: run `toolscore migrate`"
         )

@@ -15,6 +15,7 @@ from operator import gt, lt
 from typing import Any, Literal
 
 from toolscore.core.models import Change
+from toolscore.tools.pointers import at_pointer
 
 __all__ = ["HIDDEN", "classify", "find_renamed", "first_sight", "in_reasons", "readable_diff"]
 
@@ -219,74 +220,80 @@ class _Narrowing:
     def __init__(self, old: Any, new: Any, what: str) -> None:
         self._old, self._new = _object(old), _object(new)
         self._what = what
-        self._followed: set[tuple[Any, Any]] = set()
+        self._followed: set[tuple[str | None, str | None]] = set()
 
     def reasons(self) -> list[str]:
-        return [] if self._old == self._new else self._in(self._old, self._new, "", 0)
+        return [] if self._old == self._new else self._between(self._old, self._new, "", 0)
 
-    def _in(self, old: Any, new: Any, path: str, depth: int) -> list[str]:
+    def _between(self, old: Any, new: Any, path: str, depth: int) -> list[str]:
         before, after = _object(old), _object(new)
-        references = (before.get("$ref"), after.get("$ref"))
-        if depth > MAX_DEPTH or (references != (None, None) and references in self._followed):
+        references = (_reference(before), _reference(after))
+        if depth > MAX_DEPTH or references in self._followed:
             return []
-        if references != (None, None) and all(isinstance(one, str | None) for one in references):
+        if references != (None, None):
             self._followed.add(references)
-        return _narrower(_followed(before, self._old), _followed(after, self._new), self._what, path, depth, self._in)
+        before, after, what = _followed(before, self._old), _followed(after, self._new), self._what
+        reasons = []
+        properties, now = _object(before.get("properties")), _object(after.get("properties"))
+        for name in properties:
+            if name not in now:
+                reasons.append(f"{what} {path}{name} is gone")
+            else:
+                reasons += self._between(properties[name], now[name], f"{path}{name}.", depth + 1)
+        for name in _names(after.get("required")) - _names(before.get("required")):
+            reasons.append(f"{what} {path}{name} is required now")
+        here = path.rstrip(".") or "object"
+        reasons += [f"{what} {here} {reason}" for reason in _narrower(before, after, is_whole=not path)]
+        further = after.get("additionalProperties")
+        if isinstance(further, Mapping) and further:
+            reasons += self._between(before.get("additionalProperties"), further, f"{path}*.", depth + 1)
+        if isinstance(before.get("items"), Mapping) or isinstance(after.get("items"), Mapping):
+            reasons += self._between(before.get("items"), after.get("items"), f"{path}[].", depth + 1)
+        return reasons
+
+
+def _reference(schema: Mapping[str, Any]) -> str | None:
+    reference = schema.get("$ref")
+    return reference if isinstance(reference, str) else None
 
 
 def _followed(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
     """A schema with what its reference leads to, within the same definition."""
     for _ in range(MAX_DEPTH):
-        reference = schema.get("$ref")
-        if not isinstance(reference, str) or not reference.startswith("#/"):
-            break
-        target: Any = root
-        for step in reference[2:].split("/"):
-            target = _object(target).get(step.replace("~1", "/").replace("~0", "~"))
+        reference = _reference(schema)
+        target = at_pointer(root, reference[1:]) if reference is not None and reference.startswith("#/") else None
         if not isinstance(target, Mapping):
             break
         schema = {**target, **{name: member for name, member in schema.items() if name != "$ref"}}
     return schema
 
 
-def _narrower(
-    before: Mapping[str, Any], after: Mapping[str, Any], what: str, path: str, depth: int,
-    inside: Callable[[Any, Any, str, int], list[str]],
-) -> list[str]:  # fmt: skip
+def _narrower(before: Mapping[str, Any], after: Mapping[str, Any], *, is_whole: bool) -> list[str]:
+    """In which ways a part of a schema takes less, its own parts apart.
+
+    Args:
+        is_whole: it is the schema of all arguments: that these are an object needs no saying.
+    """
     reasons = []
-    properties, now = _object(before.get("properties")), _object(after.get("properties"))
-    for name in properties:
-        if name not in now:
-            reasons.append(f"{what} {path}{name} is gone")
-        else:
-            reasons += inside(properties[name], now[name], f"{path}{name}.", depth + 1)
-    for name in _names(after.get("required")) - _names(before.get("required")):
-        reasons.append(f"{what} {path}{name} is required now")
-    here = path.rstrip(".") or "object"
     lost = _types(before) - _types(after)
     if lost and _types(after):
-        reasons.append(f"{what} {here} is no longer {' or '.join(sorted(lost))}")
-    if path and not SHAPED.intersection(before) and _types(after):
-        reasons.append(f"{what} {here} has to be {' or '.join(sorted(_types(after)))} now")
+        reasons.append(f"is no longer {' or '.join(sorted(lost))}")
+    if not is_whole and not SHAPED.intersection(before) and _types(after):
+        reasons.append(f"has to be {' or '.join(sorted(_types(after)))} now")
     if isinstance(after.get("enum"), list) and (
         not isinstance(before.get("enum"), list) or any(value not in after["enum"] for value in before["enum"])
     ):
-        reasons.append(f"{what} {here} takes fewer values")
+        reasons.append("takes fewer values")
     for bound, stricter in STRICTER.items():
         was, is_ = before.get(bound), after.get(bound)
         if isinstance(is_, int | float) and (not isinstance(was, int | float) or stricter(is_, was)):
-            reasons.append(f"{what} {here} has a stricter {bound}")
+            reasons.append(f"has a stricter {bound}")
     if after.get("pattern") not in (None, before.get("pattern")):
-        reasons.append(f"{what} {here} has another pattern")
+        reasons.append("has another pattern")
     if after.get("additionalProperties") is False and before.get("additionalProperties") is not False:
-        reasons.append(f"{what} {here} takes no further members")
-    further = after.get("additionalProperties")
-    if isinstance(further, Mapping) and further:
-        reasons += inside(before.get("additionalProperties"), further, f"{path}*.", depth + 1)
-    if isinstance(before.get("items"), Mapping) or isinstance(after.get("items"), Mapping):
-        reasons += inside(before.get("items"), after.get("items"), f"{path}[].", depth + 1)
+        reasons.append("takes no further members")
     if any(before.get(key) != after.get(key) for key in ("anyOf", "oneOf", "allOf", "not", "if", "$ref", "const")):
-        reasons.append(f"{what} {here} has another form")
+        reasons.append("has another form")
     return reasons
 
 

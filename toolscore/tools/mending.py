@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote
+
+from toolscore.tools.pointers import at_pointer
 
 __all__ = ["mended_entry", "mended_tool", "says_object", "without_output"]
 
@@ -154,23 +155,8 @@ def _leads_nowhere(schema: dict[str, Any]) -> bool:
                     names.add(f"#{member}")
                 elif key not in ("const", "enum", "default", "examples", "example"):
                     pending.append(member)
-    return any(
-        reference not in names and not (reference.startswith("#/") and _is_there(schema, reference))
-        for reference in references
-    )
-
-
-def _is_there(schema: Any, reference: str) -> bool:
-    """Whether a JSON pointer (RFC 6901) has a target."""
-    for step in unquote(reference[2:]).split("/"):
-        name = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(schema, dict) and name in schema:
-            schema = schema[name]
-        elif isinstance(schema, list) and name.isascii() and name.isdigit() and int(name) < len(schema):
-            schema = schema[int(name)]
-        else:
-            return False
-    return isinstance(schema, dict | bool)
+    pointers = [reference for reference in references if reference not in names]
+    return any(not (one.startswith("#/") and isinstance(at_pointer(schema, one[1:]), dict | bool)) for one in pointers)
 
 
 def _without_references(schema: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from typing import Any
-from urllib.parse import unquote
 
 import jsonschema_rs
 import structlog
@@ -14,6 +13,7 @@ from toolscore.core.memo import Memo
 from toolscore.core.models import Tool
 from toolscore.tools.checking import Compiled, branches_of
 from toolscore.tools.mending import mended_tool
+from toolscore.tools.pointers import at_pointer
 from toolscore.upstreams.headers import Mirrored, mirrored_arguments
 
 __all__ = ["Schemas", "compile_schema", "is_usable", "problem_of"]
@@ -169,17 +169,7 @@ def _target(schema: dict[str, Any], named: dict[str, Any], reference: str) -> An
         return named[reference]
     base, _, fragment = reference.partition("#")
     part: Any = named.get(base) if base else schema
-    if fragment and not fragment.startswith("/"):
-        return None
-    for step in unquote(fragment).split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(part, dict):
-            part = part.get(name)
-        elif isinstance(part, list) and name.isascii() and name.isdigit() and int(name) < len(part):
-            part = part[int(name)]
-        else:
-            return None
-    return part
+    return at_pointer(part, fragment) if fragment.startswith("/") or not fragment else None
 
 
 def is_usable(server_id: str, definition: dict[str, Any]) -> bool:

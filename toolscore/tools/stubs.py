@@ -15,6 +15,7 @@ from typing import Any
 
 from toolscore.core.errors import InvalidArguments
 from toolscore.core.models import Tool
+from toolscore.tools.pointers import at_pointer
 
 __all__ = ["NameSpace", "arranged", "identifier", "signature", "stub_of", "stubs", "unwraps"]
 
@@ -201,7 +202,7 @@ class _Types:
         if not isinstance(schema, dict) or depth > MAX_DEPTH or self._looked_at > MAX_LOOKED_AT:
             return "Any"
         if isinstance(schema.get("$ref"), str):
-            target = self._target(schema["$ref"])
+            target = at_pointer(self.root, schema["$ref"][1:]) if schema["$ref"].startswith("#/") else None
             return self.of(target, schema["$ref"].rsplit("/", 1)[-1], depth + 1) if target is not None else "Any"
         if "const" in schema:
             return _literal([schema["const"]])
@@ -238,16 +239,6 @@ class _Types:
             kind = self.of(value, key, depth + 1)
             lines.append(f"{key}: {kind if key in required else f'NotRequired[{kind}]'}{_note(value)}")
         return title
-
-    def _target(self, reference: str) -> Any:
-        if not reference.startswith("#/"):
-            return None
-        found = self.root
-        for part in reference[2:].split("/"):
-            if not isinstance(found, dict):
-                return None
-            found = found.get(part.replace("~1", "/").replace("~0", "~"))
-        return found
 
 
 def _literal(values: list[Any]) -> str:

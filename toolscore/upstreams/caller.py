@@ -25,6 +25,7 @@ __all__ = [
     "CLIENT_FEATURES",
     "CODE_CALL",
     "CODE_OUTPUT",
+    "ELICITED",
     "EVERYBODY",
     "LOG_LEVELS",
     "NO_HEADERS",
@@ -113,6 +114,9 @@ class Code(Protocol):
         """Answer a call of the code, which has so many seconds left."""
         ...
 
+
+ELICITED = "notifications/elicitation/complete"
+"""A client has been where a server sent it (MCP, elicitation in URL mode)."""
 
 NO_HEADERS: Mapping[str, str] = {}
 

@@ -29,11 +29,13 @@ from toolscore.core.jsonrpc import (
     Frame,
     Params,
     RemoteError,
+    RequestId,
     decode,
     decode_frames,
-    decode_object,
     error_frame,
     notification_frame,
+    number_of,
+    progress_token,
     remote_error,
     request_frame,
     result_frame,
@@ -160,7 +162,7 @@ class HttpConnection:
         self._generation = 0
         self._renewed = asyncio.Event()
         self._elsewhere: dict[int, asyncio.Future[Raw]] = {}
-        self._progressing: dict[int, Caller] = {}
+        self._progressing: dict[RequestId, Caller] = {}
         self._stray: str | None = None
         self._last_event = ""
         self._retry_seconds: float | None = None
@@ -688,7 +690,7 @@ class HttpConnection:
         if isinstance(frame.method, str):
             self._take(frame.method, frame.params or None, frame.id, caller)
             return True
-        waiting = self._elsewhere.get(_number(frame.id)) if self._elsewhere else None
+        waiting = self._elsewhere.get(number_of(frame.id)) if self._elsewhere else None
         if waiting is None or waiting.done():
             return False
         if isinstance(frame.result, Raw):
@@ -777,8 +779,8 @@ class HttpConnection:
             pass  # the gateway's own subscription
         elif method == "notifications/progress" and caller is None:
             with contextlib.suppress(InvalidRequest):  # its token says whose it is
-                told = decode_object(params).get("progressToken") if params is not None else None
-                caller = self._progressing.get(_number(decode(told))) if told is not None else None
+                token = progress_token(params) if params is not None else None
+                caller = self._progressing.get(token) if token is not None else None
                 if caller is not None:
                     caller.notify(method, params)
         elif caller is not None:
@@ -864,13 +866,8 @@ def _said(body: bytes) -> str:
     return body[:200].decode(errors="replace")
 
 
-def _number(found: Any) -> Any:
-    """An id of ours, which is a number; some servers send it back as a text."""
-    return int(found) if isinstance(found, str) and found.isascii() and found.isdigit() and len(found) < 20 else found
-
-
 def _matches(found: Any, request_id: int) -> bool:
-    return bool(_number(found) == request_id)
+    return bool(number_of(found) == request_id)
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from toolscore.core.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, RemoteError
 from toolscore.upstreams.caller import (
     CODE_CALL,
     CODE_OUTPUT,
+    ELICITED,
     Caller,
     Code,
     OnAsked,
@@ -28,7 +29,6 @@ __all__ = ["InFlight"]
 
 ABANDONED_SECONDS = 60.0
 """How long a server may still ask on behalf of a request that was cancelled, before we take it that it has stopped."""
-COMPLETE = "notifications/elicitation/complete"
 URL_ELICITATION_REQUIRED = -32042
 MAX_ELICITATIONS = 1000
 HOLD_SECONDS = 2.0
@@ -81,15 +81,12 @@ class InFlight:
             if key not in self._abandoned:
                 self._leave(key)
 
-    def _note_elicitations(self, error: Any, caller: Caller) -> None:
+    def _note_elicitations(self, error: dict[str, Any], caller: Caller) -> None:
         """Note what a client was told to visit before it calls again."""
-        with suppress(InvalidRequest):
-            error = decode(error) if isinstance(error, Raw) else error
-            data = error.get("data") if isinstance(error, dict) else None
-            data = decode(data) if isinstance(data, Raw) else data
-            asked = data.get("elicitations") if isinstance(data, dict) else None
-            for one in asked[:MAX_ELICITATIONS] if isinstance(asked, list) else ():
-                self._note_elicitation(one, caller)
+        data = error.get("data")
+        asked = data.get("elicitations") if isinstance(data, dict) else None
+        for one in asked[:MAX_ELICITATIONS] if isinstance(asked, list) else ():
+            self._note_elicitation(one, caller)
 
     def _note_elicitation(self, asked: Any, caller: Caller) -> None:
         name = asked.get("elicitationId") if isinstance(asked, dict) else None
@@ -99,9 +96,11 @@ class InFlight:
                 self._elicited.popitem(last=False)
 
     def _elicitor(self, params: Raw | None) -> Caller | None:
-        """The client that was sent to the address about which the server tells something."""
-        told = decode(params) if params is not None else None
-        name = told.get("elicitationId") if isinstance(told, dict) else None
+        """The client that was sent to the address about which the server tells something; nobody is sent twice."""
+        name = None
+        with suppress(InvalidRequest):
+            told = decode(params) if params is not None else None
+            name = told.get("elicitationId") if isinstance(told, dict) else None
         known = self._elicited.pop(name, None) if isinstance(name, str) else None
         return known() if known is not None else None
 
@@ -218,15 +217,13 @@ class InFlight:
             self._code_wrote(params)
             return True
         self._tidy()
-        if method == COMPLETE:  # its call is long over: a client says by its id which one it was
+        if method == ELICITED:  # the call that asked for it is long over: its id says whose it was
             caller = self._elicitor(params)
-            if caller is None:
-                return False
-        elif not self._requests:
-            return False
+            belongs = caller is not None
         else:
-            caller = self.only()
+            belongs = bool(self._requests)
+            caller = self.only() if belongs else None
         if caller is not None:
             with suppress(InvalidRequest):  # params that are no object
                 caller.notify(method, params)
-        return True
+        return belongs

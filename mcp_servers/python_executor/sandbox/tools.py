@@ -105,13 +105,12 @@ class Later:
         import threading
 
         channel, numbers = self._channel, []
-        sending = threading.Lock()
-        gone: list[bool] = []
+        sending, given_up = threading.Lock(), threading.Event()
 
         def call() -> "Any":
             with channel.slots():
                 with sending:
-                    if gone:  # given up while it waited for a place: it is not to be made any more
+                    if given_up.is_set():  # while it waited for a place: it is not to be made any more
                         return None
                     numbers.append(channel.send(self.request, self.what))
                 return value_of(channel.answer(numbers[0], self.what))
@@ -120,7 +119,7 @@ class Later:
             return await asyncio.to_thread(call)
         except asyncio.CancelledError:
             with sending:
-                gone.append(True)
+                given_up.set()
             for number in numbers:
                 channel.cancel(number)
             raise

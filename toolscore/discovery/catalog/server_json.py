@@ -125,10 +125,11 @@ def is_template(value: Any) -> bool:
     return any(found != "{home}" for found in PLACE.findall(str(value)))
 
 
-def _described(given: dict[str, Any]) -> Any:
-    form = next((one for one in (given.get("value"), given.get("default")) if one is not None), None)
-    parts = [str(part) for part in (given.get("description"), f"as {form}" if form is not None else None) if part]
-    return "; ".join(parts) if parts else given.get("description")
+def _described(given: dict[str, Any]) -> str | None:
+    """What is said of an input, and the form that its value has, if the catalog gives one."""
+    form = given.get("value") or given.get("default")
+    parts = [given.get("description"), form and f"as {form}"]
+    return "; ".join(str(part) for part in parts if part) or None
 
 
 def entries_of(

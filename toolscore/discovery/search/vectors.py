@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from toolscore.embedding import Embedder
+from toolscore.embedding import Embedder, EmbeddingError
 from toolscore.stores import Database, WriteBehind
 from toolscore.stores.database import StoreError
 
@@ -70,6 +70,17 @@ class VectorCache:
         """
         import numpy
 
+        for _ in range(2):
+            rows = await self._rows(texts)
+            if len({len(row) for row in rows}) <= 1:
+                return numpy.array(rows, numpy.float32)
+            log.warning("texts are embedded in another size now: all are made again", model=self._embedder.model)
+            self.expect(len((await asyncio.to_thread(self._embedder.embed, [texts[0]]))[0]))
+        raise EmbeddingError("the model gives vectors of several sizes")
+
+    async def _rows(self, texts: Sequence[str]) -> list[numpy.ndarray[Any, Any]]:
+        import numpy
+
         digests = [digest(text) for text in texts]
         wanted = dict(zip(digests, texts, strict=True))
         self._vectors = {key: vector for key, vector in self._vectors.items() if key in wanted}
@@ -87,11 +98,7 @@ class VectorCache:
                 for key, row in zip(batch, packed, strict=True)
             ]
             self._writes.put(_saving(self._database, rows))
-        if new and len({len(self._vectors[key]) for key in wanted}) > 1:
-            log.warning("texts are embedded in another size now: all are made again", model=self._embedder.model)
-            self.expect(len(self._vectors[new[-1]]))
-            return await self.of(texts)
-        return numpy.array([self._vectors[key] for key in digests], numpy.float32)
+        return [self._vectors[key] for key in digests]
 
     def expect(self, width: int) -> None:
         """Take no vector any more that has not so many numbers: the model behind the name is another one."""

@@ -12,7 +12,7 @@ from toolscore.app.compose import Gateway
 from toolscore.core.errors import InvalidArguments
 from toolscore.core.jsonrpc import decode, decode_object, encode
 from toolscore.core.names import nearest
-from toolscore.endpoints.mcp.links import link_shown
+from toolscore.endpoints.mcp.links import link_shown, named_uris
 from toolscore.endpoints.mcp.params import Members, cursor_of, text_of
 from toolscore.endpoints.mcp.tools import PAGE_ENTRIES, unavailable
 from toolscore.upstreams import Caller, Upstream
@@ -83,10 +83,10 @@ class FeatureMethods:
             raise InvalidArguments(f"no prompt {name!r}" + (f"; nearest: {', '.join(known)}" if known else ""))
         server_id, own = found
         raw = await self._relay(server_id, "prompts/get", {**params, "name": own}, caller, name)
-        members = decode_object(raw)
-        if self._server_id is not None or "messages" not in members or b'"resource' not in memoryview(raw).tobytes():
+        if self._server_id is not None or b'"resource' not in memoryview(raw).tobytes():
             return raw
-        messages = decode(members["messages"])
+        members = decode_object(raw)
+        messages = decode(members["messages"]) if "messages" in members else None
         blocks = [one.get("content") for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
         changed = [block for block in blocks if link_shown(self._gateway.features, server_id, block)]
         return Raw(encode({**members, "messages": messages})) if changed else raw
@@ -108,15 +108,16 @@ class FeatureMethods:
         raw = await self._relay(server_id, "resources/read", {**params, "uri": own}, caller, uri)
         if self._server_id is not None:
             return raw
+        named = named_uris(raw)
+        shown = [one and self._gateway.features.note_link(server_id, one) for one in named]
+        if shown == named:
+            return raw  # as nearly always: what may be megabytes was looked through for its addresses alone
         members = decode_object(raw)
-        contents = decode(members["contents"]) if "contents" in members else []
-        changed = False
-        for content in contents if isinstance(contents, list) else ():
-            if isinstance(content, dict) and isinstance(content.get("uri"), str):
-                shown = self._gateway.features.note_link(server_id, content["uri"])
-                changed |= shown != content["uri"]
-                content["uri"] = shown
-        return Raw(encode({**members, "contents": contents})) if changed else raw
+        contents = decode(members["contents"])
+        for content, one in zip(contents, shown, strict=True):
+            if one is not None:
+                content["uri"] = one
+        return Raw(encode({**members, "contents": contents}))
 
     async def complete(self, params: Members, caller: Caller) -> Raw:
         ref = decode(params["ref"]) if "ref" in params else None

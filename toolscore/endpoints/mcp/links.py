@@ -4,9 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+from msgspec import Raw
+
 from toolscore.tools.features import FeatureIndex
 
-__all__ = ["link_shown"]
+__all__ = ["link_shown", "named_uris"]
+
+
+class _Content(msgspec.Struct):
+    uri: str | None = None
+
+
+class _Contents(msgspec.Struct):
+    contents: list[_Content]
+
+
+_contents = msgspec.json.Decoder(_Contents)
+
+
+def named_uris(result: Raw) -> list[str | None]:
+    """The URI of each content in a result of `resources/read`; none where it is not of the form that MCP gives it."""
+    try:
+        return [content.uri for content in _contents.decode(result).contents]
+    except msgspec.MsgspecError:
+        return []
 
 
 def link_shown(features: FeatureIndex, server_id: str, block: Any) -> bool:

@@ -17,12 +17,13 @@ from toolscore.endpoints.mcp.params import Members, text_of
 from toolscore.endpoints.mcp.server import McpServer
 from toolscore.tools.features import LIST_CHANGED
 from toolscore.upstreams import Caller
+from toolscore.upstreams.caller import ELICITED
 
 __all__ = ["Listener", "open_listener", "watch_resource"]
 
 MAX_WATCHED = 1000
 LIST_OF = {method: feature for feature, method in LIST_CHANGED.items()}
-TO_ALL = frozenset({"notifications/message", "notifications/elicitation/complete"})
+TO_ALL = frozenset({"notifications/message", ELICITED})
 """What a server may say to nobody in particular."""
 
 

@@ -35,9 +35,9 @@ class TaskIds:
     def shown(self, server_id: str, principal: Principal, result: Raw) -> Raw:
         """A result that is a task, or has one as its `task`, with the id to show; any other as it is."""
         members = decode_object(result)
-        task: Any = decode(members["task"]) if "task" in members else None
         if "taskId" in members:
             return Raw(encode({**members, "taskId": self._shown(server_id, principal, decode(members["taskId"]))}))
+        task: Any = decode(members["task"]) if "task" in members else None
         if isinstance(task, dict) and "taskId" in task:
             task["taskId"] = self._shown(server_id, principal, task["taskId"])
             return Raw(encode({**members, "task": task}))
@@ -45,15 +45,14 @@ class TaskIds:
 
     def told(self, result: Raw, task_id: str, shown: str) -> Raw:
         """A result about a task that the caller has named, with the id by which it did."""
-        members: dict[str, Any] = dict(decode_object(result))
-        if "taskId" in members:
-            members["taskId"] = shown
+        members = decode_object(result)
+        changed: dict[str, Any] = {"taskId": shown} if "taskId" in members else {}
         meta = decode(members["_meta"]) if "_meta" in members else None
         related = meta.get(RELATED) if isinstance(meta, dict) else None
         if isinstance(related, dict) and related.get("taskId") == task_id:
             related["taskId"] = shown
-            members["_meta"] = meta
-        return Raw(encode(members))
+            changed["_meta"] = meta
+        return Raw(encode({**members, **changed})) if changed else result
 
     def meant(self, shown: str, principal: Principal) -> tuple[str, str]:
         """The server of a task, and the server's own id of it.

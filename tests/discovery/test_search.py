@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,9 @@ from toolscore.bench.gaps import run_gap_bench
 from toolscore.bench.search import evaluate, run_search_bench
 from toolscore.core.words import terms
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, clauses, vector_text
-from toolscore.embedding import LightEmbedder
+from toolscore.discovery.search.vectors import VectorCache
+from toolscore.embedding import EmbeddingError, LightEmbedder
+from toolscore.stores import WriteBehind, open_database
 
 EMBEDDER = LightEmbedder()
 DOCS = [
@@ -285,3 +289,25 @@ def test_a_bench_reads_every_form_of_a_set_and_says_what_it_leaves_out(
     found = run_gap_bench([tmp_path], quiet=True)
     assert found["sets"]["odd/gap"]["questions"] == 2
     assert found["left_out"]["odd/gap"]["name a tool that the set has not"] == 1
+
+
+def test_vectors_of_another_size_are_made_again(tmp_path: Path) -> None:
+    class Model:
+        model, english = "some", False
+        widths = itertools.repeat(2)
+
+        def embed(self, texts: list[str]) -> Any:
+            return numpy.ones((len(texts), next(self.widths)), numpy.float32)
+
+    async def run() -> None:
+        model: Any = Model()
+        async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}") as database, WriteBehind("x") as writes:
+            cache = VectorCache(database, model, writes)
+            assert (await cache.of(["a", "b"])).shape == (2, 2)
+            model.widths = itertools.repeat(3)
+            assert (await cache.of(["a", "b", "c"])).shape == (3, 3)
+            model.widths = itertools.count(4)
+            with pytest.raises(EmbeddingError, match="several sizes"):
+                await cache.of([str(number) for number in range(600)])  # in several batches
+
+    asyncio.run(run())

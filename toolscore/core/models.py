@@ -287,7 +287,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     since: str
 
 
-class Tool(msgspec.Struct, frozen=True, kw_only=True):
+class Tool(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One tool of one upstream.
 
     `tool_id` is the gateway's stable name; `name` is the upstream's own; `definition` is the upstream's
@@ -309,22 +309,22 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         text = self.definition.get("description")
         return text if isinstance(text, str) else ""
 
-    @property
+    @cached_property
     def input_schema(self) -> Any:
         return self.definition.get("inputSchema", {"type": "object"})
 
-    @property
+    @cached_property
     def annotations(self) -> dict[str, Any]:
         """What the tool says of itself (MCP tool annotations); empty where it says nothing."""
         hints = self.definition.get("annotations")
         return hints if isinstance(hints, dict) else {}
 
-    @property
+    @cached_property
     def reads_only(self) -> bool:
         """Whether it changes nothing, by its own word."""
         return self.annotations.get("readOnlyHint") is True
 
-    @property
+    @cached_property
     def safe_to_repeat(self) -> bool:
         """Whether calling it twice does no more than calling it once, by its own word."""
         hints = self.annotations

@@ -1,4 +1,4 @@
-"""What the HTTP doors share: the envelope of docs/wire.md, bounded bodies, and noticing that a client has gone.
+"""What the HTTP doors share: the envelope of docs/wire.md, headers, and bounded bodies.
 
 The two hot routes, `POST /execute_tool` and `POST /mcp`, are plain ASGI on top of this: FastAPI's own work would cost
 more than ours.
@@ -13,8 +13,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
-from types import TracebackType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
@@ -29,7 +28,6 @@ from toolscore.core.models import Principal
 __all__ = [
     "SSE_COMMENT_SECONDS",
     "SSE_HEADERS",
-    "ClientWatch",
     "Message",
     "Receive",
     "Scope",
@@ -37,6 +35,7 @@ __all__ = [
     "envelope",
     "failure",
     "forwarded_headers",
+    "given_twice",
     "header",
     "new_request_id",
     "one_line",
@@ -55,9 +54,6 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-SWEEP_SECONDS = 0.05
-"""A call that outlives one sweep is watched from the next on."""
 
 MAX_REQUEST_ID = 128
 
@@ -78,11 +74,20 @@ _run = Drawn(lambda: uuid.uuid4().hex[:16])
 
 def header(scope: Scope, name: bytes) -> str | None:
     """The value of a header, its name in lower case; of several the last."""
-    headers = scope.get("toolscore.headers")
-    if headers is None:
+    try:
+        headers = scope["toolscore.headers"]
+    except KeyError:
         headers = scope["toolscore.headers"] = dict(scope["headers"])
-    value = headers.get(name)
-    return value.decode("latin-1") if value is not None else None
+    return headers[name].decode("latin-1") if name in headers else None
+
+
+def given_twice(scope: Scope, names: Collection[bytes]) -> bytes | None:
+    """One of these headers (in lower case) that a request has more than once; most often `None`."""
+    header(scope, b"host")  # reads them
+    if len(scope["headers"]) == len(scope["toolscore.headers"]):
+        return None
+    named = [name for name, _ in scope["headers"] if name in names]
+    return next((name for name in named if named.count(name) > 1), None)
 
 
 def forwarded_headers(names: Collection[str], scope: Scope) -> Mapping[str, str]:
@@ -119,10 +124,13 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         raise PayloadTooLarge(
             f"the body has {int(announced):,} bytes, the bound is {limit:,} (`limits.max_body_bytes`)"
         )
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise InvalidRequest("the client left before its request was whole")
-    body: bytes = message.get("body", b"")
+    body = _all_there(receive)
+    message: Message = {}
+    if body is None:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("the client left before its request was whole")
+        body = message.get("body", b"")
     if not message.get("more_body"):
         if len(body) > limit:
             raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
@@ -138,6 +146,19 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 await _drop(receive)
             raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
     return bytes(parts)
+
+
+def _all_there(receive: Receive) -> bytes | None:
+    """The body of a request that came whole, as uvicorn's `receive` gives it; `None`: wait for it."""
+    cycle = getattr(receive, "__self__", None)
+    if type(cycle) is not RequestResponseCycle or cycle.more_body or cycle.disconnected or cycle.response_complete:
+        return None
+    if cycle.waiting_for_100_continue or not cycle.message_event.is_set():
+        return None
+    body, cycle.body = bytes(cycle.body), bytearray()
+    cycle.message_event.clear()
+    cycle.flow.resume_reading()
+    return body
 
 
 async def _drop(receive: Receive) -> None:
@@ -302,76 +323,6 @@ def sse_event(data: bytes, *, event: str = "message", event_id: str = "") -> byt
     """One event of a stream (HTML standard, section 9.2); `data` is JSON, so a line break in it is a blank."""
     head = f"id: {event_id}\nevent: {event}\ndata: " if event_id else f"event: {event}\ndata: "
     return head.encode() + data.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n\n"
-
-
-class LongResponse(Protocol):
-    """A response that can be resumed."""
-
-    def slow(self) -> None:
-        """The answer takes longer than most."""
-
-    async def gone(self) -> None:
-        """The client hung up. Returns when it will not come back."""
-
-
-class ClientWatch:
-    """Cancels the task that enters it when the HTTP client hangs up: a call that nobody waits for must not go on.
-
-    Args:
-        response: told when the answer takes long and when the client hangs up; it may have the call go on.
-
-    The body must have been read before, so that the next message can only be the disconnect. Most calls end before
-    watching is worth a task; one sweep for all of them finds those that take longer.
-    """
-
-    _watches: ClassVar[set[ClientWatch]] = set()
-    _sweeping: ClassVar[asyncio.TimerHandle | None] = None
-    _loop: ClassVar[asyncio.AbstractEventLoop | None] = None
-
-    __slots__ = ("_receive", "_response", "_seen", "_task", "_watcher", "gone")
-
-    def __init__(self, receive: Receive, response: LongResponse | None = None) -> None:
-        self._receive = receive
-        self._response = response
-        self._watcher: asyncio.Task[None] | None = None
-        self._seen = False
-        self.gone = False
-
-    def __enter__(self) -> ClientWatch:
-        self._task = asyncio.current_task()
-        self._watches.add(self)
-        loop = asyncio.get_running_loop()
-        if ClientWatch._sweeping is None or ClientWatch._loop is not loop:
-            ClientWatch._loop = loop
-            ClientWatch._sweeping = loop.call_later(SWEEP_SECONDS, ClientWatch._sweep)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._watches.discard(self)
-        if self._watcher is not None:
-            self._watcher.cancel()
-
-    @classmethod
-    def _sweep(cls) -> None:
-        for watch in cls._watches:
-            if watch._seen and watch._watcher is None:
-                if watch._response is not None:
-                    watch._response.slow()
-                watch._watcher = asyncio.get_running_loop().create_task(watch._watch())
-            watch._seen = True
-        loop = asyncio.get_running_loop()
-        cls._sweeping = loop.call_later(SWEEP_SECONDS, cls._sweep) if cls._watches else None
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if self._response is not None:
-            await self._response.gone()
-        self.gone = True
-        if self._task is not None:
-            self._task.cancel()
 
 
 def resource_url(scope: Scope, path: str, access: AccessRules) -> str:

@@ -30,7 +30,6 @@ from toolscore.core.errors import (
 from toolscore.core.jsonrpc import decode, decode_object, encode, meta_of
 from toolscore.core.models import Principal
 from toolscore.endpoints.asgi import (
-    ClientWatch,
     Receive,
     Scope,
     Send,
@@ -45,6 +44,7 @@ from toolscore.endpoints.asgi import (
     send_json,
 )
 from toolscore.endpoints.views import failure_text, result_fields
+from toolscore.endpoints.watch import ClientWatch
 from toolscore.upstreams import Caller
 
 __all__ = ["RUN_PATH", "CodeEndpoint"]

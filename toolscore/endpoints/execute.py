@@ -16,7 +16,6 @@ from toolscore.calls import Call
 from toolscore.core.errors import InternalError, InvalidArguments, InvalidRequest, ToolScoreError
 from toolscore.core.jsonrpc import encode
 from toolscore.endpoints.asgi import (
-    ClientWatch,
     Receive,
     Scope,
     Send,
@@ -30,6 +29,7 @@ from toolscore.endpoints.asgi import (
     send_json,
 )
 from toolscore.endpoints.views import failure_text, kept_fields, result_fields
+from toolscore.endpoints.watch import ClientWatch
 from toolscore.telemetry.tracing import CARRIED
 from toolscore.upstreams import Caller
 

@@ -22,6 +22,7 @@ from toolscore.endpoints.asgi import (
     Send,
     envelope,
     failure,
+    given_twice,
     header,
     new_request_id,
     principal_of,
@@ -104,7 +105,7 @@ class Front:
         if scope["path"] not in NO_USE and scope["type"] == "http":
             self._uses.asked_at = started
         if scope["type"] == "websocket" or scope["method"] == "GET" or scope["path"].endswith("/mcp"):
-            with self._uses.held() if scope["path"] not in NO_USE else contextlib.nullcontext():
+            with self._uses if scope["path"] not in NO_USE else contextlib.nullcontext():
                 await self._held(scope, receive, send, started)
         else:
             await self._take(scope, receive, send, started)
@@ -235,10 +236,8 @@ class Front:
 
     def _check(self, scope: Scope) -> None:
         host, origin = header(scope, b"host"), header(scope, b"origin")
-        if len(scope["headers"]) > len(scope["toolscore.headers"]):
-            named = [name for name, _ in scope["headers"] if name in ONCE]
-            if len(named) > len(set(named)):
-                raise InvalidRequest(f"the request has more than one header {named[0].decode()}")
+        if (twice := given_twice(scope, ONCE)) is not None:
+            raise InvalidRequest(f"the request has more than one header {twice.decode()}")
         if host is None and scope.get("http_version") == "1.1":
             raise InvalidRequest("the request has no header Host")
         if (host, origin) not in self._hosts_seen:

@@ -168,7 +168,7 @@ class _Router:
         async def end(reason: str) -> None:
             await channel.close(1008, reason[:120])
 
-        used = self._uses.held() if path != REGISTER_PATH else contextlib.nullcontext()
+        used = self._uses if path != REGISTER_PATH else contextlib.nullcontext()
         with self._leases.hold(credential, end), used:
             await self._serve(socket, channel, path, principal)
 

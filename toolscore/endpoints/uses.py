@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Iterator
 
 __all__ = ["Uses"]
 
@@ -19,7 +17,8 @@ LOOK_SECONDS = 1.0
 
 
 class Uses:
-    """Counts the sockets and streams that are open, and knows when somebody asked last.
+    """Counts the sockets and streams that are open, and knows when somebody asked last. Whoever has one open does so
+    inside `with uses`.
 
     Attributes:
         asked_at: when the last request came, by `time.perf_counter()`; signs of life do not count.
@@ -31,16 +30,13 @@ class Uses:
         self.asked_at = float("-inf")
         self._used = False
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Somebody has a socket or a stream open while inside."""
+    def __enter__(self) -> None:
         self._open += 1
         self._used = True
-        try:
-            yield
-        finally:
-            self._open -= 1
-            self._left_at = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._open -= 1
+        self._left_at = time.perf_counter()
 
     def unused(self) -> bool:
         """Whether nobody uses the gateway, and nobody is expected."""

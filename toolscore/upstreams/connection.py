@@ -36,7 +36,15 @@ from toolscore.upstreams.protocol import (
     stateless_envelope,
 )
 
-__all__ = ["Connection", "OnNotification", "PeerConnection", "SharedSession", "ensure_log_level", "with_input"]
+__all__ = [
+    "Connection",
+    "OnNotification",
+    "PeerConnection",
+    "SharedSession",
+    "ensure_log_level",
+    "may_need_input",
+    "with_input",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -100,22 +108,24 @@ class Connection(Protocol):
         ...
 
 
+def may_need_input(info: ServerInfo, method: str, caller: Caller | None) -> bool:
+    """Whether a stateless server may answer that it needs input, of a client that is asked while its request waits."""
+    return info.stateless and caller is not None and caller.live and method in INPUT_METHODS
+
+
 async def with_input(
     request: Callable[[Params | None], Awaitable[Raw]],
-    info: ServerInfo,
     method: str,
     params: Params | None,
-    caller: Caller | None,
+    caller: Caller,
     in_flight: InFlight,
 ) -> Raw:
-    """Make a request. As often as a stateless server requires input, ask the client, if it can be asked live.
+    """Make a request that `may_need_input`. As often as the server requires some, ask the client.
 
     Raises:
         RemoteError: the client refused, or the server goes on asking.
     """
     result = await request(params)
-    if not info.stateless or caller is None or not caller.live or method not in INPUT_METHODS:
-        return result
     params = params or {}
     for _ in range(MAX_INPUT_ROUNDS):
         members = input_required(result)
@@ -226,10 +236,13 @@ class PeerConnection:
                         await future
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
+        if caller is None or not may_need_input(self.info, method, caller):
+            return await self._send(method, params, caller)
+
         def send(again: Params | None) -> Awaitable[Raw]:
             return self._send(method, again, caller)
 
-        return await with_input(send, self.info, method, params, caller, self.requests)
+        return await with_input(send, method, params, caller, self.requests)
 
     async def _send(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
         if self.info.stateless:

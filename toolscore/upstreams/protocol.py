@@ -6,6 +6,7 @@ Pure: reads and makes params and results; sends nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -97,7 +98,7 @@ INPUT_METHODS = frozenset({"tools/call", "prompts/get", "resources/read"})
 """Requests that a server of the stateless era may answer with `input_required` (revision 2026-07-28, MRTR)."""
 
 
-class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What a server said of itself when the connection was made.
 
     `implementation` is its `Implementation` object (name, version, icons, …), `capabilities` its `ServerCapabilities`.
@@ -123,7 +124,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
         declared = self.capabilities.get(feature)
         return isinstance(declared, dict) and declared.get(flag) is True
 
-    @property
+    @cached_property
     def stateless(self) -> bool:
         return self.protocol_version not in SESSION_VERSIONS
 

@@ -9,11 +9,12 @@ from msgspec import Raw
 from toolscore.core.errors import ToolScoreError
 from toolscore.core.jsonrpc import INVALID_PARAMS, decode
 from toolscore.core.models import Sees
-from toolscore.endpoints.asgi import Scope
+from toolscore.endpoints.asgi import Scope, given_twice, header
 from toolscore.endpoints.mcp.callers import ENVELOPE, envelope_error
 from toolscore.endpoints.mcp.params import Members
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.upstreams.headers import NAMED_METHODS, PARAM_PREFIX, header_text, param_mismatch
+from toolscore.upstreams.protocol import LATEST_STATELESS_VERSION
 
 __all__ = ["HEADER_MISMATCH", "check_envelope", "check_params"]
 
@@ -23,27 +24,24 @@ ROUTING = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
 
 def check_envelope(scope: Scope, method: str, params: Members, version: str | None) -> dict[str, Any] | None:
     """Check envelope, headers and revision, in this order. Returns the JSON-RPC error, or `None`."""
-    routing: dict[bytes, bytes] = {}
-    for key, value in scope["headers"]:
-        if key in ROUTING:
-            if key in routing:
-                return {"code": HEADER_MISMATCH, "message": f"the {key.decode()} header appears more than once"}
-            routing[key] = value.strip()  # RFC 9110 5.5
+    twice = given_twice(scope, ROUTING)
+    if twice is not None:
+        return {"code": HEADER_MISMATCH, "message": f"the {twice.decode()} header appears more than once"}
     wrong = envelope_error(params)
     if wrong is not None and wrong["code"] == INVALID_PARAMS:
         return wrong
-    meta = params["_meta"]
-    if decode(meta[ENVELOPE[0]]) != version:
+    stated = wrong["data"]["requested"] if wrong is not None else LATEST_STATELESS_VERSION
+    if stated != version:
         return {
             "code": HEADER_MISMATCH,
             "message": f"MCP-Protocol-Version does not match params._meta[{ENVELOPE[0]!r}]",
         }
-    if routing.get(b"mcp-method", b"").decode("latin-1") != method:
+    if (header(scope, b"mcp-method") or "").strip() != method:  # RFC 9110 5.5
         return {"code": HEADER_MISMATCH, "message": "the Mcp-Method header does not match the body's method"}
     named = NAMED_METHODS.get(method)
     if named is not None and named in params:
         value = decode(params[named])
-        if isinstance(value, str) and header_text(_latin(routing.get(b"mcp-name"))) != value:
+        if isinstance(value, str) and header_text(_stripped(header(scope, b"mcp-name"))) != value:
             return {"code": HEADER_MISMATCH, "message": f"the Mcp-Name header does not match the body's {named!r}"}
     return wrong
 
@@ -72,5 +70,5 @@ def check_params(
     return {"code": HEADER_MISMATCH, "message": wrong} if wrong else None
 
 
-def _latin(value: bytes | None) -> str | None:
-    return value.decode("latin-1") if value is not None else None
+def _stripped(value: str | None) -> str | None:
+    return value.strip() if value is not None else None

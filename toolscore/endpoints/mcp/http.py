@@ -34,7 +34,6 @@ from toolscore.core.jsonrpc import (
 )
 from toolscore.core.models import Principal
 from toolscore.endpoints.asgi import (
-    ClientWatch,
     Message,
     Receive,
     Scope,
@@ -57,6 +56,7 @@ from toolscore.endpoints.mcp.session import Session
 from toolscore.endpoints.mcp.sessions import Sessions
 from toolscore.endpoints.mcp.sse import Stream
 from toolscore.endpoints.mcp.suspended import StatelessCalls
+from toolscore.endpoints.watch import ClientWatch
 from toolscore.upstreams import Caller
 from toolscore.upstreams.protocol import META, SESSION_VERSIONS, UNSUPPORTED_PROTOCOL_VERSION
 

@@ -17,7 +17,7 @@ from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch import fetcher_of
 from toolscore.discovery.install.fetch.npm import server_script
 from toolscore.discovery.install.plan import check_allowed, plan_for
-from toolscore.discovery.install.policy import allowing_rule, check_url, check_variable
+from toolscore.discovery.install.policy import HOMES, allowing_rule, check_url, check_variable
 from toolscore.discovery.install.prove import asks_for_account, inferred_arguments
 from toolscore.discovery.install.wish import environment_of, image_of, wish_for
 from toolscore.upstreams.process.old_sdk import needs_old_sdk
@@ -64,6 +64,13 @@ def rules_of(*allow: dict[str, Any], **more: Any) -> InstallRules:
         ({"packages": [{"registryType": "npm", "identifier": "x", "version": "1.0.0",
                         "runtimeArguments": [{"type": "named", "name": "--registry", "value": "http://evil"}]}]},
          NotAllowedByPolicy, "--registry"),
+        ({"packages": [{**PYPI, "registryBaseUrl": "https://packages.acme.example/simple"}]},
+         InvalidArguments, "in the registry 'packages.acme.example'"),
+        ({"packages": [{"registryType": "npm", "identifier": "x", "version": "1.0.0",
+                        "registryBaseUrl": "https://npmjs.org.evil.example"}]},
+         InvalidArguments, "in the registry 'npmjs.org.evil.example'"),
+        ({"packages": [{**PYPI, "registryBaseUrl": "https://[::1"}]}, InvalidArguments, "in the registry"),
+        ({"packages": [{**PYPI, "registryBaseUrl": 7}]}, InvalidArguments, "in the registry '7'"),
         ({"packages": [{"registryType": "pypi", "identifier": "--index-url=http://evil", "version": "1.0.0"}]},
          InvalidArguments, "no name of a package"),
         ({"packages": [{"registryType": "pypi", "identifier": "x", "version": ">=1"}]},
@@ -288,6 +295,30 @@ def test_what_is_given_counts_before_what_the_catalog_sets() -> None:
 )
 def test_the_name_of_an_image(identifier: str, version: str | None, image: str) -> None:
     assert image_of(identifier, version) == image
+
+
+@pytest.mark.parametrize(
+    ("base", "identifier", "fetched"),
+    [
+        (None, "x/y", "x/y"),
+        ("https://docker.io", "x/y", "x/y"),
+        ("https://images.acme.example", "x/y", "images.acme.example/x/y"),
+        ("https://images.acme.example", "images.acme.example/x/y", "images.acme.example/x/y"),
+    ],
+)
+def test_an_image_is_fetched_from_the_registry_that_its_catalog_names(
+    base: str | None, identifier: str, fetched: str
+) -> None:
+    image = {"registryType": "oci", "identifier": identifier, "version": "1.0.0", "registryBaseUrl": base}
+    assert planned(packages=[image]).identifier == fetched
+
+
+def test_a_package_that_can_be_fetched_goes_before_one_of_another_registry() -> None:
+    elsewhere = {**PYPI, "identifier": "private", "registryBaseUrl": "https://packages.acme.example"}
+    image = {"registryType": "oci", "identifier": "docker.io/x/y", "version": "1.0.0"}
+    assert planned(packages=[elsewhere, image]).identifier == "docker.io/x/y"
+    usual = "https://" + ".".join(HOMES["pypi"][0])
+    assert planned(packages=[{**PYPI, "registryBaseUrl": usual}, image]).identifier == "some-server"
 
 
 @pytest.mark.parametrize("script", ["${file:/etc/hostname}/../index.js", "../../../etc/passwd", "/bin/sh", "a/../../b"])

@@ -23,6 +23,7 @@ from toolscore.discovery.install.policy import (
     InstallRules,
     Kind,
     allowing_rule,
+    check_home,
     check_identifier,
     check_runtime_arguments,
     check_server_id,
@@ -35,6 +36,7 @@ from toolscore.discovery.install.wish import (
     command_line,
     environment_of,
     headers_of,
+    identifier_of,
     image_of,
     name_of,
     package_of,
@@ -119,7 +121,8 @@ def plan_for(
     remote = remote_of(entry) if package is None else None
     if package is not None:
         kind: Kind = package["registryType"]
-        identifier, version = str(package["identifier"]), package.get("version")
+        identifier, version = identifier_of(package), package.get("version")
+        check_home(package)
         check_runtime_arguments(package)
     elif remote is not None:
         kind, identifier, version = "remote", str(remote["url"]), entry.version or None

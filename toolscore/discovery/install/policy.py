@@ -19,11 +19,13 @@ from toolscore.core.rules import Count, Rules, Seconds
 from toolscore.discovery.catalog.server_json import Entry, is_template
 
 __all__ = [
+    "HOMES",
     "InstallRule",
     "InstallRules",
     "Kind",
     "allowing_rule",
     "check_declared",
+    "check_home",
     "check_identifier",
     "check_reference",
     "check_runtime_arguments",
@@ -31,6 +33,8 @@ __all__ = [
     "check_set_variable",
     "check_url",
     "check_variable",
+    "home_of",
+    "is_at_home",
     "is_package_name",
     "is_secret",
     "literal",
@@ -42,6 +46,9 @@ PYPI_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 NPM_NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*")
 OCI_NAME = re.compile(r"[a-z0-9][a-z0-9._/-]*(?::[0-9]+/[a-z0-9._/-]+)?(?::[A-Za-z0-9._-]+)?(?:@sha256:[0-9a-f]{64})?")
 NAMES: dict[Kind, re.Pattern[str]] = {"pypi": PYPI_NAME, "npm": NPM_NAME, "oci": OCI_NAME}
+HOMES = {"pypi": (("pypi", "org"),), "npm": (("registry", "npmjs", "org"), ("registry", "npmjs", "com"))}
+"""The registries that the catalogs mean where they name none, by the labels of their hosts."""
+IMAGES_HOME = (("docker", "io"), ("index", "docker", "io"), ("hub", "docker", "com"), ("registry-1", "docker", "io"))
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.!+_-]*")
 SERVER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -177,6 +184,44 @@ def check_identifier(kind: Kind, identifier: str, version: Any) -> None:
         raise InvalidArguments(f"{identifier!r:.120} is no name of a package ({kind})")
     if version is not None and (not isinstance(version, str) or not VERSION.fullmatch(version)):
         raise InvalidArguments(f"{version!r:.80} is no exact version")
+
+
+def home_of(package: Mapping[str, Any]) -> str | None:
+    """The host of the registry that a catalog says a package is in (`registryBaseUrl`); `None`: the usual one.
+
+    What is no address is given as it is: no registry is called so.
+    """
+    base = package.get("registryBaseUrl")
+    if base is None or base == "":
+        return None
+    try:
+        host = urlsplit(str(base)).netloc.lower() or str(base)
+    except ValueError:
+        host = str(base)
+    usual = IMAGES_HOME if package["registryType"] == "oci" else HOMES.get(package["registryType"], ())
+    return None if tuple(host.split(".")) in usual else host
+
+
+def is_at_home(package: Mapping[str, Any]) -> bool:
+    """Whether a package can be fetched from where its catalog says that it is: an image from anywhere, others from
+    their kind's usual registry alone.
+    """
+    return package["registryType"] == "oci" or home_of(package) is None
+
+
+def check_home(package: Mapping[str, Any]) -> None:
+    """Check that a package is where it will be fetched from: another registry's may be somebody else's of that name.
+
+    Raises:
+        InvalidArguments: its catalog says that it is elsewhere.
+    """
+    if not is_at_home(package):
+        raise InvalidArguments(
+            f"{package['identifier']!r:.120} is in the registry {home_of(package)!r:.120}, by its catalog entry; "
+            f"packages of {package['registryType']} are fetched from the usual registry alone, and one of that name "
+            "there may be another",
+            suggestion="attach the server by hand, with the command that you trust: POST /api/v1/servers",
+        )
 
 
 def check_server_id(server_id: str, reserved: Collection[str]) -> None:

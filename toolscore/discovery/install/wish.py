@@ -19,6 +19,8 @@ from toolscore.discovery.install.policy import (
     check_reference,
     check_set_variable,
     check_variable,
+    home_of,
+    is_at_home,
     is_secret,
     literal,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "command_line",
     "environment_of",
     "headers_of",
+    "identifier_of",
     "image_of",
     "name_of",
     "package_of",
@@ -146,7 +149,8 @@ def package_of(wish: Wish) -> dict[str, Any] | None:
         and (one.get("transport") or {}).get("type", "stdio") == "stdio"
         and wish.registry in (None, one["registryType"])
     ]
-    return min(found, key=lambda one: PACKAGE_KINDS.index(one["registryType"]), default=None)
+    found.sort(key=lambda one: PACKAGE_KINDS.index(one["registryType"]))
+    return next((one for one in found if is_at_home(one)), found[0] if found else None)
 
 
 def remote_of(entry: Entry) -> dict[str, Any] | None:
@@ -248,6 +252,14 @@ def headers_of(remote: Mapping[str, Any], given: Mapping[str, str]) -> dict[str,
         if value:
             headers[header["name"]] = value
     return headers
+
+
+def identifier_of(package: Mapping[str, Any]) -> str:
+    """The name that a package is fetched by; an image with its registry, which some catalogs say apart."""
+    identifier, home = str(package["identifier"]), home_of(package)
+    if package["registryType"] != "oci" or home is None or identifier.startswith(f"{home}/"):
+        return identifier
+    return f"{home}/{identifier}"
 
 
 def image_of(identifier: str, version: str | None) -> str:

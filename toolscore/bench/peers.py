@@ -184,7 +184,7 @@ def _register(port: int, key: str, backend: Backend) -> None:
 
 PEERS = (
     Peer(
-        "mcpo", "pypi", ["mcpo==0.0.20", "mcp==1.30.0"], ("http", "stdio"),
+        "mcpo", "pypi", ["mcpo==0.0.20", "mcp==1.30.0", "fastapi==0.128.0"], ("http", "stdio"),
         [Door("REST", "/echo", body={"text": TEXT})], _mcpo,
     ),
     Peer(

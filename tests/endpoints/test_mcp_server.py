@@ -14,7 +14,7 @@ from toolscore.core.errors import InvalidArguments, MethodNotFound, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import LOCAL, Event, Principal
 from toolscore.endpoints.live import concerns
-from toolscore.endpoints.mcp.callers import SessionCaller
+from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller
 from toolscore.endpoints.mcp.links import link_shown
 from toolscore.endpoints.mcp.server import McpServer
 from toolscore.endpoints.mcp.sessions import Sessions
@@ -101,12 +101,20 @@ def test_a_session_goes_by_the_key_that_is_shown() -> None:
         session = await sessions.find(session_id, server, None, now)
         assert session is not None
         assert session.principal == now, "another key of the same name, without the scope"
-        said: list[Any] = []
-        caller = SessionCaller(session, lambda *told: said.append(told), session.ask, None, principal=once)
+        caller = SessionCaller(session, lambda *_: None, session.ask, None, principal=once)
         assert caller.principal == once, "each request goes by its own"
         assert await sessions.find(session_id, server, None, Principal("eve", ("wipe",))) is None
 
     run(check)
+
+
+def test_what_names_a_task_by_its_servers_own_id_is_not_passed_on() -> None:
+    said: list[tuple[str, Any]] = []
+    meta = {"progressToken": Raw(b"1")}
+    caller = StatelessCaller({"_meta": meta}, lambda *told: said.append(told), Principal("bob"))
+    caller.notify("notifications/tasks/status", Raw(b'{"taskId":"7","status":"working"}'))
+    caller.notify("notifications/progress", Raw(b'{"progressToken":9,"progress":1}'))
+    assert said == [("notifications/progress", {"progressToken": Raw(b"1"), "progress": Raw(b"1")})]
 
 
 def test_a_cursor_that_is_none_of_ours_is_not_kept() -> None:

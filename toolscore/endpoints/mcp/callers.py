@@ -36,6 +36,11 @@ Ask = Callable[[str, Raw | None], Awaitable[Any]]
 ENVELOPE = (f"{META}protocolVersion", f"{META}clientCapabilities")
 
 
+NOT_PASSED_ON = frozenset({"notifications/cancelled", "notifications/tasks/status"})
+"""Of a question that was never put to this client; of a task by its server's own id: clients ask for it (`tasks/get`).
+"""
+
+
 def declared_capabilities(params: Mapping[str, Any]) -> dict[str, Any]:
     """The `ClientCapabilities` in the envelope of a request of the stateless era."""
     meta = params.get("_meta") or {}
@@ -164,8 +169,8 @@ def _addressed(caller: Caller, method: str, params: Raw | None, token: Raw | Non
         if token is None or params is None:
             return None
         return {**decode_object(params), "progressToken": token}
-    if method == "notifications/cancelled":
-        return None  # of a question that was never put to this client
+    if method in NOT_PASSED_ON:
+        return None
     if method == "notifications/message" and not caller.hears(log_level_of(params)):
         return None
     return params if params is not None else {}

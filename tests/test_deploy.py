@@ -98,6 +98,13 @@ def test_the_chart_passes_its_linter_and_each_object_its_schema(values: Path) ->
             kubernetes_validate.validate(one, KUBERNETES, strict=True)
 
 
+def test_no_pod_is_told_of_services_in_variables_that_look_like_settings(values: Path) -> None:
+    """Kubernetes tells a pod of a service `toolscore` in `TOOLSCORE_PORT` and the like."""
+    pods = [one["spec"]["template"]["spec"] for one in rendered(values) if "template" in one.get("spec", {})]
+    assert pods
+    assert all(pod["enableServiceLinks"] is False for pod in pods)
+
+
 @pytest.mark.long
 def test_what_the_chart_sets_are_settings(values: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     objects = rendered(values)

@@ -15,11 +15,11 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
-from pydantic import Field, IPvAnyNetwork
+from pydantic import AfterValidator, Field, IPvAnyNetwork
 
 from toolscore.access.tokens import ADMIN, TokenKeys, TokenRules, expiry
 from toolscore.core.clock import timestamp
@@ -165,6 +165,12 @@ class GivenKey(Rules):
     scopes: tuple[str, ...] = ()
 
 
+def _not_ours(name: str) -> str:
+    if name in (LOCAL.name, NOBODY.name, OURS.name):
+        raise ValueError(f"{name!r} is no name for a principal: it stands for whoever needs no key")
+    return name
+
+
 class AccessRules(Rules):
     """Who may come in."""
 
@@ -176,7 +182,7 @@ class AccessRules(Rules):
     local_without_key: bool = Field(
         True, description="false: callers on this machine show a key, too (as behind a proxy)"
     )
-    given_keys: dict[str, GivenKey] = Field(
+    given_keys: dict[Annotated[str, AfterValidator(_not_ours)], GivenKey] = Field(
         {}, description="name → {key: ${env:…}, scopes: [admin]}: keys that are not made here but brought from outside"
     )
     tokens: TokenRules | None = Field(

@@ -193,12 +193,19 @@ class Gateway:
             ServerNotFound; Conflict: it belongs to the configuration.
         """
         await caught_up(self.database, self.installer.read_again)
-        own = [tool.tool_id for tool in self.library.of_server(server_id)]
+        own = {tool.tool_id for tool in self.library.of_server(server_id)}
+        if server_id in self.servers.off:  # its tools are in no list
+            own |= {tool_id for tool_id in self.permissions.off if self._was_of(tool_id, server_id)}
         if self.installer.holds(server_id):
             await self.installer.uninstall(server_id)
         else:
             await self.servers.detach(server_id)
         await self.switches.forget(own)
+
+    def _was_of(self, tool_id: str, server_id: str) -> bool:
+        """Whether a tool that is in no list is called as those of a server are, and as those of no other."""
+        longer = self.upstreams.owner(tool_id)
+        return tool_id.startswith(f"{server_id}__") and (longer is None or len(longer) <= len(server_id))
 
     async def close_calls(self, seconds: float) -> None:
         """Take on nothing more: give up what waits for clients, undo installs, let calls finish for so long."""
@@ -406,7 +413,7 @@ async def open_gateway(
                 tools_of=lambda server_id: [tool.tool_id for tool in library.of_server(server_id)],
                 on_proved=proved, publish=events.publish, reserved={OWN_SERVER, EXECUTOR_ID},
                 ours=[config_dir] if config_dir is not None else [],
-                rules=settings.discovery.install,
+                rules=settings.discovery.install, is_off=lambda server_id: server_id in servers.disabled,
             )
         )  # fmt: skip
         broker = CapabilityBroker(gaps, search, catalog, installer, library, publish=events.publish)

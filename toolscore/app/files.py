@@ -64,6 +64,7 @@ class Loaded:
         self.broken_servers = broken_servers
         self.remarks = list(remarks)
         self.unguarded: list[str] = []
+        self.misplaced: list[str] = []
 
 
 def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.environ) -> Loaded:
@@ -99,11 +100,12 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
     strange = _unknown_variables(environment)
     problems += strange
     unguarded += [one for one in strange if _guards((one.partition(ENV_PREFIX)[2].partition("__")[0].lower(),))]
+    misplaced = [one for one in problems if "storage" in one]
     broken: dict[str, str] = {}
     for _ in range(50):  # each round takes out what was refused; the rest is valid sooner or later
         try:
             loaded = Loaded(Settings(**data), problems, broken, remarks)
-            loaded.unguarded = unguarded
+            loaded.unguarded, loaded.misplaced = unguarded, misplaced
             return loaded
         except ValidationError as exc:
             gone: set[tuple[str, ...]] = set()
@@ -117,6 +119,8 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
                     problems.append(problem)
                     if _guards(path):
                         unguarded.append(problem)
+                    if path[:1] == ("storage",):
+                        misplaced.append(problem)
                 if not any(path[:length] in gone for length in range(1, len(path) + 1)):
                     gone.add(_remove(data, path))
         except Exception as exc:  # a variable that should hold JSON and does not
@@ -124,7 +128,7 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
             break
     with _without_variables():
         loaded = Loaded(Settings(), problems, broken, remarks)
-        loaded.unguarded = problems
+        loaded.unguarded = loaded.misplaced = problems
         return loaded
 
 

@@ -18,8 +18,8 @@ from toolscore.core.models import shown_url
 __all__ = ["in_force"]
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
-SECRET, HIDDEN = frozenset({"key", "secret", "password", "token"}), "(not shown)"
-"""Members of settings that are secrets where they are written out."""
+SECRET, HIDDEN = frozenset({"key", "secret", "password", "token", "seal_keys"}), "(not shown)"
+"""Settings, and members of settings, that are secrets where they are written out."""
 SERVERS = "upstreams"
 """Servers have an address of their own."""
 
@@ -40,7 +40,7 @@ def in_force(
         found.append(
             {
                 "key": ".".join(path),
-                "value": _shown(value),
+                "value": HIDDEN if path[-1] in SECRET and value else _shown(value),
                 "default": _shown(default),
                 "source": source,
                 "where": where,

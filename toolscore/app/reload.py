@@ -11,7 +11,7 @@ import structlog
 from toolscore.app.files import Loaded, load_settings
 from toolscore.app.servers import Servers, configured_servers, self_references
 from toolscore.app.settings import Settings, SettingsHub, differences, needs_restart
-from toolscore.core.errors import Conflict, UpstreamUnavailable
+from toolscore.core.errors import UpstreamUnavailable
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams import UpstreamPool
 
@@ -126,14 +126,7 @@ class Reload:
         for server_id in sorted(before.keys() - after.keys()):
             self._servers.off.pop(server_id, None)
             await self._servers.drop(server_id, for_good=False)
-        left_out: dict[str, str] = {}
-        for server_id in sorted(after.keys() - before.keys()):
-            try:
-                self._servers.add(server_id, after[server_id])
-            except Conflict as exc:  # attached while we waited for the others
-                left_out[server_id] = exc.message
-                log.error("a configured server is left out", server=server_id, reason=exc.message)
-        return left_out
+        return await self._servers.come({key: after[key] for key in after.keys() - before.keys()})
 
     async def _put_back(self, servers: Mapping[str, UpstreamSpec]) -> list[str]:
         """Have servers run as before. Returns those that do not start so any more: they stay as they are."""

@@ -133,6 +133,27 @@ class Servers:
         finally:
             self._staying = None
 
+    async def come(self, servers: Mapping[str, UpstreamSpec]) -> dict[str, str]:
+        """Start servers that the configuration has now and had not before; those that were disabled stay so.
+
+        Returns:
+            Those that are left out, and why.
+        """
+        left_out: dict[str, str] = {}
+        off: set[str] = set()
+        if servers:
+            with contextlib.suppress(StoreError):  # as it was known before
+                off = await self._database.load_switched_off()
+        for server_id in sorted(servers):
+            if server_id in off:
+                self.off[server_id] = servers[server_id]
+            try:
+                self.add(server_id, servers[server_id])
+            except Conflict as exc:  # attached while we waited for the others
+                left_out[server_id] = exc.message
+                log.error("a configured server is left out", server=server_id, reason=exc.message)
+        return left_out
+
     def add(self, server_id: str, spec: UpstreamSpec) -> None:
         """Start a server, unless it was disabled.
 
@@ -243,8 +264,7 @@ class Servers:
             async with self._writing:
                 await self._database.delete_server(server_id)
                 self._attached.pop(server_id, None)
-                if self.off.pop(server_id, None) is not None:
-                    await self._database.save_switched_off(server_id, off=False)
+                self.off.pop(server_id, None)
         await self.drop(server_id, for_good=True)
         self._forget_pins(server_id)
 

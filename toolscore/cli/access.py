@@ -17,13 +17,13 @@ from toolscore.cli.terminal import (
     ConfigDir,
     Url,
     answer_of,
-    config_folder,
     connected,
     gateway_url,
     list_by_default,
     print_json,
     print_table,
     say,
+    storage_of,
 )
 
 __all__ = ["keys", "policy"]
@@ -134,12 +134,11 @@ def _with_keys(config: Path | None, work: Callable[[Any], Any]) -> Any:
     import asyncio
 
     from toolscore.access.auth import KeyRing
-    from toolscore.app.files import load_settings
     from toolscore.core.errors import ToolScoreError
     from toolscore.stores import open_database
     from toolscore.stores.database import StoreError
 
-    storage = load_settings(config_folder(config)).settings.storage
+    storage = storage_of(config)
     place = urlsplit(storage.database_url or "")
     say(f"keys in {f'{place.hostname}{place.path}' if storage.database_url else storage.folder / 'toolscore.db'}")
 

@@ -18,6 +18,7 @@ from toolscore.cli.terminal import (
     print_json,
     print_table,
     say,
+    storage_of,
 )
 from toolscore.core.hosts import local_host
 
@@ -165,14 +166,13 @@ def migrate(config: ConfigDir = None) -> None:
     """Bring the database's schema up to this release. A start does it, too, unless `storage.migrate` is false."""
     import asyncio
 
-    from toolscore.app.files import load_settings
     from toolscore.stores import open_database
     from toolscore.stores.database import StoreError
     from toolscore.stores.schema import HEAD
     from toolscore.telemetry.logs import configure_logging
 
     configure_logging("error", "console")
-    storage = load_settings(config_folder(config)).settings.storage
+    storage = storage_of(config)
 
     async def run() -> str | None:
         async with open_database(storage.url) as database:

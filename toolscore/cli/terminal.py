@@ -37,6 +37,7 @@ __all__ = [
     "print_text",
     "say",
     "segment",
+    "storage_of",
 ]
 
 NO_GATEWAY = 3
@@ -68,6 +69,19 @@ ConfigDir = Annotated[
 GAP = "  "
 INDENT = "    "
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def storage_of(config: Path | None) -> Any:
+    """The settings of the storage. Where a mistake may have data lie elsewhere, that is said, and the program ends."""
+    from toolscore.app.files import load_settings
+
+    loaded = load_settings(config_folder(config))
+    if loaded.misplaced:
+        say("toolscore: nothing was done, since data may lie elsewhere than these settings say. Mend first:")
+        for problem in loaded.misplaced:
+            say(f"  {problem}")
+        raise typer.Exit(BAD_SETTINGS)
+    return loaded.settings.storage
 
 
 def config_folder(given: Path | None) -> Path | None:

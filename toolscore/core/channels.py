@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.typing import Subprotocol
 
 from toolscore.core.hosts import is_loopback
+from toolscore.core.models import shown_url
 
 __all__ = ["MAX_FRAME_BYTES", "Channel", "HandshakeRefused", "WebSocketChannel", "dial"]
 
@@ -38,9 +39,15 @@ class HandshakeRefused(ConnectionError):
     """
 
     def __init__(self, url: str, status: int, text: str) -> None:
-        super().__init__(f"cannot connect to {url}: it answered HTTP {status}")
+        super().__init__(f"cannot connect to {shown_url(url)}: it answered HTTP {status}")
         self.status = status
         self.text = text
+
+
+def _why(exc: Exception) -> str:
+    if isinstance(exc, InvalidURI):
+        return f"it is no address of a WebSocket ({exc.msg})"  # its own text has all of the address
+    return str(exc) or type(exc).__name__
 
 
 class Channel(Protocol):
@@ -162,7 +169,7 @@ async def dial(
         text = bytes(exc.response.body or b"").decode("utf-8", "replace")
         raise HandshakeRefused(url, exc.response.status_code, text) from exc
     except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as exc:
-        raise ConnectionError(f"cannot connect to {url}: {exc or type(exc).__name__}") from exc
+        raise ConnectionError(f"cannot connect to {shown_url(url)}: {_why(exc)}") from exc
     try:
         yield WebSocketChannel(socket)
     finally:

@@ -59,7 +59,10 @@ NEVER_FORWARDED = frozenset(
 
 def shown_url(url: str) -> str:
     """An address as it may be shown: without the user, the password and the query, which may be secrets."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(no address)"
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else "")
 

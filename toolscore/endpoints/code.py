@@ -47,11 +47,10 @@ from toolscore.endpoints.views import failure_text, result_fields
 from toolscore.endpoints.watch import ClientWatch
 from toolscore.upstreams import Caller
 
-__all__ = ["RUN_PATH", "CodeEndpoint"]
+__all__ = ["CodeEndpoint"]
 
 log = structlog.get_logger(__name__)
 
-RUN_PATH = "/api/v1/code/run"
 NDJSON = "application/x-ndjson"
 MAX_UNHEARD = 1000
 """A client that does not keep up misses progress; what the code prints is bounded elsewhere, and not missed."""

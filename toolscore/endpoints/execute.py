@@ -33,11 +33,12 @@ from toolscore.endpoints.watch import ClientWatch
 from toolscore.telemetry.tracing import CARRIED
 from toolscore.upstreams import Caller
 
-__all__ = ["EXECUTE_PATHS", "ExecuteEndpoint"]
+__all__ = ["EXECUTE_PATHS", "RUN_PATH", "ExecuteEndpoint"]
 
 log = structlog.get_logger(__name__)
 
 EXECUTE_PATHS = ("/execute_tool", "/api/v1/tools/execute")
+RUN_PATH = "/api/v1/code/run"
 
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 

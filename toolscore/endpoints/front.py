@@ -30,7 +30,7 @@ from toolscore.endpoints.asgi import (
     resource_url,
     send_json,
 )
-from toolscore.endpoints.execute import EXECUTE_PATHS, ExecuteEndpoint
+from toolscore.endpoints.execute import EXECUTE_PATHS, RUN_PATH, ExecuteEndpoint
 from toolscore.endpoints.health import check_ready
 from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.mcp.http import McpHttpEndpoint
@@ -104,7 +104,8 @@ class Front:
                 return
         if scope["path"] not in NO_USE and scope["type"] == "http":
             self._uses.asked_at = started
-        if scope["type"] == "websocket" or scope["method"] == "GET" or scope["path"].endswith("/mcp"):
+        lasting = scope["type"] == "websocket" or scope["method"] == "GET" or scope["path"].endswith("/mcp")
+        if lasting or scope["path"] == RUN_PATH:
             with self._uses if scope["path"] not in NO_USE else contextlib.nullcontext():
                 await self._held(scope, receive, send, started)
         else:
@@ -181,6 +182,9 @@ class Front:
             if not foreign and path not in SIGNS_OF_LIFE:
                 self._check(scope)
             if foreign or path in PUBLIC or path.startswith(PUBLIC_BELOW):
+                if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+                    await send_json(send, 405, b"", [(b"allow", b"GET, HEAD")])
+                    return  # with its body unread: nobody is known here whose it could be
                 scope["toolscore.principal"] = NOBODY
             else:
                 authorization, api_key = _shown(scope)

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from toolscore.core.rules import LimitRules
 
-__all__ = ["ConnectionGuard"]
+__all__ = ["ConnectionGuard", "possible_connections"]
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +61,7 @@ class ConnectionGuard:
         self._of_address: Counter[str] = Counter()
         self._refused = 0
         self._logged_at = 0.0
-        self._possible = _possible_connections()
+        self._possible = possible_connections()
 
     async def __aenter__(self) -> ConnectionGuard:
         self._sweeper = asyncio.create_task(self._sweep())
@@ -135,7 +135,7 @@ class ConnectionGuard:
             self._logged_at, self._refused = now, 0
 
 
-def _possible_connections() -> int:
+def possible_connections() -> int:
     """Half of what descriptors are left for. With none, nobody could be answered, not even that we are full."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if allowed == resource.RLIM_INFINITY else max(1, (allowed - OTHERS_DESCRIPTORS) // 2)

@@ -22,7 +22,7 @@ from toolscore.core.models import NOBODY
 from toolscore.discovery import Entry
 from toolscore.discovery.catalog.server_json import OFFICIAL, UNSAID
 from toolscore.discovery.own_tools import OWN_SERVER
-from toolscore.endpoints.asgi import header, principal_of
+from toolscore.endpoints.asgi import header, principal_of, resource_url
 
 __all__ = ["add_registry"]
 
@@ -149,7 +149,7 @@ def _own(gateway: Gateway, request: Request) -> list[dict[str, Any]]:
     if principal is NOBODY:
         return []
     sees = gateway.permissions.sees(principal)
-    base = f"{request.url.scheme}://{header(request.scope, b'host') or 'localhost'}"
+    base = resource_url(request.scope, "", gateway.settings.current.access)
     shown = []
     for upstream in gateway.upstreams:
         tools = [tool for tool in gateway.library.of_server(upstream.server_id) if sees is None or sees(tool)]

@@ -11,7 +11,7 @@ import contextlib
 import http
 import os
 import socket as socketlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from toolscore.core.hosts import is_loopback
 from toolscore.core.jsonrpc import ConnectionLost, RemoteError, decode, decode_frame, error_frame, result_frame
 from toolscore.core.models import Principal, UpstreamSpec
 from toolscore.core.peer import Peer
+from toolscore.endpoints.guard import possible_connections
 from toolscore.endpoints.leases import Leases
 from toolscore.endpoints.mcp.socket import McpSocketClient
 from toolscore.endpoints.typed import TypedClient
@@ -60,6 +61,9 @@ MAX_INSTANCE_NAME = 64
 MAX_INSTANCES = 1000
 """Of one server that dials in."""
 
+MAX_QUEUED = 2
+"""Frames of one connection that wait to be read."""
+
 MCP = Subprotocol("mcp")
 TYPED = Subprotocol("toolscore.v1")
 
@@ -74,13 +78,15 @@ async def serve_router(
     """
     settings = gateway.settings.current
     service = settings.core_services.toolscore_mcp
-    router = _Router(gateway, leases, uses, service.endpoint)
+    router, possible = _Router(gateway, leases, uses, service.endpoint), possible_connections() // 2
     options: dict[str, Any] = {
         "subprotocols": [MCP, TYPED],
         "select_subprotocol": _choose,
         "process_request": router.check,
         # Servers that dialled in may answer as much as others; a client's frame is held to its own bound below.
         "max_size": max(settings.limits.max_frame_bytes, settings.limits.max_result_bytes),
+        "max_queue": MAX_QUEUED,
+        "create_connection": _counted(lambda: min(gateway.settings.current.limits.max_connections, possible)),
         "compression": None,
         "ping_interval": settings.servers.heartbeat_seconds,
         "ping_timeout": max(1.0, settings.servers.dead_after_seconds - settings.servers.heartbeat_seconds),
@@ -102,6 +108,25 @@ async def serve_router(
                 os.umask(umask)
             stack.callback(path.unlink, missing_ok=True)
         yield
+
+
+def _counted(most: Callable[[], int]) -> type[ServerConnection]:
+    """Connections that are cut where there are too many, before anything is read of them."""
+    there: set[ServerConnection] = set()
+
+    class Counted(ServerConnection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            if len(there) >= most():
+                self.transport.abort()
+            else:
+                there.add(self)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            there.discard(self)
+            super().connection_lost(exc)
+
+    return Counted
 
 
 def _choose(_connection: ServerConnection, offered: Any) -> Subprotocol | None:

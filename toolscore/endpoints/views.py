@@ -155,9 +155,9 @@ def server_fields(gateway: Gateway, upstream: Upstream, principal: Principal, *,
             "header_names": sorted(spec.headers),
             "credentials_of": list(spec.credentials),
             "forward_headers": list(spec.forward_headers),
-            "endpoint": spec.endpoint,
+            "endpoint": shown_url(spec.endpoint) if spec.endpoint else None,
             "stderr": list(upstream.stderr),
-            "memory_bytes": _memory_bytes(upstream.pid),
+            "memory_bytes": None,
             "protocol_version": connection.info.protocol_version if connection else None,
             "server_info": {"name": connection.info.name, "version": connection.info.version} if connection else None,
             "tool_ids": [
@@ -198,13 +198,6 @@ def memory_by_family(pids: Collection[int]) -> dict[int, int]:
         if above in found:
             found[above] += size
     return found
-
-
-def _memory_bytes(pid: int | None) -> int | None:
-    """Resident memory of a server's process and all below it."""
-    if pid is None:
-        return None
-    return memory_by_family([pid])[pid] or None
 
 
 def stats_fields(gateway: Gateway, principal: Principal | None) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from toolscore.history.recording import (
     order_frame,
     start_frame,
 )
-from toolscore.history.rows import bodies, shown
+from toolscore.history.rows import shown, with_bodies
 from toolscore.history.starts import Start, StartLog, left_by_others
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError
@@ -358,13 +358,13 @@ class Journal:
         row = await self._database.read_call(call_id)
         if row is None or (principal is not None and row["principal"] != principal):
             raise ToolNotFound(f"no call {call_id!r}: it never was, or is no longer kept (`journal.keep_days`)")
-        return {**shown(row), **(await bodies(self._database, [row]))[call_id]}
+        return (await with_bodies(self._database, [row]))[0]
 
     async def with_bodies(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Calls as `find` gave them, with their arguments and results."""
-        rows = await self._database.read_these_calls([call["call_id"] for call in calls])
-        found = await bodies(self._database, rows)
-        return [{**shown(row), **found[row["call_id"]]} for row in rows]
+        return await with_bodies(
+            self._database, await self._database.read_these_calls([call["call_id"] for call in calls])
+        )
 
 
 def _obeying(order: Order, rules: JournalRules) -> Order:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from toolscore.core.clock import timestamp_of
+from toolscore.core.errors import InvalidRequest
 from toolscore.core.jsonrpc import decode
 from toolscore.history.recording import unpacked
 from toolscore.stores import Database
 
-__all__ = ["bodies", "shown"]
+__all__ = ["shown", "with_bodies"]
+
+LEFT_OUT = "toolscore/left_out"
+"""The member of what stands in the place of a body that is not there."""
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -23,19 +28,28 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def bodies(database: Database, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The `arguments` and the `result` of each call, by its id.
+async def with_bodies(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls as REST shows them, with their `arguments` and `result`. What cannot be read back is left out, and said to
+    be `redacted`.
 
     Raises:
         StoreError.
     """
     hashes = {row[name] for row in rows for name in ("arguments_body", "result_body") if row[name]}
     contents = await database.read_bodies(hashes)
+    return await asyncio.to_thread(lambda: [_whole(row, contents) for row in rows])  # they may be large
 
-    def value(row: dict[str, Any], name: str) -> Any:
-        if row[name] is not None:
-            return decode(row[name].encode())
+
+def _whole(row: dict[str, Any], contents: dict[str, bytes]) -> dict[str, Any]:
+    call = shown(row)
+    for name in ("arguments", "result"):
         content = contents.get(row[f"{name}_body"])
-        return decode(unpacked(content)) if content is not None else None
-
-    return {row["call_id"]: {name: value(row, name) for name in ("arguments", "result")} for row in rows}
+        try:
+            if row[name] is not None:
+                call[name] = decode(row[name].encode())
+            else:
+                call[name] = decode(unpacked(content)) if content is not None else None
+        except InvalidRequest as exc:  # such as arguments that were refused for having too many parts
+            call[name] = {LEFT_OUT: f"it cannot be read: {exc.message}"}
+            call["redacted"] = sorted({*call["redacted"], name})
+    return call

@@ -206,9 +206,10 @@ class Database:
             await connection.execute(insert(servers).values(server_id=server_id, spec=spec, attached_at=attached_at))
 
     async def delete_server(self, server_id: str) -> None:
-        """Forget an attached server. Its tools are the library's to remove."""
+        """Forget an attached server, and that it was disabled. Its tools are the library's to remove."""
         async with self._transaction("servers") as connection:
-            await connection.execute(delete(servers).where(servers.c.server_id == server_id))
+            for table in (servers, switched_off):
+                await connection.execute(delete(table).where(table.c.server_id == server_id))
 
     async def load_switched_off(self) -> set[str]:
         """The ids of the servers that were disabled at run time."""

@@ -97,6 +97,7 @@ class Installer:
         reserved: Collection[str] = (),
         ours: Sequence[Path] = (),
         rules: InstallRules | None = None,
+        is_off: Callable[[str], bool] = lambda server_id: False,
     ) -> None:
         self._folder = folder
         self._database = database
@@ -109,6 +110,7 @@ class Installer:
         self._reserved = frozenset(reserved)
         self._ours = tuple(ours)
         self._rules = rules or InstallRules()
+        self._is_off = is_off
         self._places = asyncio.Semaphore(AT_ONCE)
         self._running: dict[str, tuple[Wish, asyncio.Task[Installed]]] = {}
         self._leaving: set[str] = set()
@@ -116,8 +118,9 @@ class Installer:
         self._engine = ContainerEngine()
 
     async def __aenter__(self) -> Installer:
+        installs = await self._database.load_installs()  # first: one that is finished meanwhile is no loose end
         attached = {row["server_id"] for row in await self._database.load_servers()}
-        for row in await self._database.load_installs():
+        for row in installs:
             if row["server_id"] in attached:
                 self._installed[row["server_id"]] = msgspec.json.decode(row["record"], type=Installed)
             else:
@@ -178,10 +181,15 @@ class Installer:
             Conflict: its id belongs to another server.
         """
         done, running = self._installed.get(plan.server_id), self._running.get(plan.server_id)
-        taken = self._upstreams.find(plan.server_id) is not None or plan.server_id in self._leaving
+        off = self._is_off(plan.server_id)
+        taken = off or self._upstreams.find(plan.server_id) is not None or plan.server_id in self._leaving
         if running is not None:
             if msgspec.structs.replace(running[0], approved=True) != msgspec.structs.replace(wish, approved=True):
                 raise Conflict(f"something else is being installed as {plan.server_id!r}: {OTHER_ID}")
+        elif done is not None and off:
+            raise Conflict(
+                f"{done.name} is installed as {plan.server_id!r} and disabled: enable it, or uninstall it first"
+            )
         elif done is not None and taken:
             same = (done.name, done.kind, done.identifier) == (plan.name, plan.kind, plan.identifier)
             if (

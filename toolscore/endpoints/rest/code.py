@@ -7,7 +7,8 @@ from fastapi.responses import Response
 
 from toolscore.app.compose import Gateway
 from toolscore.endpoints.asgi import Receive, Scope, Send
-from toolscore.endpoints.code import RUN_PATH, CodeEndpoint
+from toolscore.endpoints.code import CodeEndpoint
+from toolscore.endpoints.execute import RUN_PATH
 
 __all__ = ["code_router"]
 

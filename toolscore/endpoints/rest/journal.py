@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Annotated, Any
@@ -30,6 +31,10 @@ MAX_REPLAYED = 1000
 MAX_EXPORTED = 10_000
 EXPORT_PAGE = 200
 MAX_EXPORT_BYTES = 64 * 1024 * 1024
+MAX_REPLAY_BYTES = 16 * 1024 * 1024
+"""They are held all at once."""
+AT_A_TIME = 8
+"""Calls whose bodies are read together: each may have two of `journal.max_body_bytes`."""
 
 
 class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,6 +51,25 @@ class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
     since: str | None = None
     until: str | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_REPLAYED)] = 100
+
+
+class _Room:
+    """How many bytes of calls one request may still hold."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+
+    def take(self, call: dict[str, Any]) -> None:
+        """Take one more.
+
+        Raises:
+            PayloadTooLarge: there is no room for it.
+        """
+        self._left -= len(msgspec.json.encode(call))
+        if self._left < 0:
+            raise PayloadTooLarge(
+                f"these calls take over {self._most // 2**20} MiB: choose a shorter window, or a limit"
+            )
 
 
 def journal_router(gateway: Gateway) -> APIRouter:
@@ -90,24 +114,19 @@ def journal_router(gateway: Gateway) -> APIRouter:
         if not tools:
             raise ToolNotFound(f"no server {server_id!r} with tools that you may call")
         calls: list[dict[str, Any]] = []
-        cursor, size = None, 0
+        cursor, room = None, _Room(MAX_EXPORT_BYTES)
         callers: dict[str, int] = {}  # told apart, and not named
         with _reading():
             while len(calls) < limit:
                 found, cursor = await journal.find(
                     filters=filters, since_ms=_moment("since", since), until_ms=_moment("until", until), cursor=cursor,
-                    limit=min(EXPORT_PAGE, limit - len(calls)),
+                    limit=EXPORT_PAGE,
                 )  # fmt: skip
-                for call in await journal.with_bodies(found):
-                    if call["outcome"] in ("ok", "tool_error") and "arguments" not in call["redacted"]:
+                fit = [one for one in found if one["outcome"] in ("ok", "tool_error")]
+                async for call in _whole(fit, room):
+                    if "arguments" not in call["redacted"] and len(calls) < limit:
                         kept = {name: call[name] for name in ("name", "arguments", "result", "at", "duration_ms")}
-                        kept["caller"] = callers.setdefault(call["principal"], len(callers))
-                        size += len(msgspec.json.encode(kept))
-                        calls.append(kept)
-                if size > MAX_EXPORT_BYTES:
-                    raise PayloadTooLarge(
-                        f"these calls take over {MAX_EXPORT_BYTES // 2**20} MiB: choose a shorter window, or a limit"
-                    )
+                        calls.append({**kept, "caller": callers.setdefault(call["principal"], len(callers))})
                 if cursor is None:
                     break
         calls.reverse()
@@ -124,6 +143,13 @@ def journal_router(gateway: Gateway) -> APIRouter:
                 call["calls"] = await _inner(call)
             return answer(request, call)
 
+    async def _whole(found: list[dict[str, Any]], room: _Room) -> AsyncIterator[dict[str, Any]]:
+        """Calls with their bodies, a few at a time."""
+        for start in range(0, len(found), AT_A_TIME):
+            for call in await journal.with_bodies(found[start : start + AT_A_TIME]):
+                room.take(call)
+                yield call
+
     async def _inner(run: dict[str, Any]) -> list[dict[str, Any]]:
         """The calls that a run made, the oldest first, without their bodies."""
         filters = {"parent": run["call_id"], "principal": run["principal"]}
@@ -133,13 +159,15 @@ def journal_router(gateway: Gateway) -> APIRouter:
     @router.post("/api/v1/calls/replay", summary="Make past calls again")
     async def replay_window(request: Request, body: Annotated[dict[str, Any], Body()]) -> Response:
         who, wanted = principal_of(request.scope), read_as(body, ReplayRequest)
+        if wanted.offline:
+            raise InvalidArguments("only a single run of code can be made again offline: name it by its `call_id`")
         filters = _filters(who, wanted.tool_id, wanted.server_id, wanted.principal, wanted.outcome, None)
         with _reading():
             found, _ = await journal.find(
                 filters=filters, since_ms=_moment("since", wanted.since), until_ms=_moment("until", wanted.until),
                 limit=wanted.limit,
             )  # fmt: skip
-            calls = await journal.with_bodies(found)
+            calls = [call async for call in _whole(found, _Room(MAX_REPLAY_BYTES))]
         data = await gateway.replay.many(calls, who, server_id=wanted.against, confirm=wanted.confirm)
         message = f"{data['replayed']} calls made again, {data['same']} with the same result"
         return answer(request, data, message)
@@ -153,7 +181,7 @@ def journal_router(gateway: Gateway) -> APIRouter:
             if wanted.offline:
                 if call["tool_id"] != RUN_CODE:
                     raise InvalidArguments(f"call {call_id} ran no code: only a run can be made again offline")
-                inner = (await journal.with_bodies(await _inner(call)))[::-1]
+                inner = [one async for one in _whole(await _inner(call), _Room(MAX_REPLAY_BYTES))][::-1]
                 if any(one["redacted"] for one in inner):
                     raise Conflict(f"what call {call_id} was given is not kept as it was: secrets were taken out of it")
         data = await gateway.replay.one(call, who, server_id=wanted.against, confirm=wanted.confirm, inner=inner)

@@ -74,7 +74,10 @@ def servers_router(gateway: Gateway) -> APIRouter:
         absent = _absent(gateway).get(server_id)
         if absent is not None and gateway.shows_server(who, server_id):
             return answer(request, {**absent, "stderr": []})
-        return answer(request, server_fields(gateway, gateway.find_server(who, server_id), who, full=True))
+        fields = server_fields(gateway, gateway.find_server(who, server_id), who, full=True)
+        if fields["pid"] is not None:
+            fields["memory_bytes"] = (await asyncio.to_thread(memory_by_family, [fields["pid"]]))[fields["pid"]] or None
+        return answer(request, fields)
 
     @router.delete("/api/v1/servers/{server_id}", summary="Detach a server")
     async def detach_server(request: Request, server_id: str) -> Response:

@@ -762,6 +762,14 @@ def test_installing_twice_does_nothing_and_says_so(local: tuple[GatewayProcess, 
     second = toolscore("install", "again", "--yes", gateway=process)
     assert second.stdout == "org.nobody/again 1.0.0 is installed already: nothing done\n"
     assert toolscore("install", "again", "--as", "other", "--yes", gateway=process).returncode == 0
+    (place,) = process.folder.rglob("servers/other")
+    (place / "home" / "notes").write_text("its own")
+    assert process.http.post("/api/v1/servers/other/disable").json()["success"]
+    disabled = toolscore("install", "again", "--as", "other", "--yes", gateway=process)
+    assert (disabled.returncode, "disabled: enable it, or uninstall it first" in disabled.stderr) == (1, True)
+    assert (place / "home" / "notes").read_text() == "its own"
+    assert process.http.post("/api/v1/servers/other/enable").json()["success"]
+    process.wait_for_state("other", "up")
     several = toolscore("uninstall", "org.nobody/again", gateway=process)
     assert several.returncode == 1
     assert "name one of again, other" in several.stderr

@@ -33,7 +33,8 @@ READ_BYTES = 1 << 18
 INTERPRETER_BYTES = 64 << 20
 """Address space of Python itself."""
 GRACE_SECONDS = 1.0
-SOURCES = ("wire.py", "child.py")
+SOURCES = ("wire", "channel", "tools", "child")
+"""Modules of the sandbox, each after those that it imports; `RUNNER` names them, too."""
 
 FIRST_PROCESS = """
 import signal, sys
@@ -47,10 +48,14 @@ import os, resource, shutil, struct, sys, types
 memory = int(os.environ["TOOLSCORE_MEMORY"])
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 given = sys.stdin.buffer.read()
-for name in ("wire", "child"):  # not from a file: a caller before us could have changed it
+package = types.ModuleType("mcp_servers.python_executor.sandbox")
+sys.modules[package.__name__] = package
+for name in ("wire", "channel", "tools", "child"):  # not from a file: a caller before us could have changed it
     length = int.from_bytes(given[:4], "little")
     source, given = given[4 : 4 + length], given[4 + length :]
-    module = types.ModuleType("mcp_servers.python_executor.sandbox." + name)
+    module = types.ModuleType(package.__name__ + "." + name)
+    setattr(package, name, module)
+    module.__file__ = name + ".py"
     sys.modules[module.__name__] = module
     exec(compile(source, name + ".py", "exec"), module.__dict__)
 child, data = module, given
@@ -273,7 +278,7 @@ async def _converse(process: asyncio.subprocess.Process, request: bytes, output_
 def _sources() -> bytes:
     parts = []
     for name in SOURCES:
-        source = (Path(__file__).parent / "sandbox" / name).read_bytes()
+        source = (Path(__file__).parent / "sandbox" / f"{name}.py").read_bytes()
         parts += [len(source).to_bytes(4, "little"), source]
     return b"".join(parts)
 

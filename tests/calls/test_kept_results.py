@@ -192,3 +192,21 @@ def test_arguments_choose_the_result() -> None:
             ]  # fmt: skip
 
     asyncio.run(run())
+
+
+def test_reads_that_tell_their_server_something_else_are_not_one() -> None:
+    async def run() -> None:
+        memory = Memory()
+        async with in_memory_gateway({"memory": memory}, cache=KEPT) as gateway:
+            for locale in ("de", "fr", "de"):
+                call = gateway.make_call("memory__read")
+                call.extra = {"_meta": {"acme/locale": locale, "progressToken": 1}}
+                assert (await gateway.rooms.calls.call(call)).cache_level is None
+            assert len(memory.calls) == 3
+            for number in range(2):
+                call = gateway.make_call("memory__read")
+                call.extra = {"_meta": {"progressToken": number}}
+                kept = (await gateway.rooms.calls.call(call)).cache_level
+            assert (len(memory.calls), kept) == (4, "l1")
+
+    asyncio.run(run())

@@ -311,3 +311,16 @@ def test_vectors_of_another_size_are_made_again(tmp_path: Path) -> None:
                 await cache.of([str(number) for number in range(600)])  # in several batches
 
     asyncio.run(run())
+
+
+def test_a_call_says_something_of_the_search_before_it_alone(open_rooms: Any) -> None:
+    async def run() -> None:
+        async with open_rooms(EMBEDDER) as rooms:
+            rooms.list_tools("srv", get_user="Shows the profile of a user.", delete_user="Deletes a user account.")
+            await rooms.search.search("show the profile of a user account", principal="ada")
+            await rooms.search.search("delete a user account for good", principal="ada")
+            rooms.search.succeeded("ada", "srv__delete_user")
+            found = await rooms.search.search("show the profile of a user account", principal="ada", remember=False)
+            assert found[0].tool.name == "get_user"
+
+    asyncio.run(run())

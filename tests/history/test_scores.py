@@ -121,3 +121,19 @@ def test_what_several_gateways_see_of_a_tool_counts_together(tmp_path: Path) -> 
                 assert gone.of(tool).calls == 0
 
     asyncio.run(run())
+
+
+def test_what_is_learned_is_kept_before_long_also_if_nothing_comes_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolscore.history.scores.FLUSH_SECONDS", 0.01)
+    tool = Tool(tool_id="a__b", server_id="a", name="b", definition={}, definition_hash="", first_seen="")
+
+    async def run() -> None:
+        async with open_database(f"sqlite+aiosqlite:///{tmp_path}/x.db") as database, Scores(database) as scores:
+            scores.add(tool, "ok", 0.1, None)
+            async with asyncio.timeout(20):
+                while not await database.load_scores():
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(run())

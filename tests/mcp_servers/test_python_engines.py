@@ -16,7 +16,8 @@ from support import ROOT, ExecutorProcess, executor_process
 from typer.main import get_command
 
 from mcp_servers.python_executor.bench import measure_engines
-from mcp_servers.python_executor.engine import ENGINES, Outcome
+from mcp_servers.python_executor.container import ContainerEngine
+from mcp_servers.python_executor.engine import ENGINES, Job, Outcome
 from mcp_servers.python_executor.executor import Executor
 from mcp_servers.python_executor.isolation import PROBES, SESSION, SESSION_OF_ANOTHER, measure_isolation
 from mcp_servers.python_executor.pool import SandboxUnavailable
@@ -282,3 +283,56 @@ def test_doctor_and_the_server_tell_a_machine_that_confines_less(tier: str, expe
     )  # fmt: skip
     assert done.returncode == 69
     assert f"at tier {tier} only, and at least A is asked for" in done.stderr
+
+
+STAND_IN = """#!{python}
+import os, sys
+given = sys.argv[1:]
+if given[0] == "run":
+    os.execv(sys.executable, [sys.executable, "-c", given[given.index("-c") + 1]])
+if "rm" not in given:
+    told = [given[n + 1].partition("=") for n, one in enumerate(given) if one == "--env"]
+    there = {{"PATH": os.environ["PATH"]}} | {{name: value.replace("/box/", "{box}/") for name, _, value in told}}
+    os.execvpe("timeout", given[given.index("timeout"):], there)
+"""
+
+
+def test_what_is_sent_into_a_container_runs_by_itself(tmp_path: Path) -> None:
+    """With a program in the place of docker that runs here what would run in the container."""
+    (tmp_path / "box").mkdir()
+    docker = tmp_path / "docker"
+    docker.write_text(STAND_IN.format(python=sys.executable, box=tmp_path / "box"))
+    docker.chmod(0o755)
+
+    async def main() -> None:
+        engine = ContainerEngine(image="none", command=str(docker))
+        try:
+            outcome = await engine.run(Job("print('in')\n2 + 2", timeout_seconds=20))
+        finally:
+            await engine.stop()
+        assert (outcome.exit, outcome.stdout, outcome.result) == ("ok", "in\n", "4")
+
+    asyncio.run(main())
+
+
+VALUES = {
+    "1 + 1\n# done": "2",
+    "x = 3\nsum([\n    1,\n    x])": "4",
+    "'a,b' \\\n    .split(',')": "['a', 'b']",
+    "match = 5\nmatch": "5",
+    "case = 5\ncase + 1": "6",
+    "round(3.14159, ndigits= 2)": "3.14",
+    "[x\nfor x in (1, 2)\n  if x]": "[1, 2]",
+    "x = 1\nx += 2": None,
+    "for x in (1, 2):\n    x": None,
+    "def f(\n    a,\n):\n    return a": None,
+    "if True:\n    1\nelse:\n    2": None,
+}
+
+
+def test_the_value_of_the_last_expression_is_found_however_it_is_written(tmp_path: Path) -> None:
+    async def main() -> dict[str, str | None]:
+        async with Executor(data_dir=tmp_path) as executor:
+            return {code: (await executor.execute(code, timeout_seconds=20)).result for code in VALUES}
+
+    assert asyncio.run(main()) == VALUES

@@ -380,3 +380,23 @@ def test_a_line_that_does_not_end_is_looked_through_once() -> None:
         assert len(message) == 12 * 1024 * 1024 + 30_000
 
     asyncio.run(main())
+
+
+def test_an_event_that_broke_off_is_asked_for_again() -> None:
+    class Pieces:
+        async def iter_any(self) -> AsyncIterator[bytes]:
+            yield b"id: 1\ndata: whole\n\nid: 2\ndata: bro"
+            raise ConnectionResetError
+
+    async def main() -> None:
+        stream, came = EventStream(Pieces(), 1000), []
+
+        async def read() -> None:
+            async for message in stream.messages():
+                came.append(message)
+
+        with pytest.raises(ConnectionResetError):
+            await read()
+        assert (came, stream.last_id) == ([b"whole"], "1")
+
+    asyncio.run(main())

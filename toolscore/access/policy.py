@@ -17,6 +17,7 @@ import msgspec
 from pydantic import Field, model_validator
 
 from toolscore.core.models import Principal, Tool
+from toolscore.core.names import EXECUTOR, PYTHON
 from toolscore.core.rules import Rules
 
 __all__ = ["ANNOTATIONS", "Decision", "Policy", "PolicyRules", "Rule"]
@@ -61,10 +62,18 @@ class Rule(Rules):
         """Whether it is about this tool, whatever the arguments."""
         said = tool.annotations
         return (
-            _any(self.servers, tool.server_id)
-            and (_any(self.tools, tool.tool_id) or _any(self.tools, tool.name))
+            (_any(self.servers, tool.server_id) or self._denies_python(self.servers, tool, PYTHON))
+            and (
+                _any(self.tools, tool.tool_id)
+                or _any(self.tools, tool.name)
+                or self._denies_python(self.tools, tool, f"{PYTHON}__{tool.name}")
+            )
             and all(said.get(name, ANNOTATIONS[name]) is wanted for name, wanted in self.annotations.items())
         )
+
+    def _denies_python(self, patterns: tuple[str, ...], tool: Tool, short: str) -> bool:
+        """Whether it denies the executor's tools by the short name under which they may be called."""
+        return self.effect == "deny" and tool.server_id == EXECUTOR and _any(patterns, short)
 
     def fits(self, arguments: Mapping[str, Any]) -> bool:
         """Whether the arguments are as it says."""

@@ -11,11 +11,12 @@ from pydantic import Field
 
 from toolscore.access.auth import OUR_KEY
 from toolscore.core.models import UpstreamSpec
+from toolscore.core.names import EXECUTOR
 from toolscore.core.rules import Bytes, Count, Places, Rules, Seconds
 
 __all__ = ["EXECUTOR_ID", "PythonExecutorRules", "executor_command", "executor_spec"]
 
-EXECUTOR_ID = "python-executor-mcp-server"
+EXECUTOR_ID = EXECUTOR
 
 OWN_LIMIT_SECONDS = 10
 """The executor's own time limit shall strike before ours, which is longer by this."""

@@ -97,6 +97,9 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
     if config_dir is None or config_dir == user_config():
         _keep_state_with_user(data)
     unguarded = [file.problem for file in files if file.problem and file.path.name == "toolscore.yaml"]
+    for file in files:
+        problems += [said for _, said in file.doubled]
+        unguarded += [said for path, said in file.doubled if _guards(path)]
     strange = _unknown_variables(environment)
     problems += strange
     unguarded += [one for one in strange if _guards((one.partition(ENV_PREFIX)[2].partition("__")[0].lower(),))]

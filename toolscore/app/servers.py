@@ -16,6 +16,7 @@ from toolscore.core.clock import timestamp
 from toolscore.core.errors import Conflict, InvalidArguments, InvalidRequest, Overloaded
 from toolscore.core.hosts import is_loopback
 from toolscore.core.models import UpstreamSpec
+from toolscore.core.names import MAX_SERVER_ID, is_server_id
 from toolscore.discovery.own_tools import OWN_SERVER
 from toolscore.stores import Database
 from toolscore.stores.database import StoreError, TakenError, caught_up, or_overloaded
@@ -31,7 +32,6 @@ OWN_TOOLS = "toolscore.discovery.own_tools:OwnTools"
 OWN_TOOLS_TIMEOUT_SECONDS = 1200.0
 """An install may take its time."""
 OWN_TOOLS_CONCURRENT = 1000
-MAX_SERVER_ID = 128
 
 
 class Servers:
@@ -208,7 +208,7 @@ class Servers:
         Raises:
             Conflict, InvalidRequest, InvalidArguments.
         """
-        if not server_id or len(server_id) > MAX_SERVER_ID or "/" in server_id:
+        if not is_server_id(server_id):
             raise InvalidRequest(
                 f"a server id has 1 to {MAX_SERVER_ID} characters and no slash, found {server_id!r:.160}"
             )

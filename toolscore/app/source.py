@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from toolscore.core.entries import plain_json, servers_in, without_effect
+from toolscore.core.names import MAX_SERVER_ID, is_server_id
 
 __all__ = ["SERVER_FILES", "SettingsFile"]
 
@@ -33,6 +34,8 @@ class SettingsFile:
         self.problem: str | None = None
         self.data: dict[str, Any] = {}
         self._lines: dict[tuple[str, ...], int] = {}
+        self.doubled: list[tuple[tuple[str, ...], str]] = []
+        """Keys that stand twice beside one another, and what is to be said of it."""
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 self.problem = f"{path}: has over {MAX_FILE_BYTES // 2**20} MiB"
@@ -100,6 +103,13 @@ class SettingsFile:
                 )
             if isinstance(servers, dict):
                 servers = {**given, **servers}
+            for server_id in given:
+                if not is_server_id(server_id):
+                    where = f"{self.path}:{self.line((*root, server_id))}"
+                    problems.append(
+                        f"{where}: {server_id!r:.160} is no id for a server: 1 to {MAX_SERVER_ID} characters, no slash"
+                    )
+                    servers.pop(server_id, None)
             for path, line in self._lines.items():
                 if path[: len(root)] == root:
                     lines.setdefault(("mcpServers", *path[len(root) :]), line)
@@ -144,9 +154,15 @@ class SettingsFile:
 
     def _note(self, node: Any, path: tuple[str, ...]) -> None:
         if isinstance(node, yaml.MappingNode):
+            beside: dict[str, int] = {}
             for key, value in node.value:
                 below = (*path, str(key.value))
-                self._lines[below] = key.start_mark.line + 1
+                line = key.start_mark.line + 1
+                if str(key.value) in beside and key.value != "<<":
+                    said = f"{self.path}:{line}: {'.'.join(below)!r} stands in line {beside[str(key.value)]} already"
+                    self.doubled.append((below, said))
+                beside.setdefault(str(key.value), line)
+                self._lines[below] = line
                 self._note(value, below)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):

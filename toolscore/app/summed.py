@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from toolscore.calls.stats import CallStats
+from toolscore.calls.stats import CallStats, More
 from toolscore.core.errors import Overloaded, ToolScoreError
 from toolscore.core.jsonrpc import ConnectionLost, RemoteError
 from toolscore.replicas import Replicas
@@ -58,6 +58,7 @@ class Summed:
         self._gateway = gateway
         self._theirs: dict[str, Figures] = {}
         self._seen: dict[str, float] = {}
+        self._numbers: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Summed:
@@ -90,6 +91,7 @@ class Summed:
         self._seen.update(dict.fromkeys(others, now))
         self._seen = {one: at for one, at in self._seen.items() if at > now - GONE_SECONDS}
         self._theirs = {one: theirs for one, theirs in self._theirs.items() if one in self._seen}
+        self._numbers = {one: number for one, number in self._numbers.items() if one in self._seen}
         return self._theirs
 
     async def metrics(self) -> bytes:
@@ -117,13 +119,19 @@ class Summed:
         assert self._replicas is not None
         told: Figures = {}
         told_at = 0.0
+        number, untold = 0, False
+        more: list[More] = []
         while True:
             await asyncio.sleep(TELL_SECONDS)
             if not self._replicas.members.others:
                 continue  # whoever comes is told all of it
-            figures, more = self._own(), self._stats.take_more()
+            figures = self._own()
+            if not untold:  # else the same is told again, under its number: it may have arrived
+                more, number = self._stats.take_more(), number + 1
             if more or figures != told or time.monotonic() > told_at + AGAIN_SECONDS:
-                self._replicas.members.tell("figures", gateway=self._gateway, now=figures, more=more)
+                untold = not await self._replicas.members.told(
+                    "figures", gateway=self._gateway, now=figures, more=more, number=number
+                )
                 told, told_at = figures, time.monotonic()
 
     def _heard(self, told: dict[str, Any]) -> None:
@@ -131,4 +139,6 @@ class Summed:
             return
         self._seen[str(told["from"])] = time.monotonic()
         self._theirs[str(told["from"])] = {str(name): float(value) for name, value in told["now"].items()}
-        self._stats.add_more(told["more"])
+        if self._numbers.get(str(told["from"])) != told["number"]:
+            self._numbers[str(told["from"])] = told["number"]
+            self._stats.add_more(told["more"])

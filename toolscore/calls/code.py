@@ -20,12 +20,12 @@ from toolscore.calls.call import CallPipeline
 from toolscore.calls.code_run import CodeRules, CodeRun
 from toolscore.calls.code_tools import CodeTools, pattern_of
 from toolscore.calls.relay import Relay
-from toolscore.calls.resolve import EXECUTOR
 from toolscore.core.errors import (
     Forbidden,
     InvalidArguments,
 )
 from toolscore.core.jsonrpc import decode_object, encode, meta_of
+from toolscore.core.names import EXECUTOR
 from toolscore.upstreams import Caller
 
 __all__ = ["RUN_META", "CodeMode"]

@@ -11,10 +11,16 @@ from toolscore.calls.cache import Made, ResultCache, Slot
 from toolscore.calls.model import Call
 from toolscore.calls.result import marked_kept, parsed, seconds_said
 from toolscore.core.errors import Overloaded, ToolScoreError, UpstreamTimeout, UpstreamUnavailable
+from toolscore.core.jsonrpc import meta_of
+from toolscore.telemetry.tracing import CARRIED
 from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams.protocol import META
 
 __all__ = ["KeptResults"]
 
+OF_CLIENT = ("protocolVersion", "clientInfo", "clientCapabilities", "logLevel")
+PROTOCOLS_OWN = frozenset({*CARRIED, "progressToken", "toolscore/cache", *(f"{META}{name}" for name in OF_CLIENT)})
+"""The members of a request's `_meta` that no result depends on."""
 STAND_IN = (UpstreamUnavailable, UpstreamTimeout, Overloaded)
 """For these a result that is past its time may stand in."""
 
@@ -69,8 +75,9 @@ class KeptResults:
 
     def _slot(self, call: Call) -> Slot | None:
         """Where the result is kept; `None`: it depends on more than the call, or is not kept."""
-        if call.extra is not None and call.extra.keys() - {"_meta"}:
-            return None
+        extra = call.extra
+        if extra is not None and (extra.keys() - {"_meta"} or not PROTOCOLS_OWN.issuperset(meta_of(extra))):
+            return None  # the answer may depend on what else the server is told
         upstream = self._upstreams.find(call.target.server_id)
         if upstream is None or upstream.habits.asks:  # each client may get an answer of its own
             return None

@@ -24,6 +24,8 @@ __all__ = ["Reach"]
 
 FIRST_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 2.0
+LEAST_SECONDS = 0.05
+"""A try that has begun gets so long."""
 MAX_WAIT_SECONDS = 5.0
 """How long a caller who gave no time waits for a server that said when to come back."""
 
@@ -102,7 +104,7 @@ class Reach:
                 params,
                 what=tool.tool_id,
                 caller=call.caller,
-                timeout_seconds=call.timeout_seconds,
+                timeout_seconds=_left(call),
                 safe_to_repeat=tool.safe_to_repeat,
                 attempt=call.attempt,
                 call_id=call.call_id,
@@ -144,3 +146,8 @@ class Reach:
             reraise=True,
         )
         return await again(self._try, call)
+
+
+def _left(call: Call) -> float | None:
+    """What is left of the time that a caller gives a call, all tries together; `None`: it gave none."""
+    return max(LEAST_SECONDS, call.timeout_seconds - call.seconds) if call.timeout_seconds is not None else None

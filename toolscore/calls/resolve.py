@@ -6,15 +6,12 @@ from toolscore.calls.deadline import Deadline
 from toolscore.calls.model import Call
 from toolscore.core.errors import ToolNotFound, UpstreamUnavailable
 from toolscore.core.models import Sees
+from toolscore.core.names import EXECUTOR, PYTHON
 from toolscore.core.rules import LimitRules
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.upstreams import UpstreamPool
 
-__all__ = ["EXECUTOR", "resolve"]
-
-
-PYTHON, EXECUTOR = "python", "python-executor-mcp-server"
-"""What calls may say for the executor, unless a server has that id."""
+__all__ = ["resolve"]
 
 
 async def resolve(

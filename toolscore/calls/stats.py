@@ -235,6 +235,7 @@ class CallStats:
             if len(self._of_tool) >= MAX_TOOLS:
                 self._of_tool.popitem(last=False)
             of_tool = self._of_tool[tool] = Windows(60.0)
+        self._of_tool.move_to_end(tool)
         return of_tool
 
     def of_tool(self, tool: str) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from urllib.parse import unquote, urlsplit
 from websockets.asyncio.client import connect, unix_connect
 from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from toolscore.core.hosts import is_loopback
+from toolscore.core.jsonrpc import NotSent
 from toolscore.core.models import shown_url
 
 __all__ = ["MAX_FRAME_BYTES", "Channel", "HandshakeRefused", "WebSocketChannel", "dial"]
@@ -73,11 +75,14 @@ class WebSocketChannel:
         self._socket = socket
 
     async def send(self, message: bytes) -> None:
-        """Write one message. Waits while the other side does not read.
+        """Write one message, once the other side has read most of those before.
 
         Raises:
-            ConnectionResetError: the socket is closed.
+            NotSent: the socket is closed. ConnectionResetError: it closed meanwhile.
         """
+        await self._socket.drain()
+        if self._socket.state is not State.OPEN:
+            raise NotSent(self.closed_reason)
         try:
             await self._socket.send(message, text=True)
         except ConnectionClosed as exc:

@@ -22,6 +22,7 @@ __all__ = [
     "PARSE_ERROR",
     "ConnectionLost",
     "Frame",
+    "NotSent",
     "Params",
     "RemoteError",
     "RequestId",
@@ -59,6 +60,10 @@ class RemoteError(Exception):
         self.error = error
         self.code = error.get("code")
         self.message = str(error.get("message", ""))
+
+
+class NotSent(ConnectionResetError):
+    """Of what was to be sent nothing has left."""
 
 
 class ConnectionLost(Exception):

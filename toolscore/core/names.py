@@ -12,9 +12,12 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-__all__ = ["MAX_LENGTH", "nearest", "reference_for", "tool_id"]
+__all__ = ["EXECUTOR", "MAX_LENGTH", "MAX_SERVER_ID", "PYTHON", "is_server_id", "nearest", "reference_for", "tool_id"]
 
+PYTHON, EXECUTOR = "python", "python-executor-mcp-server"
+"""What may be said for the executor, unless a server has that id."""
 MAX_LENGTH = 48
+MAX_SERVER_ID = 128
 MAX_COMPARED = 128
 NEAR = 50
 """Of a hundred: less alike is not meant."""
@@ -23,6 +26,11 @@ HASH_DIGITS = 10
 _PLAIN = re.compile(r"[a-zA-Z0-9_-]+")
 _HASHED = re.compile(r"(?:^|_)[0-9a-f]{10}$")  # a name that looks hashed is hashed: it can be taken for no other's
 _OTHER = re.compile(r"[^a-zA-Z0-9_-]+")
+
+
+def is_server_id(text: str) -> bool:
+    """Whether a text can be the id of a server: it stands in addresses, between slashes."""
+    return 0 < len(text) <= MAX_SERVER_ID and "/" not in text
 
 
 def reference_for(name: str) -> str:

@@ -15,6 +15,7 @@ from toolscore.core.jsonrpc import (
     METHOD_NOT_FOUND,
     ConnectionLost,
     Frame,
+    NotSent,
     Params,
     RemoteError,
     RequestId,
@@ -112,25 +113,26 @@ class Peer:
             self._progress[request_id] = on_progress
         answer: asyncio.Future[Raw] = asyncio.get_running_loop().create_future()
         self._waiting[request_id] = answer
-        sent = False
         try:
             await self._send(request_frame(request_id, method, params))
-            sent = True
             return await answer
         except asyncio.CancelledError:
-            if sent and on_late is not None:
+            if on_late is not None:
                 self._late[request_id] = on_late
                 if len(self._late) > MAX_LATE:
                     del self._late[next(iter(self._late))]
-            if sent and self.closed is None and method != "initialize":
+            if self.closed is None and method != "initialize":
                 cancelled = {"requestId": request_id, "reason": "the caller went away or its time ran out"}
                 self._spawn(self.notify("notifications/cancelled", cancelled))
             raise
         except OSError as exc:
-            raise ConnectionLost(str(exc) or type(exc).__name__, sent=sent) from exc
+            # What breaks while it is written may have arrived.
+            raise ConnectionLost(str(exc) or type(exc).__name__, sent=not isinstance(exc, NotSent)) from exc
         finally:
             self._waiting.pop(request_id, None)
             self._progress.pop(request_id, None)
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # seen, also where the writing failed first
 
     async def notify(self, method: str, params: Params | None = None) -> None:
         """Tell without an answer. Does nothing on a channel that is gone."""

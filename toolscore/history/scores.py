@@ -10,6 +10,7 @@ an argument.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from typing import Any, Literal
@@ -181,7 +182,7 @@ class Scores:
         self._evidence: dict[str, TrackRecord] = {}
         self._fresh: dict[str, TrackRecord] = {}
         """What was seen since the last write: it is added to what stands in the database by then, also by others."""
-        self._flushed = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self.writes = WriteBehind("scores")
 
     def use(self, rules: ScoreRules) -> None:
@@ -217,9 +218,7 @@ class Scores:
         now = time.time()
         if evidence.add(outcome, now, in_time=in_time, fits=fits):
             self._fresh.setdefault(tool.tool_id, TrackRecord()).add(outcome, now, in_time=in_time, fits=fits)
-            if now - self._flushed > FLUSH_SECONDS:
-                self._flushed = now
-                self._flush()
+            self._flush_soon()
 
     def changed(self, tool_id: str, kind: str) -> None:
         """A tool's definition is another.
@@ -233,6 +232,7 @@ class Scores:
                 record = seen.setdefault(tool_id, TrackRecord())
                 record.fade(time.time())
                 record.changes += weight
+            self._flush_soon()
 
     def forget(self, tool_ids: list[str]) -> None:
         """Tools are gone for good."""
@@ -242,7 +242,14 @@ class Scores:
         if known:
             self.writes.put(lambda: self._database.delete_scores(known))
 
+    def _flush_soon(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
     def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         fresh, self._fresh = self._fresh, {}
         if fresh:
             self.writes.put(lambda: self._add_to_kept(fresh))

@@ -11,7 +11,7 @@ import contextlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -366,10 +366,12 @@ class Members:
 
     def tell(self, kind: str, **members: Any) -> None:
         """Tell the others. Never waits; who does not listen just now misses it."""
-        if not self.others:
-            return
-        message = encode({**members, "kind": kind, "from": self.id})
-        _telling.start(self._shared.publish(f"{self._space}bus", message))
+        if self.others:
+            _telling.start(self.told(kind, **members))
+
+    def told(self, kind: str, **members: Any) -> Coroutine[Any, Any, bool]:
+        """As `tell`; gives whether it is sure that those who listen get it."""
+        return self._shared.publish(f"{self._space}bus", encode({**members, "kind": kind, "from": self.id}))
 
     def _heard(self, message: bytes) -> None:
         told = decode(message)

@@ -47,7 +47,7 @@ class EventStream:
         """The type and the `data` of each event that has any."""
         buffer = bytearray()
         data: list[bytes] = []
-        size, kind, begun, after_return = 0, b"", False, False
+        size, kind, begun, after_return, pending_id = 0, b"", False, False, self.last_id
         searched = 0  # no line ends before it: an unfinished line is not looked through again with each piece
         async for came in self._content.iter_any():
             chunk = came[1:] if after_return and came[:1] == b"\n" else came
@@ -76,10 +76,11 @@ class EventStream:
                 elif line.startswith(b"id:"):
                     given = line[3:].strip().decode("latin-1")
                     if len(given) <= MAX_EVENT_ID and given.isprintable():  # it comes back in a header
-                        self.last_id = given
+                        pending_id = given
                 elif line.startswith(b"retry:") and line[6:].strip().isdigit():
                     self.retry_seconds = min(int(line[6:].strip()[:9]) / 1000, MAX_RETRY_SECONDS)
                 elif not line:
+                    self.last_id = pending_id  # of events that are whole: what breaks off is to come again
                     if any(data):
                         yield kind, b"\n".join(data)
                     data.clear()

@@ -17,7 +17,7 @@ import structlog
 from yarl import URL
 
 from toolscore.core.errors import ToolScoreError, UpstreamProtocolError
-from toolscore.core.jsonrpc import ConnectionLost, RemoteError
+from toolscore.core.jsonrpc import ConnectionLost, NotSent, RemoteError
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
@@ -90,7 +90,7 @@ class _Line:
         """Send one message.
 
         Raises:
-            ConnectionLost: it was refused. OSError: nobody there.
+            ConnectionLost: it was refused. NotSent: nobody is there. OSError: it broke off.
         """
         status, said, wait = await self._post(message)
         if (
@@ -107,7 +107,8 @@ class _Line:
                 f"{self._shown} is busy ({said})", sent=False, refused=True, busy=True, retry_after=wait
             )
         if not 200 <= status < 300:
-            raise ConnectionLost(f"{self._shown} took no message: {said}", sent=False)
+            # A mistake of the request's is found before anything is done; what else failed may have done its work.
+            raise ConnectionLost(f"{self._shown} took no message: {said}", sent=not 400 <= status < 500)
 
     async def _post(self, message: bytes) -> tuple[int, str, float | None]:
         headers = {**self._authorization, **self._given, "Content-Type": "application/json"}
@@ -121,6 +122,8 @@ class _Line:
                 body = await response.content.read(MAX_IGNORED_BYTES)
                 said = f"HTTP {response.status} {response.reason}: {body[:200].decode(errors='replace')}"
                 return response.status, said, seconds_to_wait(response.headers.get("Retry-After"))
+        except aiohttp.ClientConnectorError as exc:
+            raise NotSent(f"cannot reach {self._shown}: {exc}") from exc
         except aiohttp.ClientError as exc:
             raise ConnectionResetError(f"cannot reach {self._shown}: {exc}") from exc
         except TimeoutError:

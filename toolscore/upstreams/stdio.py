@@ -13,6 +13,7 @@ from typing import Any, cast
 import structlog
 
 from toolscore.core.errors import UpstreamProtocolError
+from toolscore.core.jsonrpc import NotSent
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
@@ -190,7 +191,7 @@ async def open_stdio(
         assert lines.transport is not None
         stdin = cast(asyncio.WriteTransport, lines.transport.get_pipe_transport(0))
         if stdin.is_closing() or lines.exited.done():
-            raise ConnectionResetError(lines.exit_reason())
+            raise NotSent(lines.exit_reason())
         # A line break inside a message can only be white space between its parts.
         stdin.write((message.replace(b"\n", b" ") if b"\n" in message else message) + b"\n")
 

@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from toolscore.core.channels import dial
 from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.core.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, Params, RemoteError, decode, encode
+from toolscore.core.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, NotSent, Params, RemoteError, decode, encode
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
@@ -106,13 +106,11 @@ class TypedConnection:
         }
         answer: asyncio.Future[Raw] = asyncio.get_running_loop().create_future()
         self._waiting[request_id] = answer
-        sent = False
         try:
             await self._send(encode(frame))
-            sent = True
             return await answer
-        except OSError as exc:
-            raise ConnectionLost(str(exc), sent=sent) from exc
+        except OSError as exc:  # what breaks while it is written may have arrived
+            raise ConnectionLost(str(exc), sent=not isinstance(exc, NotSent)) from exc
         finally:
             self._waiting.pop(request_id, None)
 

@@ -91,8 +91,12 @@ SAMPLES = (
 
 STATEMENTS = frozenset((
     "import", "from", "for", "while", "if", "elif", "else", "try", "except", "finally", "with", "def", "class",
-    "return", "del", "pass", "break", "continue", "raise", "global", "nonlocal", "assert", "async", "match", "case",
+    "return", "del", "pass", "break", "continue", "raise", "global", "nonlocal", "assert", "async",
 ))  # fmt: skip
+BLOCKS = frozenset((
+    "for", "while", "if", "elif", "else", "try", "except", "finally", "with", "def", "class", "async",
+))  # fmt: skip
+ASSIGNMENTS = frozenset(("=", "+=", "-=", "*=", "/=", "//=", "%=", "**=", ">>=", "<<=", "&=", "^=", "|=", "@="))
 
 
 class TimeLimit(BaseException):
@@ -151,16 +155,31 @@ def split_last(code: str) -> tuple[str, str | None] | None:
     stripped = code.rstrip()
     start = stripped.rfind("\n") + 1
     line = stripped[start:]
-    if not line or line[0] in " \t#@":
+    if not line:
         return code, None
+    if line[0] in " \t":
+        return (code, None) if _ends_in_block(stripped) else None
     if not (line[0].isalnum() or line[0] in "_([{-~+") or ";" in line:
         return None
     words = line.split(None, 2)
     if words[0].rstrip(":") in STATEMENTS:
         return code, None
-    if len(words) > 1 and words[1][-1] == "=" and words[1] not in ("==", "!=", "<=", ">="):
+    if len(words) > 1 and words[1] in ASSIGNMENTS:
         return code, None
+    if len(words) > 1 and words[1][-1] == "=" and words[1] not in ("==", "!=", "<=", ">="):
+        return None
     return stripped[:start], line
+
+
+def _ends_in_block(code: str) -> bool:
+    """Whether the last line, which is indented, stands in a block: then there is no value. A guess is only ever no."""
+    if '"""' in code or "'''" in code:
+        return False
+    above = [line for line in code.split("\n") if line and line[0] not in " \t#"]
+    if not above:
+        return False
+    words = above[-1].split(None, 1)
+    return words[0].rstrip(":") in BLOCKS and above[-1].rstrip()[-1] == ":"
 
 
 def compile_code(code: str, filename: str, with_tools: int = 0) -> "tuple[Any, Any]":

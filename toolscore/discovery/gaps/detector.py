@@ -43,8 +43,6 @@ MAX_STEPS = 6
 MIN_STEP_WORDS = 3
 COVERING = 3
 """Tools shown for each step."""
-SURE_STEP = 0.9
-"""If a step is a gap with this confidence, the whole task is not called sufficient."""
 CEILING = 0.75
 """No verdict is said to be surer where there are tools: on sources that the model was not fitted on, its surest 70 %
 were right in four of five, whatever it made of them."""
@@ -310,7 +308,7 @@ def _of_all(whole: Step, steps: list[Step]) -> tuple[Verdict, float, str]:
         unsure = any(step.verdict == "unsure" for step in steps)
         verdict: Verdict = "gap" if gaps else "unsure" if unsure else "sufficient"
         return verdict, min(step.confidence for step in gaps or steps), judges[0]
-    if whole.verdict == "sufficient" and any(step.confidence >= SURE_STEP for step in gaps):
+    if whole.verdict == "sufficient" and gaps:  # nobody is told that a task can be done of which a part cannot
         return "unsure", whole.confidence, whole.judged_by
     return whole.verdict, whole.confidence, whole.judged_by
 

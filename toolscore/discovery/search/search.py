@@ -251,19 +251,18 @@ class ToolSearch:
         self._note(principal, str(told["tool_id"]), task)
 
     def succeeded(self, principal: str, tool_id: str) -> None:
-        """Learn from a call that succeeded: the tool fits the task that its caller searched for before."""
+        """Learn from a call that succeeded: the tool fits the task by which its caller found it last."""
         searches = self._searches.get(principal)
         if not searches:
             return
         now = time.monotonic()
-        for search in list(searches):
-            at, task, tool_ids = search
-            if now - at > FOLLOWED_SECONDS:
-                searches.remove(search)
-            elif tool_id in tool_ids:
-                searches.remove(search)
-                self._learn(principal, tool_id, task)
-                self._tell(LEARNED, principal=principal, task=task, tool_id=tool_id)
+        while searches and now - searches[0][0] > FOLLOWED_SECONDS:
+            searches.popleft()
+        found = next((one for one in reversed(searches) if tool_id in one[2]), None)
+        if found is not None:
+            searches.remove(found)
+            self._learn(principal, tool_id, found[1])
+            self._tell(LEARNED, principal=principal, task=found[1], tool_id=tool_id)
 
     def forget(self, tool_ids: Iterable[str]) -> None:
         """Forget the past tasks of tools that are gone for good."""
@@ -327,8 +326,13 @@ class ToolSearch:
         vectors = {use.task: self._use_vectors.get(use.task) for use in uses}
         missing = [task for task, vector in vectors.items() if vector is None]
         if missing:
-            for task, embedded in zip(missing, self._embedder.embed(missing), strict=True):
-                vectors[task] = self._use_vectors[task] = embedded
+            try:
+                embedded = self._embedder.embed(missing)
+            except EmbeddingError as exc:
+                log.warning("a query is ranked without past tasks", reason=str(exc))
+                return numpy.zeros(len(index), numpy.float32)
+            for task, one in zip(missing, embedded, strict=True):
+                vectors[task] = self._use_vectors[task] = one
         bonus = numpy.zeros(len(index), numpy.float32)
         now = time.time()
         for use in uses:

@@ -92,10 +92,11 @@ class _Response:
         self._may_stream = "text/event-stream" in (header(scope, b"accept") or "")
         self._writer: asyncio.Task[None] | None = None
         self.stream: Stream | None = None
+        self._is_over = False
 
     def open(self) -> Stream | None:
-        """Become a stream, if the client reads such."""
-        if self.stream is None and self._may_stream:
+        """Become a stream, if the client reads such and has no answer yet."""
+        if self.stream is None and self._may_stream and not self._is_over:
             self.stream = self._session.open_stream(self._request_id) if self._session is not None else Stream(0, False)
             self._writer = asyncio.create_task(send_stream(self._send, self.stream.chunks()))
         return self.stream
@@ -132,6 +133,7 @@ class _Response:
 
     def abort(self) -> None:
         """The client is gone for good."""
+        self._is_over = True
         if self.stream is not None:
             self.stream.end()
         if self._writer is not None:
@@ -142,6 +144,7 @@ class _Response:
         if self.stream is None and message is None:
             self._may_stream = True  # an empty stream is how a request ends without an answer
             self.open()
+        self._is_over = True
         if self.stream is None:
             await send_json(self._send, status, message or b"", headers)
             return
@@ -251,6 +254,8 @@ class McpHttpEndpoint:
                     parts.append(message.get("body", b""))
 
             await self._take(frame, server, server_id, plain, receive, collect)
+            if not empty:
+                return  # nobody is there any more
             if answer := b"".join(parts):
                 answers.append(answer)
         await send_json(send, 200 if answers else 202, b"[" + b",".join(answers) + b"]" if answers else b"")

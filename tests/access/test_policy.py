@@ -302,3 +302,13 @@ def test_rules_are_applied_while_it_runs(gateway: GatewayProcess) -> None:
         wait_for(lambda: gateway.event_seen("settings_rejected"), 60)
     finally:
         path.write_text(before)
+
+
+def test_a_rule_may_deny_the_executor_by_its_short_name() -> None:
+    executor, other = tool("python-executor-mcp-server", "python_execute"), tool("time", "python_execute")
+    for about in ({"tools": ("python__*",)}, {"servers": ("python",)}):
+        policy = Policy([Rule(effect="deny", **about)])  # type: ignore[arg-type]
+        assert not policy.sees(Principal("ada"), executor).allowed
+        assert policy.sees(Principal("ada"), other).allowed
+        only = Policy([Rule(effect="allow", **about)], default="deny")  # type: ignore[arg-type]
+        assert not only.sees(Principal("ada"), executor).allowed, "a server of that id may be meant"

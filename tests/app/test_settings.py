@@ -239,3 +239,31 @@ def test_the_settings_are_there_over_rest_for_admins_and_for_nobody_else() -> No
         assert (data["folder"], data["problems"]) == (str(process.config), [])
         with httpx.Client(base_url=process.url, headers=bearer(made[1])) as ada:
             assert ada.get("/api/v1/settings").status_code == 403
+
+
+def test_a_key_that_stands_twice_in_a_file_is_a_mistake(tmp_path: Path) -> None:
+    loaded = load(tmp_path, main="policy: {default: deny}\nlimits: {}\npolicy:\n  default: allow\nlimits: {}\n")
+    assert [one.partition("toolscore.yaml")[2] for one in loaded.problems] == [
+        ":3: 'policy' stands in line 1 already",
+        ":5: 'limits' stands in line 2 already",
+    ]
+    assert loaded.unguarded == loaded.problems[:1]
+
+
+def test_ids_that_can_be_none_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "mcp_servers.json").write_text(
+        '{"mcpServers": {"": {"command": "a"}, "a/b": {"command": "a"}, "c": {"command": "a"}}}'
+    )
+    loaded = load_settings(tmp_path)
+    assert list(loaded.settings.upstreams) == ["c"]
+    assert len(loaded.problems) == 2
+    assert all("is no id for a server" in one for one in loaded.problems)
+
+
+def test_a_mistake_after_which_data_may_lie_elsewhere_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(tmp_path, main="limits: {max_body_bytes: lots}\n").misplaced == []
+    assert len(load(tmp_path, main="storage: {data_dri: x}\n").misplaced) == 1
+    monkeypatch.setenv("TOOLSCORE_STORAGE__REDIS_URL", "http://redis:6379")
+    assert load(tmp_path, main="").misplaced

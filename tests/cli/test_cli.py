@@ -30,6 +30,8 @@ def test_tools_are_a_table_or_json(gateway: GatewayProcess) -> None:
 
 @pytest.mark.long
 def test_servers_show_their_state(gateway: GatewayProcess) -> None:
+    for server in json.loads(toolscore("servers", "--json", gateway=gateway).stdout):
+        gateway.wait_for_state(server["server_id"], "up")
     table = toolscore("servers", gateway=gateway).stdout
     assert "inprocess" in table
     assert "500" in table
@@ -158,6 +160,9 @@ def test_a_server_cannot_name_a_file_outside_of_the_folder(tmp_path: Path, name:
 
 @pytest.mark.long
 def test_python_sessions_are_listed_and_ended(gateway: GatewayProcess) -> None:
+    assert toolscore("call", "python__python_execute", 'code="quoted"', gateway=gateway).stdout == "'quoted'\n"
+    assert toolscore("call", PYTHON, "code=12", "session_id=1", gateway=gateway).stdout == "12\n"
+    assert toolscore("python", "end", "1", gateway=gateway).returncode == 0
     toolscore("call", PYTHON, "code=a = 1", "session_id=mine", gateway=gateway)
     assert "mine     idle" in toolscore("python", "sessions", gateway=gateway).stdout
     assert toolscore("python", "end", "mine", gateway=gateway).returncode == 0
@@ -413,3 +418,11 @@ def test_the_data_folder_is_its_owners_alone(tmp_path: Path) -> None:
         finally:
             os.umask(umask)
         assert (process.folder / "data").stat().st_mode & 0o777 == 0o700
+
+
+def test_nothing_is_migrated_where_a_mistake_may_have_data_lie_elsewhere(tmp_path: Path) -> None:
+    wrong = {"TOOLSCORE_STORAGE__REDIS_URL": "http://redis:6379"}
+    for command in (["migrate"], ["keys", "list"]):
+        done = toolscore(*command, variables=wrong, cwd=tmp_path)
+        assert (done.returncode, "nothing was done" in done.stderr) == (78, True), done
+    assert list(tmp_path.iterdir()) == []

@@ -23,6 +23,7 @@ from toolscore.cli.terminal import (
     say,
     segment,
 )
+from toolscore.core.names import EXECUTOR, PYTHON
 from toolscore.core.plain import escaped, plain
 
 __all__ = ["call", "events", "search", "tools"]
@@ -133,9 +134,9 @@ def call(
     if fresh:
         request["cache"] = False
     with connected(url, timeout=None) as client:
-        types = _types(client, tool, action) if pairs else {}
+        texts = _texts(client, tool, action) if pairs else set()
         for key, value in pairs:
-            parameters[key] = value if types.get(key) == "string" else _json_or_text(value)
+            parameters[key] = value if key in texts else _json_or_text(value)
         response = client.post("/execute_tool", json=request)
     whole = save_result(response.json()["data"], save) if save is not None and response.is_success else True
     if raw:
@@ -215,16 +216,35 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
-def _types(client: Any, tool: str, action: str | None) -> dict[str, Any]:
-    """The types that a tool's schema gives its arguments, so that `code=42` is text where text is wanted."""
+def _texts(client: Any, tool: str, action: str | None) -> set[str]:
+    """The arguments that are texts by a tool's schema, so that `code=42` is text where text is wanted."""
+    server, separator, name = tool.partition("__")
+    if server == PYTHON:  # which stands for the executor, unless a server has that id
+        found = _texts_of(client, tool, action)
+        return found if found is not None else _texts_of(client, f"{EXECUTOR}{separator}{name}", action) or set()
+    return _texts_of(client, tool, action) or set()
+
+
+def _texts_of(client: Any, tool: str, action: str | None) -> set[str] | None:
     listed = answer_of(client.get("/api/v1/tools", params={"server_id": tool, "limit": 1000}))["tools"]
     found = [entry for entry in listed if action in (None, entry["name"])]
     if not found:
         answer = client.get(f"/api/v1/tools/{segment(tool)}").json()
         found = [answer["data"]] if answer["success"] else []
-    schema = found[0]["input_schema"] if len(found) == 1 else {}
+    if len(found) != 1:
+        return None
+    schema = found[0]["input_schema"]
     properties = schema.get("properties") if isinstance(schema, dict) else None
-    return {key: given.get("type") for key, given in (properties or {}).items() if isinstance(given, dict)}
+    return {key for key, given in (properties or {}).items() if _kinds(given) - {"null"} == {"string"}}
+
+
+def _kinds(schema: Any) -> set[str]:
+    """The types of JSON that a schema names."""
+    if not isinstance(schema, dict):
+        return set()
+    kind = schema.get("type")
+    kinds = {kind} if isinstance(kind, str) else {str(one) for one in kind} if isinstance(kind, list) else set()
+    return kinds.union(*(_kinds(one) for one in schema.get("anyOf") or ()))
 
 
 def _arguments(schema: Any) -> str:

@@ -62,6 +62,8 @@ def serve(
         _stop("choose at least one of --stdio, --http HOST:PORT and --connect URL, or see --help", 2)
     if http is not None and not http.rpartition(":")[2].isdigit():
         _stop(f"--http takes HOST:PORT, found {http!r}", 2)
+    if connect is not None and not connect.startswith(("ws://", "wss://", "ws+unix://")):
+        _stop(f"--connect takes the address of a router, such as ws://HOST:8081/register, found {connect!r}", 2)
     secret = os.environ.pop("TOOLSCORE_EXECUTOR_SECRET", "")
     if http is not None and len(secret) < MIN_SECRET:
         _stop(

@@ -125,7 +125,7 @@ def install(
             try:
                 response = client.post("/api/v1/catalog/install", json=agreed)
             except KeyboardInterrupt:
-                tell(f"\nthe gateway goes on installing it: toolscore uninstall {plan['server_id']} undoes that")
+                tell(f"\nthe gateway goes on installing it; once it is there: toolscore uninstall {plan['server_id']}")
                 raise typer.Exit(130) from None
     if as_json and response.is_success:
         print_json(response.json()["data"])

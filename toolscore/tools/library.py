@@ -196,7 +196,8 @@ class UnifiedToolLibrary:
 
     def _not_found(self, message: str, wanted: str, known: dict[str, Tool]) -> ToolNotFound:
         names = nearest(wanted, known) or sorted(known)[:5]
-        suggestion = f"nearest: {', '.join(names)}" if names else "no tools are known yet: add a server"
+        none = "there is none that you may call" if self._tools else "no tools are known yet: add a server"
+        suggestion = f"nearest: {', '.join(names)}" if names else none
         return ToolNotFound(message, suggestion=suggestion)
 
     def state(self, server_id: str) -> ServerState:

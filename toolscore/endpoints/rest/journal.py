@@ -161,6 +161,8 @@ def journal_router(gateway: Gateway) -> APIRouter:
         who, wanted = principal_of(request.scope), read_as(body, ReplayRequest)
         if wanted.offline:
             raise InvalidArguments("only a single run of code can be made again offline: name it by its `call_id`")
+        if wanted.against is not None:
+            gateway.find_server(who, wanted.against)
         filters = _filters(who, wanted.tool_id, wanted.server_id, wanted.principal, wanted.outcome, None)
         with _reading():
             found, _ = await journal.find(
@@ -175,6 +177,8 @@ def journal_router(gateway: Gateway) -> APIRouter:
     @router.post("/api/v1/calls/{call_id}/replay", summary="Make a past call again")
     async def replay(request: Request, call_id: str, body: Annotated[dict[str, Any] | None, Body()] = None) -> Response:
         who, wanted = principal_of(request.scope), read_as(body or {}, ReplayRequest)
+        if wanted.against is not None:
+            gateway.find_server(who, wanted.against)
         with _reading():
             call = await journal.get(call_id, None if ADMIN in who.scopes else who.name)
             inner = None

@@ -160,6 +160,7 @@ def test_a_server_cannot_name_a_file_outside_of_the_folder(tmp_path: Path, name:
 
 @pytest.mark.long
 def test_python_sessions_are_listed_and_ended(gateway: GatewayProcess) -> None:
+    gateway.wait_for_state(PYTHON.partition("__")[0], "up")
     assert toolscore("call", "python__python_execute", 'code="quoted"', gateway=gateway).stdout == "'quoted'\n"
     assert toolscore("call", PYTHON, "code=12", "session_id=1", gateway=gateway).stdout == "12\n"
     assert toolscore("python", "end", "1", gateway=gateway).returncode == 0

@@ -227,6 +227,36 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
         assert set(sure) <= kept
 
 
+@pytest.mark.long
+def test_what_was_answered_survives_a_kill_while_the_recorder_starts() -> None:
+    """A recorder that starts late finds in its pipe all that came, and its end."""
+    found: list[psutil.Process] = []
+
+    def stop_it() -> None:
+        until = time.monotonic() + 60
+        while not found and time.monotonic() < until:
+            with contextlib.suppress(AttributeError, AssertionError, psutil.Error):  # it does not run yet
+                for one in process.family():
+                    if "toolscore.history.recorder" in command_of(one):
+                        one.suspend()
+                        found.append(one)
+            time.sleep(0.002)
+
+    with running_gateway({"echo": odd("echo")}, journal=True, start=False) as process:
+        stopper = threading.Thread(target=stop_it)
+        stopper.start()
+        process.start()
+        stopper.join(60)
+        process.wait_for_state("echo", "up")
+        calls = {process.execute("echo__echo", {"text": str(n)})["data"]["call_id"] for n in range(20)}
+        time.sleep(0.05)
+        process.kill()
+        found[0].resume()
+        wait_for(lambda: not found[0].is_running() or found[0].status() == psutil.STATUS_ZOMBIE, 60, "for its end")
+        with sqlite3.connect(process.folder / "data" / "toolscore.db") as database:
+            assert calls <= {row[0] for row in database.execute("select call_id from calls")}
+
+
 @pytest.mark.parametrize("starts", ["crash", "power"])
 @pytest.mark.long
 def test_what_was_sent_survives_a_kill_of_gateway_and_recorder_together(starts: str) -> None:
@@ -234,6 +264,8 @@ def test_what_was_sent_survives_a_kill_of_gateway_and_recorder_together(starts: 
     secret = f"sk-{'a1' * 15}"
     with running_gateway({"echo": odd("echo")}, settings=f"journal: {{starts: {starts}}}\n", journal=True) as process:
         process.wait_for_state("echo", "up")
+        process.execute("echo__echo", {"text": "first"})
+        wait_for(lambda: process.get("/api/v1/calls")["calls"], 60, "for the recorder")
         recorder = recorder_of(process)
         answered: list[str] = []
 

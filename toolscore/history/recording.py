@@ -243,7 +243,7 @@ def _holds(pipe: asyncio.ReadTransport) -> int:
     """How many bytes a pipe holds; 0 where that cannot be known."""
     try:
         return fcntl.fcntl(pipe.get_extra_info("pipe"), fcntl.F_GETPIPE_SZ)
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, ValueError):  # a pipe that has ended already is a closed file
         return 0
 
 

@@ -34,7 +34,7 @@ INTERPRETER_BYTES = 64 << 20
 """Address space of Python itself."""
 GRACE_SECONDS = 1.0
 SOURCES = ("wire", "channel", "tools", "child")
-"""Modules of the sandbox, each after those that it imports; `RUNNER` names them, too."""
+"""Modules of the sandbox, each after those that it imports."""
 
 FIRST_PROCESS = """
 import signal, sys
@@ -43,14 +43,16 @@ print("ready", flush=True)
 sys.stdin.read()  # the container ends with the server that holds the other end
 """
 
-RUNNER = """
+RUNNER = (
+    f"SOURCES = {SOURCES}"
+    + """
 import os, resource, shutil, struct, sys, types
 memory = int(os.environ["TOOLSCORE_MEMORY"])
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 given = sys.stdin.buffer.read()
 package = types.ModuleType("mcp_servers.python_executor.sandbox")
 sys.modules[package.__name__] = package
-for name in ("wire", "channel", "tools", "child"):  # not from a file: a caller before us could have changed it
+for name in SOURCES:  # not from a file: a caller before us could have changed it
     length = int.from_bytes(given[:4], "little")
     source, given = given[4 : 4 + length], given[4 + length :]
     module = types.ModuleType(package.__name__ + "." + name)
@@ -86,6 +88,7 @@ for number in (1, 2):
     os.unlink(folder + ".%d" % number)
 os._exit(0)
 """
+)
 
 
 class ContainerEngine:

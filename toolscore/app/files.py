@@ -37,6 +37,8 @@ NOT_SETTINGS = frozenset({"TOOLSCORE_API_KEY", "TOOLSCORE_CONFIG_DIR", "TOOLSCOR
 
 GUARDS = ("access", "policy", "rates", "pins")
 """Sections of settings that keep somebody from something."""
+STORAGE = "storage"
+"""The section that says where data lie."""
 DEBOUNCE_SECONDS = 1.0
 
 
@@ -96,19 +98,15 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
             data[key], origin[key] = value, file
     if config_dir is None or config_dir == user_config():
         _keep_state_with_user(data)
-    unguarded = [file.problem for file in files if file.problem and file.path.name == "toolscore.yaml"]
-    for file in files:
-        problems += [said for _, said in file.doubled]
-        unguarded += [said for path, said in file.doubled if _guards(path)]
-    strange = _unknown_variables(environment)
-    problems += strange
-    unguarded += [one for one in strange if _guards((one.partition(ENV_PREFIX)[2].partition("__")[0].lower(),))]
-    misplaced = [one for one in problems if "storage" in one]
+    unreadable = [file.problem for file in files if file.problem and file.path.name == "toolscore.yaml"]
+    placed = [one for file in files for one in file.doubled] + _unknown_variables(environment)
+    problems += [said for _, said in placed]
     broken: dict[str, str] = {}
     for _ in range(50):  # each round takes out what was refused; the rest is valid sooner or later
         try:
             loaded = Loaded(Settings(**data), problems, broken, remarks)
-            loaded.unguarded, loaded.misplaced = unguarded, misplaced
+            loaded.unguarded = unreadable + [said for path, said in placed if _guards(path)]
+            loaded.misplaced = unreadable + [said for path, said in placed if _stores(path)]
             return loaded
         except ValidationError as exc:
             gone: set[tuple[str, ...]] = set()
@@ -120,10 +118,7 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
                     path = path[:2]
                 if problem not in problems:
                     problems.append(problem)
-                    if _guards(path):
-                        unguarded.append(problem)
-                    if path[:1] == ("storage",):
-                        misplaced.append(problem)
+                    placed.append((path, problem))
                 if not any(path[:length] in gone for length in range(1, len(path) + 1)):
                     gone.add(_remove(data, path))
         except Exception as exc:  # a variable that should hold JSON and does not
@@ -150,6 +145,12 @@ def _guards(path: tuple[str, ...]) -> bool:
     return bool(path) and (path[0] in GUARDS or bool(difflib.get_close_matches(path[0], GUARDS, n=1)))
 
 
+def _stores(path: tuple[str, ...]) -> bool:
+    """Whether a mistake there may have data lie elsewhere. So may one in a name like it, which is no other setting."""
+    name = path[0] if path else ""
+    return name == STORAGE or (name not in Settings.model_fields and bool(difflib.get_close_matches(name, [STORAGE])))
+
+
 def _of(*path: str) -> str:
     """The key under which it is noted where a server's entry stands."""
     return "\0".join(path)
@@ -164,14 +165,16 @@ def _without_variables() -> Any:
         os.environ.update(kept)
 
 
-def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
+def _unknown_variables(environment: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:
+    """Variables that name no setting: the setting that each names, and what is to be said of it."""
     known = [name for name in Settings.model_fields if name != "upstreams"]
-    problems = []
+    problems: list[tuple[tuple[str, ...], str]] = []
     for variable in sorted(environment):
         if variable.startswith(ENV_PREFIX) and variable not in NOT_SETTINGS:
             name = variable.removeprefix(ENV_PREFIX).split("__")[0].lower()
             if name not in known:
-                problems.append(f"environment variable {variable}: there is no setting {name!r}{_nearest(name, known)}")
+                said = f"environment variable {variable}: there is no setting {name!r}{_nearest(name, known)}"
+                problems.append(((name,), said))
     return problems
 
 

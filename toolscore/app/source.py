@@ -97,19 +97,18 @@ class SettingsFile:
             if not isinstance(given, dict):
                 servers = given  # which the check says what is wrong with
                 continue
+            for server_id in [one for one in given if not is_server_id(one)]:
+                problems.append(
+                    f"{self.path}:{self.line((*root, str(server_id)))}: {server_id!r:.160} is no id for a server: "
+                    f"a text of 1 to {MAX_SERVER_ID} characters, without a slash"
+                )
+                del given[server_id]
             for server_id in servers.keys() & given.keys() if isinstance(servers, dict) else ():
                 problems.append(
                     f"{self.path}:{self.line((*root, server_id))}: server {server_id!r} stands in the file twice"
                 )
             if isinstance(servers, dict):
                 servers = {**given, **servers}
-            for server_id in given:
-                if not is_server_id(server_id):
-                    where = f"{self.path}:{self.line((*root, server_id))}"
-                    problems.append(
-                        f"{where}: {server_id!r:.160} is no id for a server: 1 to {MAX_SERVER_ID} characters, no slash"
-                    )
-                    servers.pop(server_id, None)
             for path, line in self._lines.items():
                 if path[: len(root)] == root:
                     lines.setdefault(("mcpServers", *path[len(root) :]), line)
@@ -154,14 +153,14 @@ class SettingsFile:
 
     def _note(self, node: Any, path: tuple[str, ...]) -> None:
         if isinstance(node, yaml.MappingNode):
-            beside: dict[str, int] = {}
+            first: dict[str, int] = {}
             for key, value in node.value:
-                below = (*path, str(key.value))
-                line = key.start_mark.line + 1
-                if str(key.value) in beside and key.value != "<<":
-                    said = f"{self.path}:{line}: {'.'.join(below)!r} stands in line {beside[str(key.value)]} already"
+                name, line = str(key.value), key.start_mark.line + 1
+                below = (*path, name)
+                if name in first and name != "<<":
+                    said = f"{self.path}:{line}: {'.'.join(below)!r} stands in line {first[name]} already"
                     self.doubled.append((below, said))
-                beside.setdefault(str(key.value), line)
+                first.setdefault(name, line)
                 self._lines[below] = line
                 self._note(value, below)
         elif isinstance(node, yaml.SequenceNode):

@@ -45,8 +45,7 @@ class Latencies(msgspec.Struct, array_like=True):
         self.steps[step] = self.steps.get(step, 0) + 1
         self.count += 1
         self.sum += milliseconds
-        self.low = min(self.low, milliseconds)
-        self.high = max(self.high, milliseconds)
+        self.low, self.high = min(self.low, milliseconds), max(self.high, milliseconds)
 
     def merge(self, others: Latencies) -> None:
         """Take others, too."""

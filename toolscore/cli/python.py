@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from toolscore.cli.terminal import AsJson, Url, answer_of, connected, list_by_default, print_json, print_table, say
+from toolscore.core.names import EXECUTOR
 
 __all__ = ["python"]
 
-EXECUTOR = "python-executor-mcp-server"
 
 python = typer.Typer(help="Sessions of the Python executor: what keeps its variables.")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = ["EXECUTOR", "MAX_LENGTH", "MAX_SERVER_ID", "PYTHON", "is_server_id", "nearest", "reference_for", "tool_id"]
 
@@ -28,9 +29,9 @@ _HASHED = re.compile(r"(?:^|_)[0-9a-f]{10}$")  # a name that looks hashed is has
 _OTHER = re.compile(r"[^a-zA-Z0-9_-]+")
 
 
-def is_server_id(text: str) -> bool:
-    """Whether a text can be the id of a server: it stands in addresses, between slashes."""
-    return 0 < len(text) <= MAX_SERVER_ID and "/" not in text
+def is_server_id(given: Any) -> bool:
+    """Whether something can be the id of a server: a text, which stands in addresses between slashes."""
+    return isinstance(given, str) and 0 < len(given) <= MAX_SERVER_ID and "/" not in given
 
 
 def reference_for(name: str) -> str:

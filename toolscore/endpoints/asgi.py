@@ -124,13 +124,10 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         raise PayloadTooLarge(
             f"the body has {int(announced):,} bytes, the bound is {limit:,} (`limits.max_body_bytes`)"
         )
-    body = _all_there(receive)
-    message: Message = {}
-    if body is None:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRequest("the client left before its request was whole")
-        body = message.get("body", b"")
+    message = _come(receive) or await receive()
+    if message["type"] == "http.disconnect":
+        raise InvalidRequest("the client left before its request was whole")
+    body: bytes = message.get("body", b"")
     if not message.get("more_body"):
         if len(body) > limit:
             raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
@@ -148,8 +145,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     return bytes(parts)
 
 
-def _all_there(receive: Receive) -> bytes | None:
-    """The body of a request that came whole, as uvicorn's `receive` gives it; `None`: wait for it."""
+def _come(receive: Receive) -> Message | None:
+    """What uvicorn's `receive` gives of a request that has come whole, without a wait; `None`: wait for it."""
     cycle = getattr(receive, "__self__", None)
     if type(cycle) is not RequestResponseCycle or cycle.more_body or cycle.disconnected or cycle.response_complete:
         return None
@@ -158,7 +155,7 @@ def _all_there(receive: Receive) -> bytes | None:
     body, cycle.body = bytes(cycle.body), bytearray()
     cycle.message_event.clear()
     cycle.flow.resume_reading()
-    return body
+    return {"type": "http.request", "body": body, "more_body": False}
 
 
 async def _drop(receive: Receive) -> None:

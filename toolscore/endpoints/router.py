@@ -78,7 +78,8 @@ async def serve_router(
     """
     settings = gateway.settings.current
     service = settings.core_services.toolscore_mcp
-    router, possible = _Router(gateway, leases, uses, service.endpoint), possible_connections() // 2
+    router = _Router(gateway, leases, uses, service.endpoint)
+    possible = max(1, possible_connections() // 2)
     options: dict[str, Any] = {
         "subprotocols": [MCP, TYPED],
         "select_subprotocol": _choose,

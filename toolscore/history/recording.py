@@ -37,6 +37,7 @@ from toolscore.stores import Database, open_database, with_patience
 from toolscore.stores.database import StoreError
 
 __all__ = [
+    "LEFT_OUT",
     "CallRecord",
     "Order",
     "Recording",
@@ -61,6 +62,8 @@ FEW_BYTES = 64 * 1024
 """
 MAX_WAITING = 2000
 """Records that were read and not written yet; then the pipe has to wait."""
+LEFT_OUT = "toolscore/left_out"
+"""The member of what stands in the place of a body that is not there."""
 INLINE_BYTES = 2048
 """A larger body is compressed and kept once, under its hash."""
 MAX_ERROR = 2000
@@ -222,7 +225,7 @@ class _Rows:
         if size < 0:
             return None, None, False
         if len(data) < size:
-            return _encode({"toolscore/left_out": f"{size} bytes"}).decode(), None, True
+            return _encode({LEFT_OUT: f"{size} bytes"}).decode(), None, True
         data, hidden = redact_json(Raw(data or b"{}"))
         if len(data) <= INLINE_BYTES:
             return _text(data.decode("utf-8", "replace")), None, hidden

@@ -8,13 +8,10 @@ from typing import Any
 from toolscore.core.clock import timestamp_of
 from toolscore.core.errors import InvalidRequest
 from toolscore.core.jsonrpc import decode
-from toolscore.history.recording import unpacked
+from toolscore.history.recording import LEFT_OUT, unpacked
 from toolscore.stores import Database
 
 __all__ = ["shown", "with_bodies"]
-
-LEFT_OUT = "toolscore/left_out"
-"""The member of what stands in the place of a body that is not there."""
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,6 @@ __all__ = [
     "PeerConnection",
     "SharedSession",
     "ensure_log_level",
-    "may_need_input",
     "with_input",
 ]
 
@@ -108,23 +107,27 @@ class Connection(Protocol):
         ...
 
 
-def may_need_input(info: ServerInfo, method: str, caller: Caller | None) -> bool:
-    """Whether a stateless server may answer that it needs input, of a client that is asked while its request waits."""
-    return info.stateless and caller is not None and caller.live and method in INPUT_METHODS
-
-
-async def with_input(
+def with_input(
     request: Callable[[Params | None], Awaitable[Raw]],
+    info: ServerInfo,
     method: str,
     params: Params | None,
-    caller: Caller,
+    caller: Caller | None,
     in_flight: InFlight,
-) -> Raw:
-    """Make a request that `may_need_input`. As often as the server requires some, ask the client.
+) -> Awaitable[Raw]:
+    """Make a request. As often as a stateless server requires input, ask the client, if it can be asked live.
 
     Raises:
-        RemoteError: the client refused, or the server goes on asking.
+        RemoteError (awaiting it): the client refused, or the server goes on asking.
     """
+    if not info.stateless or caller is None or not caller.live or method not in INPUT_METHODS:
+        return request(params)
+    return _in_rounds(request, params, caller, in_flight)
+
+
+async def _in_rounds(
+    request: Callable[[Params | None], Awaitable[Raw]], params: Params | None, caller: Caller, in_flight: InFlight
+) -> Raw:
     result = await request(params)
     params = params or {}
     for _ in range(MAX_INPUT_ROUNDS):
@@ -236,13 +239,10 @@ class PeerConnection:
                         await future
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
-        if caller is None or not may_need_input(self.info, method, caller):
-            return await self._send(method, params, caller)
-
         def send(again: Params | None) -> Awaitable[Raw]:
             return self._send(method, again, caller)
 
-        return await with_input(send, method, params, caller, self.requests)
+        return await with_input(send, self.info, method, params, caller, self.requests)
 
     async def _send(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
         if self.info.stateless:

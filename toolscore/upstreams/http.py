@@ -43,7 +43,7 @@ from toolscore.core.jsonrpc import (
 )
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
-from toolscore.upstreams.connection import OnNotification, SharedSession, may_need_input, with_input
+from toolscore.upstreams.connection import OnNotification, SharedSession, with_input
 from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
 from toolscore.upstreams.http_channel import Answer, BadAnswer
@@ -228,15 +228,10 @@ class HttpConnection:
                 self._aside(self._leave({**self._headers, "Mcp-Session-Id": stray}))
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
-        if not self.info.stateless:
-            return await self._ask_in_session(method, params, caller)
-        if caller is None or not may_need_input(self.info, method, caller):
-            return await self._ask(method, params, caller)
-
-        def ask(again: Params | None) -> Awaitable[Raw]:
-            return self._ask(method, again, caller)
-
-        return await with_input(ask, method, params, caller, self.requests)
+        send = self._ask if self.info.stateless else self._ask_in_session
+        return await with_input(
+            lambda again: send(method, again, caller), self.info, method, params, caller, self.requests
+        )
 
     async def _ask_in_session(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
         params = session_params(params)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from hashlib import blake2b
@@ -322,24 +322,18 @@ class Upstream:
                 f"server {self.server_id!r} cannot be reached for this client: the gateway's log says why"
             ) from exc
 
-    def _ask(
+    async def _ask(
         self,
         connection: Connection,
         method: str,
         params: Params | None,
         caller: Caller | None,
         attempt: Attempt | None,
-    ) -> Awaitable[Raw]:
+    ) -> Raw:
         if attempt is not None:
             attempt.hand_over()
         if caller is not None and caller.log_level:
-            return self._heard(caller.log_level, connection, method, params, caller)
-        return connection.request(method, params, caller=caller)
-
-    async def _heard(
-        self, level: str, connection: Connection, method: str, params: Params | None, caller: Caller
-    ) -> Raw:
-        await self._hear(connection, level)
+            await self._hear(connection, caller.log_level)
         return await connection.request(method, params, caller=caller)
 
     async def hear(self, level: str) -> None:

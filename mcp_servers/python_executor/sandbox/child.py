@@ -89,12 +89,11 @@ SAMPLES = (
 )
 """Code as people send it: run before the fork to warm up, and to learn which memory every call writes to."""
 
-STATEMENTS = frozenset((
-    "import", "from", "for", "while", "if", "elif", "else", "try", "except", "finally", "with", "def", "class",
-    "return", "del", "pass", "break", "continue", "raise", "global", "nonlocal", "assert", "async",
-))  # fmt: skip
 BLOCKS = frozenset((
     "for", "while", "if", "elif", "else", "try", "except", "finally", "with", "def", "class", "async",
+))  # fmt: skip
+STATEMENTS = BLOCKS | frozenset((
+    "import", "from", "return", "del", "pass", "break", "continue", "raise", "global", "nonlocal", "assert",
 ))  # fmt: skip
 ASSIGNMENTS = frozenset(("=", "+=", "-=", "*=", "/=", "//=", "%=", "**=", ">>=", "<<=", "&=", "^=", "|=", "@="))
 
@@ -175,11 +174,8 @@ def _ends_in_block(code: str) -> bool:
     """Whether the last line, which is indented, stands in a block: then there is no value. A guess is only ever no."""
     if '"""' in code or "'''" in code:
         return False
-    above = [line for line in code.split("\n") if line and line[0] not in " \t#"]
-    if not above:
-        return False
-    words = above[-1].split(None, 1)
-    return words[0].rstrip(":") in BLOCKS and above[-1].rstrip()[-1] == ":"
+    opening = next((line for line in reversed(code.split("\n")) if line and line[0] not in " \t#"), "")
+    return opening.rstrip().endswith(":") and opening.split(None, 1)[0].rstrip(":") in BLOCKS
 
 
 def compile_code(code: str, filename: str, with_tools: int = 0) -> "tuple[Any, Any]":

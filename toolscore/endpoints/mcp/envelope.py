@@ -14,7 +14,6 @@ from toolscore.endpoints.mcp.callers import ENVELOPE, envelope_error
 from toolscore.endpoints.mcp.params import Members
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.upstreams.headers import NAMED_METHODS, PARAM_PREFIX, header_text, param_mismatch
-from toolscore.upstreams.protocol import LATEST_STATELESS_VERSION
 
 __all__ = ["HEADER_MISMATCH", "check_envelope", "check_params"]
 
@@ -30,8 +29,7 @@ def check_envelope(scope: Scope, method: str, params: Members, version: str | No
     wrong = envelope_error(params)
     if wrong is not None and wrong["code"] == INVALID_PARAMS:
         return wrong
-    stated = wrong["data"]["requested"] if wrong is not None else LATEST_STATELESS_VERSION
-    if stated != version:
+    if decode(params["_meta"][ENVELOPE[0]]) != version:
         return {
             "code": HEADER_MISMATCH,
             "message": f"MCP-Protocol-Version does not match params._meta[{ENVELOPE[0]!r}]",

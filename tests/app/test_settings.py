@@ -260,10 +260,30 @@ def test_ids_that_can_be_none_are_left_out(tmp_path: Path) -> None:
     assert all("is no id for a server" in one for one in loaded.problems)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mcp_servers.yaml", "mcpServers: {1: {command: a}, c: {command: a}}"),
+        ("mcp_servers.json", '{"mcpServers": ["a"], "servers": {"a/b": {"command": "a"}}}'),
+    ],
+)
+def test_servers_under_what_is_no_id_at_all_are_mistakes_too(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    loaded = load_settings(tmp_path)
+    assert "is no id for a server" in loaded.problems[0]
+    assert set(loaded.settings.upstreams) <= {"c"}
+
+
 def test_a_mistake_after_which_data_may_lie_elsewhere_is_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert load(tmp_path, main="limits: {max_body_bytes: lots}\n").misplaced == []
     assert len(load(tmp_path, main="storage: {data_dri: x}\n").misplaced) == 1
+    assert len(load(tmp_path, main="storge: {data_dir: x}\n").misplaced) == 1
+    assert len(load(tmp_path, main="storage: {data_dir: x}\nstorage: {}\n").misplaced) == 1
+    assert len(load(tmp_path, main="storage: {data_dir: [\n").misplaced) == 1, "nobody can say what stands there"
+    named = tmp_path / "storage"
+    named.mkdir()
+    assert load(named, main="limits: {max_body_bytes: lots}\n").misplaced == [], "it is the folder's name alone"
     monkeypatch.setenv("TOOLSCORE_STORAGE__REDIS_URL", "http://redis:6379")
     assert load(tmp_path, main="").misplaced

@@ -17,7 +17,7 @@ MAX_UNDER_WAY = 64
 """Of one run, whatever it was told: more are refused."""
 MAX_UNDER_WAY_BYTES = 8 * 1024 * 1024
 MAX_REFUSED = 1000
-"""A run that goes on asking after so many refusals is ended."""
+"""A run that goes on asking after so many refusals, or cancelling what is not under way, is ended."""
 
 
 class Reply(Protocol):
@@ -115,8 +115,10 @@ class CallsOfRun:
     def cancel(self, number: int) -> None:
         """The code does not wait for a call any more."""
         task = self._tasks.get(number)
-        if task is not None:
+        if task is not None and not task.cancelling():
             task.cancel()
+        else:  # it was answered meanwhile
+            self._count_refused()
 
     async def _answer(self, number: int, body: bytes, seconds: float) -> None:
         try:

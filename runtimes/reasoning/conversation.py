@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from runtimes.reasoning.events import Ended, Event, Summed
@@ -16,6 +17,8 @@ __all__ = ["Conversation"]
 
 KEPT_STEPS = 2
 """Steps that are never summed up."""
+MAX_TOLD = 2000
+"""Characters of what else came of a step that is summed up."""
 
 
 class Conversation:
@@ -93,18 +96,19 @@ class Conversation:
 
     def sum_up(self) -> bool:
         """Put one line in the place of each older step. Returns whether there was anything to sum up."""
-        keep = 2 * KEPT_STEPS
-        old, recent = self.messages[2:-keep], self.messages[-keep:]
-        if len(old) < 2:
+        answers = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
+        if len(answers) <= KEPT_STEPS:
             return False
         lines = []
-        for said, came in zip(old[::2], old[1::2], strict=False):
-            first = next((line for line in came["content"].splitlines() if line.strip()), "")
-            lines.append(f"- {clipped(said['content'], 20)!r}: {first[:200]}")
-        if len(old) % 2:
-            lines.append(old[-1]["content"][:2000])
+        for begins, ends in pairwise(answers[: -KEPT_STEPS + 1]):
+            said, *came = (message["content"] for message in self.messages[begins:ends])
+            outcome, *more = came or [""]
+            first = next((line for line in outcome.splitlines() if line.strip()), "")
+            lines.append(f"- {clipped(said, 20)!r}: {first[:200]}")
+            lines += (text[:MAX_TOLD] for text in more)  # tools that had just come
+        system, task, *told = self.messages[: answers[0]]
         summary = "Earlier steps, summed up (variables are still there):\n" + "\n".join(lines)
-        first_message = {"role": "user", "content": f"{self.messages[1]['content']}\n\n{summary}"}
-        self.begin([self.messages[0], first_message, *recent])
-        self.tell(Summed(steps=len(lines)))
+        task = {"role": "user", "content": f"{task['content']}\n\n{summary}"}
+        self.begin([system, task, *told, *self.messages[answers[-KEPT_STEPS] :]])
+        self.tell(Summed(steps=len(answers) - KEPT_STEPS))
         return True

@@ -7,6 +7,7 @@ import contextlib
 import fnmatch
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -134,6 +135,15 @@ def test_arguments_are_compared_as_json_is(operator: str, operand: Any, value: A
     rule = Rule(effect="deny", arguments={"a.b": {operator: operand}})
     decision = Policy([rule]).decide(Principal("ada"), tool("time", "read"), {"a": {"b": value}})
     assert decision.allowed is not matches
+
+
+@pytest.mark.parametrize(("effect", "operator"), [("deny", "matches"), ("allow", "matches"), ("allow", "not_matches")])
+def test_an_expression_that_takes_too_long_counts_against_the_call(effect: Any, operator: Any) -> None:
+    rule = Rule(effect=effect, arguments={"path": {operator: "(a|a)+$"}})
+    policy = Policy([rule], "deny" if effect == "allow" else "allow")
+    decide = partial(policy.decide, Principal("ada"), tool("time", "read"))
+    assert not decide({"path": "a" * 60 + "b"}).allowed
+    assert decide({"path": "b"}).allowed is (operator == "not_matches" or effect == "deny")
 
 
 def test_what_a_tool_does_not_say_of_itself_is_taken_for_the_worst() -> None:

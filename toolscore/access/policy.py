@@ -25,6 +25,9 @@ __all__ = ["ANNOTATIONS", "Decision", "Policy", "PolicyRules", "Rule"]
 ANNOTATIONS = {"readOnlyHint": False, "destructiveHint": True, "idempotentHint": False, "openWorldHint": True}
 """What a tool is taken for that does not say (MCP, tool annotations)."""
 
+MATCH_SECONDS = 0.1
+"""How long an expression may look at a text. One that would take longer counts against the call."""
+
 Operator = Literal["equals", "not_equals", "in", "not_in", "matches", "not_matches", "at_most", "at_least", "present"]
 Hint = Literal["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"]
 Effect = Literal["allow", "deny"]
@@ -76,12 +79,15 @@ class Rule(Rules):
         return self.effect == "deny" and tool.server_id == EXECUTOR and _any(patterns, short)
 
     def fits(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the arguments are as it says."""
-        return all(
-            _holds(operator, operand, *_at(arguments, path))
-            for path, tests in self.arguments.items()
-            for operator, operand in tests.items()
-        )
+        """Whether the arguments are as it says. What cannot be told in time denies, and does not allow."""
+        try:
+            return all(
+                _holds(operator, operand, *_at(arguments, path))
+                for path, tests in self.arguments.items()
+                for operator, operand in tests.items()
+            )
+        except TimeoutError:
+            return self.effect == "deny"
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -187,15 +193,27 @@ def _holds(operator: str, operand: Any, present: bool, value: Any) -> bool:
         case "not_in":
             return not (present and any(_same(value, one) for one in operand))
         case "matches":
-            return isinstance(value, str) and re.search(operand, value) is not None
+            return isinstance(value, str) and _matches(operand, value)
         case "not_matches":
-            return not (isinstance(value, str) and re.search(operand, value) is not None)
+            return not (isinstance(value, str) and _matches(operand, value))
         case "at_most":
             return _is_number(value) and value <= operand
         case "at_least":
             return _is_number(value) and value >= operand
         case _:
             raise ValueError(f"no operator {operator!r}")
+
+
+def _matches(expression: str, text: str) -> bool:
+    """Raises: TimeoutError: it cannot be told in time."""
+    return _expression(expression).search(text, timeout=MATCH_SECONDS) is not None
+
+
+@lru_cache(maxsize=4096)
+def _expression(text: str) -> Any:
+    import regex  # here: few policies need it
+
+    return regex.compile(text)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -215,8 +233,9 @@ def _check_operand(operator: Operator, operand: Any) -> None:
     """
     if operator in ("matches", "not_matches"):
         try:
-            re.compile(operand)
-        except (re.error, TypeError) as exc:
+            re.compile(operand)  # what both understand means the same
+            _expression(operand)
+        except Exception as exc:  # `regex.error` is no `re.error`
             raise ValueError(f"`{operator}` takes a regular expression: {exc}") from exc
     elif operator in ("in", "not_in") and not isinstance(operand, list):
         raise ValueError(f"`{operator}` takes a list")

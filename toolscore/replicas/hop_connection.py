@@ -10,7 +10,8 @@ from msgspec import Raw
 from toolscore.core.jsonrpc import ConnectionLost, Params
 from toolscore.replicas.hop import Link
 from toolscore.upstreams import Caller
-from toolscore.upstreams.protocol import ServerInfo
+from toolscore.upstreams.connection import Hearing
+from toolscore.upstreams.protocol import LISTED, ServerInfo
 
 if TYPE_CHECKING:
     from toolscore.replicas.owners import Owners
@@ -27,6 +28,7 @@ class HopConnection:
         self.info = info
         self.in_flight = 0
         self.log_level: str | None = None
+        self.hearing = Hearing(LISTED)  # its owner hears, and passes it on
         self.link = link
         self._server_id = server_id
         self._owners = owners

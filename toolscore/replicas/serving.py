@@ -116,7 +116,8 @@ class Serving:
         self._busy = 0
         self._place = place
         self._links: dict[str, set[Link]] = defaultdict(set)
-        self._watched: dict[Link, list[tuple[str, str]]] = defaultdict(list)
+        self._watched: dict[Link, list[tuple[str, str, bool]]] = defaultdict(list)
+        """Which resources other gateways watch for their clients: server, URI, and what `Upstream.watch` returned."""
         self._homes: WeakValueDictionary[str, _FarHome] = WeakValueDictionary()
         self._tasks = TaskSet()
         hops.served |= {
@@ -178,10 +179,10 @@ class Serving:
     def _ended(self, link: Link) -> None:
         for links in self._links.values():
             links.discard(link)
-        for server_id, uri in self._watched.pop(link, []):
+        for server_id, uri, own in self._watched.pop(link, []):
             upstream = self._upstreams.find(server_id)
-            if upstream is not None:
-                self._tasks.start(upstream.unwatch(uri, OTHER_GATEWAY))
+            if upstream is not None and not own:  # a client's own session ends with it
+                self._tasks.start(upstream.unwatch(uri, OTHER_GATEWAY, own=False))
 
     def _announced(self, told: dict[str, Any]) -> None:
         """Another gateway heard this of a server whose session this one has, too."""
@@ -233,11 +234,18 @@ class Serving:
 
     async def _watch(self, link: Link, upstream: Upstream, method: str, uri: str, caller: Caller) -> None:
         if method == SUBSCRIBE:
-            await upstream.watch(uri, caller)
-            self._watched[link].append((upstream.server_id, uri))
-        elif (upstream.server_id, uri) in self._watched[link]:
-            self._watched[link].remove((upstream.server_id, uri))
-            await upstream.unwatch(uri, caller)
+            own = await upstream.watch(uri, caller)
+            if link.ended.done():
+                await upstream.unwatch(uri, caller, own=own)
+            else:
+                self._watched[link].append((upstream.server_id, uri, own))
+            return
+        for own in (False, True):
+            watched = upstream.server_id, uri, own
+            if watched in self._watched[link]:
+                self._watched[link].remove(watched)
+                await upstream.unwatch(uri, caller, own=own)
+                return
 
     def _caller(self, link: Link, call: int, who: Who) -> Caller:
         home = self._homes.get(who.client)

@@ -25,7 +25,9 @@ from toolscore.upstreams.protocol import (
     BROADCAST,
     INPUT_METHODS,
     LATEST_SESSION_VERSION,
+    LISTED,
     ServerInfo,
+    acknowledged_lists,
     client_capabilities,
     info_from_discover,
     info_from_initialize,
@@ -38,6 +40,7 @@ from toolscore.upstreams.protocol import (
 
 __all__ = [
     "Connection",
+    "Hearing",
     "OnNotification",
     "PeerConnection",
     "SharedSession",
@@ -54,6 +57,28 @@ PROBE_SECONDS = 0.5
 
 MAX_INPUT_ROUNDS = 10
 STATE_ONLY_SECONDS = 0.1
+
+
+class Hearing:
+    """Of which lists (features of a server, such as `tools`) a connection is told now when they change.
+
+    Attributes:
+        on_more: called when it is told of more than before: what changed until then went by unheard.
+    """
+
+    def __init__(self, features: Collection[str] = ()) -> None:
+        self.features = frozenset(features)
+        self.on_more: Callable[[], None] = lambda: None
+
+    def begin(self, features: Collection[str]) -> None:
+        """It is told of these from now on, and of no others."""
+        before, self.features = self.features, frozenset(features)
+        if self.features - before:
+            self.on_more()
+
+    def end(self) -> None:
+        """It is told of nothing any more."""
+        self.features = frozenset()
 
 
 class SharedSession(Protocol):
@@ -82,6 +107,7 @@ class Connection(Protocol):
     info: ServerInfo
     in_flight: int
     log_level: str | None
+    hearing: Hearing
     elsewhere: bool
     """Whether it leads to another gateway, which has the server."""
 
@@ -189,6 +215,7 @@ class PeerConnection:
         self.requests = InFlight(features, side.owner, on_asked)
         self.in_flight = 0
         self.log_level: str | None = None
+        self.hearing = Hearing(LISTED)
         self.instance: str | None = None
         """The name of an instance that dialled in, if it gave one: it has the same at each gateway."""
         self._on_notification = on_notification
@@ -269,6 +296,7 @@ class PeerConnection:
 
     def _notified(self, method: str, params: Raw | None) -> None:
         if method == ACKNOWLEDGED:
+            self.hearing.begin(acknowledged_lists(params))
             return
         if method in BROADCAST or not self.requests.tell(method, params):
             self._on_notification(method, params)

@@ -43,7 +43,7 @@ from toolscore.core.jsonrpc import (
 )
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
-from toolscore.upstreams.connection import OnNotification, SharedSession, with_input
+from toolscore.upstreams.connection import Hearing, OnNotification, SharedSession, with_input
 from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
 from toolscore.upstreams.http_channel import Answer, BadAnswer
@@ -54,7 +54,9 @@ from toolscore.upstreams.protocol import (
     ACKNOWLEDGED,
     BROADCAST,
     LATEST_STATELESS_VERSION,
+    LISTED,
     ServerInfo,
+    acknowledged_lists,
     client_capabilities,
     info_from_discover,
     info_from_initialize,
@@ -171,7 +173,8 @@ class HttpConnection:
         self.in_flight = 0
         self.log_level: str | None = None
         self.hears = False
-        """Whether a stream is open on which the server tells what changes."""
+        """Whether a session's own stream is open."""
+        self.hearing = Hearing()
         self.on_renewed: Callable[[], None] = lambda: None
         """Called when another session has taken the place of one that the server had forgotten."""
 
@@ -420,7 +423,9 @@ class HttpConnection:
                 log.debug("the stream for changes broke off", url=self._shown, error=str(exc))
                 opened, offered = self.hears, True
             finally:
-                self.hears = False
+                if self.hears:
+                    self.hears = False
+                    self.hearing.end()
                 for task in (reading, renewed):
                     task.cancel()
                 await asyncio.gather(reading, renewed, return_exceptions=True)
@@ -454,6 +459,7 @@ class HttpConnection:
                     await self._renew(generation)
                 return False, response.status != 405
             self.hears = True
+            self.hearing.begin(LISTED)
             stream = EventStream(Unpacked(response), self._max)
             async for message in stream.messages():
                 for frame in self._frames(message):
@@ -774,7 +780,7 @@ class HttpConnection:
         elif method in BROADCAST:
             self._on_notification(method, params)
         elif method == ACKNOWLEDGED:
-            pass  # the gateway's own subscription
+            self.hearing.begin(acknowledged_lists(params))
         elif method == "notifications/progress" and caller is None:
             with contextlib.suppress(InvalidRequest):  # its token says whose it is
                 token = progress_token(params) if params is not None else None

@@ -27,7 +27,7 @@ from toolscore.core.jsonrpc import (
 )
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.caller import Caller
-from toolscore.upstreams.connection import OnNotification
+from toolscore.upstreams.connection import Hearing, OnNotification
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, STATS_METHOD, ServerInfo
 
@@ -88,6 +88,7 @@ class InProcessConnection:
         )
         self.in_flight = 0
         self.log_level: str | None = None
+        self.hearing = Hearing()
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
         if not self._open:

@@ -213,8 +213,8 @@ async def _page(connection: Connection, method: str, params: Params, *, first: b
 
 def _tells(connection: Connection, kind: str) -> bool:
     """Whether a server tells when a list changes. One that keeps no stream open cannot, whatever it says."""
-    can = not isinstance(connection, HttpConnection) or connection.info.stateless or connection.hears
-    return can and connection.info.declares(CAPABILITY_OF[kind], "listChanged")
+    feature = CAPABILITY_OF[kind]
+    return feature in connection.hearing.features and connection.info.declares(feature, "listChanged")
 
 
 async def read_tools(connection: Connection) -> Entries:

@@ -27,6 +27,7 @@ __all__ = [
     "INPUT_METHODS",
     "LATEST_SESSION_VERSION",
     "LATEST_STATELESS_VERSION",
+    "LISTED",
     "LISTS",
     "META",
     "OURSELVES",
@@ -34,6 +35,7 @@ __all__ = [
     "STATS_METHOD",
     "UNSUPPORTED_PROTOCOL_VERSION",
     "ServerInfo",
+    "acknowledged_lists",
     "client_capabilities",
     "info_from_discover",
     "info_from_initialize",
@@ -88,6 +90,9 @@ BROADCAST = frozenset(
 )
 """Notifications that are about the server, and not about a request."""
 
+LISTED = ("tools", "prompts", "resources")
+"""The features whose lists may change."""
+
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 """What a stateless server answers our own subscription with: it concerns no client."""
 
@@ -127,6 +132,15 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def stateless(self) -> bool:
         return self.protocol_version not in SESSION_VERSIONS
+
+
+def acknowledged_lists(params: Raw | None) -> list[str]:
+    """The features (of `LISTED`) of whose changes a stateless server says that it tells."""
+    members = decode(params) if params is not None else None
+    notifications = members.get("notifications") if isinstance(members, dict) else None
+    if not isinstance(notifications, dict):
+        return []
+    return [feature for feature in LISTED if notifications.get(f"{feature}ListChanged") is True]
 
 
 def initialize_params(capabilities: Mapping[str, Any]) -> Params:

@@ -11,6 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakValueDictionary
 
 from msgspec import Raw
 
@@ -28,12 +29,14 @@ FOLLOW_RETRY_SECONDS = 5.0
 
 
 class Subscriptions:
-    """What is watched on one server. Each `add` needs a `remove`."""
+    """What is watched on one server. Each `add` that succeeds needs a `remove`."""
 
     def __init__(self) -> None:
-        self.changing = asyncio.Lock()
-        """To be held around `add`."""
         self._watched: Counter[str] = Counter()
+        self._told: dict[Connection, set[str]] = {}
+        """Which resources each session was asked to tell of."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """No request about a resource overtakes another about it."""
         self._rewatch = asyncio.Event()
         self._followers: dict[Connection, asyncio.Task[Any]] = {}
         self._tasks = TaskSet()
@@ -44,38 +47,65 @@ class Subscriptions:
         Raises:
             RemoteError, ConnectionLost, UpstreamProtocolError: it does not.
         """
-        if connection.info.stateless:
-            if not connection.info.declares("resources", "subscribe"):
-                raise RemoteError({"code": METHOD_NOT_FOUND, "message": "the server does not tell of changes"})
-        elif not self._watched[uri]:
-            await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
+        if connection.info.stateless and not connection.info.declares("resources", "subscribe"):
+            raise RemoteError({"code": METHOD_NOT_FOUND, "message": "the server does not tell of changes"})
         self._watched[uri] += 1
+        try:
+            if not connection.info.stateless:
+                await self._subscribe(uri, connection, caller)
+        except BaseException:
+            self._less(uri)
+            raise
         self._rewatch.set()
 
-    async def remove(self, uri: str, connection: Connection | None, caller: Caller) -> None:
+    async def remove(self, uri: str, caller: Caller) -> None:
         """One who watched a resource does so no more.
-
-        Args:
-            connection: `None` while the server is away.
 
         Raises:
             RemoteError, ConnectionLost, UpstreamProtocolError.
         """
-        self._watched[uri] -= 1
-        if self._watched[uri] > 0:
+        if self._less(uri):
             return
-        del self._watched[uri]
         self._rewatch.set()
-        if connection is not None and not connection.info.stateless:
-            await connection.request("resources/unsubscribe", {"uri": uri}, caller=caller)
+        async with self._turn(uri):
+            for connection, told in list(self._told.items()):
+                if uri in told and not self._watched[uri]:  # somebody may watch it again by now
+                    told.discard(uri)
+                    await connection.request("resources/unsubscribe", {"uri": uri}, caller=caller)
+
+    def _less(self, uri: str) -> int:
+        """Returns how many still watch it."""
+        self._watched[uri] -= 1
+        left = self._watched[uri]
+        if left <= 0:
+            del self._watched[uri]
+        return max(left, 0)
+
+    def _turn(self, uri: str) -> asyncio.Lock:
+        return self._turns.setdefault(uri, asyncio.Lock())
+
+    async def _subscribe(self, uri: str, connection: Connection, caller: Caller | None = None) -> None:
+        """Ask a session for a resource's changes, unless it was asked already or nobody wants them any more."""
+        async with self._turn(uri):
+            told = self._told.get(connection)
+            if told is None:
+                raise ConnectionLost("the server went away", sent=False)
+            if uri not in told and self._watched[uri]:
+                await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
+                told.add(uri)
 
     def follow(self, connection: Connection) -> None:
         """Have a new connection's server tell what changes, until `leave`."""
-        work = self._listen(connection) if connection.info.stateless else self._subscribe_again(connection)
+        if connection.info.stateless:
+            work = self._listen(connection)
+        else:
+            self._told[connection] = set()
+            work = self._subscribe_again(connection)
         self._followers[connection] = self._tasks.start(work)
 
     def leave(self, connection: Connection) -> None:
         """Stop following a connection. Idempotent."""
+        self._told.pop(connection, None)
         follower = self._followers.pop(connection, None)
         if follower is not None:
             follower.cancel()
@@ -92,7 +122,7 @@ class Subscriptions:
         """A new session knows nothing of what the last one was asked to tell."""
         for uri in list(self._watched):
             with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError):
-                await connection.request("resources/subscribe", {"uri": uri})
+                await self._subscribe(uri, connection)
 
     def _wanted(self, connection: Connection) -> dict[str, Any]:
         wanted: dict[str, Any] = {
@@ -105,7 +135,10 @@ class Subscriptions:
         return wanted
 
     async def _listen(self, connection: Connection) -> None:
+        """Keep a stream open on which a stateless server tells what changes, of what is wanted now."""
         listening: asyncio.Future[Raw] | None = None
+        if not connection.elsewhere:
+            connection.hearing.end()  # until the server says that it tells
         try:
             while True:
                 self._rewatch.clear()
@@ -123,6 +156,8 @@ class Subscriptions:
                 finally:
                     rewatch.cancel()
                 if listening is not None and listening.done():
+                    if not connection.elsewhere:
+                        connection.hearing.end()
                     if _is_refused(listening):
                         return
                     listening = None

@@ -361,29 +361,38 @@ class Upstream:
 
     # What clients watch
 
-    async def watch(self, uri: str, caller: Caller) -> None:
-        """Have the server tell of changes of a resource. Each call needs an `unwatch`.
+    async def watch(self, uri: str, caller: Caller) -> bool:
+        """Have the server tell of changes of a resource. Each call that succeeds needs an `unwatch`.
+
+        Returns:
+            Whether the session that tells is the client's own.
 
         Raises:
             RemoteError, ConnectionLost, UpstreamUnavailable, UpstreamProtocolError: it does not.
         """
         try:
-            async with asyncio.timeout(WATCH_SECONDS), self.subscriptions.changing:
+            async with asyncio.timeout(WATCH_SECONDS):
                 connection = self._pick() or await self._wait_for_connection()
-                if has_own_lane(self.spec, self.habits, caller):
+                own = has_own_lane(self.spec, self.habits, caller)
+                if own:
                     lane = own_lane(self.spec, caller)
                     await self._request_in(lane, "resources/subscribe", {"uri": uri}, caller)
                 else:
                     await self.subscriptions.add(uri, connection, caller)
+                return own
         except TimeoutError:
             raise UpstreamUnavailable(f"{self.server_id} did not answer within {WATCH_SECONDS:g} s") from None
 
-    async def unwatch(self, uri: str, caller: Caller) -> None:
-        """One who was told of a resource's changes is so no more. Never raises."""
+    async def unwatch(self, uri: str, caller: Caller, *, own: bool) -> None:
+        """One who was told of a resource's changes is so no more. Never raises.
+
+        Args:
+            own: what `watch` returned.
+        """
         with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError, TimeoutError):
             async with asyncio.timeout(WATCH_SECONDS):
-                if not has_own_lane(self.spec, self.habits, caller):
-                    await self.subscriptions.remove(uri, self._pick(), caller)
+                if not own:
+                    await self.subscriptions.remove(uri, caller)
                 elif (lane := own_lane(self.spec, caller)).key in self.lanes:
                     await self._request_in(lane, "resources/unsubscribe", {"uri": uri}, caller)
 
@@ -541,6 +550,7 @@ class Upstream:
             self.pid = connection.pid
         if isinstance(connection, HttpConnection):
             connection.on_renewed = partial(self._session_renewed, connection)
+        connection.hearing.on_more = self.lists.read_all
         self.connections.append(connection)
         self.last_call = time.monotonic()
         self.failed_starts = 0

@@ -20,7 +20,7 @@ from toolscore.core.jsonrpc import METHOD_NOT_FOUND, ConnectionLost, NotSent, Pa
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
-from toolscore.upstreams.connection import OnNotification, PeerConnection
+from toolscore.upstreams.connection import Hearing, OnNotification, PeerConnection
 from toolscore.upstreams.http_client import tls_for
 from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, ServerInfo
 
@@ -87,6 +87,7 @@ class TypedConnection:
         )
         self.in_flight = 0
         self.log_level: str | None = None
+        self.hearing = Hearing()
 
     async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
         if method == "tools/list":

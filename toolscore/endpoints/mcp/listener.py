@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Raw
 
@@ -25,6 +26,14 @@ MAX_WATCHED = 1000
 LIST_OF = {method: feature for feature, method in LIST_CHANGED.items()}
 TO_ALL = frozenset({"notifications/message", ELICITED})
 """What a server may say to nobody in particular."""
+
+
+class _Watched(NamedTuple):
+    server_id: str
+    uri: str
+    """As the server has it."""
+    own: bool
+    """Whether the session that tells is the client's own."""
 
 
 class Listener:
@@ -54,7 +63,9 @@ class Listener:
         self._wanted = frozenset(wanted if wanted is not None else LIST_CHANGED)
         self._messages = messages
         self._upstreams = gateway.upstreams
-        self._watched: dict[str, tuple[str, str]] = {}
+        self._watched: dict[str, _Watched] = {}
+        self._changing = asyncio.Lock()
+        self._closed = False
         self._stop = gateway.changes.listen(self._changed, on_close)
 
     @property
@@ -68,33 +79,42 @@ class Listener:
         Raises:
             ToolScoreError: it cannot be.
         """
-        if uri in self._watched:
-            return
-        if len(self._watched) >= MAX_WATCHED:
-            raise InvalidRequest(f"{MAX_WATCHED} resources are watched: unsubscribe from some")
-        upstream, own = self._server.resolve_uri(uri, self._caller)
-        try:
-            await upstream.watch(own, self._caller)
-        except RemoteError as exc:
-            raise InvalidArguments(f"{upstream.server_id} does not watch {uri}", upstream_error=exc.error) from exc
-        except ConnectionLost as exc:
-            raise InvalidArguments(f"{upstream.server_id} cannot be reached: {exc.reason}") from exc
-        self._watched[uri] = (upstream.server_id, own)
+        async with self._changing:
+            if uri in self._watched or self._closed:
+                return
+            if len(self._watched) >= MAX_WATCHED:
+                raise InvalidRequest(f"{MAX_WATCHED} resources are watched: unsubscribe from some")
+            upstream, at_server = self._server.resolve_uri(uri, self._caller)
+            try:
+                own = await upstream.watch(at_server, self._caller)
+            except RemoteError as exc:
+                raise InvalidArguments(f"{upstream.server_id} does not watch {uri}", upstream_error=exc.error) from exc
+            except ConnectionLost as exc:
+                raise InvalidArguments(f"{upstream.server_id} cannot be reached: {exc.reason}") from exc
+            watched = _Watched(upstream.server_id, at_server, own)
+            if self._closed:  # the client left meanwhile
+                _closing.start(self._unwatch(watched))
+            else:
+                self._watched[uri] = watched
 
     async def unwatch(self, uri: str) -> None:
         """Hear of it no more."""
-        watched = self._watched.pop(uri, None)
-        upstream = self._upstreams.find(watched[0]) if watched is not None else None
-        if watched is not None and upstream is not None:
-            await upstream.unwatch(watched[1], self._caller)
+        async with self._changing:
+            watched = self._watched.pop(uri, None)
+            if watched is not None:
+                await self._unwatch(watched)
+
+    async def _unwatch(self, watched: _Watched) -> None:
+        upstream = self._upstreams.find(watched.server_id)
+        if upstream is not None:
+            await upstream.unwatch(watched.uri, self._caller, own=watched.own)
 
     def close(self) -> None:
         """Hear of nothing. Idempotent. Servers are told in the background: the client need not wait for them."""
         self._stop()
-        for server_id, own in self._watched.values():
-            upstream = self._upstreams.find(server_id)
-            if upstream is not None:
-                _closing.start(upstream.unwatch(own, self._caller))
+        self._closed = True
+        for watched in self._watched.values():
+            _closing.start(self._unwatch(watched))
         self._watched.clear()
 
     def _changed(self, server_id: str, method: str, params: Raw | None) -> None:
@@ -115,8 +135,8 @@ class Listener:
         uri = decode(members["uri"]) if "uri" in members else None
         if not isinstance(uri, str):
             return
-        for holder, own in self._watched.values():
-            if holder == server_id and (uri == own or uri.startswith(f"{own.rstrip('/')}/")):
+        for watched in self._watched.values():
+            if watched.server_id == server_id and (uri == watched.uri or uri.startswith(f"{watched.uri.rstrip('/')}/")):
                 self._tell("notifications/resources/updated",
                            {**members, "uri": self._server.shown_uri(server_id, uri)})  # fmt: skip
                 return

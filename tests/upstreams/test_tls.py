@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import json
+import select
+import socket
 import ssl
 import subprocess
 import sys
@@ -151,6 +154,38 @@ def test_a_certificate_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) 
         assert done.returncode == 78
         assert f"{file} cannot be used" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.long
+def test_connections_that_never_shake_hands_are_counted_and_keep_nobody_else_out(
+    authority: Authority, tmp_path: Path
+) -> None:
+    trusted = ssl.create_default_context(cafile=str(authority.file))
+    with (
+        running_gateway({}, start=False, settings="limits: {max_connections_per_address: 20}") as gateway,
+        contextlib.ExitStack() as stack,
+    ):
+        gateway.environment["TOOLSCORE_CORE_SERVICES__TOOLSCORE_HTTP__TLS_CERT"] = str(authority.certificate("silent"))
+        gateway.start(ready=False)
+        url = gateway.url.replace("http", "https", 1)
+        from_elsewhere = httpx.HTTPTransport(verify=trusted, local_address="127.0.0.2")
+        http = stack.enter_context(httpx.Client(base_url=url, transport=from_elsewhere, timeout=60))
+
+        def answers() -> bool:
+            try:
+                return http.get("/livez").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_for(answers)
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", gateway.http_port), timeout=60))
+            for _ in range(60)
+        ]
+        wait_for(lambda: len(select.select(silent, [], [], 0)[0]) >= 40, 60, "for those over the bound to be closed")
+        assert answers()
+        gateway.stop()  # while some have still not shaken hands
+        assert "Traceback" not in gateway.output()
 
 
 def _serial(gateway: GatewayProcess) -> int:

@@ -170,7 +170,7 @@ async def open_doors(
     )
     http = gateway.settings.current.core_services.toolscore_http
     certificate = Certificate(http.tls_cert, http.tls_key) if http.tls_cert else None
-    server = Server(config, certificate, worker)
+    server = Server(config, guard, certificate, worker)
     own_path = worker is None or worker.number == 1
     async with guard, leases, serve_router(gateway, leases, uses, [router_socket], own_path=own_path):
         task = asyncio.create_task(server.serve(sockets=[http_socket]))

@@ -6,11 +6,12 @@ All of it is bounded before anybody is asked for a key. One sweep a second looks
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -59,6 +60,7 @@ class ConnectionGuard:
         self.lingering = 0
         self._open: set[GuardedHttp] = set()
         self._of_address: Counter[str] = Counter()
+        self._shaking: Counter[str] = Counter()
         self._refused = 0
         self._logged_at = 0.0
         self._possible = possible_connections()
@@ -84,12 +86,31 @@ class ConnectionGuard:
         made.guard = self
         return made
 
+    @contextlib.contextmanager
+    def handshake(self, address: str) -> Iterator[bool]:
+        """Count a connection that is no request's yet, while the body runs. Gives whether there is room for it."""
+        has_room = self._has_room(address, self._shaking)
+        self._shaking[address] += has_room
+        try:
+            yield has_room
+        finally:
+            self._shaking[address] -= has_room
+            if not self._shaking[address]:
+                del self._shaking[address]
+
+    def _has_room(self, address: str, beside: Mapping[str, int]) -> bool:
+        rules = self._rules()
+        all_of_them = len(self._open) + sum(beside.values())
+        of_address = self._of_address.get(address, 0) + beside.get(address, 0)
+        if all_of_them < min(rules.max_connections, self._possible) and of_address < rules.max_connections_per_address:
+            return True
+        self.tell(f"{all_of_them} connections are open, {of_address} from one address")
+        return False
+
     def opened(self, connection: GuardedHttp) -> bool:
         """Count a connection. Returns whether there is room for it."""
-        rules, address = self._rules(), connection.address
-        most = min(rules.max_connections, self._possible)
-        if len(self._open) >= most or self._of_address[address] >= rules.max_connections_per_address:
-            self.tell(f"{len(self._open)} connections are open, {self._of_address[address]} from one address")
+        address = connection.address
+        if not self._has_room(address, {}):
             return False
         self._open.add(connection)
         self._of_address[address] += 1

@@ -13,6 +13,7 @@ import uvicorn
 
 from toolscore.app.worker import Worker
 from toolscore.core.tasks import TaskSet
+from toolscore.endpoints.guard import ConnectionGuard
 from toolscore.endpoints.tls import Certificate
 
 __all__ = ["AddressInUse", "Server", "bind"]
@@ -20,6 +21,7 @@ __all__ = ["AddressInUse", "Server", "bind"]
 log = structlog.get_logger(__name__)
 
 HANDSHAKE_SECONDS = 10.0
+LAST_HANDSHAKES_SECONDS = 1.0
 ACCEPT_AGAIN_SECONDS = 0.5
 COURTESY_SECONDS = 0.003
 """For so long a worker that has more connections leaves the next one to others."""
@@ -31,14 +33,20 @@ class AddressInUse(Exception):
 
 class _OneByOne:
     """Takes connections one at a time, as an `asyncio.Server`, and lets those of the other processes on the same socket
-    be first that have fewer. Event loops take all that wait at once.
+    be first that have fewer. Event loops take all that wait at once, and count none before its handshake.
     """
 
     def __init__(
-        self, listening: socket.socket, connection: Callable[[], asyncio.Protocol], worker: Worker, **options: Any
+        self,
+        listening: socket.socket,
+        connection: Callable[[], asyncio.Protocol],
+        guard: ConnectionGuard,
+        worker: Worker | None,
+        **options: Any,
     ) -> None:
         self._listening = listening
         self._connection = connection
+        self._guard = guard
         self._worker = worker
         self._options = options
         self._closed = False
@@ -47,7 +55,7 @@ class _OneByOne:
         self._loop.add_reader(listening, self._one_waits)
 
     def _one_waits(self) -> None:
-        if self._worker.loads.has_more(self._worker.number):
+        if self._worker is not None and self._worker.loads.has_more(self._worker.number):
             self._loop.remove_reader(self._listening)
             self._loop.call_later(COURTESY_SECONDS, self._take_and_go_on)
         else:
@@ -60,7 +68,7 @@ class _OneByOne:
 
     def _take(self) -> None:
         try:
-            taken, _ = self._listening.accept()
+            taken, address = self._listening.accept()
         except BlockingIOError:  # another process was first
             return
         except OSError as exc:  # no descriptor is free, or the client has gone
@@ -68,10 +76,16 @@ class _OneByOne:
             self._loop.remove_reader(self._listening)
             self._loop.call_later(ACCEPT_AGAIN_SECONDS, self._take_and_go_on)
             return
-        self._tasks.start(self._serve(taken))
+        self._tasks.start(self._serve(taken, str(address[0])))
 
-    async def _serve(self, taken: socket.socket) -> None:
-        with contextlib.suppress(OSError, TimeoutError):  # it went, or is no client of TLS
+    async def _serve(self, taken: socket.socket, address: str) -> None:
+        with (
+            self._guard.handshake(address) as has_room,
+            contextlib.suppress(OSError, TimeoutError),  # it went, or is no client of TLS
+        ):
+            if not has_room:
+                taken.close()
+                return
             taken.setblocking(False)
             taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(self._connection, taken, **self._options)
@@ -79,12 +93,16 @@ class _OneByOne:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._worker.loads.closed(self._worker.number)
+            if self._worker is not None:
+                self._worker.loads.closed(self._worker.number)
             self._loop.remove_reader(self._listening)
             self._listening.close()
 
     async def wait_closed(self) -> None:
-        await self._tasks.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_HANDSHAKES_SECONDS):
+                await self._tasks.wait()
+        await self._tasks.close()
 
 
 class _Counted(set[Any]):
@@ -108,8 +126,11 @@ class Server(uvicorn.Server):
     other processes on the same socket.
     """
 
-    def __init__(self, config: uvicorn.Config, certificate: Certificate | None, worker: Worker | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, guard: ConnectionGuard, certificate: Certificate | None, worker: Worker | None
+    ) -> None:
         super().__init__(config)
+        self._guard = guard
         self._certificate = certificate
         self._worker = worker
         if worker is not None:
@@ -132,13 +153,7 @@ class Server(uvicorn.Server):
         if self._certificate is not None:
             options = {"ssl": self._certificate.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
         for listening in sockets or ():
-            server: Any
-            if self._worker is not None:
-                server = _OneByOne(listening, connection, self._worker, **options)
-            else:
-                server = await asyncio.get_running_loop().create_server(
-                    connection, sock=listening, backlog=self.config.backlog, **options
-                )
+            server: Any = _OneByOne(listening, connection, self._guard, self._worker, **options)
             self.servers.append(server)
 
     @contextlib.contextmanager

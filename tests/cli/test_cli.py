@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,23 @@ def test_call_takes_pairs_or_json(gateway: GatewayProcess) -> None:
     assert (done.returncode, done.stdout) == (0, "from json\n")
     raw = json.loads(toolscore("call", "alpha__echo", "text=hi", "--raw", gateway=gateway).stdout)
     assert raw["data"]["tool_id"] == "alpha__echo"
+
+
+@pytest.mark.long
+def test_texts_are_texts_also_while_their_server_is_starting(tmp_path: Path) -> None:
+    go, program = tmp_path / "go", odd("echo")
+    command = shlex.join([program["command"], *program["args"]])
+    script = f"until [ -e {shlex.quote(str(go))} ]; do sleep 0.05; done; exec {command}"
+    with (
+        running_gateway({"late": {"command": "sh", "args": ["-c", script]}}, start=False) as process,
+        ThreadPoolExecutor() as others,
+    ):
+        process.start()
+        calling = others.submit(toolscore, "call", "late__echo", "text=5", gateway=process)
+        wait_for(lambda: process.get("/api/v1/stats")["calls_in_flight"] == 1)
+        go.touch()
+        done = calling.result()
+        assert (done.stdout, done.returncode) == ("5\n", 0), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,9 +136,12 @@ def call(
         request["cache"] = False
     with connected(url, timeout=None) as client:
         texts = _texts(client, tool, action) if pairs else set()
-        for key, value in pairs:
-            parameters[key] = value if key in texts else _json_or_text(value)
+        parameters |= _values(pairs, texts)
         response = client.post("/execute_tool", json=request)
+        if texts is None and response.status_code == HTTPStatus.UNPROCESSABLE_ENTITY:  # its server was still starting
+            meant = {**parameters, **_values(pairs, _texts(client, tool, action))}
+            if meant != parameters:
+                response = client.post("/execute_tool", json={**request, "parameters": meant})
     whole = save_result(response.json()["data"], save) if save is not None and response.is_success else True
     if raw:
         print_json(response.json())
@@ -209,6 +213,10 @@ def _pair(argument: str) -> tuple[str, str]:
     return key, value
 
 
+def _values(pairs: list[tuple[str, str]], texts: set[str] | None) -> dict[str, Any]:
+    return {key: value if key in (texts or ()) else _json_or_text(value) for key, value in pairs}
+
+
 def _json_or_text(value: str) -> Any:
     try:
         return json.loads(value)
@@ -216,13 +224,15 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
-def _texts(client: Any, tool: str, action: str | None) -> set[str]:
-    """The arguments that are texts by a tool's schema, so that `code=42` is text where text is wanted."""
+def _texts(client: Any, tool: str, action: str | None) -> set[str] | None:
+    """The arguments that are texts by a tool's schema, so that `code=42` is text where text is wanted; `None`: the tool
+    is not known (yet).
+    """
     server, separator, name = tool.partition("__")
     if server == PYTHON:  # which stands for the executor, unless a server has that id
         found = _texts_of(client, tool, action)
-        return found if found is not None else _texts_of(client, f"{EXECUTOR}{separator}{name}", action) or set()
-    return _texts_of(client, tool, action) or set()
+        return found if found is not None else _texts_of(client, f"{EXECUTOR}{separator}{name}", action)
+    return _texts_of(client, tool, action)
 
 
 def _texts_of(client: Any, tool: str, action: str | None) -> set[str] | None:

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import random
 from collections.abc import AsyncIterator, Collection, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -22,8 +23,12 @@ __all__ = ["RealTimeToolClient"]
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 EVENTS_PATH = "/api/v1/events/tools"
 REFUSED = {401: "unauthenticated", 403: "forbidden"}
+FAILURES_TOLD = 3
+"""After so many in a row it is said, once, that nobody answers."""
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 15.0
 QUEUE_EVENTS = 10_000
@@ -53,6 +58,8 @@ class RealTimeToolClient:
         heartbeat_seconds: float = 20,
     ) -> None:
         self._url = _events_address(gateway_address(url))
+        parts = urlsplit(self._url)
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._headers = authorization(api_key)
         self._types = list(events) if events is not None else None
         self._heartbeat = heartbeat_seconds
@@ -178,6 +185,8 @@ class RealTimeToolClient:
                         f"{self._url} refuses us (HTTP {status}): check the key", code=REFUSED[status]
                     ) from exc
                 failures = 0 if self._connected.is_set() else failures + 1
+                if failures == FAILURES_TOLD:
+                    log.warning("no gateway answers at %s, it is tried again and again: %s", self._shown, exc)
             finally:
                 self._socket = None
                 self._connected.clear()

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from support import EXECUTOR, GatewayProcess, odd, running_gateway
+from support import EXECUTOR, GatewayProcess, eventually, odd, running_gateway
 
 from runtimes.client import RealTimeToolClient, ToolScoreClient, ToolScoreClientError
 
@@ -109,6 +109,18 @@ def test_nothing_is_missed_across_a_restart_of_the_gateway() -> None:
 
 
 @pytest.mark.long
+def test_that_nobody_answers_is_said_once_and_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async with RealTimeToolClient("ws://ada:secret@127.0.0.1:9/events?key=secret"):
+            await eventually(lambda: caplog.messages)
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    (said,) = caplog.messages
+    assert "no gateway answers at ws://127.0.0.1:9/events" in said
+    assert "secret" not in said
+
+
 def test_a_failed_tool_comes_with_what_helped() -> None:
     async def run(process: GatewayProcess) -> None:
         async with ToolScoreClient(process.url) as client:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support import bearer, running_gateway, toolscore, wait_for
+from support import bearer, eventually, running_gateway, toolscore, wait_for
 
 from toolscore.access.auth import AccessRules
-from toolscore.app.files import Loaded, load_settings
+from toolscore.app.files import DEBOUNCE_SECONDS, LOOK_SECONDS, Loaded, load_settings, watch_files
 from toolscore.app.in_force import in_force
 from toolscore.app.settings import Settings, SettingsHub
 
@@ -287,3 +289,42 @@ def test_a_mistake_after_which_data_may_lie_elsewhere_is_told_apart(
     assert load(named, main="limits: {max_body_bytes: lots}\n").misplaced == [], "it is the folder's name alone"
     monkeypatch.setenv("TOOLSCORE_STORAGE__REDIS_URL", "http://redis:6379")
     assert load(tmp_path, main="").misplaced
+
+
+def test_changes_of_the_files_are_seen_also_from_before_the_first_look_and_in_a_folder_that_comes_later(
+    tmp_path: Path,
+) -> None:
+    read: list[str] = []
+    folder = tmp_path / "config"
+
+    async def main() -> None:
+        loaded = load_settings(folder)
+
+        async def changed() -> None:
+            nonlocal loaded
+            loaded = load_settings(folder)
+            read.append(loaded.settings.logging.level)
+            if len(read) == 1:
+                raise RuntimeError("one reload that fails")
+
+        folder.mkdir()
+        settings = folder / "toolscore.yaml"
+        settings.write_text("logging: {level: debug}")  # between the reading and the first look
+        async with watch_files(folder, changed, loaded.stamps):
+            await eventually(lambda: read == ["debug"])
+            for level in ("info", "warning"):  # a burst
+                settings.write_text(f"logging: {{level: {level}}}")
+            await eventually(lambda: read == ["debug", "warning"])
+            (folder / "gateway.log").write_text("a file that is none of them")
+            before = settings.stat()
+            os.replace(settings, folder / "kept")  # as a volume's files change: another file of the same time and size
+            (folder / "toolscore.yaml").write_text("logging: {level: error  }")
+            os.utime(settings, ns=(before.st_atime_ns, before.st_mtime_ns))
+            await eventually(lambda: len(read) == 3)
+            settings.unlink()
+            await eventually(lambda: read[3:] == ["info"])
+            (folder / "another.log").write_text("nothing of ours")
+            await asyncio.sleep(2 * (LOOK_SECONDS + DEBOUNCE_SECONDS))  # for what must not happen
+        assert len(read) == 4
+
+    asyncio.run(main())

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import Fickle, GatewayProcess, bearer, running_gateway, wait_for, with_config
+from support import Fickle, GatewayProcess, answer_of, bearer, running_gateway, wait_for, with_config
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
@@ -67,7 +67,7 @@ def over_a_session(gateway: GatewayProcess, key: str, city: str) -> str:
         opened = client.post("/mcp", json=rpc("initialize", HELLO))
         headers = {"mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
         body = rpc("tools/call", {"name": "city__look", "arguments": {"city": city}})
-        return str(client.post("/mcp", json=body, headers=headers).json()["result"]["content"][0]["text"])
+        return str(answer_of(client.post("/mcp", json=body, headers=headers))["result"]["content"][0]["text"])
 
 
 def over_a_socket(

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from support import GatewayProcess, bearer, command_of, odd, wait_for
+from support import GatewayProcess, answer_of, bearer, command_of, odd, wait_for
 from support.engines import Redis, gateways, haproxy
 
 pytestmark = pytest.mark.long
@@ -117,19 +117,16 @@ class Callers:
     def _judged(self, answer: httpx.Response, text: str) -> str:
         if answer.headers.get("content-type", "").startswith("text/html"):
             return "cut off"  # haproxy's own word for it
-        said = answer.text
-        if "event-stream" in answer.headers.get("content-type", ""):
-            said = next(line[5:] for line in said.splitlines()[::-1] if line.startswith("data:") and line[5:].strip())
-        body = json.loads(said)
+        body = answer_of(answer)
         failed = body.get("error")
         if failed is None:
             content = (body.get("data") or body.get("result"))["content"][0]["text"]
             if content != text:
-                self.unexpected.append(said)
+                self.unexpected.append(answer.text)
             return "ok"
         code = failed["code"] if isinstance(failed["code"], str) else failed["data"]["code"]
         if code not in DOCUMENTED:
-            self.unexpected.append(said)
+            self.unexpected.append(answer.text)
         return str(code)
 
 

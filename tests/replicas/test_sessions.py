@@ -12,7 +12,7 @@ import httpx
 import mcp_types as types
 import pytest
 from mcp import Client
-from support import GatewayProcess, fixture, odd, wait_for
+from support import GatewayProcess, answer_of, fixture, odd, wait_for
 
 pytestmark = [
     pytest.mark.long,
@@ -56,11 +56,8 @@ class Session:
         return httpx.post(f"{process.url}/mcp", json=body, headers=self.headers, timeout=timeout)
 
     def answer(self, process: GatewayProcess, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request, as JSON or, where it took a moment, on a stream."""
-        said = self.post(process, body)
-        if said.headers["content-type"].startswith("application/json"):
-            return dict(said.json())
-        return dict(json.loads([line for line in said.text.splitlines() if line.startswith("data: {")][-1][5:]))
+        """The answer to a request."""
+        return answer_of(self.post(process, body))
 
     def request(self, process: GatewayProcess, method: str, params: dict[str, Any] | None = None) -> httpx.Response:
         return self.post(process, {"jsonrpc": "2.0", "id": 7, "method": method, "params": params or {}})

@@ -56,6 +56,13 @@ def odd(kind: str, *arguments: object, **more: Any) -> dict[str, Any]:
     return {"command": sys.executable, "args": ["-I", "-S", str(ODD), kind, *map(str, arguments)], **more}
 
 
+def answer_of(response: httpx.Response) -> dict[str, Any]:
+    """The answer in a response of the MCP door: JSON, or the last event of a stream where it took a moment."""
+    if "event-stream" not in response.headers.get("content-type", ""):
+        return dict(response.json())
+    return dict(json.loads([line[5:] for line in response.text.splitlines() if line.startswith("data: {")][-1]))
+
+
 def free_port() -> int:
     """A port that nobody has, and nobody else gets soon.
 

@@ -468,8 +468,8 @@ async def open_gateway(
         for problem in loaded.problems:
             log.error("a setting was refused", problem=problem)
             settings_changed("settings_rejected", reason=problem)
-        if watch and config_dir is not None and config_dir.is_dir():
-            await enter(watch_files(config_dir, reload.reload))
+        if watch and config_dir is not None:
+            await enter(watch_files(config_dir, reload.reload, loaded.stamps))
 
         def figures_now() -> dict[str, float]:
             return {

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,7 +40,12 @@ GUARDS = ("access", "policy", "rates", "pins")
 """Sections of settings that keep somebody from something."""
 STORAGE = "storage"
 """The section that says where data lie."""
-DEBOUNCE_SECONDS = 1.0
+LOOK_SECONDS = 0.25
+DEBOUNCE_SECONDS, MAX_BURST_SECONDS = 0.5, 5.0
+"""Files that change count once they have rested for so long, or after so long all the same."""
+
+Stamps = list[tuple[int, int, int] | None]
+"""Of each file of settings what tells that it has changed."""
 
 
 class Loaded:
@@ -50,6 +56,7 @@ class Loaded:
         problems: a line each: where, what, and what was expected.
         broken_servers: server id → why its entry was refused.
         remarks: a line for each entry of which something has no effect here.
+        stamps: how the files were just before.
         unguarded: those problems without which somebody would be kept out: with the default in their place, or without
             a rule, more is allowed than the operator says.
     """
@@ -67,10 +74,12 @@ class Loaded:
         self.remarks = list(remarks)
         self.unguarded: list[str] = []
         self.misplaced: list[str] = []
+        self.stamps: Stamps = []
 
 
 def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.environ) -> Loaded:
     """Read the files that exist in `config_dir` (`None`: the embedded defaults) and the environment. Never raises."""
+    stamps = _stamps(config_dir)
     files = [SettingsFile(config_dir / name) for name in FILES] if config_dir is not None else []
     problems = [file.problem for file in files if file.problem]
     remarks: list[str] = []
@@ -105,6 +114,7 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
     for _ in range(50):  # each round takes out what was refused; the rest is valid sooner or later
         try:
             loaded = Loaded(Settings(**data), problems, broken, remarks)
+            loaded.stamps = stamps
             loaded.unguarded = unreadable + [said for path, said in placed if _guards(path)]
             loaded.misplaced = unreadable + [said for path, said in placed if _stores(path)]
             return loaded
@@ -126,6 +136,7 @@ def load_settings(config_dir: Path | None, environment: Mapping[str, str] = os.e
             break
     with _without_variables():
         loaded = Loaded(Settings(), problems, broken, remarks)
+        loaded.stamps = stamps
         loaded.unguarded = loaded.misplaced = problems
         return loaded
 
@@ -234,42 +245,50 @@ def _remove(data: dict[str, Any], path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def watch_files(config_dir: Path, changed: Callable[[], Any]) -> AsyncIterator[None]:
-    """Call `changed` (a coroutine function, never twice at once) a second after the first of a burst of changes."""
-    from watchdog.events import FileSystemEvent, FileSystemEventHandler
-    from watchdog.observers import Observer
+async def watch_files(config_dir: Path, changed: Callable[[], Any], seen: Stamps) -> AsyncIterator[None]:
+    """Call `changed` (a coroutine function, never twice at once) when a file of settings has changed.
 
-    loop = asyncio.get_running_loop()
-    touched = asyncio.Event()
+    The files are looked at, four times a second: the kernel tells nothing of what lies on a network or is bound into a
+    container, and of all else in the folder too much.
 
-    class Handler(FileSystemEventHandler):
-        def on_any_event(self, event: FileSystemEvent) -> None:
-            if event.event_type in ("opened", "closed_no_write"):
-                return  # our own reading
-            paths = (str(event.src_path), str(getattr(event, "dest_path", "")))
-            if any(os.path.basename(path) in FILES for path in paths):
-                with contextlib.suppress(RuntimeError):  # the loop is gone: we are shutting down
-                    loop.call_soon_threadsafe(touched.set)
+    Args:
+        seen: how the files were when the settings in force were read (`Loaded.stamps`).
+    """
 
     async def run() -> None:
+        before = seen
         while True:
-            await touched.wait()
-            await asyncio.sleep(DEBOUNCE_SECONDS)
-            touched.clear()
+            await asyncio.sleep(LOOK_SECONDS)
+            now = await asyncio.to_thread(_stamps, config_dir)
+            if now == before:
+                continue
+            began = time.monotonic()
+            while now != before and time.monotonic() - began < MAX_BURST_SECONDS:
+                before = now
+                await asyncio.sleep(DEBOUNCE_SECONDS)
+                now = await asyncio.to_thread(_stamps, config_dir)
+            before = now
             try:
                 await changed()
             except Exception:  # the watch outlives one failed reload
                 log.exception("reloading the settings failed")
 
-    observer = Observer()
-    observer.schedule(Handler(), str(config_dir), recursive=False)
-    observer.daemon = True
-    observer.start()
     task = asyncio.create_task(run())
     try:
         yield
     finally:
         task.cancel()
-        observer.stop()
         await asyncio.gather(task, return_exceptions=True)
-        await asyncio.to_thread(observer.join, 2)
+
+
+def _stamps(config_dir: Path | None) -> Stamps:
+    if config_dir is None:
+        return []
+    found: Stamps = []
+    for name in FILES:
+        try:
+            about = os.stat(config_dir / name)
+            found.append((about.st_ino, about.st_mtime_ns, about.st_size))
+        except OSError:
+            found.append(None)
+    return found

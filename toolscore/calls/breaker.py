@@ -85,15 +85,14 @@ class Breaker:
             return
         if ok is None or self.state == "open":
             return
-        self._ended.append((now, ok))
+        ended, rules = self._ended, self.rules
+        ended.append((now, ok))
         self._failed += not ok
-        while self._ended and self._ended[0][0] < now - self.rules.window_seconds:
-            self._failed -= not self._ended.popleft()[1]
-        while len(self._ended) > MAX_ENDED:
-            self._failed -= not self._ended.popleft()[1]
-        enough = len(self._ended) >= self.rules.min_calls
-        if not ok and enough and self._failed >= self.rules.failure_ratio * len(self._ended):
-            self._open_for = self.rules.open_seconds
+        long_ago = now - rules.window_seconds
+        while ended[0][0] < long_ago or len(ended) > MAX_ENDED:
+            self._failed -= not ended.popleft()[1]
+        if not ok and len(ended) >= rules.min_calls and self._failed >= rules.failure_ratio * len(ended):
+            self._open_for = rules.open_seconds
             self._open(now)
 
     def _open(self, now: float) -> None:

@@ -10,7 +10,7 @@ from msgspec import Raw
 from toolscore.calls.cache import Cached, Slot
 from toolscore.core.errors import InvalidArguments, InvalidRequest
 from toolscore.core.jsonrpc import decode, twice
-from toolscore.core.models import Principal, Tool
+from toolscore.core.models import Tool
 from toolscore.history.recording import new_call_id
 from toolscore.history.starts import Start
 from toolscore.upstreams import Attempt, Caller
@@ -43,7 +43,8 @@ class Call:
     Attributes:
         call_id: of its record in the journal.
         at_ms: when it began, in ms since 1970.
-        tool: what it calls, from the step `resolve` on.
+        principal: on whose behalf it is made.
+        tool: what it calls, from the step `resolve` on; `target`: the same, and not there before.
         patience: seconds that it waits for a server that starts, for a place, or for an equal call; from `resolve` on.
         slot: where its result may be kept; `None`: nowhere.
         kept: a result that was kept; it is the answer if `answer` is set too.
@@ -59,8 +60,8 @@ class Call:
 
     __slots__ = (
         "_values", "action", "answer", "arguments", "at_ms", "attempt", "call_id", "caller", "error", "extra",
-        "is_stale", "kept", "outcome", "parent", "patience", "queued", "replay", "request_id", "served", "server_id",
-        "slot", "start", "started", "timeout_seconds", "tool", "tool_id", "use_cache",
+        "is_stale", "kept", "outcome", "parent", "patience", "principal", "queued", "replay", "request_id", "served",
+        "server_id", "slot", "start", "started", "target", "timeout_seconds", "tool", "tool_id", "use_cache",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +83,7 @@ class Call:
         null = memoryview(arguments).nbytes == len(NULL) and bytes(arguments) == NULL
         self.arguments = NO_ARGUMENTS if null else arguments  # as serializers of some languages write none
         self.caller = caller
+        self.principal = caller.principal
         self.request_id = request_id
         self.action = action
         self.server_id = server_id
@@ -95,6 +97,7 @@ class Call:
         self.at_ms = int(moment * 1000)
         self.started = time.perf_counter()
         self.tool: Tool | None = None
+        self.target: Tool
         self.patience = timeout_seconds or 0.0
         self.slot: Slot | None = None
         self.kept: Cached | None = None
@@ -107,17 +110,6 @@ class Call:
         self.queued: float | None = None
         self.served: float | None = None
         self._values: Any = _UNREAD
-
-    @property
-    def principal(self) -> Principal:
-        """On whose behalf it is made."""
-        return self.caller.principal
-
-    @property
-    def target(self) -> Tool:
-        """The tool, once it is resolved."""
-        assert self.tool is not None
-        return self.tool
 
     @property
     def values(self) -> Any:

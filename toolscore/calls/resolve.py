@@ -32,7 +32,7 @@ async def resolve(
         if server == PYTHON:
             call.tool_id = f"{EXECUTOR}{separator}{name}"
     try:
-        call.tool = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)
+        call.tool = call.target = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)
     except ToolNotFound:
         server_id = call.server_id or upstreams.owner(call.tool_id)
         upstream = upstreams.find(server_id) if server_id is not None else None
@@ -45,4 +45,4 @@ async def resolve(
             raise UpstreamUnavailable(
                 f"server {upstream.server_id!r} is still starting after {call.patience:g} s: call again later"
             ) from None
-        call.tool = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)
+        call.tool = call.target = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)

@@ -37,6 +37,7 @@ __all__ = [
     "forwarded_headers",
     "given_twice",
     "header",
+    "headers_of",
     "new_request_id",
     "one_line",
     "principal_of",
@@ -72,19 +73,25 @@ _count = itertools.count(1)
 _run = Drawn(lambda: uuid.uuid4().hex[:16])
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """The value of a header, its name in lower case; of several the last."""
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """The headers of a request by their names in lower case; of several with one name the last."""
+    headers: dict[bytes, bytes]
     try:
         headers = scope["toolscore.headers"]
     except KeyError:
         headers = scope["toolscore.headers"] = dict(scope["headers"])
-    return headers[name].decode("latin-1") if name in headers else None
+    return headers
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The value of a header, its name in lower case; of several the last."""
+    value = headers_of(scope).get(name)
+    return value.decode("latin-1") if value is not None else None
 
 
 def given_twice(scope: Scope, names: Collection[bytes]) -> bytes | None:
     """One of these headers (in lower case) that a request has more than once; most often `None`."""
-    header(scope, b"host")  # reads them
-    if len(scope["headers"]) == len(scope["toolscore.headers"]):
+    if len(scope["headers"]) == len(headers_of(scope)):
         return None
     named = [name for name, _ in scope["headers"] if name in names]
     return next((name for name in named if named.count(name) > 1), None)
@@ -117,7 +124,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         PayloadTooLarge: over `limit` bytes. What still comes is read and dropped first, within bounds: many clients
             send all of it before they read any answer.
     """
-    announced = header(scope, b"content-length")
+    announced = headers_of(scope).get(b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limit:
         if int(announced) <= limit + MAX_DROPPED_BYTES and header(scope, b"expect") is None:
             await _drop(receive)
@@ -200,9 +207,10 @@ async def _answer_at_once(
         return
     parts = [
         STATUS_LINE[status],
-        *(part for name, value in cycle.default_headers for part in (name, b": ", value, b"\r\n")),
         b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
     ]
+    for name, value in cycle.default_headers:
+        parts += (name, b": ", value, b"\r\n")
     for name, value in headers:
         if HEADER_VALUE_RE.search(value):
             raise RuntimeError("Invalid HTTP header value.")

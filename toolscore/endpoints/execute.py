@@ -23,6 +23,7 @@ from toolscore.endpoints.asgi import (
     failure,
     forwarded_headers,
     header,
+    headers_of,
     new_request_id,
     principal_of,
     read_body,
@@ -117,7 +118,7 @@ class ExecuteEndpoint:
 
 def _trace(scope: Scope) -> dict[str, Any] | None:
     """The caller's trace, as a tool's server gets it (MCP: members of `_meta`)."""
-    if header(scope, b"traceparent") is None:
+    if b"traceparent" not in headers_of(scope):
         return None
     return {"_meta": {key: value for key in CARRIED if (value := header(scope, key.encode())) is not None}}
 

@@ -24,6 +24,7 @@ from toolscore.endpoints.asgi import (
     failure,
     given_twice,
     header,
+    headers_of,
     new_request_id,
     principal_of,
     read_body,
@@ -90,14 +91,14 @@ class Front:
         self._sse = SseDoor(gateway)
         settings = gateway.settings.current
         self._local = is_loopback(settings.core_services.toolscore_http.host) or settings.access.allow_unauthenticated
-        self._hosts_seen: set[tuple[str | None, str | None]] = set()
+        self._hosts_seen: set[tuple[bytes | None, bytes | None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         if scope["path"].endswith("/mcp/"):  # served in place: a redirect loses many a client's body or session
             scope["path"] = scope["path"][:-1]
         pages = scope["type"] == "http" and not scope["path"].startswith(REGISTRY_PREFIX)  # which says it for itself
-        if pages and header(scope, b"origin") is not None:
+        if pages and b"origin" in headers_of(scope):
             send = self._for_pages(scope, send)
             if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
                 await self._may(scope, receive, send, started)
@@ -239,15 +240,17 @@ class Front:
         await McpSocketClient(self._gateway, AsgiChannel(receive, send), server_id, principal).run()
 
     def _check(self, scope: Scope) -> None:
-        host, origin = header(scope, b"host"), header(scope, b"origin")
+        headers = headers_of(scope)
+        came = headers.get(b"host"), headers.get(b"origin")
         if (twice := given_twice(scope, ONCE)) is not None:
             raise InvalidRequest(f"the request has more than one header {twice.decode()}")
-        if host is None and scope.get("http_version") == "1.1":
+        if came[0] is None and scope.get("http_version") == "1.1":
             raise InvalidRequest("the request has no header Host")
-        if (host, origin) not in self._hosts_seen:
+        if came not in self._hosts_seen:
+            host, origin = header(scope, b"host"), header(scope, b"origin")
             check_origin(host, origin, self._gateway.settings.current.access.allowed_hosts)
             if len(self._hosts_seen) < 100:
-                self._hosts_seen.add((host, origin))
+                self._hosts_seen.add(came)
 
     def _challenge(self, scope: Scope) -> str:
         """What a client does to be let in (RFC 6750, RFC 9728). Where no tokens count there is no login to look for."""

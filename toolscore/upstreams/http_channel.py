@@ -81,11 +81,11 @@ class HttpChannel(asyncio.Protocol):
             self.transport.resume_reading()
         self._head = asyncio.get_running_loop().create_future()
         self.headers: dict[bytes, bytes] = {}
-        self.cookies: list[bytes] = []
+        self._fields: list[tuple[bytes, bytes]] = []
         self.reason = b""
         self.status = 0
         self.chunks: deque[bytes] = deque()
-        self._unread = self._bare_bytes = self._informations = self._fields = 0
+        self._unread = self._bare_bytes = self._informations = 0
         self._until_end = self.keeps = self.is_complete = False
         self._parser = httptools.HttpResponseParser(self)
         self.transport.write(request)
@@ -101,18 +101,15 @@ class HttpChannel(asyncio.Protocol):
         self.reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        lower = name.lower()
-        self.headers.setdefault(lower, value)
-        if lower == b"set-cookie":
-            self.cookies.append(value)
-        self._fields += 1
-        if self._fields > MAX_HEADERS:
+        self._fields.append((name.lower(), value))
+        if len(self._fields) > MAX_HEADERS:
             raise BadAnswer(f"an answer with more than {MAX_HEADERS} headers")
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
         if 100 <= self.status < 200:
             return
+        self.headers = dict(reversed(self._fields))
         framed = b"content-length" in self.headers or b"transfer-encoding" in self.headers
         self._until_end = not framed and self.status not in NO_BODY
         if self._head is not None and not self._head.done():
@@ -131,10 +128,14 @@ class HttpChannel(asyncio.Protocol):
             self._informations += 1
             if self.status == HTTPStatus.SWITCHING_PROTOCOLS or self._informations > MAX_INFORMATIONS:
                 raise BadAnswer(f"HTTP {self.status} in the place of an answer")
-            self.headers, self.cookies, self.reason, self._bare_bytes = {}, [], b"", 0
+            self._fields, self.reason, self._bare_bytes = [], b"", 0
             return
         self.keeps = bool(self._parser.should_keep_alive()) and not self._until_end
         self.is_complete = True
+
+    def values(self, name: bytes) -> list[bytes]:
+        """All that its answer says under a name, in lower case."""
+        return [value for given, value in self._fields if given == name]
 
     # What the connection says
 
@@ -238,7 +239,7 @@ class Answer:
     @property
     def cookies(self) -> SimpleCookie:
         cookies = SimpleCookie()
-        for value in self._connection.cookies:
+        for value in self._connection.values(b"set-cookie"):
             with contextlib.suppress(CookieError):
                 cookies.load(value.decode("utf-8", "replace"))
         return cookies

@@ -16,9 +16,10 @@ from toolscore.core.jsonrpc import ConnectionLost, RemoteError, encode
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.rules import ServerRules
 from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams.connection import Hearing
 from toolscore.upstreams.life import MAX_BACKOFF_SECONDS, backoff_seconds
 from toolscore.upstreams.lists import Lists
-from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, LISTS, ServerInfo
+from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, LISTED, LISTS, ServerInfo
 
 QUICK = ServerRules(start_timeout_seconds=5, max_start_failures=2, drain_seconds=1)
 
@@ -265,6 +266,7 @@ class Listing:
 
     def __init__(self, *tools: str) -> None:
         self.tools, self.busy, self.asked = tools, 0, 0
+        self.hearing = Hearing(LISTED)
         self.info = ServerInfo(protocol_version=LATEST_SESSION_VERSION, capabilities={"tools": {"listChanged": True}})
 
     async def request(self, *_: object, **__: object) -> Raw:
@@ -275,14 +277,18 @@ class Listing:
         return Raw(encode({"tools": [{"name": name} for name in self.tools]}))
 
 
+def lists_of(relist_seconds: float) -> Lists:
+    async def nothing(_: object) -> None: ...
+
+    return Lists(
+        "s", seconds=lambda: 5, relist_seconds=lambda: relist_seconds, on_tools=lambda _: None, before_tools=nothing,
+        on_list=lambda *_: None, on_change=lambda _: None,
+    )  # fmt: skip
+
+
 def test_a_list_that_could_not_be_read_is_read_again_and_that_of_each_connection() -> None:
     async def main() -> None:
-        async def nothing(_: object) -> None: ...
-
-        lists = Lists(
-            "s", seconds=lambda: 5, relist_seconds=lambda: 60, on_tools=lambda _: None, before_tools=nothing,
-            on_list=lambda *_: None, on_change=lambda _: None,
-        )  # fmt: skip
+        lists = lists_of(relist_seconds=60)
         one, other = Listing("x"), Listing("y")
         connections: list[Any] = [one, other]
         for connection in connections:
@@ -295,5 +301,32 @@ def test_a_list_that_could_not_be_read_is_read_again_and_that_of_each_connection
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_after_a_gap_all_is_read_at_once_and_after_gaps_all_the_time_when_somebody_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("toolscore.upstreams.lists.READ_AGAIN_SECONDS", 0.0)
+
+    async def main() -> None:
+        lists, server = lists_of(relist_seconds=600), Listing("x")
+        connection: Any = server
+        lists.put(connection, [{"name": "x"}])
+        following = asyncio.create_task(lists.keep_fresh(connection))
+        assert not lists.is_due(connection, "tools")
+        server.tools = ("x", "y")
+        lists.missed()
+        await eventually(lambda: [tool["name"] for tool in lists.tools] == ["x", "y"])
+        assert not lists.is_due(connection, "tools")
+        server.tools = ("z",)
+        lists.missed()
+        assert lists.is_due(connection, "tools"), "it was read for a gap just now: who asks has it read again"
+        await lists.read_anew(connection, "tools")
+        assert [tool["name"] for tool in lists.tools] == ["z"]
+        assert server.asked == 2
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
     asyncio.run(main())

@@ -66,7 +66,7 @@ async def test_what_changed_while_no_stream_stood_is_read_when_the_next_one_does
     def on_tools(server_id: str, _: Any, listed: list[dict[str, Any]]) -> None:
         tools[server_id] = [tool["name"] for tool in listed]
 
-    async with UpstreamPool(on_tools=on_tools, rules=ServerRules(relist_seconds=600)) as pool:
+    async with UpstreamPool(on_tools=on_tools, rules=ServerRules(relist_seconds=3)) as pool:
         upstream = pool.add("s", orders.spec)
         await upstream.wait_up()
         (connection,) = upstream.connections

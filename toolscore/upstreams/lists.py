@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -76,6 +77,8 @@ class Lists:
         self._stale: set[str] = set()
         self._announced: set[str] = set()
         self._reads: dict[str, tuple[float, asyncio.Task[bool] | None]] = {}
+        self._missed_at = -math.inf
+        self._missed = False
         self._wake = asyncio.Event()
 
     @property
@@ -103,6 +106,17 @@ class Lists:
         self._stale.update(LISTS)
         self._wake.set()
 
+    def missed(self) -> None:
+        """The server tells of changes from now on, and did not until now: read all again. Where that happens all the
+        time, as with streams that break off, its lists are read as those of a server that tells nothing.
+        """
+        now = time.monotonic()
+        if now - self._missed_at >= self._relist_seconds():
+            self._missed_at = now
+            self.read_all()
+        else:
+            self._missed = True
+
     def changed(self, method: str) -> None:
         """Take a `list_changed` of the server: the list is read again, and then those who listen are told."""
         self._stale.update(CHANGED_LISTS[method])
@@ -119,7 +133,8 @@ class Lists:
                 async with asyncio.timeout(self._relist_seconds()):
                     await self._wake.wait()
             if not self._wake.is_set():
-                self._stale.update(kind for kind in LISTS if not _tells(connection, kind))
+                self._stale.update(kind for kind in LISTS if not self._tells(connection, kind))
+                self._missed = False
             announced = bool(self._announced)
             if announced:
                 await asyncio.sleep(REFRESH_SECONDS)
@@ -157,7 +172,9 @@ class Lists:
     def is_due(self, connection: Connection, kind: str) -> bool:
         """Whether a list may have changed without a word, and was not read just now."""
         read_at, reading = self._reads.get(kind, (0.0, None))
-        return reading is None and not _tells(connection, kind) and time.monotonic() - read_at >= READ_AGAIN_SECONDS
+        if reading is not None or self._tells(connection, kind):
+            return False
+        return time.monotonic() - read_at >= READ_AGAIN_SECONDS
 
     async def read_anew(self, connection: Connection, kind: str) -> None:
         """Read a list again if the server would not tell of its changes, or if it has not been read yet.
@@ -169,7 +186,7 @@ class Lists:
         read_at, reading = self._reads.get(kind, (0.0, None))
         if (
             read_at
-            and (_tells(connection, kind) or time.monotonic() - read_at < READ_AGAIN_SECONDS)
+            and (self._tells(connection, kind) or time.monotonic() - read_at < READ_AGAIN_SECONDS)
             and reading is None
         ):
             return
@@ -177,6 +194,14 @@ class Lists:
             reading = asyncio.create_task(self._read(connection, kind))
             self._reads[kind] = (read_at, reading)
         await asyncio.shield(reading)
+
+    def _tells(self, connection: Connection, kind: str) -> bool:
+        """Whether nothing of a list can have changed without a word. Who keeps no stream open says none, whatever it
+        declares.
+        """
+        feature = CAPABILITY_OF[kind]
+        told = feature in connection.hearing.features and connection.info.declares(feature, "listChanged")
+        return told and not self._missed
 
     async def _read(self, connection: Connection, kind: str) -> bool:
         """Returns whether it was read, or refused: not if another try may help."""
@@ -209,12 +234,6 @@ async def _page(connection: Connection, method: str, params: Params, *, first: b
             refusal = exc
     log.warning("a list ends early: its next page is refused", method=method, error=str(refusal))
     return None
-
-
-def _tells(connection: Connection, kind: str) -> bool:
-    """Whether a server tells when a list changes. One that keeps no stream open cannot, whatever it says."""
-    feature = CAPABILITY_OF[kind]
-    return feature in connection.hearing.features and connection.info.declares(feature, "listChanged")
 
 
 async def read_tools(connection: Connection) -> Entries:

@@ -550,7 +550,7 @@ class Upstream:
             self.pid = connection.pid
         if isinstance(connection, HttpConnection):
             connection.on_renewed = partial(self._session_renewed, connection)
-        connection.hearing.on_more = self.lists.read_all
+        connection.hearing.on_more = self.lists.missed
         self.connections.append(connection)
         self.last_call = time.monotonic()
         self.failed_starts = 0

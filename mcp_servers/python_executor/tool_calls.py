@@ -17,7 +17,7 @@ MAX_UNDER_WAY = 64
 """Of one run, whatever it was told: more are refused."""
 MAX_UNDER_WAY_BYTES = 8 * 1024 * 1024
 MAX_REFUSED = 1000
-"""A run that goes on asking after so many refusals, or cancelling what is not under way, is ended."""
+"""A run that goes on asking after so many refusals is ended."""
 
 
 class Reply(Protocol):
@@ -87,6 +87,8 @@ class CallsOfRun:
         self._bytes = 0
         self._stopped = False
         self._refused = 0
+        self._may_cancel = MAX_UNDER_WAY
+        """Calls that were made; a session may have left some of its last run."""
 
     @property
     def under_way(self) -> int:
@@ -94,6 +96,7 @@ class CallsOfRun:
 
     def came(self, number: int, body: bytes) -> None:
         """Take a call of the code."""
+        self._may_cancel += 1
         if len(self._tasks) >= MAX_UNDER_WAY or number in self._tasks:
             self._refuse(number, "overloaded", f"{MAX_UNDER_WAY} calls are under way")
             return
@@ -113,12 +116,13 @@ class CallsOfRun:
         self._tasks.pop(number, None)
 
     def cancel(self, number: int) -> None:
-        """The code does not wait for a call any more."""
+        """The code does not wait for a call any more. It says so once of each, or is ended."""
+        self._may_cancel -= 1
         task = self._tasks.get(number)
-        if task is not None and not task.cancelling():
+        if self._may_cancel < 0:
+            self._code.end("calls")
+        elif task is not None:
             task.cancel()
-        else:  # it was answered meanwhile
-            self._count_refused()
 
     async def _answer(self, number: int, body: bytes, seconds: float) -> None:
         try:

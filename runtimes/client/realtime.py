@@ -182,7 +182,7 @@ class RealTimeToolClient:
                 status = exc.response.status_code if isinstance(exc, InvalidStatus) else None
                 if status in REFUSED:
                     raise ToolScoreClientError(
-                        f"{self._url} refuses us (HTTP {status}): check the key", code=REFUSED[status]
+                        f"{self._shown} refuses us (HTTP {status}): check the key", code=REFUSED[status]
                     ) from exc
                 failures = 0 if self._connected.is_set() else failures + 1
                 if failures == FAILURES_TOLD:

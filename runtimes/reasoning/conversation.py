@@ -97,7 +97,7 @@ class Conversation:
     def sum_up(self) -> bool:
         """Put one line in the place of each older step. Returns whether there was anything to sum up."""
         answers = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
-        if len(answers) <= KEPT_STEPS:
+        if len(answers) <= KEPT_STEPS or answers[0] < 2:
             return False
         lines = []
         for begins, ends in pairwise(answers[: -KEPT_STEPS + 1]):

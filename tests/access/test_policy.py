@@ -322,3 +322,14 @@ def test_a_rule_may_deny_the_executor_by_its_short_name() -> None:
         assert policy.sees(Principal("ada"), other).allowed
         only = Policy([Rule(effect="allow", **about)], default="deny")  # type: ignore[arg-type]
         assert not only.sees(Principal("ada"), executor).allowed, "a server of that id may be meant"
+
+
+@pytest.mark.long
+def test_an_expression_that_would_take_for_ever_refuses_the_call_and_holds_nobody_up() -> None:
+    settings = "policy: {rules: [{effect: deny, tools: ['echo__*'], arguments: {text: {matches: '(a+)+$'}}}]}"
+    with running_gateway({"echo": odd("echo")}, settings=settings) as process:
+        process.wait_for_state("echo", "up")
+        for _ in range(3):
+            assert process.execute("echo__echo", {"text": "a" * 60 + "b"})["error"]["code"] == "forbidden"
+            assert process.text("echo__echo", {"text": "b"}) == "b"
+        assert process.busiest_seconds() < 5, "that would take years"

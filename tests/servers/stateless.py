@@ -1,7 +1,8 @@
 """A stateless MCP server (2026-07-28) over stdio that does as a file says: `python stateless.py FOLDER`.
 
 `FOLDER/orders.json` is read at every message: `{"tools": [NAME, ...], "listen": "refuse" | "hold"}`. A stream that is
-held ends when `FOLDER/cut` comes, which is then taken away. Each request for tools or for a stream is a line of
+held ends when `FOLDER/cut` comes, which is then taken away; it is not acknowledged while `FOLDER/late` is there, and
+nothing is told of changes. Each request for tools or for a stream is a line of
 `FOLDER/asked`. Standard library only.
 """
 
@@ -26,7 +27,11 @@ def send(message):
         sys.stdout.flush()
 
 
-def hold(request_id):
+def hold(request_id, params):
+    while (FOLDER / "late").exists():
+        time.sleep(0.01)
+    told = {"notifications": params["notifications"]}
+    send({"method": "notifications/subscriptions/acknowledged", "params": told})
     while not (FOLDER / "cut").exists():
         time.sleep(0.01)
     (FOLDER / "cut").unlink()
@@ -49,8 +54,6 @@ for text in sys.stdin:
     elif method == "resources/list":
         send({"id": message["id"], "result": {"resources": []}})
     elif method == "subscriptions/listen" and orders["listen"] == "hold":
-        told = message["params"]["notifications"]
-        send({"method": "notifications/subscriptions/acknowledged", "params": {"notifications": told}})
-        threading.Thread(target=hold, args=(message["id"],), daemon=True).start()
+        threading.Thread(target=hold, args=(message["id"], message["params"]), daemon=True).start()
     else:
         send({"id": message["id"], "error": {"code": -32601, "message": f"no method {method}"}})

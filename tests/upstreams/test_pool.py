@@ -305,6 +305,23 @@ def test_a_list_that_could_not_be_read_is_read_again_and_that_of_each_connection
     asyncio.run(main())
 
 
+def test_lists_that_are_not_told_are_read_again_however_busy_another_list_is() -> None:
+    async def main() -> None:
+        lists, server = lists_of(relist_seconds=0.3), Listing("x")
+        server.hearing.end()
+        connection: Any = server
+        lists.put(connection, [])
+        following = asyncio.create_task(lists.keep_fresh(connection))
+        async with asyncio.timeout(60):
+            while server.asked < 3:
+                lists.changed("notifications/prompts/list_changed")
+                await asyncio.sleep(0.01)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_after_a_gap_all_is_read_at_once_and_after_gaps_all_the_time_when_somebody_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

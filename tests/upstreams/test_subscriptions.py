@@ -79,6 +79,30 @@ async def test_what_changed_while_no_stream_stood_is_read_when_the_next_one_does
         assert orders.asked("subscriptions/listen") == 2
 
 
+async def test_what_changed_before_a_new_stream_stands_is_read_once_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolscore.upstreams.subscriptions.STANDS_SECONDS", 0.2)
+    orders, tools = Orders(tmp_path), {}
+    orders.give("hold", "one")
+
+    def on_tools(server_id: str, _: Any, listed: list[dict[str, Any]]) -> None:
+        tools[server_id] = [tool["name"] for tool in listed]
+
+    async with UpstreamPool(on_tools=on_tools, rules=ServerRules(relist_seconds=3)) as pool:
+        upstream = pool.add("s", orders.spec)
+        await upstream.wait_up()
+        (connection,) = upstream.connections
+        await eventually(lambda: connection.hearing.features == {"tools"})
+        (tmp_path / "late").touch()
+        await upstream.watch("a://b", ADA)  # for which another stream is opened
+        await eventually(lambda: orders.asked("subscriptions/listen") == 2)
+        await eventually(lambda: not connection.hearing.features)
+        orders.give("hold", "one", "two")
+        (tmp_path / "late").unlink()
+        await eventually(lambda: tools == {"s": ["one", "two"]})
+
+
 class Session:
     """A session that notes what it is asked of resources, and answers when it is let."""
 
@@ -90,12 +114,12 @@ class Session:
         self.asked: list[str] = []
         self.let = asyncio.Event()
         self.let.set()
-        self._refuses = refuses
+        self.refuses = refuses
 
     async def request(self, method: str, params: Any = None, *, caller: Any = None) -> Raw:
         await asyncio.sleep(0)
         await self.let.wait()
-        if self._refuses:
+        if self.refuses:
             raise RemoteError({"code": -32602, "message": "no such resource"})
         self.asked.append(method.partition("/")[2])
         return Raw(b"{}")
@@ -134,6 +158,46 @@ async def test_who_comes_while_the_last_one_leaves_is_told() -> None:
         session.let.set()
         await asyncio.gather(leaving, coming)
         assert session.asked == ["subscribe", "unsubscribe", "subscribe"], "the server tells in the end"
+
+
+async def test_what_a_session_told_that_leaves_another_is_asked_for() -> None:
+    first: Any = Session()
+    second: Any = Session()
+    subscriptions = following(first, second)
+    async with asyncio.timeout(30):
+        await subscriptions.add("a://b", first, ADA)
+        await asyncio.sleep(0)
+        assert (first.asked, second.asked) == (["subscribe"], [])
+        subscriptions.leave(first)
+        await eventually(lambda: second.asked == ["subscribe"])
+        second.refuses = True
+        await subscriptions.remove("a://b", ADA)
+        assert not subscriptions.watched
+
+
+async def test_a_subscription_that_may_have_been_heard_is_taken_back() -> None:
+    session: Any = Session()
+    subscriptions = following(session)
+    session.let.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await subscriptions.add("a://b", session, ADA)
+    assert not subscriptions.watched
+    session.let.set()
+    await eventually(lambda: session.asked == ["unsubscribe"])
+
+
+async def test_what_was_watched_on_another_server_of_this_id_counts_for_nothing(tmp_path: Path) -> None:
+    orders = Orders(tmp_path)
+    orders.give("hold")
+    async with UpstreamPool(on_tools=lambda *_: None) as pool:
+        await pool.add("s", orders.spec).wait_up()
+        counted = await pool.get("s").watch("a://b", ADA)
+        await pool.remove("s")
+        upstream = pool.add("s", orders.spec)
+        await upstream.watch("a://b", ADA)
+        await upstream.unwatch("a://b", ADA, counted)
+        assert upstream.subscriptions.watched == {"a://b": 1}
 
 
 async def test_one_that_is_refused_is_not_watched_and_a_new_session_is_asked_again() -> None:

@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -178,6 +179,11 @@ def test_connections_that_never_shake_hands_are_counted_and_keep_nobody_else_out
                 return False
 
         wait_for(answers)
+        with ThreadPoolExecutor(20) as pool:  # as many at once as may be there
+            opened = list(pool.map(lambda _: _greeted(gateway, trusted), range(20)))
+        assert [connection.recv(15) for connection in opened] == [b"HTTP/1.1 200 OK"] * 20
+        for connection in opened:
+            connection.close()
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", gateway.http_port), timeout=60))
             for _ in range(60)
@@ -186,6 +192,13 @@ def test_connections_that_never_shake_hands_are_counted_and_keep_nobody_else_out
         assert answers()
         gateway.stop()  # while some have still not shaken hands
         assert "Traceback" not in gateway.output()
+
+
+def _greeted(gateway: GatewayProcess, trusted: ssl.SSLContext) -> ssl.SSLSocket:
+    plain = socket.create_connection(("127.0.0.1", gateway.http_port), timeout=60)
+    connection = trusted.wrap_socket(plain, server_hostname="127.0.0.1")
+    connection.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    return connection
 
 
 def _serial(gateway: GatewayProcess) -> int:

@@ -1,4 +1,4 @@
-"""What a principal may do: rules of the operator, deny before allow. Pure: no clock, no I/O.
+"""What a principal may do: rules of the operator, deny before allow. No I/O.
 
 A rule says for whom it is (principals, scopes), for what (servers, tools, annotations, arguments), and the effect. It
 matches when all that it says is so; what it leaves out is anything. A tool that a principal may not call, whatever the
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field, model_validator
 
+from toolscore.access.matching import Looking, expression
 from toolscore.core.models import Principal, Tool
 from toolscore.core.names import EXECUTOR, PYTHON
 from toolscore.core.rules import Rules
@@ -26,7 +27,7 @@ ANNOTATIONS = {"readOnlyHint": False, "destructiveHint": True, "idempotentHint":
 """What a tool is taken for that does not say (MCP, tool annotations)."""
 
 MATCH_SECONDS = 0.1
-"""How long an expression may look at a text. One that would take longer counts against the call."""
+"""CPU that the expressions of all rules may take for one call. What they cannot tell in it counts against the call."""
 
 Operator = Literal["equals", "not_equals", "in", "not_in", "matches", "not_matches", "at_most", "at_least", "present"]
 Hint = Literal["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"]
@@ -78,11 +79,11 @@ class Rule(Rules):
         """Whether it denies the executor's tools by the short name under which they may be called."""
         return self.effect == "deny" and tool.server_id == EXECUTOR and _any(patterns, short)
 
-    def fits(self, arguments: Mapping[str, Any]) -> bool:
+    def fits(self, arguments: Mapping[str, Any], looking: Looking) -> bool:
         """Whether the arguments are as it says. What cannot be told in time denies, and does not allow."""
         try:
             return all(
-                _holds(operator, operand, *_at(arguments, path))
+                _holds(looking, operator, operand, *_at(arguments, path))
                 for path, tests in self.arguments.items()
                 for operator, operand in tests.items()
             )
@@ -124,11 +125,12 @@ class Policy:
 
     def decide(self, principal: Principal, tool: Tool, arguments: Mapping[str, Any]) -> Decision:
         """Whether this call may be made: a rule that denies wins, then one that allows, then the default."""
+        looking = Looking(MATCH_SECONDS)
         return self._decide(
             [
                 (number, rule)
                 for number, rule in enumerate(self.rules, 1)
-                if rule.is_for(principal) and rule.is_about(tool) and rule.fits(arguments)
+                if rule.is_for(principal) and rule.is_about(tool) and rule.fits(arguments, looking)
             ]
         )
 
@@ -180,7 +182,7 @@ def _at(arguments: Mapping[str, Any], path: str) -> tuple[bool, Any]:
     return True, value
 
 
-def _holds(operator: str, operand: Any, present: bool, value: Any) -> bool:
+def _holds(looking: Looking, operator: str, operand: Any, present: bool, value: Any) -> bool:
     match operator:
         case "present":
             return present is operand
@@ -193,27 +195,15 @@ def _holds(operator: str, operand: Any, present: bool, value: Any) -> bool:
         case "not_in":
             return not (present and any(_same(value, one) for one in operand))
         case "matches":
-            return isinstance(value, str) and _matches(operand, value)
+            return isinstance(value, str) and looking.finds(operand, value)
         case "not_matches":
-            return not (isinstance(value, str) and _matches(operand, value))
+            return not (isinstance(value, str) and looking.finds(operand, value))
         case "at_most":
             return _is_number(value) and value <= operand
         case "at_least":
             return _is_number(value) and value >= operand
         case _:
             raise ValueError(f"no operator {operator!r}")
-
-
-def _matches(expression: str, text: str) -> bool:
-    """Raises: TimeoutError: it cannot be told in time."""
-    return _expression(expression).search(text, timeout=MATCH_SECONDS) is not None
-
-
-@lru_cache(maxsize=4096)
-def _expression(text: str) -> Any:
-    import regex  # here: few policies need it
-
-    return regex.compile(text)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -233,9 +223,8 @@ def _check_operand(operator: Operator, operand: Any) -> None:
     """
     if operator in ("matches", "not_matches"):
         try:
-            re.compile(operand)  # what both understand means the same
-            _expression(operand)
-        except Exception as exc:  # `regex.error` is no `re.error`
+            expression(operand)
+        except (re.error, TypeError) as exc:
             raise ValueError(f"`{operator}` takes a regular expression: {exc}") from exc
     elif operator in ("in", "not_in") and not isinstance(operand, list):
         raise ValueError(f"`{operator}` takes a list")

@@ -44,7 +44,7 @@ LOOK_SECONDS = 0.25
 DEBOUNCE_SECONDS, MAX_BURST_SECONDS = 0.5, 5.0
 """Files that change count once they have rested for so long, or after so long all the same."""
 
-Stamps = list[tuple[int, int, int] | None]
+Stamps = list[tuple[int, ...] | None]
 """Of each file of settings what tells that it has changed."""
 
 
@@ -288,7 +288,7 @@ def _stamps(config_dir: Path | None) -> Stamps:
     for name in FILES:
         try:
             about = os.stat(config_dir / name)
-            found.append((about.st_ino, about.st_mtime_ns, about.st_size))
+            found.append((about.st_dev, about.st_ino, about.st_ctime_ns, about.st_mtime_ns, about.st_size))
         except OSError:
             found.append(None)
     return found

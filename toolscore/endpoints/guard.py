@@ -6,12 +6,11 @@ All of it is bounded before anybody is asked for a key. One sweep a second looks
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -58,9 +57,11 @@ class ConnectionGuard:
     def __init__(self, rules: Callable[[], LimitRules]) -> None:
         self._rules = rules
         self.lingering = 0
-        self._open: set[GuardedHttp] = set()
+        self._open: dict[GuardedHttp, str] = {}
+        self._coming: dict[GuardedHttp, str] = {}
+        """Those that have not shaken hands."""
         self._of_address: Counter[str] = Counter()
-        self._shaking: Counter[str] = Counter()
+        """Of both."""
         self._refused = 0
         self._logged_at = 0.0
         self._possible = possible_connections()
@@ -86,43 +87,42 @@ class ConnectionGuard:
         made.guard = self
         return made
 
-    @contextlib.contextmanager
-    def handshake(self, address: str) -> Iterator[bool]:
-        """Count a connection that is no request's yet, while the body runs. Gives whether there is room for it."""
-        has_room = self._has_room(address, self._shaking)
-        self._shaking[address] += has_room
-        try:
-            yield has_room
-        finally:
-            self._shaking[address] -= has_room
-            if not self._shaking[address]:
-                del self._shaking[address]
+    def comes(self, connection: GuardedHttp, address: str) -> bool:
+        """Count a connection before its handshake. Returns whether there is room for it."""
+        return self._counts(connection, address, self._coming)
 
-    def _has_room(self, address: str, beside: Mapping[str, int]) -> bool:
-        rules = self._rules()
-        all_of_them = len(self._open) + sum(beside.values())
-        of_address = self._of_address.get(address, 0) + beside.get(address, 0)
-        if all_of_them < min(rules.max_connections, self._possible) and of_address < rules.max_connections_per_address:
-            return True
-        self.tell(f"{all_of_them} connections are open, {of_address} from one address")
-        return False
+    def has_come(self, connection: GuardedHttp) -> None:
+        """Its handshake is over; unless it is open by now, it is gone. Idempotent."""
+        self._gone(self._coming.pop(connection, None))
 
     def opened(self, connection: GuardedHttp) -> bool:
-        """Count a connection. Returns whether there is room for it."""
-        address = connection.address
-        if not self._has_room(address, {}):
-            return False
-        self._open.add(connection)
-        self._of_address[address] += 1
+        """Count a connection, if it is not yet. Returns whether there is room for it."""
+        address = self._coming.pop(connection, None)
+        if address is None:
+            return self._counts(connection, connection.address, self._open)
+        self._open[connection] = address
         return True
 
     def closed(self, connection: GuardedHttp) -> None:
-        """A connection is gone."""
-        if connection in self._open:
-            self._open.discard(connection)
-            self._of_address[connection.address] -= 1
-            if not self._of_address[connection.address]:
-                del self._of_address[connection.address]
+        """A connection is gone. Idempotent."""
+        self._gone(self._open.pop(connection, None))
+
+    def _counts(self, connection: GuardedHttp, address: str, among: dict[GuardedHttp, str]) -> bool:
+        rules = self._rules()
+        all_of_them, of_address = len(self._open) + len(self._coming), self._of_address[address]
+        if all_of_them >= min(rules.max_connections, self._possible) or of_address >= rules.max_connections_per_address:
+            self.tell(f"{all_of_them} connections are open, {of_address} from one address")
+            return False
+        among[connection] = address
+        self._of_address[address] += 1
+        return True
+
+    def _gone(self, address: str | None) -> None:
+        if address is None:
+            return
+        self._of_address[address] -= 1
+        if not self._of_address[address]:
+            del self._of_address[address]
 
     def fills(self, connection: GuardedHttp) -> None:
         """More waits to be read than a connection takes at once: all that waits for one caller is bounded."""

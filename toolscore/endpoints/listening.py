@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,7 +14,7 @@ import uvicorn
 
 from toolscore.app.worker import Worker
 from toolscore.core.tasks import TaskSet
-from toolscore.endpoints.guard import ConnectionGuard
+from toolscore.endpoints.guard import ConnectionGuard, GuardedHttp
 from toolscore.endpoints.tls import Certificate
 
 __all__ = ["AddressInUse", "Server", "bind"]
@@ -39,7 +40,7 @@ class _OneByOne:
     def __init__(
         self,
         listening: socket.socket,
-        connection: Callable[[], asyncio.Protocol],
+        connection: Callable[[], GuardedHttp],
         guard: ConnectionGuard,
         worker: Worker | None,
         **options: Any,
@@ -76,19 +77,21 @@ class _OneByOne:
             self._loop.remove_reader(self._listening)
             self._loop.call_later(ACCEPT_AGAIN_SECONDS, self._take_and_go_on)
             return
-        self._tasks.start(self._serve(taken, str(address[0])))
+        connection = self._connection()
+        if "ssl" in self._options and not self._guard.comes(connection, str(address[0])):
+            taken.close()  # it could be told nothing before its handshake
+        else:
+            self._tasks.start(self._serve(taken, connection))
 
-    async def _serve(self, taken: socket.socket, address: str) -> None:
-        with (
-            self._guard.handshake(address) as has_room,
-            contextlib.suppress(OSError, TimeoutError),  # it went, or is no client of TLS
-        ):
-            if not has_room:
-                taken.close()
-                return
+    async def _serve(self, taken: socket.socket, connection: GuardedHttp) -> None:
+        try:
             taken.setblocking(False)
             taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await self._loop.connect_accepted_socket(self._connection, taken, **self._options)
+            await self._loop.connect_accepted_socket(lambda: connection, taken, **self._options)
+        except (OSError, TimeoutError):
+            pass  # it went, or is no client of TLS
+        finally:
+            self._guard.has_come(connection)
 
     def close(self) -> None:
         if not self._closed:
@@ -142,13 +145,8 @@ class Server(uvicorn.Server):
             return
         await super().startup([])
 
-        def connection() -> asyncio.Protocol:
-            make: Any = self.config.http_protocol_class
-            made: asyncio.Protocol = make(
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-            return made
-
+        make: Any = self.config.http_protocol_class
+        connection = partial(make, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
         options: dict[str, Any] = {}
         if self._certificate is not None:
             options = {"ssl": self._certificate.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}

@@ -17,6 +17,7 @@ from toolscore.core.jsonrpc import ConnectionLost, RemoteError, decode, encode
 from toolscore.core.tasks import TaskSet
 from toolscore.replicas.hop import Hops, Link, is_late
 from toolscore.replicas.owners import Owners
+from toolscore.replicas.watches import Watches
 from toolscore.replicas.wire import (
     Answer,
     OfServer,
@@ -116,8 +117,7 @@ class Serving:
         self._busy = 0
         self._place = place
         self._links: dict[str, set[Link]] = defaultdict(set)
-        self._watched: dict[Link, list[tuple[str, str, bool]]] = defaultdict(list)
-        """Which resources other gateways watch for their clients: server, URI, and what `Upstream.watch` returned."""
+        self._watches = Watches(upstreams)
         self._homes: WeakValueDictionary[str, _FarHome] = WeakValueDictionary()
         self._tasks = TaskSet()
         hops.served |= {
@@ -175,14 +175,12 @@ class Serving:
 
     def _close(self, link: Link, closed: OfServer) -> None:
         self._links[closed.server_id].discard(link)
+        self._watches.forget(link, closed.server_id)
 
     def _ended(self, link: Link) -> None:
         for links in self._links.values():
             links.discard(link)
-        for server_id, uri, own in self._watched.pop(link, []):
-            upstream = self._upstreams.find(server_id)
-            if upstream is not None and not own:  # a client's own session ends with it
-                self._tasks.start(upstream.unwatch(uri, OTHER_GATEWAY, own=False))
+        self._watches.forget(link)
 
     def _announced(self, told: dict[str, Any]) -> None:
         """Another gateway heard this of a server whose session this one has, too."""
@@ -223,7 +221,9 @@ class Serving:
                 params[member] = decode(params[member])  # as the doors and the pipeline have them
         caller = self._caller(link, asked.call, asked.who) if asked.who is not None else OTHER_GATEWAY
         if params is not None and asked.method in (SUBSCRIBE, UNSUBSCRIBE) and caller.code is None:
-            await self._watch(link, upstream, asked.method, decode(params["uri"]), caller)
+            change = self._watches.add if asked.method == SUBSCRIBE else self._watches.remove
+            client = asked.who.client if asked.who is not None else ""
+            await change(link, upstream, decode(params["uri"]), caller, client)
             return Raw(b"{}")
         if params is not None and asked.method == "logging/setLevel":
             await upstream.hear(decode(params["level"]))  # who wants less does not take from who wants more
@@ -231,21 +231,6 @@ class Serving:
         placed = self._place(upstream, caller) if asked.method == "tools/call" else contextlib.nullcontext()
         async with placed:
             return await self._upstreams.request(asked.server_id, asked.method, params, caller=caller)
-
-    async def _watch(self, link: Link, upstream: Upstream, method: str, uri: str, caller: Caller) -> None:
-        if method == SUBSCRIBE:
-            own = await upstream.watch(uri, caller)
-            if link.ended.done():
-                await upstream.unwatch(uri, caller, own=own)
-            else:
-                self._watched[link].append((upstream.server_id, uri, own))
-            return
-        for own in (False, True):
-            watched = upstream.server_id, uri, own
-            if watched in self._watched[link]:
-                self._watched[link].remove(watched)
-                await upstream.unwatch(uri, caller, own=own)
-                return
 
     def _caller(self, link: Link, call: int, who: Who) -> Caller:
         home = self._homes.get(who.client)

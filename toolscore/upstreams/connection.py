@@ -64,15 +64,18 @@ class Hearing:
 
     Attributes:
         on_more: called when it is told of more than before: what changed until then went by unheard.
+        begun: set by each `begin`.
     """
 
     def __init__(self, features: Collection[str] = ()) -> None:
         self.features = frozenset(features)
         self.on_more: Callable[[], None] = lambda: None
+        self.begun = asyncio.Event()
 
     def begin(self, features: Collection[str]) -> None:
         """It is told of these from now on, and of no others."""
         before, self.features = self.features, frozenset(features)
+        self.begun.set()
         if self.features - before:
             self.on_more()
 

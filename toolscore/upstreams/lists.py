@@ -127,12 +127,14 @@ class Lists:
         """Read whatever changes, until cancelled. Changes that come close together count once; what a server is too
         busy to list is asked for again.
         """
-        pause = AGAIN_SECONDS
+        pause, looked_at = AGAIN_SECONDS, time.monotonic()
         while True:
+            left = looked_at + self._relist_seconds() - time.monotonic()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._relist_seconds()):
+                async with asyncio.timeout(max(0.0, left)):
                     await self._wake.wait()
-            if not self._wake.is_set():
+            if time.monotonic() - looked_at >= self._relist_seconds():
+                looked_at = time.monotonic()
                 self._stale.update(kind for kind in LISTS if not self._tells(connection, kind))
                 self._missed = False
             announced = bool(self._announced)

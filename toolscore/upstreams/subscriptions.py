@@ -26,13 +26,19 @@ __all__ = ["Subscriptions"]
 
 FOLLOW_RETRY_SECONDS = 5.0
 """The rest before a stateless server is asked again to tell what changes."""
+STANDS_SECONDS = 5.0
+"""How long a server may take to say that a new stream stands, before the old one is ended all the same."""
 
 
 class Subscriptions:
-    """What is watched on one server. Each `add` that succeeds needs a `remove`."""
+    """What is watched on one server. Each `add` that succeeds needs a `remove`.
+
+    Attributes:
+        watched: each resource, and by how many; the same object in what takes over from this.
+    """
 
     def __init__(self) -> None:
-        self._watched: Counter[str] = Counter()
+        self.watched: Counter[str] = Counter()
         self._told: dict[Connection, set[str]] = {}
         """Which resources each session was asked to tell of."""
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -49,7 +55,7 @@ class Subscriptions:
         """
         if connection.info.stateless and not connection.info.declares("resources", "subscribe"):
             raise RemoteError({"code": METHOD_NOT_FOUND, "message": "the server does not tell of changes"})
-        self._watched[uri] += 1
+        self.watched[uri] += 1
         try:
             if not connection.info.stateless:
                 await self._subscribe(uri, connection, caller)
@@ -59,26 +65,23 @@ class Subscriptions:
         self._rewatch.set()
 
     async def remove(self, uri: str, caller: Caller) -> None:
-        """One who watched a resource does so no more.
-
-        Raises:
-            RemoteError, ConnectionLost, UpstreamProtocolError.
-        """
+        """One who watched a resource does so no more."""
         if self._less(uri):
             return
         self._rewatch.set()
         async with self._turn(uri):
             for connection, told in list(self._told.items()):
-                if uri in told and not self._watched[uri]:  # somebody may watch it again by now
+                if uri in told and not self.watched[uri]:  # somebody may watch it again by now
                     told.discard(uri)
-                    await connection.request("resources/unsubscribe", {"uri": uri}, caller=caller)
+                    with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError):
+                        await connection.request("resources/unsubscribe", {"uri": uri}, caller=caller)
 
     def _less(self, uri: str) -> int:
         """Returns how many still watch it."""
-        self._watched[uri] -= 1
-        left = self._watched[uri]
+        self.watched[uri] -= 1
+        left = self.watched[uri]
         if left <= 0:
-            del self._watched[uri]
+            del self.watched[uri]
         return max(left, 0)
 
     def _turn(self, uri: str) -> asyncio.Lock:
@@ -90,9 +93,23 @@ class Subscriptions:
             told = self._told.get(connection)
             if told is None:
                 raise ConnectionLost("the server went away", sent=False)
-            if uri not in told and self._watched[uri]:
+            if uri in told or not self.watched[uri]:
+                return
+            try:
                 await connection.request("resources/subscribe", {"uri": uri}, caller=caller)
-                told.add(uri)
+            except RemoteError:
+                raise
+            except BaseException:  # it may have been heard
+                self._tasks.start(self._take_back(uri, connection))
+                raise
+            told.add(uri)
+
+    async def _take_back(self, uri: str, connection: Connection) -> None:
+        """Have a session tell nothing of a resource, unless it was asked to meanwhile."""
+        async with self._turn(uri):
+            if uri not in self._told.get(connection, ()):
+                with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError):
+                    await connection.request("resources/unsubscribe", {"uri": uri})
 
     def follow(self, connection: Connection) -> None:
         """Have a new connection's server tell what changes, until `leave`."""
@@ -100,27 +117,29 @@ class Subscriptions:
             work = self._listen(connection)
         else:
             self._told[connection] = set()
-            work = self._subscribe_again(connection)
+            work = self._subscribe_to(self.watched, connection)
         self._followers[connection] = self._tasks.start(work)
 
     def leave(self, connection: Connection) -> None:
-        """Stop following a connection. Idempotent."""
-        self._told.pop(connection, None)
+        """Stop following a connection. Idempotent. What it alone was to tell, another is asked to."""
+        told = self._told.pop(connection, set())
+        for other in list(self._told)[:1]:
+            self._tasks.start(self._subscribe_to(told.difference(*self._told.values()), other))
         follower = self._followers.pop(connection, None)
         if follower is not None:
             follower.cancel()
 
     def take_over(self, old: Subscriptions, connections: Iterable[Connection]) -> None:
         """Watch what was watched on the form of the server before this one."""
-        self._watched = old._watched
+        self.watched = old.watched
         self._rewatch.set()
         for connection in connections:
             if not connection.info.stateless:
-                self._tasks.start(self._subscribe_again(connection))
+                self._tasks.start(self._subscribe_to(self.watched, connection))
 
-    async def _subscribe_again(self, connection: Connection) -> None:
-        """A new session knows nothing of what the last one was asked to tell."""
-        for uri in list(self._watched):
+    async def _subscribe_to(self, uris: Iterable[str], connection: Connection) -> None:
+        """Have a session tell what another told, or the last one did."""
+        for uri in list(uris):
             with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError):
                 await self._subscribe(uri, connection)
 
@@ -130,8 +149,8 @@ class Subscriptions:
             for kind in ("tools", "prompts", "resources")
             if connection.info.declares(kind, "listChanged")
         }
-        if self._watched:
-            wanted["resourceSubscriptions"] = list(self._watched)
+        if self.watched:
+            wanted["resourceSubscriptions"] = list(self.watched)
         return wanted
 
     async def _listen(self, connection: Connection) -> None:
@@ -144,12 +163,17 @@ class Subscriptions:
                 self._rewatch.clear()
                 wanted = self._wanted(connection)
                 before, listening = listening, None
-                if wanted:
-                    params = {"notifications": wanted}
-                    listening = asyncio.ensure_future(connection.request("subscriptions/listen", params))
-                if before is not None:
-                    await asyncio.sleep(REFRESH_SECONDS)  # the new stream stands before the old one ends
-                    before.cancel()
+                try:
+                    connection.hearing.begun.clear()
+                    if wanted:
+                        params = {"notifications": wanted}
+                        listening = asyncio.ensure_future(connection.request("subscriptions/listen", params))
+                    if before is not None and listening is not None:
+                        await asyncio.sleep(REFRESH_SECONDS)  # as long may come what is wanted, too
+                        await self._stands(connection, listening)
+                finally:
+                    if before is not None:
+                        before.cancel()
                 rewatch = asyncio.create_task(self._rewatch.wait())
                 try:
                     await asyncio.wait({rewatch, *([listening] if listening else [])}, return_when="FIRST_COMPLETED")
@@ -165,6 +189,19 @@ class Subscriptions:
         finally:
             if listening is not None:
                 listening.cancel()
+
+    async def _stands(self, connection: Connection, listening: asyncio.Future[Raw]) -> None:
+        """Wait until a new stream stands in the place of the one before, which goes on until then."""
+        if connection.elsewhere:  # who has the server hears that
+            return
+        begun: asyncio.Future[Any] = asyncio.create_task(connection.hearing.begun.wait())
+        ended: asyncio.Future[Any] = listening
+        try:
+            await asyncio.wait({begun, ended}, timeout=STANDS_SECONDS, return_when="FIRST_COMPLETED")
+        finally:
+            begun.cancel()
+        if not connection.hearing.begun.is_set():
+            connection.hearing.end()  # so that what goes by unheard is read once it does
 
 
 def _is_refused(listening: asyncio.Future[Raw]) -> bool:

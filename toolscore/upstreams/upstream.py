@@ -361,11 +361,11 @@ class Upstream:
 
     # What clients watch
 
-    async def watch(self, uri: str, caller: Caller) -> bool:
+    async def watch(self, uri: str, caller: Caller) -> object | None:
         """Have the server tell of changes of a resource. Each call that succeeds needs an `unwatch`.
 
         Returns:
-            Whether the session that tells is the client's own.
+            Where it is counted, for `unwatch`; `None`: the session that tells is the client's own.
 
         Raises:
             RemoteError, ConnectionLost, UpstreamUnavailable, UpstreamProtocolError: it does not.
@@ -373,27 +373,26 @@ class Upstream:
         try:
             async with asyncio.timeout(WATCH_SECONDS):
                 connection = self._pick() or await self._wait_for_connection()
-                own = has_own_lane(self.spec, self.habits, caller)
-                if own:
+                if has_own_lane(self.spec, self.habits, caller):
                     lane = own_lane(self.spec, caller)
                     await self._request_in(lane, "resources/subscribe", {"uri": uri}, caller)
-                else:
-                    await self.subscriptions.add(uri, connection, caller)
-                return own
+                    return None
+                await self.subscriptions.add(uri, connection, caller)
+                return self.subscriptions.watched
         except TimeoutError:
             raise UpstreamUnavailable(f"{self.server_id} did not answer within {WATCH_SECONDS:g} s") from None
 
-    async def unwatch(self, uri: str, caller: Caller, *, own: bool) -> None:
+    async def unwatch(self, uri: str, caller: Caller, counted: object | None) -> None:
         """One who was told of a resource's changes is so no more. Never raises.
 
         Args:
-            own: what `watch` returned.
+            counted: what `watch` returned; that of another server which had this id before means nothing here.
         """
         with contextlib.suppress(RemoteError, ConnectionLost, ToolScoreError, TimeoutError):
             async with asyncio.timeout(WATCH_SECONDS):
-                if not own:
+                if counted is self.subscriptions.watched:
                     await self.subscriptions.remove(uri, caller)
-                elif (lane := own_lane(self.spec, caller)).key in self.lanes:
+                elif counted is None and (lane := own_lane(self.spec, caller)).key in self.lanes:
                     await self._request_in(lane, "resources/unsubscribe", {"uri": uri}, caller)
 
     def take_over(self, old: Upstream) -> None:

@@ -32,8 +32,8 @@ class _Watched(NamedTuple):
     server_id: str
     uri: str
     """As the server has it."""
-    own: bool
-    """Whether the session that tells is the client's own."""
+    counted: object | None
+    """What `Upstream.watch` returned."""
 
 
 class Listener:
@@ -86,12 +86,12 @@ class Listener:
                 raise InvalidRequest(f"{MAX_WATCHED} resources are watched: unsubscribe from some")
             upstream, at_server = self._server.resolve_uri(uri, self._caller)
             try:
-                own = await upstream.watch(at_server, self._caller)
+                counted = await upstream.watch(at_server, self._caller)
             except RemoteError as exc:
                 raise InvalidArguments(f"{upstream.server_id} does not watch {uri}", upstream_error=exc.error) from exc
             except ConnectionLost as exc:
                 raise InvalidArguments(f"{upstream.server_id} cannot be reached: {exc.reason}") from exc
-            watched = _Watched(upstream.server_id, at_server, own)
+            watched = _Watched(upstream.server_id, at_server, counted)
             if self._closed:  # the client left meanwhile
                 _closing.start(self._unwatch(watched))
             else:
@@ -107,7 +107,7 @@ class Listener:
     async def _unwatch(self, watched: _Watched) -> None:
         upstream = self._upstreams.find(watched.server_id)
         if upstream is not None:
-            await upstream.unwatch(watched.uri, self._caller, own=watched.own)
+            await upstream.unwatch(watched.uri, self._caller, watched.counted)
 
     def close(self) -> None:
         """Hear of nothing. Idempotent. Servers are told in the background: the client need not wait for them."""

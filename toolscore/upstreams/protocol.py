@@ -136,7 +136,10 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 def acknowledged_lists(params: Raw | None) -> list[str]:
     """The features (of `LISTED`) of whose changes a stateless server says that it tells."""
-    members = decode(params) if params is not None else None
+    try:
+        members = decode(params) if params is not None else None
+    except InvalidRequest:  # far more than anybody means to say
+        return []
     notifications = members.get("notifications") if isinstance(members, dict) else None
     if not isinstance(notifications, dict):
         return []

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from toolscore.core.rules import LimitRules
 
-__all__ = ["ConnectionGuard", "possible_connections"]
+__all__ = ["ConnectionGuard", "GuardedHttp", "possible_connections"]
 
 log = structlog.get_logger(__name__)
 

@@ -2,8 +2,10 @@ import { QueryClient, keepPreviousData, queryOptions, infiniteQueryOptions } fro
 import { ApiError, api, data, type Tool } from "./client";
 
 const TRIES = 2;
+const PASSING_MS = 5000;
 
-/** What the page remembers of the gateway. Events say when it is another; nothing is asked for again by a clock. */
+/** What the page remembers of the gateway. Events say when it is another; only what cannot stay as it is, is asked for
+ * again by a clock. */
 export const queryClient = new QueryClient({
   defaultOptions: {
     queries: {
@@ -31,6 +33,8 @@ export const servers = () =>
   queryOptions({
     queryKey: ["servers"],
     queryFn: ({ signal }) => data(api.GET("/api/v1/servers", { params: { query: { memory: true } }, signal })),
+    refetchInterval: ({ state }) =>
+      state.error !== null || state.data?.servers.some((one) => one.state === "starting") ? PASSING_MS : false,
   });
 
 export const server = (id: string) =>

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from support.processes import SCRIPTS
 from toolscore.core.jsonrpc import ConnectionLost, RemoteError
 from toolscore.core.models import Principal, UpstreamSpec
 from toolscore.core.rules import ServerRules
-from toolscore.upstreams import Caller, UpstreamPool
+from toolscore.upstreams import Caller, Upstream, UpstreamPool
 from toolscore.upstreams.connection import Hearing
 from toolscore.upstreams.protocol import LATEST_SESSION_VERSION, ServerInfo
 from toolscore.upstreams.subscriptions import Subscriptions
@@ -42,15 +44,24 @@ class Orders:
         return (self.folder / "asked").read_text().splitlines().count(method)
 
 
-async def test_lists_of_a_server_that_says_it_tells_and_takes_no_stream_are_read_again(tmp_path: Path) -> None:
-    orders, tools = Orders(tmp_path), {}
-    orders.give("refuse", "one")
+@asynccontextmanager
+async def served(orders: Orders, relist_seconds: float) -> AsyncIterator[tuple[Upstream, dict[str, list[str]]]]:
+    """The server, once it is up, and the names of the tools that it lists, by its id."""
+    tools: dict[str, list[str]] = {}
 
     def on_tools(server_id: str, _: Any, listed: list[dict[str, Any]]) -> None:
         tools[server_id] = [tool["name"] for tool in listed]
 
-    async with UpstreamPool(on_tools=on_tools, rules=ServerRules(relist_seconds=0.2)) as pool:
-        await pool.add("s", orders.spec).wait_up()
+    async with UpstreamPool(on_tools=on_tools, rules=ServerRules(relist_seconds=relist_seconds)) as pool:
+        upstream = pool.add("s", orders.spec)
+        await upstream.wait_up()
+        yield upstream, tools
+
+
+async def test_lists_of_a_server_that_says_it_tells_and_takes_no_stream_are_read_again(tmp_path: Path) -> None:
+    orders = Orders(tmp_path)
+    orders.give("refuse", "one")
+    async with served(orders, relist_seconds=0.2) as (_, tools):
         assert tools == {"s": ["one"]}
         orders.give("refuse", "one", "two")
         await eventually(lambda: tools == {"s": ["one", "two"]})
@@ -60,15 +71,9 @@ async def test_what_changed_while_no_stream_stood_is_read_when_the_next_one_does
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("toolscore.upstreams.subscriptions.FOLLOW_RETRY_SECONDS", 0.5)
-    orders, tools = Orders(tmp_path), {}
+    orders = Orders(tmp_path)
     orders.give("hold", "one")
-
-    def on_tools(server_id: str, _: Any, listed: list[dict[str, Any]]) -> None:
-        tools[server_id] = [tool["name"] for tool in listed]
-
-    async with UpstreamPool(on_tools=on_tools, rules=ServerRules(relist_seconds=3)) as pool:
-        upstream = pool.add("s", orders.spec)
-        await upstream.wait_up()
+    async with served(orders, relist_seconds=3) as (upstream, tools):
         (connection,) = upstream.connections
         await eventually(lambda: connection.hearing.features == {"tools"})
         await eventually(lambda: orders.asked("tools/list") == 2)
@@ -83,15 +88,9 @@ async def test_what_changed_before_a_new_stream_stands_is_read_once_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("toolscore.upstreams.subscriptions.STANDS_SECONDS", 0.2)
-    orders, tools = Orders(tmp_path), {}
+    orders = Orders(tmp_path)
     orders.give("hold", "one")
-
-    def on_tools(server_id: str, _: Any, listed: list[dict[str, Any]]) -> None:
-        tools[server_id] = [tool["name"] for tool in listed]
-
-    async with UpstreamPool(on_tools=on_tools, rules=ServerRules(relist_seconds=3)) as pool:
-        upstream = pool.add("s", orders.spec)
-        await upstream.wait_up()
+    async with served(orders, relist_seconds=3) as (upstream, tools):
         (connection,) = upstream.connections
         await eventually(lambda: connection.hearing.features == {"tools"})
         (tmp_path / "late").touch()

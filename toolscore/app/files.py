@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from toolscore.app.settings import ENV_PREFIX, Settings
 from toolscore.app.source import SERVER_FILES, SettingsFile
 from toolscore.core.models import UpstreamSpec
-from toolscore.core.places import user_config, user_state
+from toolscore.core.places import Stamp, stamp, user_config, user_state
 from toolscore.core.redaction import redact_text
 
 __all__ = ["FILES", "Loaded", "load_settings", "watch_files"]
@@ -44,7 +44,7 @@ LOOK_SECONDS = 0.25
 DEBOUNCE_SECONDS, MAX_BURST_SECONDS = 0.5, 5.0
 """Files that change count once they have rested for so long, or after so long all the same."""
 
-Stamps = list[tuple[int, ...] | None]
+Stamps = list[Stamp]
 """Of each file of settings what tells that it has changed."""
 
 
@@ -282,13 +282,4 @@ async def watch_files(config_dir: Path, changed: Callable[[], Any], seen: Stamps
 
 
 def _stamps(config_dir: Path | None) -> Stamps:
-    if config_dir is None:
-        return []
-    found: Stamps = []
-    for name in FILES:
-        try:
-            about = os.stat(config_dir / name)
-            found.append((about.st_dev, about.st_ino, about.st_ctime_ns, about.st_mtime_ns, about.st_size))
-        except OSError:
-            found.append(None)
-    return found
+    return [stamp(config_dir / name) for name in FILES] if config_dir is not None else []

@@ -1,11 +1,23 @@
-"""Where a user's own files of ToolScore lie (XDG base directories)."""
+"""Where a user's own files of ToolScore lie (XDG base directories), and whether a file has changed."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-__all__ = ["user_config", "user_state"]
+__all__ = ["Stamp", "stamp", "user_config", "user_state"]
+
+Stamp = tuple[int, ...] | None
+"""Equal for a file that has not changed; `None`: there is none."""
+
+
+def stamp(path: Path | str) -> Stamp:
+    """What tells that a file has changed, also where its time or its length is kept."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino, about.st_ctime_ns, about.st_mtime_ns, about.st_size
 
 
 def user_config() -> Path:

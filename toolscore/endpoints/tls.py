@@ -5,13 +5,13 @@ them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import ssl
 
 import structlog
 
 from toolscore.core.errors import SettingsError
+from toolscore.core.places import Stamp, stamp
 
 __all__ = ["Certificate"]
 
@@ -61,13 +61,8 @@ class Certificate:
         context.load_cert_chain(self._chain, self._key, password=lambda: "")  # never ask at the terminal
         return context
 
-    def _stamps(self) -> list[tuple[int, int]]:
-        found = []
-        for path in filter(None, (self._chain, self._key)):
-            with contextlib.suppress(OSError):
-                about = os.stat(path)
-                found.append((about.st_mtime_ns, about.st_size))
-        return found
+    def _stamps(self) -> list[Stamp]:
+        return [stamp(path) for path in (self._chain, self._key) if path]
 
     def _named(self, exc: Exception) -> str:
         files = " and ".join(filter(None, (self._chain, self._key)))

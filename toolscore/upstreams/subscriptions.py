@@ -21,6 +21,7 @@ from toolscore.core.tasks import TaskSet
 from toolscore.upstreams.caller import Caller
 from toolscore.upstreams.connection import Connection
 from toolscore.upstreams.lists import REFRESH_SECONDS
+from toolscore.upstreams.protocol import LISTED
 
 __all__ = ["Subscriptions"]
 
@@ -145,9 +146,7 @@ class Subscriptions:
 
     def _wanted(self, connection: Connection) -> dict[str, Any]:
         wanted: dict[str, Any] = {
-            f"{kind}ListChanged": True
-            for kind in ("tools", "prompts", "resources")
-            if connection.info.declares(kind, "listChanged")
+            f"{kind}ListChanged": True for kind in LISTED if connection.info.declares(kind, "listChanged")
         }
         if self.watched:
             wanted["resourceSubscriptions"] = list(self.watched)

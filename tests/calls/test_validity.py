@@ -135,6 +135,41 @@ async def test_where_it_was_forgotten_that_results_are_kept_none_of_before_holds
 
 
 @running
+@pytest.mark.parametrize("given_up", [False, True], ids=["no answer", "its caller has gone"])
+async def test_the_end_of_a_change_that_was_not_taken_is_told_again(tmp_path: Path, given_up: bool) -> None:
+    """Else nothing of the server is kept for as long as the call might have taken, though it has ended."""
+    async with gateways(tmp_path) as (store, one, other, _):
+        before = await epoch(other)
+        await begin(one, seconds=3600)
+        run = store.run
+        asked = asyncio.Event()
+
+        async def lost(*_: Any) -> Any:
+            asked.set()
+            return await asyncio.sleep(3600 if given_up else 0)
+
+        store.run = lost  # type: ignore[method-assign]
+        ending = asyncio.create_task(end(one, seconds=3600))
+        await asked.wait()
+        if given_up:
+            ending.cancel()
+        await asyncio.wait([ending])
+        assert one.untold
+        telling = asyncio.create_task(one.tell())
+        await asyncio.sleep(0)
+        if given_up:
+            telling.cancel()
+        await asyncio.wait([telling])
+        assert one.untold
+        store.run = run  # type: ignore[method-assign]
+        assert (await other.read("town", "key", True))[0] is None
+        assert await one.tell()
+        assert not one.untold
+        async with asyncio.timeout(30):
+            assert await epoch(other) != before
+
+
+@running
 async def test_many_changes_at_once_are_told_together(tmp_path: Path) -> None:
     async with gateways(tmp_path) as (store, one, other, _):
         before = await epoch(other)

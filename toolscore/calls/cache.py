@@ -472,9 +472,11 @@ class ResultCache:
         return self._tell(told) if told is not None else None
 
     async def _tell(self, told: Awaitable[None]) -> None:
-        await told
-        if self._epochs is not None and self._epochs.untold:
-            self._wake.set()
+        try:
+            await told
+        finally:
+            if self._epochs is not None and self._epochs.untold:
+                self._wake.set()
 
     # Writing
 

@@ -323,7 +323,8 @@ class SharedEpochs:
             self.end(server_id)
             raise
 
-    async def _tell_of(self, changes: _Changes, server_id: str) -> None:
+    async def _tell_of(self, changes: _Changes, server_id: str) -> bool:
+        """Say in Redis what has ended, in one's turn. Returns whether it took that."""
         now, over = changes.ended, "0"
         if changes.unsettled_until > time.time():
             await self._mark(changes, server_id, changes.unsettled_until)
@@ -333,8 +334,9 @@ class SharedEpochs:
         keys = [CHANGING + server_id, EPOCH + server_id]
         if await self._store.run(TELL, keys, arguments, ANSWER_SECONDS) is not None:
             changes.told = now
-        else:
-            self.end(server_id)
+            return True
+        self.end(server_id)
+        return False
 
     def _of(self, server_id: str) -> _Changes:
         changes = self._changes.get(server_id)
@@ -347,15 +349,26 @@ class SharedEpochs:
     def end(self, server_id: str | None) -> None:
         """Note that nothing of a server holds, or nothing at all; `tell` tells others."""
         if server_id is None or len(self._untold) >= MAX_NOTED:
-            self._untold = {EVERYTHING}
-        elif EVERYTHING not in self._untold:
-            self._untold.add(server_id)
+            server_id = EVERYTHING
+        self._untold.add(server_id)
 
     async def tell(self) -> bool:
         """Tell all replicas. Returns whether Redis took it; what it did not take is told later."""
         while self._untold:
-            server_id = self._untold.pop()
-            if not await self._store.put(EPOCH + server_id, secrets.token_bytes(12), EPOCH_SECONDS):
-                self._untold.add(server_id)
+            server_id, told = self._untold.pop(), False
+            try:
+                told = await self._tell(server_id)
+            finally:  # also where who asked for it has gone
+                if not told:
+                    self._untold.add(server_id)
+            if not told:
                 return False
         return True
+
+    async def _tell(self, server_id: str) -> bool:
+        """Have nothing of before hold. What Redis says to be changing here, and is not, goes along."""
+        if server_id == EVERYTHING:
+            return await self._store.put(EPOCH + EVERYTHING, secrets.token_bytes(12), EPOCH_SECONDS)
+        changes = self._of(server_id)
+        async with changes.turn:
+            return await self._tell_of(changes, server_id)

@@ -279,6 +279,8 @@ def test_a_lazy_server_starts_at_its_first_call_and_stops_when_idle(tmp_path: Pa
         process.stop()
         process.start()
         assert process.server("lazy")["state"] == "idle", "its tools are known: it need not start"
+        tool = process.get("/api/v1/tools/lazy__echo")
+        assert (tool["available"], tool["server_state"]) == (True, "idle"), "a call starts it"
         assert process.text("lazy__echo", {"text": "again"}) == "again"
 
 

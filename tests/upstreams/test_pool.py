@@ -167,8 +167,42 @@ def test_a_lazy_server_whose_tools_are_known_starts_at_its_first_call_and_sleeps
             await eventually(lambda: upstream.state == "idle")
             await pool.request("lazy", "tools/call", {"name": "a"})
             await eventually(lambda: upstream.state == "idle")
-            assert told.states[-1] == ("lazy", "idle")
+            assert told.states == [("lazy", "idle"), ("lazy", "up"), ("lazy", "idle")]
             assert upstream.restarts == 0
+            await pool.replace("lazy", spec(pool, "lazy", server, lazy=True, idle_stop_seconds=0.06))
+            assert told.states[3:] == [("lazy", "idle")]
+
+    asyncio.run(main())
+
+
+def test_a_server_that_does_not_come_up_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever watches has it as starting for ever, or hears of each try."""
+    monkeypatch.setattr("toolscore.upstreams.life.FIRST_RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("toolscore.upstreams.life.MAX_BACKOFF_SECONDS", 0.01)
+
+    class Broken(Double):
+        async def __aenter__(self) -> Double:
+            starts.append(len(starts))
+            if len(starts) == 4 or len(starts) > 5:
+                return self
+            raise ConnectionLost("it broke", sent=False)
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+    starts: list[int] = []
+
+    async def main() -> None:
+        told, server = Told(), Broken()
+        server.tool("a", lambda given: "done")
+        async with pool_of(told) as pool:
+            upstream = pool.add("one", spec(pool, "one", server))
+            await eventually(lambda: upstream.state == "up")
+            assert told.states == [("one", "down"), ("one", "up")]
+            assert len(starts) == 4
+            upstream.orders.restart.set()
+            await eventually(lambda: len(starts) == 6 and upstream.state == "up")
+            assert told.states[2:] == [("one", "down"), ("one", "up")]
 
     asyncio.run(main())
 

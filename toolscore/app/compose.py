@@ -307,8 +307,8 @@ async def open_gateway(
         def state_changed(server_id: str, state: ServerState, reason: str | None) -> None:
             library.set_state(server_id, state)
             metrics.server_up(server_id, state in ("up", "idle"))
-            if state == "up":
-                events.publish("server_up", server_id=server_id)
+            if state in ("up", "idle"):
+                events.publish(f"server_{state}", server_id=server_id)
             elif state in ("down", "failed", "stopped"):
                 events.publish("server_down", server_id=server_id, state=state, reason=reason)
             changes.lists_changed(server_id)  # what they show as available is another

@@ -378,9 +378,9 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
 
 EVENT_TYPES = (
     "tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released", "tool_disabled",
-    "tool_enabled", "server_up", "server_down", "circuit_changed", "install_started", "install_progress",
-    "install_failed", "gap_detected", "approval_needed", "approval_ended", "settings_applied", "settings_rejected",
-    "stats_update", "call_finished", "lagged",
+    "tool_enabled", "server_up", "server_down", "server_idle", "circuit_changed", "install_started",
+    "install_progress", "install_failed", "gap_detected", "approval_needed", "approval_ended", "settings_applied",
+    "settings_rejected", "stats_update", "call_finished", "lagged",
 )  # fmt: skip
 """What `docs/wire.md` says of each."""
 

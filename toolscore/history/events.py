@@ -342,7 +342,7 @@ class EventLog:
 
 def _row(event: Event) -> dict[str, Any]:
     about = event.data.get("tool_id") if event.type.startswith("tool_") else None
-    if event.type in ("server_up", "server_down"):
+    if event.type in ("server_up", "server_down", "server_idle"):
         about = f"server {event.data.get('server_id')}"
     return {
         "type": event.type,

@@ -113,6 +113,7 @@ class Life:
             asleep = self._sleeps or (upstream.spec.lazy and self._host.has_tools(upstream.server_id))
             if asleep and not orders.called.is_set():
                 upstream.set_state("idle")
+                self._host.server_idle(upstream)
                 await orders.first_of(orders.called, orders.restart)
                 if orders.stop.is_set():
                     return
@@ -155,6 +156,7 @@ class Life:
             else:
                 log.warning("a server is down", server=upstream.server_id, error=error)
                 upstream.set_state("down", error)
+                self._host.server_down(upstream, error)
                 await self._back_off(failures - 1 if failures else 0)
 
     async def _live_once(self) -> _End | None:
@@ -187,8 +189,8 @@ class Life:
                     upstream.connections.clear()
                     upstream.leave(connection)
                     told = hidden(reason, upstream.spec) if reason else "stopped on request"
-                    if other is None:
-                        self._host.server_down(upstream, "idle" if self._sleeps else told)
+                    if other is None and not self._sleeps:
+                        self._host.server_down(upstream, told)
             return _End(reason, moved=other is not None) if reason is not None else None
         except CommandNotFound as exc:
             return _End(str(exc), hopeless=True)

@@ -98,6 +98,7 @@ class UpstreamPool:
         """Headers of clients' requests that some server is to have, in lower case."""
         self._dialer = Dialer(own_ports, limits)
         self._lives: dict[str, Life] = {}
+        self._told: dict[str, ServerState] = {}
         self._replacements: dict[str, Life] = {}
         self._leaving: set[Life] = set()
         self.opened = asyncio.Event()
@@ -238,7 +239,8 @@ class UpstreamPool:
         try:
             await life.stop()
             if self._lives.get(server_id) is life:
-                self._on_state(server_id, "stopped", "detached")
+                self._tell_state(server_id, "stopped", "detached")
+                del self._told[server_id]
                 forget()
                 del self._lives[server_id]
         finally:
@@ -298,6 +300,8 @@ class UpstreamPool:
         self._lives[server_id] = life
         life.lets_go, old_life.lets_go = True, False
         new.take_over(old)
+        if new.state == "idle":
+            self.server_idle(new)
         self._retiring.start(old_life.stop())
 
     def _start(self, server_id: str, spec: UpstreamSpec) -> Life:
@@ -323,7 +327,7 @@ class UpstreamPool:
         if not self._is_current(upstream):
             return
         self._on_tools(upstream.server_id, upstream.spec, _offered(upstream, tools))
-        self._on_state(upstream.server_id, "up", None)
+        self._tell_state(upstream.server_id, "up")
 
     def tools_changed(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
         if self._is_current(upstream):
@@ -357,13 +361,23 @@ class UpstreamPool:
         for upstream in self:
             upstream.lanes.tell(client, "notifications/roots/list_changed")
 
+    def _tell_state(self, server_id: str, state: ServerState, reason: str | None = None) -> None:
+        """Tell the floors above; that a server is down once, and not at each try to start it again."""
+        if state != "down" or self._told.get(server_id) != state:
+            self._told[server_id] = state
+            self._on_state(server_id, state, reason)
+
     def server_down(self, upstream: Upstream, reason: str) -> None:
         if self.find(upstream.server_id) is upstream and not upstream.orders.stop.is_set():
-            self._on_state(upstream.server_id, "idle" if reason == "idle" else "down", reason)
+            self._tell_state(upstream.server_id, "down", reason)
+
+    def server_idle(self, upstream: Upstream) -> None:
+        if self.find(upstream.server_id) is upstream and not upstream.orders.stop.is_set():
+            self._tell_state(upstream.server_id, "idle")
 
     def failed(self, upstream: Upstream, reason: str) -> None:
         if self.find(upstream.server_id) is upstream:
-            self._on_state(upstream.server_id, "failed", reason)
+            self._tell_state(upstream.server_id, "failed", reason)
 
     def restarted(self, upstream: Upstream) -> None:
         self._on_restart(upstream.server_id)

@@ -163,6 +163,36 @@ describe("LiveSocket", () => {
     release();
   });
 
+  it("tells what it heard also where no frame comes, and to all, whoever of them fails", async () => {
+    vi.stubGlobal("requestAnimationFrame", () => 1);
+    const reported: unknown[] = [];
+    vi.stubGlobal("reportError", (error: unknown) => reported.push(error));
+    const socket = new LiveSocket(URL_());
+    const heard: (number | undefined)[] = [];
+    socket.onEvents(() => {
+      throw new Error("broken");
+    });
+    socket.onEvents((events) => heard.push(...events.map((one) => one.seq)));
+    const release = socket.hold();
+    Wire.last.welcome(0);
+    Wire.last.say({ type: "server_up", seq: 1 });
+    await act(() => vi.advanceTimersByTimeAsync(300));
+    expect(heard).toEqual([1]);
+    Wire.last.say({ type: "server_up", seq: 2 });
+    await act(() => vi.advanceTimersByTimeAsync(300));
+    expect(heard).toEqual([1, 2]);
+    expect(reported).toHaveLength(2);
+    release();
+  });
+
+  it("tries again where nobody answers a connection", async () => {
+    const socket = new LiveSocket(URL_());
+    const release = socket.hold();
+    await act(() => vi.advanceTimersByTimeAsync(31_000));
+    expect(Wire.all).toHaveLength(2);
+    release();
+  });
+
   it("takes silence for a connection that is gone", async () => {
     const socket = new LiveSocket(URL_());
     const release = socket.hold();

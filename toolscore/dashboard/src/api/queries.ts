@@ -33,14 +33,15 @@ export const servers = () =>
   queryOptions({
     queryKey: ["servers"],
     queryFn: ({ signal }) => data(api.GET("/api/v1/servers", { params: { query: { memory: true } }, signal })),
-    refetchInterval: ({ state }) =>
-      state.error !== null || state.data?.servers.some((one) => one.state === "starting") ? PASSING_MS : false,
+    refetchInterval: ({ state: { error, data } }) =>
+      error !== null || data?.servers.some((one) => one.state === "starting") ? PASSING_MS : false,
   });
 
 export const server = (id: string) =>
   queryOptions({
     queryKey: ["servers", id],
     queryFn: ({ signal }) => data(api.GET("/api/v1/servers/{server_id}", { params: { path: { server_id: id } }, signal })),
+    refetchInterval: ({ state: { data } }) => (data?.state === "starting" ? PASSING_MS : false),
   });
 
 export interface ToolFilter {

@@ -119,15 +119,17 @@ export function Shell() {
   }, [path]);
 
   const wasLost = useRef(false);
+  const wasLive = useRef(false);
   useEffect(() => {
     if (state.kind === "waiting") {
       if (!wasLost.current) void queryClient.invalidateQueries({ queryKey: ["whoami"] }); // the key may be good no more
       wasLost.current = true;
     }
-    if (state.kind === "live" && wasLost.current) {
+    if (state.kind === "live") {
+      refreshAll(); // what changed while nobody listened is not known, nor what did before the first word
+      if (wasLive.current && wasLost.current) toast("Connected again", "good");
+      wasLive.current = true;
       wasLost.current = false;
-      refreshAll();
-      toast("Connected again", "good");
     }
   }, [state]);
 

@@ -16,13 +16,15 @@ export type LiveState =
 const FIRST_RETRY_MS = 500;
 const MAX_RETRY_MS = 15_000;
 const SILENCE_MS = 30_000;
+/** So long a group of events waits for a frame at most: of a window that nobody can see none may come. */
+const FRAME_MS = 250;
 const PROTOCOL = "toolscore.events";
 
 /** What a page hears of without asking for it by name. */
 export const KEPT_EVENTS = [
   "tool_installed", "tool_updated", "tool_removed", "tool_quarantined", "tool_released", "tool_disabled", "tool_enabled",
-  "server_up", "server_down", "circuit_changed", "install_started", "install_progress", "install_failed",
-  "gap_detected", "approval_needed", "approval_ended", "settings_applied", "settings_rejected", "lagged",
+  "server_up", "server_down", "server_idle", "circuit_changed", "install_started", "install_progress",
+  "install_failed", "gap_detected", "approval_needed", "approval_ended", "settings_applied", "settings_rejected", "lagged",
 ]; // prettier-ignore
 
 /**
@@ -42,6 +44,7 @@ export class LiveSocket {
   #users = 0;
   #pending: LiveEvent[] = [];
   #frame: number | null = null;
+  #late: ReturnType<typeof setTimeout> | undefined;
   readonly #listeners = new Set<(events: LiveEvent[]) => void>();
   readonly #watchers = new Set<() => void>();
 
@@ -83,7 +86,10 @@ export class LiveSocket {
     const key = currentKey();
     const socket = new WebSocket(this.#address(), key === null ? [PROTOCOL] : [PROTOCOL, `toolscore.bearer.${key}`]);
     this.#socket = socket;
-    socket.onmessage = (message: MessageEvent<string>) => this.#take(message.data);
+    this.#heard();
+    socket.onmessage = (message: MessageEvent<string>) => {
+      if (this.#socket === socket) this.#take(message.data);
+    };
     socket.onclose = () => {
       if (this.#socket === socket) this.#lost();
     };
@@ -115,15 +121,29 @@ export class LiveSocket {
     }
     this.#pending.push(event);
     if (document.hidden) this.#tell(); // no frame comes while nobody looks
-    else this.#frame ??= requestAnimationFrame(() => this.#tell());
+    else if (this.#frame === null) {
+      this.#frame = requestAnimationFrame(() => this.#tell());
+      this.#late = setTimeout(() => this.#tell(), FRAME_MS);
+    }
   }
 
   #tell(): void {
-    if (this.#frame !== null) cancelAnimationFrame(this.#frame);
-    this.#frame = null;
+    this.#forgetFrame();
     const events = this.#pending;
     this.#pending = [];
-    for (const listener of this.#listeners) listener(events);
+    for (const listener of this.#listeners) {
+      try {
+        listener(events);
+      } catch (error) {
+        reportError(error); // the others hear of them all the same
+      }
+    }
+  }
+
+  #forgetFrame(): void {
+    if (this.#frame !== null) cancelAnimationFrame(this.#frame);
+    this.#frame = null;
+    clearTimeout(this.#late);
   }
 
   #heard(): void {
@@ -159,8 +179,7 @@ export class LiveSocket {
     document.removeEventListener("visibilitychange", this.#seen);
     clearTimeout(this.#timer);
     clearTimeout(this.#silence);
-    if (this.#frame !== null) cancelAnimationFrame(this.#frame);
-    this.#frame = null;
+    this.#forgetFrame();
     this.#pending = [];
     this.#drop();
   }

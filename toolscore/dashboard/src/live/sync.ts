@@ -14,6 +14,7 @@ const CHANGES: Record<string, string[]> = {
   tool_enabled: ["tools"],
   server_up: ["servers", "tools", "health", "catalog"],
   server_down: ["servers", "tools", "health", "catalog"],
+  server_idle: ["servers", "tools", "health", "catalog"],
   circuit_changed: ["servers", "tools"],
   install_failed: ["catalog"],
   approval_needed: ["approvals"],

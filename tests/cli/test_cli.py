@@ -379,6 +379,7 @@ def test_doctor_that_is_not_let_in_says_so() -> None:
         process.http.headers["authorization"] = f"Bearer {made.stdout.strip()}"
         process.start()
         process.wait_for_state("good", "up")
+        process.wait_for_output("authorization: Bearer $TOOLSCORE_API_KEY")  # in the call that it shows
         done = toolscore("doctor", "--config", str(process.config))
         assert "does not let us look" in done.stdout
         assert "server good" not in done.stdout, "none is started beside a gateway that runs"

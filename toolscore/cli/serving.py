@@ -132,6 +132,11 @@ def _banner(gateway: Any, config: Path | None, workers: int) -> None:
         for upstream in gateway.upstreams
     )
     shared = f"\n  Workers      {workers}, on the same ports" if workers > 1 else ""
+    example, hint = [f"curl -s {base}/execute_tool -H 'content-type: application/json'", f"-d '{code}'"], ""
+    if not gateway.settings.current.access.local_without_key:
+        example.insert(1, '-H "authorization: Bearer $TOOLSCORE_API_KEY"')
+        hint = " (with a key: `toolscore keys create NAME` makes one)"
+    command = " \\\n    ".join(example)
     problems = len(gateway.reload.problems)
     settings = str(config or "embedded defaults: there is no ./config here, and no ~/.config/toolscore")
     if problems:
@@ -151,10 +156,9 @@ def _banner(gateway: Any, config: Path | None, workers: int) -> None:
   Data         {gateway.settings.current.storage.folder}
   Servers      {servers}{shared}
 
-Try a call:
+Try a call{hint}:
 
-  curl -s {base}/execute_tool -H 'content-type: application/json' \\
-    -d '{code}'
+  {command}
 
 Ctrl-C ends it and everything it started.
 """,

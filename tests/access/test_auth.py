@@ -355,62 +355,70 @@ def revoked(gateway: GatewayProcess, key: str) -> None:
 @pytest.mark.parametrize("how", ["key", "token"])
 @pytest.mark.long
 def test_sockets_and_streams_end_with_the_key_that_opened_them(gateway: GatewayProcess, how: str) -> None:
-    late = time.time() - 28  # there are thirty seconds of leeway
-    shown = with_config(gateway, "keys", "create", "eve") if how == "key" else token(exp=late)
-    headers = bearer(shown)
     stays = bearer(gateway.ada)  # type: ignore[attr-defined]
-
     opened = 0
 
-    async def socket_ends(url: str, *subprotocols: str, headers: Any = headers) -> int:
+    async def socket_ends(url: str, headers: dict[str, str], *subprotocols: str) -> int:
+        nonlocal opened
         protocols = [Subprotocol(one) for one in subprotocols] or None
         async with connect(url, subprotocols=protocols, additional_headers=headers, max_size=None) as socket:
-            nonlocal opened
             opened += 1
             with contextlib.suppress(ConnectionClosed):
                 while True:
                     await socket.recv()
             return int(socket.close_code or 0)
 
-    async def stream_ends(path: str) -> int:
-        more = {"accept": "text/event-stream", **headers}
+    async def stream_ends(path: str, headers: dict[str, str]) -> int:
+        nonlocal opened
+        more = {"accept": "application/json, text/event-stream", **headers}
         async with httpx.AsyncClient(base_url=gateway.url, timeout=120) as http:
             if path == "/mcp":
                 client = {"capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
                 hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize",
                          "params": {"protocolVersion": "2025-06-18", **client}}  # fmt: skip
-                both = {**headers, "accept": "application/json, text/event-stream"}
-                more["mcp-session-id"] = (await http.post("/mcp", headers=both, json=hello)).headers["mcp-session-id"]
+                more["mcp-session-id"] = (await http.post("/mcp", headers=more, json=hello)).headers["mcp-session-id"]
+                more["accept"] = "text/event-stream"
             async with http.stream("GET", path, headers=more) as stream:
-                assert stream.status_code == 200
-                nonlocal opened
+                stream.raise_for_status()
                 opened += 1
                 with contextlib.suppress(httpx.RemoteProtocolError):
                     async for _ in stream.aiter_raw():
                         pass
             return 1008
 
+    async def ends(shown: str) -> list[int | BaseException]:
+        """How each door ended that what is shown opens."""
+        nonlocal opened
+        opened = 0
+        headers = bearer(shown)
+        doors = [
+            asyncio.create_task(work)
+            for work in (
+                socket_ends(gateway.events_url, headers),
+                socket_ends(gateway.events_url, {}, "toolscore.events", f"toolscore.bearer.{shown}"),
+                socket_ends(gateway.router_url, headers, "mcp"),
+                socket_ends(gateway.router_url, headers),
+                stream_ends("/api/v1/events/stream", headers),
+                stream_ends("/mcp", headers),
+            )
+        ]
+        if how == "key":
+            async with asyncio.timeout(60):
+                while opened < len(doors):
+                    await asyncio.sleep(0.01)
+            assert not any(door.done() for door in doors)
+            await asyncio.to_thread(revoked, gateway, shown)
+        async with asyncio.timeout(100):
+            return await asyncio.gather(*doors, return_exceptions=True)
+
     async def run() -> None:
         async with connect(gateway.events_url, additional_headers=stays, max_size=None) as other:
-            doors = [
-                asyncio.create_task(work)
-                for work in (
-                    socket_ends(gateway.events_url),
-                    socket_ends(gateway.events_url, "toolscore.events", f"toolscore.bearer.{shown}", headers={}),
-                    socket_ends(gateway.router_url, "mcp"),
-                    socket_ends(gateway.router_url),
-                    stream_ends("/api/v1/events/stream"),
-                    stream_ends("/mcp"),
-                )
-            ]
-            if how == "key":
-                async with asyncio.timeout(10):
-                    while opened < len(doors):
-                        await asyncio.sleep(0.01)
-                assert not any(door.done() for door in doors)
-                await asyncio.to_thread(revoked, gateway, shown)
-            async with asyncio.timeout(10):
-                assert await asyncio.gather(*doors) == [1008] * 6
+            for seconds in (2, 10, 60):  # as long as all doors take to be opened, on a busy machine
+                late = time.time() - 30 + seconds  # there are thirty seconds of leeway
+                ended = await ends(with_config(gateway, "keys", "create", "eve") if how == "key" else token(exp=late))
+                if opened == len(ended):
+                    break
+            assert ended == [1008] * 6
             await other.send('{"type": "ping"}')
             while '"pong"' not in str(await other.recv()):
                 pass

@@ -25,6 +25,7 @@ from msgspec import Raw
 from support import Fickle, GatewayProcess, command_of, odd, running_gateway, toolscore, wait_for
 
 from toolscore.calls.replay import difference
+from toolscore.core import redaction
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.redaction import REDACTED, redact_json, redact_text
 from toolscore.history.starts import MAX_SEGMENTS, StartLog, left_by_others
@@ -487,6 +488,20 @@ def test_secrets_in_a_text_that_is_json_itself() -> None:
         clean, hidden = redact_json(Raw(encode(value)))
         assert hidden, value
         assert b"hunter22" not in clean
+
+
+PIECES = [
+    *redaction.WORDS, *KEYS, "=", ": ", "'", '"', " ", "\n", "ſecret", "to\u212aen", "PASSWORD", "Api_Key", "x", "-",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=6))
+def test_the_quick_look_misses_nothing(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    quick = redact_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redaction, "WORDS", ("",))  # which every text has
+        assert redact_text(text) == quick
 
 
 @pytest.mark.long

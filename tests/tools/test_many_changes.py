@@ -46,7 +46,7 @@ def test_two_thousand_tools_are_renamed() -> None:
             gateway.rooms.watchdog.busiest_seconds = 0.0
             double._tools = renamed._tools
             gateway.rooms.upstreams.get("town").lists.changed("notifications/tools/list_changed")
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(300):  # the work of ten seconds, where nobody else works
                 while not gateway.rooms.library.of_server("town")[0].name.startswith("new"):
                     await asyncio.sleep(0.01)
             await eventually(lambda: gateway.rooms.pins.find("town", "new7") is not None)

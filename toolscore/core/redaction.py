@@ -23,13 +23,6 @@ NAMES = (
 )
 _name = re.compile(rf"(?:^|_|pg|db|my){NAMES}s?(?:_?\d*$|_(?:hash|pem|value|text)$)")
 _camel = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_NAME_PARTS = tuple(
-    word.encode()
-    for word in ("pass", "pwd", "secret", "token", "key", "auth", "credential", "cookie", "bearer", "otp", "pin", "cvv",
-                 "cvc", "card", "ssn", "connection", "dsn", "\\u")
-)  # fmt: skip
-"""A quick look that misses nothing: an escaped name counts as one."""
-
 VALUES = re.compile(
     r"""
     \bts_[0-9a-f]{12}_[A-Za-z0-9_-]{43}
@@ -44,12 +37,15 @@ VALUES = re.compile(
     """,
     re.VERBOSE,
 )
-_VALUE_PARTS = tuple(
-    word.encode()
-    for word in ("ts_", "sk-", "sk_", "rk_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat", "glpat", "xox",
-                 "akia", "asia", "aiza", "ya29", "npm_", "hf_", "eyj", "private key", "basic",
-                 "pypi-", ":\\/", "://")
+WORDS = (
+    "pass", "pwd", "secret", "token", "key", "auth", "credential", "cookie", "bearer", "otp", "pin", "cvv", "cvc",
+    "card", "ssn", "connection", "dsn",
+    "ts_", "sk-", "sk_", "rk_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat", "glpat", "xox", "akia", "asia",
+    "aiza", "ya29", "npm_", "hf_", "eyj", "private key", "basic", "pypi-", "://",
 )  # fmt: skip
+"""What a name or a value has of these, in small letters: a quick look that misses nothing."""
+_WORDS_IN_JSON = tuple(word.encode() for word in (*WORDS, ":\\/", "\\u"))
+"""A letter that is escaped may be any."""
 
 
 def _any_of(words: Iterable[bytes]) -> bytes:
@@ -62,7 +58,7 @@ def _any_of(words: Iterable[bytes]) -> bytes:
     return b"(?:" + b"|".join(re.escape(first) + _any_of(rest) for first, rest in by_first.items()) + b")"
 
 
-_parts = re.compile(_any_of((*_NAME_PARTS, *_VALUE_PARTS)))
+_parts = re.compile(_any_of(_WORDS_IN_JSON))
 SMALL = 1024
 """One search for all is faster below, one for each above."""
 
@@ -77,6 +73,9 @@ _line = re.compile(r"""(?i)(\bauthorization\s{0,4}[:=]\s{0,4})(?!["'\[])[^\r\n"'
 
 def redact_text(text: str) -> str:
     """A text without what looks like a key, nor the value of what is called one."""
+    folded = text.casefold()
+    if not any(word in folded for word in WORDS):
+        return text
     text = _line.sub(lambda found: found[1] + REDACTED, VALUES.sub(REDACTED, text))
     return _pairs.sub(lambda found: f"{found[1]}{found[2] or ''}{REDACTED}", text)
 
@@ -91,7 +90,7 @@ def redact_json(body: Raw) -> tuple[bytes, bool]:
     if len(lowered) < SMALL:
         if not _parts.search(lowered):
             return data, False
-    elif not any(part in lowered for part in (*_NAME_PARTS, *_VALUE_PARTS)):
+    elif not any(word in lowered for word in _WORDS_IN_JSON):
         return data, False
     try:
         value = decode(data)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.coroutines import running
+from support.patience import patient_stores
 
 from toolscore.calls import validity
 from toolscore.calls.validity import KEEPS, SharedEpochs
@@ -24,6 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validity, "GRACE_SECONDS", 0.04)
     monkeypatch.setattr(validity, "MORE", 0.1)
     monkeypatch.setattr(validity, "ANSWER_SECONDS", 5.0)
+    patient_stores(monkeypatch)
 
 
 @asynccontextmanager
@@ -167,6 +169,36 @@ async def test_the_end_of_a_change_that_was_not_taken_is_told_again(tmp_path: Pa
         assert not one.untold
         async with asyncio.timeout(30):
             assert await epoch(other) != before
+
+
+@running
+async def test_what_is_being_told_is_not_told_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a call wait for long until it is."""
+    async with gateways(tmp_path) as (store, one, other, _):
+        before = await epoch(other)
+        run = store.run
+        asked = asyncio.Event()
+
+        async def stuck(*_: Any) -> Any:
+            asked.set()
+            await asyncio.sleep(3600)
+
+        store.run = stuck  # type: ignore[method-assign]
+        one.end("town")
+        telling = asyncio.create_task(one.tell())
+        await asked.wait()
+        monkeypatch.setattr(validity, "ANSWER_SECONDS", 0.1)
+        assert one.untold
+        assert await one.read("elsewhere", "key", True) == (None, None)
+        assert one.untold
+        store.run = run  # type: ignore[method-assign]
+        monkeypatch.setattr(validity, "ANSWER_SECONDS", 5.0)
+        one.end("town")  # once more: what is on its way does not tell of it
+        telling.cancel()
+        await asyncio.wait([telling])
+        assert await one.tell()
+        assert not one.untold
+        assert await epoch(other) != before
 
 
 @running

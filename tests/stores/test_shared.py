@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.coroutines import running
+from support.patience import patient_stores
 
 from toolscore.access.limits import RateLimits, RateRules
 from toolscore.core.errors import RateLimited
@@ -32,13 +33,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No answer is late here: a call does without one after 0.1 s, which a busy machine may take."""
-    ask = SharedStore.ask
-
-    async def wait(store: SharedStore, request: Any, seconds: float = 0.0) -> Any:
-        return await ask(store, request, max(seconds, 30.0))
-
-    monkeypatch.setattr(SharedStore, "ask", wait)
+    patient_stores(monkeypatch)
 
 
 @asynccontextmanager

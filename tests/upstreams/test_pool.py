@@ -207,6 +207,34 @@ def test_a_server_that_does_not_come_up_is_told_of_once(monkeypatch: pytest.Monk
     asyncio.run(main())
 
 
+def test_what_takes_the_place_of_a_server_that_is_removed_is_not_told_of() -> None:
+    class Slow(Double):
+        async def __aenter__(self) -> Double:
+            begun.set()
+            await go.wait()
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def main() -> None:
+        told = Told()
+        async with pool_of(told) as pool:
+            upstream = pool.add("one", spec(pool, "one", double("a")))
+            await upstream.wait_up()
+            replacing = asyncio.create_task(pool.replace("one", spec(pool, "other", Slow())))
+            await begun.wait()
+            await pool.remove("one")
+            go.set()
+            await replacing
+            assert told.states == [("one", "up"), ("one", "stopped")]
+            assert pool.find("one") is None
+
+    asyncio.run(main())
+
+
 def test_a_trial_is_nobodys_server() -> None:
     async def main() -> None:
         told = Told()

@@ -73,7 +73,7 @@ from toolscore.telemetry.tracing import open_tracing
 from toolscore.telemetry.watchdog import Watchdog
 from toolscore.tools.checking import Judge
 from toolscore.tools.features import KINDS, LIST_CHANGED, ChangeFeed, FeatureIndex
-from toolscore.tools.library import UnifiedToolLibrary
+from toolscore.tools.library import AVAILABLE, UnifiedToolLibrary
 from toolscore.tools.pins import Pins
 from toolscore.upstreams import Caller, Upstream, UpstreamPool
 from toolscore.upstreams.figures import ServerFigures
@@ -305,13 +305,18 @@ async def open_gateway(
 
         # The ways to them
         def state_changed(server_id: str, state: ServerState, reason: str | None) -> None:
+            was, now = library.state(server_id) in AVAILABLE, state in AVAILABLE
             library.set_state(server_id, state)
-            metrics.server_up(server_id, state in ("up", "idle"))
-            if state in ("up", "idle"):
-                events.publish(f"server_{state}", server_id=server_id)
+            metrics.server_up(server_id, now)
+            if state == "up":
+                events.publish("server_up", server_id=server_id)
+            elif state == "idle":
+                if replicas is None:  # else another gateway may have it up
+                    events.publish("server_idle", server_id=server_id)
             elif state in ("down", "failed", "stopped"):
                 events.publish("server_down", server_id=server_id, state=state, reason=reason)
-            changes.lists_changed(server_id)  # what they show as available is another
+            if state != "idle" or not was:
+                changes.lists_changed(server_id)  # what they show as available is another
 
         def listed(server_id: str, kind: str, entries: list[dict[str, Any]]) -> None:
             if features.update(server_id, kind, entries):

@@ -390,7 +390,11 @@ class ResultCache:
 
     async def _look_shared(self, slot: Slot, epochs: SharedEpochs) -> Cached | None:
         keeps = bool(slot.ttl or self._told_ttl.get(slot.tool.tool_id))
-        slot.epoch, packed = await epochs.read(slot.tool.server_id, PREFIX + slot.key, keeps)
+        try:
+            slot.epoch, packed = await epochs.read(slot.tool.server_id, PREFIX + slot.key, keeps)
+        finally:
+            if epochs.untold:
+                self._wake.set()
         if slot.epoch is None:
             return None
         found = self._memory.get(slot.key)

@@ -193,7 +193,9 @@ class SharedEpochs:
     def __init__(self, store: SharedStore) -> None:
         self._store = store
         self._id = secrets.token_hex(6)
-        self._untold: set[str] = set()
+        self._untold: dict[str, int] = {}
+        """Servers of which others have not heard that nothing of before holds, and by the how many-th `end` that is."""
+        self._ends = 0
         self._outages = 0
         self._changes: dict[str, _Changes] = {}
 
@@ -211,7 +213,7 @@ class SharedEpochs:
         if self._store.outages != self._outages:  # whoever changed something meanwhile could tell nobody
             self._outages = self._store.outages
             self.end(None)
-        if self._untold and not await self.tell():
+        if self._untold and not await self._tell_soon():
             return None, None
         names = [EPOCH + EVERYTHING, EPOCH + server_id]
         for _ in range(2):
@@ -350,20 +352,26 @@ class SharedEpochs:
         """Note that nothing of a server holds, or nothing at all; `tell` tells others."""
         if server_id is None or len(self._untold) >= MAX_NOTED:
             server_id = EVERYTHING
-        self._untold.add(server_id)
+        self._ends += 1
+        self._untold[server_id] = self._ends
 
     async def tell(self) -> bool:
         """Tell all replicas. Returns whether Redis took it; what it did not take is told later."""
         while self._untold:
-            server_id, told = self._untold.pop(), False
-            try:
-                told = await self._tell(server_id)
-            finally:  # also where who asked for it has gone
-                if not told:
-                    self._untold.add(server_id)
-            if not told:
+            server_id, number = next(iter(self._untold.items()))
+            if not await self._tell(server_id):
                 return False
+            if self._untold.get(server_id) == number:  # else it ended again meanwhile
+                del self._untold[server_id]
         return True
+
+    async def _tell_soon(self) -> bool:
+        """Tell all replicas, without a long wait for those who speak to Redis about a server."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self.tell()
+        except TimeoutError:
+            return False
 
     async def _tell(self, server_id: str) -> bool:
         """Have nothing of before hold. What Redis says to be changing here, and is not, goes along."""

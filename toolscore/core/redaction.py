@@ -44,8 +44,8 @@ WORDS = (
     "aiza", "ya29", "npm_", "hf_", "eyj", "private key", "basic", "pypi-", "://",
 )  # fmt: skip
 """What a name or a value has of these, in small letters: a quick look that misses nothing."""
-_WORDS_IN_JSON = tuple(word.encode() for word in (*WORDS, ":\\/", "\\u"))
-"""A letter that is escaped may be any."""
+_WORDS_IN_JSON = tuple(word.encode() for word in (*WORDS, ":\\/", "\\u", "ſ", "\u212a", "İ", "ı"))
+"""A letter that is escaped may be any, and the last four count as s, k and i where case counts for nothing."""
 
 
 def _any_of(words: Iterable[bytes]) -> bytes:
@@ -73,7 +73,7 @@ _line = re.compile(r"""(?i)(\bauthorization\s{0,4}[:=]\s{0,4})(?!["'\[])[^\r\n"'
 
 def redact_text(text: str) -> str:
     """A text without what looks like a key, nor the value of what is called one."""
-    folded = text.casefold()
+    folded = text.replace("İ", "i").replace("ı", "i").casefold()  # which are an i where case counts for nothing
     if not any(word in folded for word in WORDS):
         return text
     text = _line.sub(lambda found: found[1] + REDACTED, VALUES.sub(REDACTED, text))

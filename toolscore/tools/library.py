@@ -26,7 +26,7 @@ from toolscore.stores import Database, WriteBehind
 from toolscore.tools.pins import Pins
 from toolscore.tools.schemas import Schemas, is_usable
 
-__all__ = ["UnifiedToolLibrary", "change_fields", "event_fields"]
+__all__ = ["AVAILABLE", "UnifiedToolLibrary", "change_fields", "event_fields"]
 
 log = structlog.get_logger(__name__)
 

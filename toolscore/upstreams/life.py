@@ -156,7 +156,8 @@ class Life:
             else:
                 log.warning("a server is down", server=upstream.server_id, error=error)
                 upstream.set_state("down", error)
-                self._host.server_down(upstream, error)
+                if self._host.owners is None:  # else another gateway may have it up
+                    self._host.server_down(upstream, error)
                 await self._back_off(failures - 1 if failures else 0)
 
     async def _live_once(self) -> _End | None:

@@ -317,7 +317,7 @@ class UpstreamPool:
         life = self._replacements.get(upstream.server_id)
         if life is None or not life.upstream.connections:  # until another is there, the one before it serves
             life = self._lives.get(upstream.server_id)
-        return life is not None and life.upstream is upstream
+        return life is not None and life.upstream is upstream and upstream.server_id in self._lives
 
     async def tools_come(self, upstream: Upstream, tools: list[dict[str, Any]]) -> None:
         if self._before_tools is not None:

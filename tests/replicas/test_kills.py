@@ -152,6 +152,7 @@ def journaled(process: GatewayProcess) -> set[str]:
             return found
 
 
+@pytest.mark.timeout(1800)  # four minutes where the other tests run beside it, and more where others work there, too
 def test_only_what_was_under_way_on_the_killed_one_fails_and_nothing_answered_is_lost(
     three: Replicas, before_them: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,7 +178,8 @@ class ResultCache:
     def __init__(self, database: Database, shared: SharedStore | None = None, rules: CacheRules | None = None) -> None:
         self._database = database
         self._shared = shared
-        self._epochs = SharedEpochs(shared) if shared is not None else None
+        self._wake = asyncio.Event()
+        self._epochs = SharedEpochs(shared, self._wake.set) if shared is not None else None
         self._validity = Validity()
         self.store_error: str | None = None
         self.hits = {"l1": 0, "l2": 0, "l3": 0, "stale": 0}
@@ -193,7 +194,6 @@ class ResultCache:
         self._skip_database_until = 0.0
         self._removed: set[str] = set()
         self._saving = asyncio.Lock()
-        self._wake = asyncio.Event()
         self._closing = False
         self._tasks = TaskSet()
         self.rules = rules or CacheRules()
@@ -390,11 +390,7 @@ class ResultCache:
 
     async def _look_shared(self, slot: Slot, epochs: SharedEpochs) -> Cached | None:
         keeps = bool(slot.ttl or self._told_ttl.get(slot.tool.tool_id))
-        try:
-            slot.epoch, packed = await epochs.read(slot.tool.server_id, PREFIX + slot.key, keeps)
-        finally:
-            if epochs.untold:
-                self._wake.set()
+        slot.epoch, packed = await epochs.read(slot.tool.server_id, PREFIX + slot.key, keeps)
         if slot.epoch is None:
             return None
         found = self._memory.get(slot.key)
@@ -472,15 +468,7 @@ class ResultCache:
             settled: it does nothing from now on; otherwise it may for so many seconds.
         """
         self._validity.ended(server_id, seconds, settled)
-        told = self._epochs.ended(server_id, seconds, settled) if self._epochs is not None else None
-        return self._tell(told) if told is not None else None
-
-    async def _tell(self, told: Awaitable[None]) -> None:
-        try:
-            await told
-        finally:
-            if self._epochs is not None and self._epochs.untold:
-                self._wake.set()
+        return self._epochs.ended(server_id, seconds, settled) if self._epochs is not None else None
 
     # Writing
 

@@ -14,7 +14,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from toolscore.core.models import Tool
 from toolscore.stores import SharedStore
@@ -188,10 +188,15 @@ class _Changes:
 
 
 class SharedEpochs:
-    """The epochs of servers in Redis. While it is away nothing is known to hold."""
+    """The epochs of servers in Redis. While it is away nothing is known to hold.
 
-    def __init__(self, store: SharedStore) -> None:
+    Args:
+        on_end: called when there is something for `tell` to tell.
+    """
+
+    def __init__(self, store: SharedStore, on_end: Callable[[], None] = lambda: None) -> None:
         self._store = store
+        self._on_end = on_end
         self._id = secrets.token_hex(6)
         self._untold: dict[str, int] = {}
         """Servers of which others have not heard that nothing of before holds, and by the how many-th `end` that is."""
@@ -354,6 +359,7 @@ class SharedEpochs:
             server_id = EVERYTHING
         self._ends += 1
         self._untold[server_id] = self._ends
+        self._on_end()
 
     async def tell(self) -> bool:
         """Tell all replicas. Returns whether Redis took it; what it did not take is told later."""

@@ -119,7 +119,6 @@ export function Shell() {
   }, [path]);
 
   const wasLost = useRef(false);
-  const wasLive = useRef(false);
   useEffect(() => {
     if (state.kind === "waiting") {
       if (!wasLost.current) void queryClient.invalidateQueries({ queryKey: ["whoami"] }); // the key may be good no more
@@ -127,8 +126,7 @@ export function Shell() {
     }
     if (state.kind === "live") {
       refreshAll(); // what changed while nobody listened is not known, nor what did before the first word
-      if (wasLive.current && wasLost.current) toast("Connected again", "good");
-      wasLive.current = true;
+      if (wasLost.current) toast("Connected again", "good");
       wasLost.current = false;
     }
   }, [state]);

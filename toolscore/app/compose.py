@@ -44,7 +44,7 @@ from toolscore.calls.relay import Relay
 from toolscore.calls.replay import Replay
 from toolscore.core.errors import Conflict, ServerNotFound
 from toolscore.core.jsonrpc import decode, encode
-from toolscore.core.models import Principal, ServerState, UpstreamSpec
+from toolscore.core.models import AVAILABLE, Principal, ServerState, UpstreamSpec
 from toolscore.core.seal import KeyRing
 from toolscore.discovery import (
     Analysis,
@@ -73,7 +73,7 @@ from toolscore.telemetry.tracing import open_tracing
 from toolscore.telemetry.watchdog import Watchdog
 from toolscore.tools.checking import Judge
 from toolscore.tools.features import KINDS, LIST_CHANGED, ChangeFeed, FeatureIndex
-from toolscore.tools.library import AVAILABLE, UnifiedToolLibrary
+from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import Pins
 from toolscore.upstreams import Caller, Upstream, UpstreamPool
 from toolscore.upstreams.figures import ServerFigures

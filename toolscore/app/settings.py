@@ -21,7 +21,7 @@ from toolscore.app.executor import PythonExecutorRules
 from toolscore.calls.breaker import BreakerRules
 from toolscore.calls.cache import CacheRules
 from toolscore.calls.code_run import CodeRules
-from toolscore.core.hosts import local_host
+from toolscore.core.hosts import is_loopback, local_host
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.rules import LimitRules, NameRules, Port, Rules, ServerRules
 from toolscore.discovery.rules import DiscoveryRules
@@ -157,6 +157,11 @@ class Settings(BaseSettings):
     python_executor: PythonExecutorRules = PythonExecutorRules()
     logging: LogRules = LogRules()
     upstreams: dict[str, UpstreamSpec] = Field(default_factory=dict, alias="mcpServers")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all who reach the HTTP port count as users of this machine."""
+        return is_loopback(self.core_services.toolscore_http.host) or self.access.allow_unauthenticated
 
     @classmethod
     def settings_customise_sources(

@@ -20,7 +20,7 @@ from toolscore.cli.terminal import (
     say,
     storage_of,
 )
-from toolscore.core.hosts import is_loopback, local_host
+from toolscore.core.hosts import local_host
 
 __all__ = ["doctor", "migrate", "serve"]
 
@@ -133,8 +133,8 @@ def _banner(gateway: Any, config: Path | None, workers: int) -> None:
     )
     shared = f"\n  Workers      {workers}, on the same ports" if workers > 1 else ""
     example, hint = [f"curl -s {base}/execute_tool -H 'content-type: application/json'", f"-d '{code}'"], ""
-    access = gateway.settings.current.access
-    if not (access.local_without_key and (is_loopback(http.host) or access.allow_unauthenticated)):
+    current = gateway.settings.current
+    if not (current.is_local and current.access.local_without_key):
         example.insert(1, '-H "authorization: Bearer $TOOLSCORE_API_KEY"')
         hint = " (with a key: `toolscore keys create NAME` makes one)"
     command = " \\\n    ".join(example)

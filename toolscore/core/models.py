@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from toolscore.core.entries import translated
 
 __all__ = [
+    "AVAILABLE",
     "EVENT_TYPES",
     "LOCAL",
     "NOBODY",
@@ -40,11 +41,13 @@ __all__ = [
 
 ServerState = Literal["starting", "up", "idle", "down", "failed", "stopped"]
 """`idle`: not running, starts at the next call. `down`: gone, being restarted. `failed`: given up, see `last_error`."""
+AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
+"""Those of a server that can be called."""
 
 
 def is_well(state: ServerState, last_error: str | None) -> bool:
     """Whether nobody needs to look at a server: it runs, may run, or starts for the first time since it was well."""
-    return state in ("up", "idle") or (state == "starting" and last_error is None)
+    return state in AVAILABLE or (state == "starting" and last_error is None)
 
 
 NEVER_FORWARDED = frozenset(

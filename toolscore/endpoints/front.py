@@ -12,7 +12,6 @@ import structlog
 from toolscore.access.auth import check_origin
 from toolscore.app.compose import Gateway
 from toolscore.core.errors import InternalError, InvalidRequest, ToolScoreError, Unauthenticated
-from toolscore.core.hosts import is_loopback
 from toolscore.core.jsonrpc import encode
 from toolscore.core.models import NOBODY
 from toolscore.endpoints.asgi import (
@@ -89,8 +88,7 @@ class Front:
         self._execute = ExecuteEndpoint(gateway)
         self._mcp = McpHttpEndpoint(gateway)
         self._sse = SseDoor(gateway)
-        settings = gateway.settings.current
-        self._local = is_loopback(settings.core_services.toolscore_http.host) or settings.access.allow_unauthenticated
+        self._local = gateway.settings.current.is_local
         self._hosts_seen: set[tuple[bytes | None, bytes | None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ from toolscore import __version__
 from toolscore.app.compose import Gateway
 from toolscore.app.executor import EXECUTOR_ID
 from toolscore.core.errors import Overloaded
-from toolscore.core.models import Principal, is_well
+from toolscore.core.models import AVAILABLE, Principal, is_well
 from toolscore.stores.database import StoreError
 
 __all__ = ["check_ready", "health"]
@@ -26,7 +26,7 @@ def check_ready(gateway: Gateway) -> None:
         raise Overloaded("the gateway is about to end: call another", retry_after_seconds=5)
     executor = gateway.upstreams.find(EXECUTOR_ID)
     required = gateway.settings.current.mcp_servers.python_executor.required
-    if required and (executor is None or executor.state not in ("up", "idle")):
+    if required and (executor is None or executor.state not in AVAILABLE):
         raise Overloaded("no Python executor is connected yet", retry_after_seconds=1)
 
 

@@ -20,18 +20,15 @@ from toolscore.core.clock import now, timestamp
 from toolscore.core.errors import InvalidRequest, ToolNotFound
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.memo import Memo
-from toolscore.core.models import Change, Sees, ServerState, Tool, UpstreamSpec
+from toolscore.core.models import AVAILABLE, Change, Sees, ServerState, Tool, UpstreamSpec
 from toolscore.core.names import MAX_LENGTH, nearest, tool_id
 from toolscore.stores import Database, WriteBehind
 from toolscore.tools.pins import Pins
 from toolscore.tools.schemas import Schemas, is_usable
 
-__all__ = ["AVAILABLE", "UnifiedToolLibrary", "change_fields", "event_fields"]
+__all__ = ["UnifiedToolLibrary", "change_fields", "event_fields"]
 
 log = structlog.get_logger(__name__)
-
-AVAILABLE: frozenset[ServerState] = frozenset({"up", "idle"})
-
 
 MAX_SHOWN = 128
 MAX_GONE = 1000

@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from toolscore.core.errors import Conflict, ServerNotFound, UpstreamUnavailable
 from toolscore.core.jsonrpc import ConnectionLost, Params
-from toolscore.core.models import ServerState, UpstreamSpec
+from toolscore.core.models import AVAILABLE, ServerState, UpstreamSpec
 from toolscore.core.rules import LimitRules, ServerRules
 from toolscore.core.tasks import TaskSet
 from toolscore.upstreams.caller import Caller
@@ -284,7 +284,7 @@ class UpstreamPool:
         new = life.upstream
         deadline = time.monotonic() + new.start_seconds
         try:
-            while new.state not in ("up", "idle"):
+            while new.state not in AVAILABLE:
                 gave_up = new.state == "failed" or (new.state == "down" and not spec.dialin)
                 if gave_up or time.monotonic() > deadline:
                     raise UpstreamUnavailable(f"server {server_id!r} does not start as configured: {new.last_error}")

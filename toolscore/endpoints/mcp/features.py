@@ -11,6 +11,7 @@ from msgspec import Raw
 from toolscore.app.compose import Gateway
 from toolscore.core.errors import InvalidArguments
 from toolscore.core.jsonrpc import decode, decode_object, encode
+from toolscore.core.models import AVAILABLE
 from toolscore.core.names import nearest
 from toolscore.endpoints.mcp.links import link_shown, named_uris
 from toolscore.endpoints.mcp.params import Members, cursor_of, text_of
@@ -62,7 +63,7 @@ class FeatureMethods:
         entries: list[dict[str, Any]] = []
         for server_id in holders:
             found = features.entries(server_id, kind) if self._server_id else features.shown(server_id, kind)
-            available = self._gateway.library.state(server_id) in ("up", "idle")
+            available = self._gateway.library.state(server_id) in AVAILABLE
             entries.extend(found if available else map(unavailable, found))
         cursor = cursor_of(params)
         try:

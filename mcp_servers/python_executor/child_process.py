@@ -33,7 +33,7 @@ from mcp_servers.python_executor.tool_calls import Asker, CallsOfRun
 
 __all__ = ["ChildProcess", "Ending", "Watcher"]
 
-GRACE_SECONDS = 0.25
+GRACE_SECONDS = 0.5
 """The child's own clock stops the code first, and its traceback shows where the code stood. A child that has not
 answered this long after that is killed."""
 LINGER_SECONDS = 0.05

@@ -73,7 +73,10 @@ class Breaker:
         """
         if epoch is not None and epoch != self.epoch:
             return
-        if self.state == "half_open":
+        if self.state == "closed":
+            if ok is not None:
+                self._take(ok, now)
+        elif self.state == "half_open":
             self._probing = max(0, self._probing - 1)
             if ok is False:
                 self._open_for = min(2 * self._open_for, self.rules.max_open_seconds)
@@ -82,16 +85,19 @@ class Breaker:
                 self._succeeded += 1
                 if self._succeeded >= self.rules.probes:
                     self._close()
-            return
-        if ok is None or self.state == "open":
-            return
-        ended, rules = self._ended, self.rules
+
+    def _take(self, ok: bool, now: float) -> None:
+        ended = self._ended
         ended.append((now, ok))
-        self._failed += not ok
-        long_ago = now - rules.window_seconds
+        long_ago = now - self.rules.window_seconds
         while ended[0][0] < long_ago or len(ended) > MAX_ENDED:
-            self._failed -= not ended.popleft()[1]
-        if not ok and len(ended) >= rules.min_calls and self._failed >= rules.failure_ratio * len(ended):
+            if not ended.popleft()[1]:
+                self._failed -= 1
+        if ok:
+            return
+        rules = self.rules
+        self._failed += 1
+        if len(ended) >= rules.min_calls and self._failed >= rules.failure_ratio * len(ended):
             self._open_for = rules.open_seconds
             self._open(now)
 

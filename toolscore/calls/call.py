@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from toolscore.access.limits import RateLimits
 from toolscore.access.permissions import Permissions
@@ -69,9 +70,10 @@ class CallPipeline:
         """
         with self._tracing.call(call.tool_id, call.principal, call.request_id, call.extra) as span:
             result: ToolResult | None = None
+            task: asyncio.Task[Any] | None = None
             self._notes.began(call)
             try:
-                self.underway.enter()
+                task = self.underway.enter()
                 sees = self._permissions.sees(call.principal)
                 await resolve(call, sees, self._library, self._upstreams, self._limits)
                 hold(call)
@@ -91,9 +93,10 @@ class CallPipeline:
                 call.outcome = ToolScoreError.code  # a mistake of ours
                 raise
             except asyncio.CancelledError as exc:
-                if not self.underway.was_ended():
+                if not self.underway.was_ended(task):
                     raise
                 raise self._notes.cut_off(call) from exc
             finally:
-                self.underway.leave()
+                if task is not None:
+                    self.underway.leave(task)
                 self._notes.ended(call, result)

@@ -44,12 +44,12 @@ class Deadline:
                 self._at += time.monotonic() - self._paused_at
 
     def __enter__(self) -> Deadline:
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
         self._running.add(self)
-        loop = asyncio.get_running_loop()
         if Deadline._timer is None or Deadline._loop is not loop:
             Deadline._loop = loop
             Deadline._timer = loop.call_later(GRAIN_SECONDS, Deadline._sweep)

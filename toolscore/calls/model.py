@@ -11,13 +11,14 @@ from toolscore.calls.cache import Cached, Slot
 from toolscore.core.errors import InvalidArguments, InvalidRequest
 from toolscore.core.jsonrpc import decode, twice
 from toolscore.core.models import Tool
-from toolscore.history.recording import new_call_id
+from toolscore.history.recording import CallRecord, new_call_id
 from toolscore.history.starts import Start
 from toolscore.upstreams import Attempt, Caller
 
 __all__ = ["Call"]
 
-NO_ARGUMENTS = Raw(b"{}")
+NO_OBJECT = b"{}"
+NO_ARGUMENTS = Raw(NO_OBJECT)
 NULL = b"null"
 _UNREAD: Any = object()
 
@@ -53,16 +54,27 @@ class Call:
         outcome: how it ended, for figures: `ok`, `tool_error`, an error's code, or `cancelled`.
         error: what went wrong, in words.
         attempt: whether the last try was handed to the server.
+        arguments_bytes: how many the arguments have.
+        record: of the call for the journal, as far as it is known; `None`: not begun.
         start: what the journal noted before it was sent; `None`: nothing.
         queued: seconds that it waited for a place at the server; `None`: it went to no server.
         served: seconds at the server, all tries together; `None`: it went to none.
     """
 
-    __slots__ = (
-        "_values", "action", "answer", "arguments", "at_ms", "attempt", "call_id", "caller", "error", "extra",
-        "is_stale", "kept", "outcome", "parent", "patience", "principal", "queued", "replay", "request_id", "served",
-        "server_id", "slot", "start", "started", "target", "timeout_seconds", "tool", "tool_id", "use_cache",
-    )  # fmt: skip
+    # What most calls never change stands here, and costs none of them a line below.
+    tool: Tool | None = None
+    slot: Slot | None = None
+    kept: Cached | None = None
+    answer: Raw | None = None
+    is_stale = False
+    outcome = "cancelled"
+    error: str | None = None
+    attempt = Attempt()
+    record: CallRecord | None = None
+    start: Start | None = None
+    queued: float | None = None
+    served: float | None = None
+    _values: Any = _UNREAD
 
     def __init__(
         self,
@@ -80,8 +92,11 @@ class Call:
         parent: str | None = None,
     ) -> None:
         self.tool_id = tool_id
-        null = memoryview(arguments).nbytes == len(NULL) and bytes(arguments) == NULL
-        self.arguments = NO_ARGUMENTS if null else arguments  # as serializers of some languages write none
+        size = memoryview(arguments).nbytes
+        if size == len(NULL) and bytes(arguments) == NULL:  # as serializers of some languages write none
+            arguments, size = NO_ARGUMENTS, len(NO_OBJECT)
+        self.arguments = arguments
+        self.arguments_bytes = size
         self.caller = caller
         self.principal = caller.principal
         self.request_id = request_id
@@ -96,20 +111,8 @@ class Call:
         self.call_id = new_call_id(moment)
         self.at_ms = int(moment * 1000)
         self.started = time.perf_counter()
-        self.tool: Tool | None = None
         self.target: Tool
         self.patience = timeout_seconds or 0.0
-        self.slot: Slot | None = None
-        self.kept: Cached | None = None
-        self.answer: Raw | None = None
-        self.is_stale = False
-        self.outcome = "cancelled"
-        self.error: str | None = None
-        self.attempt = Attempt()
-        self.start: Start | None = None
-        self.queued: float | None = None
-        self.served: float | None = None
-        self._values: Any = _UNREAD
 
     @property
     def values(self) -> Any:
@@ -121,7 +124,7 @@ class Call:
         if self._values is _UNREAD:
             name = self.tool.tool_id if self.tool is not None else self.tool_id
             try:
-                self._values = decode(self.arguments) if memoryview(self.arguments) else None
+                self._values = decode(self.arguments) if self.arguments_bytes else None
             except InvalidRequest as exc:
                 raise InvalidArguments(f"the arguments of {name} are {exc}") from exc
             member = twice(self.arguments, self._values)

@@ -8,6 +8,7 @@ from typing import Any
 from toolscore.calls.model import Call
 from toolscore.calls.result import text_of, with_suggestion
 from toolscore.calls.stats import CallStats
+from toolscore.core.clock import milliseconds
 from toolscore.core.errors import InvalidArguments, OutcomeUnknown, ToolScoreError
 from toolscore.core.jsonrpc import decode
 from toolscore.core.models import Tool, ToolResult
@@ -65,25 +66,9 @@ class Notes:
 
     async def sending(self, call: Call) -> None:
         """Take a call that may change something and is about to be sent: a kill from now on leaves a record of it."""
-        tool = call.target
-        call.start = await self._journal.begin(
-            CallRecord(
-                call_id=call.call_id,
-                request_id=call.request_id,
-                at_ms=call.at_ms,
-                principal=call.principal.name,
-                tool_id=tool.tool_id,
-                server_id=tool.server_id,
-                name=tool.name,
-                definition_hash=tool.definition_hash,
-                outcome=OutcomeUnknown.code,
-                duration_ms=0.0,
-                error=CUT_OFF,
-                arguments_bytes=memoryview(call.arguments).nbytes,
-                parent=call.parent,
-            ),
-            call.arguments,
-        )
+        call.record = record = _record(call)
+        record.outcome, record.error = OutcomeUnknown.code, CUT_OFF
+        call.start = await self._journal.begin(record, call.arguments)
 
     def answered(self, call: Call, result: ToolResult) -> ToolResult:
         """Take a call that was answered. Returns the result, with advice if the tool failed and some is known."""
@@ -127,37 +112,26 @@ class Notes:
         if tool is not None and level is None and not call.replay:
             self._scores.add(tool, call.outcome, seconds, self._fits(tool, result))
         answer = call.answer if result is not None else None
-        self._journal.add(
-            CallRecord(
-                call_id=call.call_id,
-                request_id=call.request_id,
-                at_ms=call.at_ms,
-                principal=call.principal.name,
-                tool_id=name,
-                server_id=server_id,
-                name=tool.name if tool is not None else call.tool_id[:MAX_NAME],
-                definition_hash=tool.definition_hash if tool is not None else "",
-                outcome=call.outcome,
-                duration_ms=round(seconds * 1000, 3),
-                error=call.error[:MAX_MESSAGE] if call.error else None,
-                cache="stale" if level is not None and call.is_stale else level,
-                arguments_bytes=memoryview(call.arguments).nbytes,
-                result_bytes=memoryview(answer).nbytes if answer is not None else -1,
-                parent=call.parent,
-                queued_ms=round(call.queued * 1000, 3) if call.queued is not None else None,
-                server_ms=round(call.served * 1000, 3) if call.served is not None else None,
-            ),
-            call.arguments,
-            answer,
-            call.start,
-        )
+        record = call.record or _record(call)
+        record.outcome = call.outcome
+        record.error = call.error[:MAX_MESSAGE] if call.error else None
+        record.duration_ms = milliseconds(seconds)
+        if level is not None:
+            record.cache = "stale" if call.is_stale else level
+        if answer is not None:
+            record.result_bytes = memoryview(answer).nbytes
+        if call.queued is not None:
+            record.queued_ms = milliseconds(call.queued)
+        if call.served is not None:
+            record.server_ms = milliseconds(call.served)
+        self._journal.add(record, call.arguments, answer, call.start)
         if len(self._events.notifier) and self._events.notifier.wanted("call_finished"):
             self._events.tell(
                 "call_finished",
                 tool_id=name,
                 server_id=server_id,
                 outcome=call.outcome,
-                duration_ms=round(seconds * 1000, 3),
+                duration_ms=record.duration_ms,
                 call_id=call.call_id,
                 request_id=call.request_id,
                 principal=call.principal.name,
@@ -182,6 +156,25 @@ class Notes:
             return None
         value = decode(result.structured_content)
         return bool(compiled.validator.is_valid(value)) if compiled.is_quick(value, size) else None
+
+
+def _record(call: Call) -> CallRecord:
+    """What is known of a call before it ends. Names that do not exist are the caller's to choose: they are no ids."""
+    tool = call.tool
+    known = ("-", "-", call.tool_id[:MAX_NAME], "")
+    if tool is not None:
+        known = (tool.tool_id, tool.server_id, tool.name, tool.definition_hash)
+    return CallRecord(
+        call.call_id,
+        call.request_id,
+        call.at_ms,
+        call.principal.name,
+        *known,
+        call.outcome,
+        0.0,
+        arguments_bytes=call.arguments_bytes,
+        parent=call.parent,
+    )
 
 
 def _schema(tool: Tool) -> dict[str, Any] | None:

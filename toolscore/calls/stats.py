@@ -42,10 +42,14 @@ class Latencies(msgspec.Struct, array_like=True):
         Args:
             step: its own, `step_of(milliseconds)`.
         """
-        self.steps[step] = self.steps.get(step, 0) + 1
+        steps = self.steps
+        steps[step] = steps.get(step, 0) + 1
         self.count += 1
         self.sum += milliseconds
-        self.low, self.high = min(self.low, milliseconds), max(self.high, milliseconds)
+        if milliseconds < self.low:
+            self.low = milliseconds
+        if milliseconds > self.high:
+            self.high = milliseconds
 
     def merge(self, others: Latencies) -> None:
         """Take others, too."""
@@ -104,19 +108,8 @@ class Windows:
         self._seconds = bucket_seconds
         self._buckets: OrderedDict[int, _Bucket] = OrderedDict()
 
-    def add(self, milliseconds: float, step: int, failed: bool, now: float) -> _Bucket:
-        """Take one call. Returns the figures of its moment.
-
-        Args:
-            step: of its latency, `step_of`.
-        """
-        bucket = self._at(now)
-        bucket.latencies.add(milliseconds, step)
-        bucket.errors += failed
-        return bucket
-
     def merge(self, latencies: Latencies, failed: bool, now: float) -> _Bucket:
-        """Take calls that were counted elsewhere. Returns the figures of their moment."""
+        """Take calls that ended in this moment. Returns its figures."""
         bucket = self._at(now)
         bucket.latencies.merge(latencies)
         bucket.errors += failed * latencies.count
@@ -171,11 +164,17 @@ class Windows:
 
 
 class CallStats:
-    """All calls together, and each tool's; also those of other workers of this gateway."""
+    """All calls together, and each tool's; also those of other workers of this gateway.
+
+    What ends is gathered by tool and outcome first: it comes into the figures when they are read, or a step is over.
+    """
 
     def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.tools: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter()
+        self._tools: Counter[str] = Counter()
+        self._gathered: dict[tuple[str, str, bool], Latencies] = {}
+        self._until = 0.0
+        """When the step ends in which they were gathered."""
         self.in_flight = 0
         self.started = time.monotonic()
         self._all = Windows(STEP_SECONDS)
@@ -188,6 +187,7 @@ class CallStats:
 
     def take_more(self) -> list[More]:
         """What was added since this was asked last."""
+        self._count_gathered()
         more, self._more = self._more or {}, {}
         return list(more.values())
 
@@ -199,16 +199,16 @@ class CallStats:
         """
         now = time.monotonic()
         for more in msgspec.convert(told, list[More], strict=False):
-            failed = more.outcome != "ok"
-            moment = self._all.merge(more.latencies, failed, now)
-            self._count(moment, more.tool, more.outcome, more.kept, more.latencies.count)
-            self._windows(more.tool).merge(more.latencies, failed, now)
+            self._count(more.tool, more.outcome, more.kept, more.latencies, now)
 
-    def _count(self, moment: _Bucket, tool: str, outcome: str, kept: bool, calls: int) -> None:
-        self.outcomes[outcome] += calls
-        self.tools[tool] += calls
+    def _count(self, tool: str, outcome: str, kept: bool, latencies: Latencies, now: float) -> None:
+        failed, calls = outcome != "ok", latencies.count
+        self._outcomes[outcome] += calls
+        self._tools[tool] += calls
+        moment = self._all.merge(latencies, failed, now)
         moment.outcomes[outcome] = moment.outcomes.get(outcome, 0) + calls
         moment.kept += kept * calls
+        self._windows(tool).merge(latencies, failed, now)
 
     def add(self, tool: str, outcome: str, milliseconds: float, *, kept: bool = False) -> None:
         """Take one call's end.
@@ -216,17 +216,40 @@ class CallStats:
         Args:
             kept: its result came out of the cache.
         """
-        now, failed, step = time.monotonic(), outcome != "ok", step_of(milliseconds)
-        moment = self._all.add(milliseconds, step, failed, now)
-        self._count(moment, tool, outcome, kept, 1)
-        self._windows(tool).add(milliseconds, step, failed, now)
-        if self._more is not None:
+        now = time.monotonic()
+        if now >= self._until or len(self._gathered) >= MAX_GATHERED:
+            self._count_gathered()
+            self._until = (int(now / STEP_SECONDS) + 1) * STEP_SECONDS
+        key = tool, outcome, kept
+        latencies = self._gathered.get(key)
+        if latencies is None:
+            latencies = self._gathered[key] = Latencies()
+        latencies.add(milliseconds, step_of(milliseconds))
+
+    def _count_gathered(self) -> None:
+        """Count what was gathered, in the step in which it was."""
+        gathered, self._gathered = self._gathered, {}
+        for (tool, outcome, kept), latencies in gathered.items():
+            self._count(tool, outcome, kept, latencies, self._until - STEP_SECONDS / 2)
+            if self._more is None:
+                continue
             more = self._more.get((tool, outcome, kept))
-            if more is None:
-                if len(self._more) >= MAX_GATHERED:
-                    return
-                more = self._more[tool, outcome, kept] = More(tool, outcome, kept, Latencies())
-            more.latencies.add(milliseconds, step)
+            if more is not None:
+                more.latencies.merge(latencies)
+            elif len(self._more) < MAX_GATHERED:
+                self._more[tool, outcome, kept] = More(tool, outcome, kept, latencies)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """How many calls ended how, since the start."""
+        self._count_gathered()
+        return self._outcomes
+
+    @property
+    def tools(self) -> Counter[str]:
+        """How many calls each tool had, since the start."""
+        self._count_gathered()
+        return self._tools
 
     def _windows(self, tool: str) -> Windows:
         of_tool = self._of_tool.get(tool)
@@ -239,18 +262,20 @@ class CallStats:
 
     def of_tool(self, tool: str) -> dict[str, Any]:
         """One tool's calls in the last five minutes and hour."""
+        self._count_gathered()
         windows, now = self._of_tool.get(tool) or Windows(60.0), time.monotonic()
         return {name: windows.over(WINDOWS[name], now) for name in ("5m", "1h")}
 
     def recent(self, seconds: float) -> dict[str, Any]:
         """The last seconds in steps, for `/api/v1/stats/recent`."""
+        self._count_gathered()
         return {"step_seconds": STEP_SECONDS, "points": self._all.points(seconds, time.monotonic())}
 
     def snapshot(self) -> dict[str, Any]:
         """The figures for `/api/v1/stats`."""
         now = time.monotonic()
         return {
-            "calls_total": self.outcomes.total(),
+            "calls_total": self.outcomes.total(),  # counts what was gathered, too
             "calls_in_flight": self.in_flight,
             "outcomes": dict(self.outcomes),
             "uptime_seconds": round(now - self.started, 3),

@@ -27,24 +27,26 @@ class Underway:
         self._ended: set[asyncio.Task[Any]] = set()
         self._closing = False
 
-    def enter(self) -> None:
-        """The running task carries out a call from now on.
+    def enter(self) -> asyncio.Task[Any]:
+        """The running task carries out a call from now on. Returns it, for `leave`.
 
         Raises:
             Overloaded: the gateway takes no more calls.
         """
         if self._closing:
             raise Overloaded("the gateway is shutting down: call again when it is back", retry_after_seconds=5)
-        self._tasks.add(_current())
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        return task
 
-    def leave(self) -> None:
-        """The running task's call has ended. Idempotent."""
-        self._tasks.discard(_current())
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """A task's call has ended. Idempotent."""
+        self._tasks.discard(task)
 
-    def was_ended(self) -> bool:
-        """Whether `close` cancelled the running task, and not its caller. Then the cancellation is taken back."""
-        task = _current()
-        if task not in self._ended:
+    def was_ended(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether `close` cancelled a task, and not its caller. Then the cancellation is taken back."""
+        if task is None or task not in self._ended:
             return False
         task.uncancel()
         return True
@@ -58,9 +60,3 @@ class Underway:
         for task in self._tasks:
             self._ended.add(task)
             task.cancel()
-
-
-def _current() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task

@@ -34,7 +34,7 @@ async def validate(call: Call, compiled: Compiled | None, judge: Judge) -> None:
         )
     if compiled is None:
         return
-    size = memoryview(call.arguments).nbytes
+    size = call.arguments_bytes
     if compiled.is_quick(value, size):
         is_valid = compiled.validator.is_valid
         if is_valid(value) or is_valid(_without_nulls(tool, value)):

@@ -16,14 +16,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from typing import Any, TypeVar
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
 from toolscore.access.auth import AccessRules
-from toolscore.core.clock import timestamp
+from toolscore.core.clock import milliseconds, timestamp
 from toolscore.core.drawn import Drawn
 from toolscore.core.errors import InvalidArguments, InvalidRequest, PayloadTooLarge, ToolScoreError
 from toolscore.core.jsonrpc import encode
 from toolscore.core.models import Principal
+from toolscore.endpoints.exchange import Exchange
 
 __all__ = [
     "SSE_COMMENT_SECONDS",
@@ -131,15 +131,13 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         raise PayloadTooLarge(
             f"the body has {int(announced):,} bytes, the bound is {limit:,} (`limits.max_body_bytes`)"
         )
-    message = _come(receive) or await receive()
-    if message["type"] == "http.disconnect":
-        raise InvalidRequest("the client left before its request was whole")
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
+    exchange = getattr(receive, "__self__", None)
+    if isinstance(exchange, Exchange) and (body := exchange.whole_body()) is not None:
         if len(body) > limit:
             raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
         return body
-    parts = bytearray(body)
+    parts = bytearray()
+    message: Message = {"more_body": True}
     while message.get("more_body"):
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -150,19 +148,6 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 await _drop(receive)
             raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
     return bytes(parts)
-
-
-def _come(receive: Receive) -> Message | None:
-    """What uvicorn's `receive` gives of a request that has come whole, without a wait; `None`: wait for it."""
-    cycle = getattr(receive, "__self__", None)
-    if type(cycle) is not RequestResponseCycle or cycle.more_body or cycle.disconnected or cycle.response_complete:
-        return None
-    if cycle.waiting_for_100_continue or not cycle.message_event.is_set():
-        return None
-    body, cycle.body = bytes(cycle.body), bytearray()
-    cycle.message_event.clear()
-    cycle.flow.resume_reading()
-    return {"type": "http.request", "body": body, "more_body": False}
 
 
 async def _drop(receive: Receive) -> None:
@@ -179,9 +164,9 @@ async def _drop(receive: Receive) -> None:
 
 async def send_json(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """One JSON answer."""
-    cycle = getattr(send, "__self__", None)
-    if type(cycle) is RequestResponseCycle and not cycle.response_started and cycle.scope["method"] != "HEAD":
-        await _answer_at_once(cycle, status, body, headers)
+    exchange = getattr(send, "__self__", None)
+    if isinstance(exchange, Exchange) and not exchange.response_started and exchange.scope["method"] != "HEAD":
+        await exchange.answer(status, body, headers)
         return
     await send(
         {
@@ -195,36 +180,6 @@ async def send_json(send: Send, status: int, body: bytes, headers: Sequence[tupl
         }
     )
     await send({"type": "http.response.body", "body": body})
-
-
-async def _answer_at_once(
-    cycle: RequestResponseCycle, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]]
-) -> None:
-    """What uvicorn's `send` does with an answer that is whole, in one write, and without a walk through its parts."""
-    if cycle.flow.write_paused and not cycle.disconnected:
-        await cycle.flow.drain()
-    if cycle.disconnected:
-        return
-    parts = [
-        STATUS_LINE[status],
-        b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
-    ]
-    for name, value in cycle.default_headers:
-        parts += (name, b": ", value, b"\r\n")
-    for name, value in headers:
-        if HEADER_VALUE_RE.search(value):
-            raise RuntimeError("Invalid HTTP header value.")
-        parts += (name, b": ", value, b"\r\n")
-    if not cycle.keep_alive:
-        parts.append(b"connection: close\r\n")
-    parts += (b"\r\n", body)
-    cycle.waiting_for_100_continue = False
-    cycle.response_started = cycle.response_complete = True
-    cycle.transport.write(b"".join(parts))
-    cycle.message_event.set()
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
 
 
 def whole(body: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +234,7 @@ def envelope(
 ) -> dict[str, Any]:
     """The one shape of every REST answer. `started` is a `time.perf_counter()`; `kept` tells of a kept result."""
     performance: dict[str, Any] = {
-        "duration_ms": round((time.perf_counter() - started) * 1000, 3),
+        "duration_ms": milliseconds(time.perf_counter() - started),
         "cache_hit": kept is not None,
     }
     if kept is not None:

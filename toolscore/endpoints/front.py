@@ -93,22 +93,22 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        if scope["path"].endswith("/mcp/"):  # served in place: a redirect loses many a client's body or session
-            scope["path"] = scope["path"][:-1]
-        pages = scope["type"] == "http" and not scope["path"].startswith(REGISTRY_PREFIX)  # which says it for itself
-        if pages and b"origin" in headers_of(scope):
+        path: str = scope["path"]
+        if path.endswith("/mcp/"):  # served in place: a redirect loses many a client's body or session
+            path = scope["path"] = path[:-1]
+        is_http, is_use = scope["type"] == "http", path not in NO_USE
+        if is_http and b"origin" in headers_of(scope) and not path.startswith(REGISTRY_PREFIX):  # which says it itself
             send = self._for_pages(scope, send)
             if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
                 await self._may(scope, receive, send, started)
                 return
-        if scope["path"] not in NO_USE and scope["type"] == "http":
+        if is_http and is_use:
             self._uses.asked_at = started
-        lasting = scope["type"] == "websocket" or scope["method"] == "GET" or scope["path"].endswith("/mcp")
-        if lasting or scope["path"] == RUN_PATH:
-            with self._uses if scope["path"] not in NO_USE else contextlib.nullcontext():
-                await self._held(scope, receive, send, started)
-        else:
+        if is_http and scope["method"] != "GET" and path != RUN_PATH and not path.endswith("/mcp"):
             await self._take(scope, receive, send, started)
+        else:  # it may last
+            with self._uses if is_use else contextlib.nullcontext():
+                await self._held(scope, receive, send, started)
 
     async def api(self) -> Application:
         """What FastAPI serves, made when it is asked for first: most gateways only take calls."""
@@ -190,19 +190,15 @@ class Front:
                 scope["toolscore.principal"] = await self._gateway.auth.authenticate(
                     authorization, api_key, local=self._local
                 )
-            if scope["type"] == "websocket":
-                if path.endswith("/mcp") and (path == "/mcp" or path.startswith("/servers/")):
-                    await self._mcp_socket(scope, receive, send, path[len("/servers/") : -len("/mcp")] or None)
-                    return
-            elif scope["type"] == "http":
-                if path in SIGNS_OF_LIFE and scope["method"] == "GET":
-                    await self._sign_of_life(scope, send, started)
-                    return
+            if scope["type"] == "http":
                 if path in EXECUTE_PATHS and scope["method"] == "POST":
                     await self._execute(scope, receive, send)
                     return
                 if path == "/mcp":
                     await self._mcp(scope, receive, send)
+                    return
+                if path in SIGNS_OF_LIFE and scope["method"] == "GET":
+                    await self._sign_of_life(scope, send, started)
                     return
                 if path == SSE_PATH and scope["method"] == "GET":
                     await self._sse.open(scope, receive, send)
@@ -216,6 +212,9 @@ class Front:
                 if path.startswith("/servers/") and path.endswith("/mcp"):
                     await self._mcp(scope, receive, send, path[len("/servers/") : -len("/mcp")])
                     return
+            elif path.endswith("/mcp") and (path == "/mcp" or path.startswith("/servers/")):
+                await self._mcp_socket(scope, receive, send, path[len("/servers/") : -len("/mcp")] or None)
+                return
         except ToolScoreError as exc:
             challenge = self._challenge(scope) if isinstance(exc, Unauthenticated) else None
             await _refuse(exc, scope, receive, send, started, challenge=challenge)
@@ -240,7 +239,7 @@ class Front:
     def _check(self, scope: Scope) -> None:
         headers = headers_of(scope)
         came = headers.get(b"host"), headers.get(b"origin")
-        if (twice := given_twice(scope, ONCE)) is not None:
+        if len(headers) != len(scope["headers"]) and (twice := given_twice(scope, ONCE)) is not None:
             raise InvalidRequest(f"the request has more than one header {twice.decode()}")
         if came[0] is None and scope.get("http_version") == "1.1":
             raise InvalidRequest("the request has no header Host")
@@ -318,6 +317,9 @@ def _shown(scope: Scope) -> tuple[str | None, str | None]:
     """The headers `Authorization` and `X-API-Key`. A page cannot set them on a WebSocket: it offers its key as a
     subprotocol, which is never chosen.
     """
+    headers = headers_of(scope)
+    if b"authorization" not in headers and b"x-api-key" not in headers and scope["type"] != "websocket":
+        return None, None
     authorization, api_key = header(scope, b"authorization"), header(scope, b"x-api-key")
     if scope["type"] == "websocket" and authorization is None and api_key is None:
         for offered in scope["subprotocols"]:

@@ -9,14 +9,19 @@ import asyncio
 import resource
 import sys
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import httptools
 import structlog
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from toolscore.core.rules import LimitRules
+from toolscore.endpoints.exchange import Exchange
 
 __all__ = ["ConnectionGuard", "GuardedHttp", "possible_connections"]
 
@@ -37,6 +42,9 @@ LINGER_SECONDS = 0.5
 MAX_LINGERING = 16
 OTHERS_DESCRIPTORS = 64
 """What the gateway needs beside connections and running code."""
+MAX_KNOWN, FEW_CHARACTERS = 256, 128
+"""So many targets of requests, of at most so many characters, are read once."""
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 ANSWERS = {
     408: b"the request was not whole in time (`limits.request_seconds`)",
@@ -172,6 +180,7 @@ class GuardedHttp(HttpToolsProtocol):
     """
 
     guard: ConnectionGuard
+    cycle: Exchange
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -180,7 +189,7 @@ class GuardedHttp(HttpToolsProtocol):
         self._chunk = self._begun_in = self._head_bytes = self._body_bytes = self._beside_body = 0
         self._body_since = 0.0
         self._status = 0
-        self._upgraded = False
+        self._upgrades = self._upgraded = False
         self._unread_before = 0
         self._rests_since: float | None = None
         self.read_at = time.monotonic()
@@ -217,7 +226,9 @@ class GuardedHttp(HttpToolsProtocol):
             self._answer(431)
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._rests_since = None
         if self._head_since is None:
             self._head_since, self._head_bytes = time.monotonic(), 0
@@ -238,18 +249,61 @@ class GuardedHttp(HttpToolsProtocol):
         if too_large or len(self.headers) > MAX_HEADERS:
             self._answer(431)
         else:
-            super().on_headers_complete()
+            self._begin()
+
+    def _begin(self) -> None:
+        """As uvicorn's `on_headers_complete`: have the application take the request, now or in its turn."""
+        parser = self.parser
+        version = parser.get_http_version()
+        scope: Any = {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": version,
+            "method": parser.get_method().decode("ascii"),
+            "scheme": self.scheme,
+            "server": self.server,
+            "client": self.client,
+            "root_path": "",
+            "headers": self.headers,
+        }
+        self.scope = scope
+        self._upgrades = parser.should_upgrade() and self._should_upgrade()
+        if self._upgrades:
+            return
+        read = _known if len(self.url) <= FEW_CHARACTERS else _parsed
+        scope["path"], scope["raw_path"], scope["query_string"] = read(self.url)
+        before = self.cycle
+        self.cycle = Exchange(
+            scope,
+            self.transport,
+            self.flow,
+            self.server_state.default_headers,
+            self.on_response_complete,
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         self._beside_body = 0
-        if not self._status:
-            super().on_body(body)
+        cycle = self.cycle
+        if self._status or self._upgrades or cycle.response_complete:
+            return
+        cycle.take_body(body)
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         self._body_since = 0.0
-        if not self._status:
-            super().on_message_complete()
+        cycle = self.cycle
+        if not (self._status or self._upgrades or cycle.response_complete):
+            cycle.more_body = False
+            cycle.tell()
 
     def on_response_complete(self) -> None:
         """As uvicorn's, without a timer of the event loop for each answer: the sweep closes what rests for too long."""
@@ -294,7 +348,7 @@ class GuardedHttp(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             if self.cycle is not None and not self.cycle.response_complete:
                 self.cycle.disconnected = True
-                self.cycle.message_event.set()
+                self.cycle.tell()
             self.transport.write(
                 b"HTTP/1.1 %d %s\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n"
                 b"connection: close\r\n\r\n%s" % (status, PHRASES[status], len(text), text)
@@ -308,6 +362,16 @@ class GuardedHttp(HttpToolsProtocol):
     def _leave(self) -> None:
         self.guard.lingering -= 1
         self.transport.close()
+
+
+def _parsed(url: bytes) -> tuple[str, bytes, bytes]:
+    """The path, the path as it was sent, and the query of a request's target."""
+    parts = httptools.parse_url(url)
+    path = parts.path.decode("ascii")
+    return urllib.parse.unquote(path) if "%" in path else path, parts.path, parts.query or b""
+
+
+_known = lru_cache(MAX_KNOWN)(_parsed)
 
 
 def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:

@@ -48,9 +48,9 @@ class ClientWatch:
         self.gone = False
 
     def __enter__(self) -> ClientWatch:
-        self._task = asyncio.current_task()
-        self._watches.add(self)
         loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(loop)
+        self._watches.add(self)
         if ClientWatch._sweeping is None or ClientWatch._loop is not loop:
             ClientWatch._loop = loop
             ClientWatch._sweeping = loop.call_later(SWEEP_SECONDS, ClientWatch._sweep)

@@ -198,13 +198,13 @@ class Journal:
             arguments = Raw(b"")
         if record.result_bytes > rules.max_body_bytes:
             result = None
-        size = memoryview(arguments).nbytes + (memoryview(result).nbytes if result is not None else 0)
-        if len(self._unconfirmed) >= MAX_UNCONFIRMED or self._unconfirmed_bytes + size > MAX_UNCONFIRMED_BYTES:
+        frame = call_frame(record, arguments, result)
+        if len(self._unconfirmed) >= MAX_UNCONFIRMED or self._unconfirmed_bytes + len(frame) > MAX_UNCONFIRMED_BYTES:
             self.lost += 1
             self.store_error = self.store_error or "the database does not keep up: calls are not being recorded"
             self._over(start)
             return
-        self._enqueue(call_frame(record, arguments, result), start)
+        self._enqueue(frame, start)
 
     def _over(self, start: Start | None) -> None:
         if start is not None and self._starts is not None:

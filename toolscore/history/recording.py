@@ -101,7 +101,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str = "console"
 
 
-class CallRecord(msgspec.Struct, frozen=True, array_like=True):
+class CallRecord(msgspec.Struct, array_like=True):
     """How one call went. `at_ms`: milliseconds since 1970; its bodies travel beside it, as they came, secrets too."""
 
     call_id: str

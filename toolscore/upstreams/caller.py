@@ -179,7 +179,7 @@ class Caller:
 
     @property
     def can_be_asked(self) -> bool:
-        return any(feature in self.capabilities for feature in CLIENT_FEATURES)
+        return not CLIENT_FEATURES.keys().isdisjoint(self.capabilities)
 
     def notify(self, method: str, params: Raw | None) -> None:
         """Tell the client something that belongs to its request. Never waits."""

@@ -550,13 +550,17 @@ class HttpConnection:
         if caller is not None and caller.wants_progress:
             params = with_progress_token(params, request_id)
             self._progressing[request_id] = caller
-        sent = self._with_callers(headers, caller)
+        sent = self._with_callers(headers, caller) if self._forwarded else headers
         response: Response | None = None
         try:
             async with self._exchange("POST", sent, request_frame(request_id, method, params)) as response:
+                opens = method in OPENING
+                in_session = not (opens or self.info.stateless)
+                if isinstance(response, Answer) and not opens and (plain := response.plain_body(self._max)) is not None:
+                    return self._answer(response, plain, request_id, in_session, caller)
                 if "Set-Cookie" in response.headers and sent is headers:  # else it may be of one client alone
                     self._keep_cookies(response)
-                if method in OPENING and "Mcp-Session-Id" in response.headers:
+                if opens and "Mcp-Session-Id" in response.headers:
                     if method == "initialize":
                         headers["Mcp-Session-Id"] = response.headers["Mcp-Session-Id"]
                     else:
@@ -566,7 +570,6 @@ class HttpConnection:
                 body = await self._read_body(response)
                 if response.status == 202 and self.hears and not body.strip():
                     return await self._answered_elsewhere(request_id)
-                in_session = not self.info.stateless and method not in OPENING
                 return self._answer(response, body, request_id, in_session, caller)
         except (aiohttp.ClientConnectorError, ConnectFailed) as exc:
             self.close(f"cannot connect to {self._shown}")
@@ -581,7 +584,8 @@ class HttpConnection:
                 self._aside(self._send_aside(notification_frame("notifications/cancelled", cancelled), caller))
             raise
         finally:
-            self._progressing.pop(request_id, None)
+            if self._progressing:
+                self._progressing.pop(request_id, None)
             if self._questions and caller is not None:
                 for question in self._questions.pop(id(caller), ()):
                     question.cancel()  # it was put for this request alone
@@ -705,7 +709,7 @@ class HttpConnection:
 
     def _check_id(self, response: Response, found: Any, request_id: int) -> None:
         """An answer to another request than ours came first: whoever is next on this connection must not get ours."""
-        if isinstance(found, int | str) and not _matches(found, request_id):
+        if not _matches(found, request_id) and isinstance(found, int | str):
             response.close()
             raise UpstreamProtocolError(
                 f"{self._shown} answered request {found!r:.40} on the connection of request {request_id}"
@@ -871,7 +875,7 @@ def _said(body: bytes) -> str:
 
 
 def _matches(found: Any, request_id: int) -> bool:
-    return bool(number_of(found) == request_id)
+    return bool(found == request_id or number_of(found) == request_id)
 
 
 @asynccontextmanager

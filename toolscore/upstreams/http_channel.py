@@ -22,6 +22,9 @@ MAX_INFORMATIONS = 16
 HIGH_BYTES, LOW_BYTES = 1024 * 1024, 256 * 1024
 """A server that sends faster than is read waits between these."""
 NO_BODY = frozenset({204, 304})
+JSON = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
+TO_NOTE = frozenset({b"set-cookie", b"content-encoding"})
+"""With one of these an answer has more to it than its body."""
 
 
 class BadAnswer(OSError):
@@ -57,7 +60,7 @@ class HttpChannel(asyncio.Protocol):
         self.idle_since = 0.0
         self._head: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
-        self._parser: Any = None
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._paused = False
         self.is_complete = True
         self.keeps = False
@@ -87,7 +90,6 @@ class HttpChannel(asyncio.Protocol):
         self.chunks: deque[bytes] = deque()
         self._unread = self._bare_bytes = self._informations = 0
         self._until_end = self.keeps = self.is_complete = False
-        self._parser = httptools.HttpResponseParser(self)
         self.transport.write(request)
         return self._head
 
@@ -102,10 +104,9 @@ class HttpChannel(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append((name.lower(), value))
-        if len(self._fields) > MAX_HEADERS:
-            raise BadAnswer(f"an answer with more than {MAX_HEADERS} headers")
 
     def on_headers_complete(self) -> None:
+        self._bound_headers()
         self.status = self._parser.get_status_code()
         if 100 <= self.status < 200:
             return
@@ -123,7 +124,12 @@ class HttpChannel(asyncio.Protocol):
             self._paused = True
             self.transport.pause_reading()
 
+    def _bound_headers(self) -> None:
+        if len(self._fields) > MAX_HEADERS:
+            raise BadAnswer(f"an answer with more than {MAX_HEADERS} headers")
+
     def on_message_complete(self) -> None:
+        self._bound_headers()  # trailers are such, too
         if 100 <= self.status < 200:
             self._informations += 1
             if self.status == HTTPStatus.SWITCHING_PROTOCOLS or self._informations > MAX_INFORMATIONS:
@@ -243,6 +249,23 @@ class Answer:
             with contextlib.suppress(CookieError):
                 cookies.load(value.decode("utf-8", "replace"))
         return cookies
+
+    def plain_body(self, most: int) -> bytes | None:
+        """The body of an answer like most: JSON with status 200, all there, with nothing in its head to be noted.
+
+        Args:
+            most: bytes.
+
+        Returns:
+            `None`: it is another; look at it closely.
+        """
+        connection = self._connection
+        headers, chunks = connection.headers, connection.chunks
+        if not connection.is_complete or len(chunks) != 1 or self.status != HTTPStatus.OK:
+            return None
+        if headers.get(b"content-type") not in JSON or not TO_NOTE.isdisjoint(headers) or len(chunks[0]) > most:
+            return None
+        return chunks.popleft()
 
     async def read(self, most: int | None = None) -> bytes:
         """The body, or its first bytes.

@@ -6,7 +6,7 @@ Pure: reads and makes params and results; sends nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from toolscore import __version__
 from toolscore.core.errors import InvalidRequest, UpstreamProtocolError
-from toolscore.core.jsonrpc import INVALID_PARAMS, Params, RemoteError, decode, decode_object, meta_of
+from toolscore.core.jsonrpc import INVALID_PARAMS, Params, RemoteError, decode, decode_object, encode, meta_of
 from toolscore.upstreams.caller import CLIENT_FEATURES, Caller, ClientSide
 
 __all__ = [
@@ -226,6 +226,9 @@ def read_object(answer: Raw, method: str) -> dict[str, Any]:
     return body
 
 
+_VERSION = f"{META}protocolVersion"
+
+
 def stateless_envelope(
     params: Params | None,
     version: str = LATEST_STATELESS_VERSION,
@@ -239,8 +242,10 @@ def stateless_envelope(
     Args:
         features: what the server may ask clients for.
     """
+    if (params is None or "_meta" not in params) and (caller is None or not (caller.capabilities or caller.live)):
+        return {**(params or {}), "_meta": _meta_of_nobody(version)}
     members = meta_of(params)
-    members[f"{META}protocolVersion"] = version
+    members[_VERSION] = version
     members.setdefault(f"{META}clientInfo", CLIENT_INFO)
     members.setdefault(f"{META}clientCapabilities", caller.capabilities if caller is not None else {})
     if len(features) < len(CLIENT_FEATURES):
@@ -252,6 +257,12 @@ def stateless_envelope(
     if caller is not None and caller.live:
         members.setdefault(f"{META}logLevel", caller.log_level or "info")
     return {**(params or {}), "_meta": members}
+
+
+@lru_cache(8)
+def _meta_of_nobody(version: str) -> Raw:
+    """The `_meta` for a caller that says nothing of itself."""
+    return Raw(encode({_VERSION: version, f"{META}clientInfo": CLIENT_INFO, f"{META}clientCapabilities": {}}))
 
 
 def session_params(params: Params | None) -> Params | None:

@@ -52,6 +52,8 @@ SESSION_SECONDS = 5.0
 """How long a server that speaks without sessions may take to open one."""
 WATCH_SECONDS = 10.0
 DRAIN_POLL_SECONDS = 0.01
+MAY_BE_OWN = (PeerConnection, HttpConnection)
+"""Connections of which a client may have one of its own."""
 
 
 class Attempt:
@@ -304,7 +306,7 @@ class Upstream:
             raise
 
     def _lane(self, connection: Connection, caller: Caller | None) -> Lane | None:
-        if self.spec.dialin or not isinstance(connection, PeerConnection | HttpConnection):
+        if self.spec.dialin or not isinstance(connection, MAY_BE_OWN):
             return None
         return lane_for(
             self.spec, connection.info, self.habits, caller,
@@ -413,8 +415,7 @@ class Upstream:
         if len(connections) == 1:
             return connections[0]
         if self.habits.asks and caller is not None and caller.can_be_asked:  # an instance to itself, if there is one
-            own = (PeerConnection, HttpConnection)
-            free = [one for one in connections if isinstance(one, own) and one.requests.free_for(caller)]
+            free = [one for one in connections if isinstance(one, MAY_BE_OWN) and one.requests.free_for(caller)]
             connections = [*free] or connections
         return min(connections, key=lambda connection: connection.in_flight) if connections else None
 

@@ -25,6 +25,7 @@ from toolscore.core.jsonrpc import (
     METHOD_NOT_FOUND,
     PARSE_ERROR,
     Frame,
+    RequestId,
     decode,
     decode_frame,
     decode_frames,
@@ -40,6 +41,7 @@ from toolscore.endpoints.asgi import (
     Send,
     forwarded_headers,
     header,
+    headers_of,
     new_request_id,
     principal_of,
     read_body,
@@ -89,7 +91,7 @@ class _Response:
         self._send = send
         self._request_id = request_id
         self._session = session
-        self._may_stream = "text/event-stream" in (header(scope, b"accept") or "")
+        self._may_stream = b"text/event-stream" in headers_of(scope).get(b"accept", b"")
         self._writer: asyncio.Task[None] | None = None
         self.stream: Stream | None = None
         self._is_over = False
@@ -264,26 +266,27 @@ class McpHttpEndpoint:
         self, frame: Frame, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one message."""
+        headers = headers_of(scope)
         version = header(scope, b"mcp-protocol-version")
         stateless = version is not None and version not in SESSION_VERSIONS
         session: Session | None = None
-        session_id = None if stateless else header(scope, b"mcp-session-id")
+        session_id = None if stateless or b"mcp-session-id" not in headers else header(scope, b"mcp-session-id")
         if session_id is not None and frame.method != "initialize":
             session = await self._sessions.find(session_id, server, server_id, principal_of(scope))
             if session is None:
                 gone = {"code": -32600, "message": "Session not found"}
-                await send_json(send, 404, error_frame(frame.id if isinstance(frame.id, int | str) else None, gone))
+                await send_json(send, 404, error_frame(frame.id if isinstance(frame.id, RequestId) else None, gone))
                 return
         if not isinstance(frame.method, str):
             if session is not None:
                 await self._answered(session, frame)
-            known = isinstance(frame.id, int | str) and not stateless
+            known = isinstance(frame.id, RequestId) and not stateless
             await send_json(send, *((202, b"") if known else (400, _refusal(-32600, "expected a request"))))
             return
         if frame.id is None and not frame.method.startswith("notifications/"):
             await send_json(send, 400, _refusal(-32600, "a request's id must be a string or a number, not null"))
             return
-        if not isinstance(frame.id, int | str):
+        if not isinstance(frame.id, RequestId):
             if session is not None:
                 self._notified(session, frame)
             await send_json(send, 202, b"")
@@ -325,7 +328,7 @@ class McpHttpEndpoint:
         send: Send,
     ) -> None:
         assert isinstance(frame.method, str)
-        assert isinstance(frame.id, int | str)
+        assert isinstance(frame.id, RequestId)
         request_id = new_request_id(header(scope, b"x-request-id"))
         response = _Response(scope, send, session, frame.id)
         headers = forwarded_headers(self._gateway.upstreams.forwarded, scope)
@@ -399,7 +402,7 @@ class McpHttpEndpoint:
     async def _initialize(
         self, server: McpServer, server_id: str | None, frame: Frame, params: Members, scope: Scope, send: Send
     ) -> None:
-        assert isinstance(frame.id, int | str)
+        assert isinstance(frame.id, RequestId)
         try:
             result = await server.initialize(params)
             version = result["protocolVersion"]
@@ -423,7 +426,7 @@ class McpHttpEndpoint:
             await self._across.answer(session.name, frame)
 
     async def _watch(self, session: Session, frame: Frame, params: Members, send: Send) -> None:
-        assert isinstance(frame.id, int | str)
+        assert isinstance(frame.id, RequestId)
         try:
             await watch_resource(session.server, session.listener, str(frame.method), params)
             watched = frame.method == "resources/subscribe"

@@ -178,7 +178,7 @@ def test_what_is_not_needed_at_a_start_is_not_loaded(program: str, not_needed: t
 def test_who_wants_sessions_of_sqlalchemy_gets_them() -> None:
     """Our engine is loaded without them; what is asked for later is the real thing."""
     code = (
-        "import toolscore.stores, sqlalchemy.ext.asyncio as package\n"
+        "import toolscore.stores.database, sqlalchemy.ext.asyncio as package\n"
         "assert not hasattr(package, 'AsyncSession')\n"
         "from sqlalchemy.ext.asyncio.session import AsyncSession\n"
         "from sqlalchemy.orm import Session\n"

@@ -42,7 +42,7 @@ from runtimes.client import RealTimeToolClient, ToolScoreClient
 from toolscore.access.auth import AccessRules, Authenticator
 from toolscore.access.tokens import TokenRules
 from toolscore.core.errors import Unauthenticated
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 
 ISSUER, AUDIENCE = "https://login.example", "toolscore"
 PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -14,7 +14,7 @@ from msgspec import Raw
 from toolscore.calls.cache import CacheRules, Made, ResultCache, Slot
 from toolscore.core.errors import UpstreamTimeout, UpstreamUnavailable
 from toolscore.core.models import Principal, Tool, UpstreamSpec
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import Pins
 

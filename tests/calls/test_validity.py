@@ -15,8 +15,8 @@ from support.patience import patient_stores
 
 from toolscore.calls import validity
 from toolscore.calls.validity import KEEPS, SharedEpochs
-from toolscore.stores import SharedStore, open_shared
 from toolscore.stores.host import serve_memory
+from toolscore.stores.redis import SharedStore, open_shared
 
 
 @pytest.fixture(autouse=True)

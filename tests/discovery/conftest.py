@@ -16,7 +16,7 @@ from toolscore.core.models import UpstreamSpec
 from toolscore.discovery import ToolSearch
 from toolscore.embedding import Embedder
 from toolscore.history.scores import Scores
-from toolscore.stores import Database, open_database
+from toolscore.stores.database import Database, open_database
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import Pins
 

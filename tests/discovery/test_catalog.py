@@ -24,7 +24,7 @@ from toolscore.discovery.install.plan import plan_for
 from toolscore.discovery.install.wish import wish_for
 from toolscore.discovery.views import candidate_fields, offer_fields, source_fields
 from toolscore.embedding import LightEmbedder
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 
 LIGHT = LightEmbedder()
 SERVERS = {

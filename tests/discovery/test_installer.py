@@ -25,7 +25,7 @@ from toolscore.core.errors import InstallFailed, ServerNotFound
 from toolscore.core.models import UpstreamSpec
 from toolscore.discovery import Installer, InstallRules, Wish
 from toolscore.discovery.catalog.server_json import entries_of
-from toolscore.stores import Database, open_database
+from toolscore.stores.database import Database, open_database
 from toolscore.upstreams import UpstreamPool
 
 STDIO = {"type": "stdio"}

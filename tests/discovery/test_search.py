@@ -22,7 +22,8 @@ from toolscore.core.words import terms
 from toolscore.discovery.search.index import Doc, ExactVectors, Index, clauses, vector_text
 from toolscore.discovery.search.vectors import VectorCache
 from toolscore.embedding import EmbeddingError, LightEmbedder
-from toolscore.stores import WriteBehind, open_database
+from toolscore.stores.behind import WriteBehind
+from toolscore.stores.database import open_database
 
 EMBEDDER = LightEmbedder()
 DOCS = [

@@ -14,7 +14,7 @@ from support import in_memory_gateway
 from toolscore.core.models import UpstreamSpec
 from toolscore.discovery import Installed
 from toolscore.discovery.install.place import MARKER
-from toolscore.stores.database import StoreError
+from toolscore.stores.errors import StoreError
 
 
 def test_what_cannot_be_removed_is_there_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from toolscore.access.permissions import Permissions
 from toolscore.app.switches import ToolSwitches
 from toolscore.core.models import Tool
 from toolscore.history.events import EventLog, EventRules
-from toolscore.stores import Database, behind, open_database
-from toolscore.stores.database import StoreError
+from toolscore.stores import behind
+from toolscore.stores.database import Database, open_database
+from toolscore.stores.errors import StoreError
 from toolscore.tools.features import ChangeFeed
 
 

@@ -19,7 +19,7 @@ from toolscore.core.jsonrpc import encode
 from toolscore.embedding import LightEmbedder
 from toolscore.history.firewall import ErrorFirewall, FirewallRules
 from toolscore.history.patterns import categorise
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 
 EMBEDDER = LightEmbedder()
 SCHEMA = {

@@ -352,7 +352,7 @@ def test_old_calls_and_too_many_of_them_go(tmp_path: Path) -> None:
     import asyncio
 
     from toolscore.history.recording import Order, new_call_id, prune
-    from toolscore.stores import open_database
+    from toolscore.stores.database import open_database
 
     def row(call_id: str, body: str) -> dict[str, Any]:
         texts = dict.fromkeys(

@@ -13,7 +13,7 @@ import pytest
 from msgspec import Raw
 
 from toolscore.history.recording import CallRecord, Order, Recording, call_frame, new_call_id
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 
 MEGABYTE = 1024 * 1024
 
@@ -70,7 +70,7 @@ async def test_a_database_that_hangs_bounds_what_is_read(tmp_path: Path, monkeyp
             await one_more.acquire()
 
     async with recorder(tmp_path, MEGABYTE) as (ours, reader, _):
-        monkeypatch.setattr("toolscore.stores.Database.append_calls", append)
+        monkeypatch.setattr("toolscore.stores.journal_file.JournalFile.append_calls", append)
         os.set_blocking(ours, False)
         small = rest = frame() * 80
         for number in range(160):  # a little at a time, until it reads no more; then all that goes in

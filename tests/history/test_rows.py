@@ -9,7 +9,7 @@ from typing import Any
 from toolscore.core.jsonrpc import MAX_PARTS
 from toolscore.history.recording import new_call_id
 from toolscore.history.rows import with_bodies
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 
 
 def row(arguments: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from support import Fickle, running_gateway, wait_for
 
 from toolscore.core.models import Tool
 from toolscore.history.scores import BLAMES, HALF_LIFE_SECONDS, PRIOR_SUCCESS, Scores, TrackRecord, score_of
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 
 NOW = 1_800_000_000.0
 outcomes = st.sampled_from(["ok", "tool_error", *sorted(BLAMES), "invalid_arguments", "forbidden", "cancelled"])

@@ -19,8 +19,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from support import EXECUTOR, odd, running_gateway, toolscore, wait_for
 
-from toolscore.stores import Database, open_database
-from toolscore.stores.database import StoreError, TakenError
+from toolscore.stores.database import Database, TakenError, open_database
+from toolscore.stores.errors import StoreError
 from toolscore.stores.schema import HEAD
 from toolscore.stores.tables import metadata
 
@@ -151,7 +151,7 @@ def test_many_that_open_a_database_at_once_migrate_it_once(url: str, old: bool) 
     if old:
         asyncio.run(as_of_0_1_0(url))
     script = (
-        "import asyncio, sys; from toolscore.stores import open_database\n"
+        "import asyncio, sys; from toolscore.stores.database import open_database\n"
         "async def run():\n"
         "    async with open_database(sys.argv[1]) as database: print(database.had, await database.load_tools_off())\n"
         "asyncio.run(run())"

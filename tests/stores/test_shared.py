@@ -17,9 +17,9 @@ from toolscore.access.limits import RateLimits, RateRules
 from toolscore.core.errors import RateLimited
 from toolscore.core.models import Principal, Tool
 from toolscore.replicas import members
-from toolscore.stores import SharedStore, open_shared
 from toolscore.stores.host import serve_memory
 from toolscore.stores.memory import Memory
+from toolscore.stores.redis import SharedStore, open_shared
 
 ENGINES = ("redis", "host")
 

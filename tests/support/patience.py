@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from toolscore.stores import SharedStore
+from toolscore.stores.redis import SharedStore
 
 __all__ = ["patient_stores"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support import eventually
 
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 from toolscore.tools.features import FeatureIndex
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from toolscore.core.errors import InvalidRequest, ToolNotFound
 from toolscore.core.models import UpstreamSpec
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.tools.pins import Pins
 from toolscore.tools.schemas import compile_schema

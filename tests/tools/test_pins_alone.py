@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from toolscore.core.errors import Conflict
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 from toolscore.tools.pins import PinRules, Pins, Verdict
 
 

@@ -28,8 +28,8 @@ from toolscore.core.hosts import is_loopback
 from toolscore.core.models import LOCAL, NOBODY, Principal
 from toolscore.core.rules import Rules
 from toolscore.core.tasks import TaskSet
-from toolscore.stores import Database
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import Database
+from toolscore.stores.errors import StoreError
 from toolscore.upstreams.references import secret_of
 
 __all__ = [

@@ -21,7 +21,7 @@ from toolscore.core.jsonrpc import encode
 from toolscore.core.memo import Memo
 from toolscore.core.models import LOCAL, Principal, Tool
 from toolscore.core.rules import Rules
-from toolscore.stores import SharedStore
+from toolscore.stores.redis import SharedStore
 from toolscore.upstreams import Caller
 
 if TYPE_CHECKING:

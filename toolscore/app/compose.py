@@ -64,9 +64,9 @@ from toolscore.history.journal import Journal
 from toolscore.history.recording import Order
 from toolscore.history.scores import Scores
 from toolscore.replicas import Replicas, open_replicas
-from toolscore.stores import Database, SharedStore, open_database, open_shared
-from toolscore.stores.database import caught_up
+from toolscore.stores.database import Database, caught_up, open_database
 from toolscore.stores.keys import open_ring
+from toolscore.stores.redis import SharedStore, open_shared
 from toolscore.stores.tail import Tail
 from toolscore.telemetry.metrics import Metrics
 from toolscore.telemetry.tracing import open_tracing

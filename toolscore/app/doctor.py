@@ -23,7 +23,8 @@ from toolscore.app.files import load_settings
 from toolscore.app.settings import Settings
 from toolscore.core.models import Confinement, UpstreamSpec, is_well
 from toolscore.embedding import installed, mode_of
-from toolscore.stores.database import OldSchemaError, StoreError, open_database
+from toolscore.stores.database import OldSchemaError, open_database
+from toolscore.stores.errors import StoreError
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.process.confine import confined_command, confined_environment, user_of
 from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, resolve_command

@@ -18,8 +18,8 @@ from toolscore.core.hosts import is_loopback
 from toolscore.core.models import UpstreamSpec
 from toolscore.core.names import MAX_SERVER_ID, is_server_id
 from toolscore.discovery.own_tools import OWN_SERVER
-from toolscore.stores import Database
-from toolscore.stores.database import StoreError, TakenError, caught_up, or_overloaded
+from toolscore.stores.database import Database, TakenError, caught_up, or_overloaded
+from toolscore.stores.errors import StoreError
 from toolscore.upstreams import UpstreamPool
 from toolscore.upstreams.process.spawn import CommandNotFound, child_environment, resolve_command
 from toolscore.upstreams.protocol import OURSELVES

@@ -10,8 +10,7 @@ from toolscore.access.permissions import Permissions
 from toolscore.core.clock import timestamp
 from toolscore.core.models import Event, Tool
 from toolscore.history.events import EventLog
-from toolscore.stores import Database
-from toolscore.stores.database import caught_up, or_overloaded
+from toolscore.stores.database import Database, caught_up, or_overloaded
 from toolscore.tools.features import LIST_CHANGED, ChangeFeed
 
 __all__ = ["ToolSwitches"]

@@ -20,7 +20,7 @@ from toolscore.core.jsonrpc import encode
 from toolscore.embedding import LightEmbedder
 from toolscore.history.firewall import ErrorFirewall
 from toolscore.history.fixes import Fix, changes_between
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 
 __all__ = ["Replayed", "read_export", "run_fixes_bench", "simulated"]
 

@@ -34,8 +34,9 @@ from toolscore.core.models import Principal, Tool
 from toolscore.core.redaction import redact_json
 from toolscore.core.rules import Bytes, Count, Rules
 from toolscore.core.tasks import TaskSet
-from toolscore.stores import Database, SharedStore
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import Database
+from toolscore.stores.errors import StoreError
+from toolscore.stores.redis import SharedStore
 
 __all__ = ["CacheRules", "Cached", "Level", "Made", "ResultCache", "Slot", "canonical"]
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from toolscore.core.models import Tool
-from toolscore.stores import SharedStore
+from toolscore.stores.redis import SharedStore
 
 __all__ = ["SharedEpochs", "Validity"]
 

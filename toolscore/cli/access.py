@@ -135,8 +135,8 @@ def _with_keys(config: Path | None, work: Callable[[Any], Any]) -> Any:
 
     from toolscore.access.auth import KeyRing
     from toolscore.core.errors import ToolScoreError
-    from toolscore.stores import open_database
-    from toolscore.stores.database import StoreError
+    from toolscore.stores.database import open_database
+    from toolscore.stores.errors import StoreError
 
     storage = storage_of(config)
     place = urlsplit(storage.database_url or "")

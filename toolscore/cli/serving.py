@@ -56,7 +56,7 @@ def serve(
     from toolscore.core.errors import SettingsError
     from toolscore.endpoints import AddressInUse, run_workers
     from toolscore.endpoints import serve as serve_doors
-    from toolscore.stores.database import StoreError
+    from toolscore.stores.errors import StoreError
 
     count = _count_of_workers(workers)
     if count > 1 and while_used:
@@ -171,8 +171,8 @@ def migrate(config: ConfigDir = None) -> None:
     """Bring the database's schema up to this release. A start does it, too, unless `storage.migrate` is false."""
     import asyncio
 
-    from toolscore.stores import open_database
-    from toolscore.stores.database import StoreError
+    from toolscore.stores.database import open_database
+    from toolscore.stores.errors import StoreError
     from toolscore.stores.schema import HEAD
     from toolscore.telemetry.logs import configure_logging
 

@@ -33,7 +33,7 @@ from toolscore.endpoints.process import prepare_process
 from toolscore.endpoints.router import serve_router
 from toolscore.endpoints.tls import Certificate
 from toolscore.endpoints.uses import Uses
-from toolscore.stores import open_database
+from toolscore.stores.database import open_database
 
 __all__ = ["alone_in", "bind_services", "check_before_start", "create_app", "serve", "serve_sockets"]
 

@@ -10,7 +10,7 @@ from toolscore.app.compose import Gateway
 from toolscore.app.executor import EXECUTOR_ID
 from toolscore.core.errors import Overloaded
 from toolscore.core.models import AVAILABLE, Principal, is_well
-from toolscore.stores.database import StoreError
+from toolscore.stores.errors import StoreError
 
 __all__ = ["check_ready", "health"]
 

@@ -35,7 +35,7 @@ from toolscore.core.errors import SettingsError
 from toolscore.endpoints.app import alone_in, bind_services, check_before_start, serve_sockets
 from toolscore.endpoints.process import end_with_parent
 from toolscore.history.recorder import serve_recorders
-from toolscore.stores.database import StoreError
+from toolscore.stores.errors import StoreError
 from toolscore.stores.host import serve_memory
 from toolscore.telemetry.logs import configure_logging
 

@@ -23,8 +23,9 @@ from toolscore.core.clock import timestamp
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Event
 from toolscore.core.rules import Rules
-from toolscore.stores import Database, with_patience
-from toolscore.stores.database import StoreError
+from toolscore.stores.behind import with_patience
+from toolscore.stores.database import Database
+from toolscore.stores.errors import StoreError
 
 __all__ = ["ON_REQUEST_ONLY", "EventLog", "EventRules", "Subscription", "UnifiedNotifier"]
 

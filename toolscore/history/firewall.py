@@ -34,7 +34,8 @@ from toolscore.core.rules import Rules, Seconds
 from toolscore.embedding import Embedder
 from toolscore.history.fixes import Baseline, Fix, changes_between, says_already, worded
 from toolscore.history.patterns import MASKS, Category, Pattern, categorise, plain
-from toolscore.stores import Database, WriteBehind
+from toolscore.stores.behind import WriteBehind
+from toolscore.stores.database import Database
 
 __all__ = ["ErrorFirewall", "FirewallRules", "Match"]
 

@@ -36,8 +36,8 @@ from toolscore.history.recording import (
 )
 from toolscore.history.rows import shown, with_bodies
 from toolscore.history.starts import Start, StartLog, left_by_others
-from toolscore.stores import Database
-from toolscore.stores.database import StoreError
+from toolscore.stores.database import Database
+from toolscore.stores.errors import StoreError
 
 __all__ = ["CUT_OFF", "Journal", "JournalRules"]
 

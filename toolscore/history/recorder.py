@@ -23,7 +23,7 @@ import structlog
 from toolscore.core.tasks import TaskSet
 from toolscore.history.pipes import HANDED_OVER
 from toolscore.history.recording import Order, Recording, first_order
-from toolscore.stores.database import StoreError
+from toolscore.stores.errors import StoreError
 
 __all__ = ["main", "serve_recorders"]
 

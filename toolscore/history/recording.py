@@ -33,8 +33,9 @@ from msgspec import Raw
 from toolscore.core.drawn import Drawn
 from toolscore.core.redaction import redact_json, redact_text
 from toolscore.history.lines import console_line, json_line
-from toolscore.stores import Database, open_database, with_patience
-from toolscore.stores.database import StoreError
+from toolscore.stores.behind import with_patience
+from toolscore.stores.errors import StoreError
+from toolscore.stores.journal_file import JournalStore, open_journal
 
 __all__ = [
     "LEFT_OUT",
@@ -265,7 +266,7 @@ class _Recorder:
         reader: asyncio.StreamReader,
         pipe: asyncio.ReadTransport,
         say: Callable[[bytes], object],
-        database: Database,
+        database: JournalStore,
         order: Order,
         log_lines: Callable[[str], object],
         on_order: Callable[[Order], None],
@@ -357,7 +358,7 @@ class _Recorder:
             self._answer(_encode(Taken(self._taken, self._lost, error)) + b"\n")
 
 
-async def prune(database: Database, order: Order) -> int:
+async def prune(database: JournalStore, order: Order) -> int:
     """Forget what is too old, and the oldest of what is too much. Returns how many calls went."""
     gone = await _prune_before(database, new_call_id(time.time() - order.keep_days * 86400))
     number, size = await database.journal_size()
@@ -371,7 +372,7 @@ async def prune(database: Database, order: Order) -> int:
     return gone
 
 
-async def _prune_before(database: Database, call_id: str) -> int:
+async def _prune_before(database: JournalStore, call_id: str) -> int:
     # A body is noted as used once a minute only: it stays for that much longer.
     milliseconds = max(0, int(call_id[:12], 16) - BODY_NOTED_MS)
     return await database.prune_calls(call_id, f"{milliseconds:012x}")
@@ -395,7 +396,7 @@ class Recording:
         self._pruner: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Recording:
-        self._database = await self._stack.enter_async_context(open_database(self._order.database_url))
+        self._database = await self._stack.enter_async_context(open_journal(self._order.database_url))
         return self
 
     async def __aexit__(self, *exc: object) -> None:

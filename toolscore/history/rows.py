@@ -9,7 +9,7 @@ from toolscore.core.clock import timestamp_of
 from toolscore.core.errors import InvalidRequest
 from toolscore.core.jsonrpc import decode
 from toolscore.history.recording import LEFT_OUT, unpacked
-from toolscore.stores import Database
+from toolscore.stores.database import Database
 
 __all__ = ["shown", "with_bodies"]
 

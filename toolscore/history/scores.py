@@ -20,7 +20,8 @@ import structlog
 
 from toolscore.core.models import Tool
 from toolscore.core.rules import Rules
-from toolscore.stores import Database, WriteBehind
+from toolscore.stores.behind import WriteBehind
+from toolscore.stores.database import Database
 
 __all__ = ["LATENCY_CLASSES", "Score", "ScoreRules", "Scores", "TrackRecord"]
 

@@ -18,7 +18,7 @@ import structlog
 
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.tasks import TaskSet
-from toolscore.stores import SharedStore
+from toolscore.stores.redis import SharedStore
 
 __all__ = ["Members"]
 

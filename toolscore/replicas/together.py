@@ -17,7 +17,7 @@ from toolscore.replicas.members import Members
 from toolscore.replicas.owners import Owners
 from toolscore.replicas.rules import ReplicaRules
 from toolscore.replicas.serving import Listen, Place, Serving
-from toolscore.stores import SharedStore
+from toolscore.stores.redis import SharedStore
 from toolscore.upstreams import UpstreamPool
 
 __all__ = ["Replicas", "open_replicas"]

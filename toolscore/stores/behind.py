@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from toolscore.stores.database import StoreError
+from toolscore.stores.errors import StoreError
 
 __all__ = ["WriteBehind", "with_patience"]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import import_module
@@ -22,8 +21,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from toolscore.core.errors import Overloaded
-from toolscore.stores.direct import DirectWriter, prepare
 from toolscore.stores.engine import AsyncEngine, create_async_engine
+from toolscore.stores.errors import StoreError
+from toolscore.stores.journal_file import prepare
 from toolscore.stores.schema import SchemaBehind, SchemaMismatch, bring_up_to_date
 from toolscore.stores.tables import (
     bodies,
@@ -48,7 +48,7 @@ from toolscore.stores.tables import (
     vectors,
 )
 
-__all__ = ["Database", "OldSchemaError", "StoreError", "TakenError", "caught_up", "open_database", "or_overloaded"]
+__all__ = ["Database", "OldSchemaError", "TakenError", "caught_up", "open_database", "or_overloaded"]
 
 MAX_VARIABLES = 500
 """Below SQLite's bound on variables in a statement."""
@@ -65,10 +65,6 @@ SHARED_PARTS = ("events", "servers", "tools_off", "pins", "keys", "installs", "s
 LISTEN_CHECK_SECONDS = 1.0
 IDENTITY = "identity"
 SEAL = "first"
-
-
-class StoreError(Exception):
-    """The database refused or cannot be reached."""
 
 
 class OldSchemaError(StoreError):
@@ -107,7 +103,6 @@ class Database:
     Args:
         had: the revision of its schema when it was opened; `None`: it was empty.
         shared: whether several gateways write to it; `None`: to Postgres they may.
-        direct: writes calls; `None`: they go the way of everything.
 
     Attributes:
         tells: whether the database itself tells those who listen that somebody wrote.
@@ -117,15 +112,8 @@ class Database:
         StoreError: from every method.
     """
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        had: str | None = None,
-        shared: bool | None = None,
-        direct: DirectWriter | None = None,
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, had: str | None = None, shared: bool | None = None) -> None:
         self.had = had
-        self._direct = direct
         self._engine = engine
         self.tells = engine.dialect.name == "postgresql"
         self.shared = self.tells if shared is None else shared
@@ -315,16 +303,9 @@ class Database:
 
     async def append_calls(self, rows: Sequence[dict[str, Any]], large: Sequence[dict[str, Any]]) -> None:
         """Write calls, and the large bodies that they name, each once."""
-        written = [(bodies, large), (calls, rows)]  # a record may be sent twice, never kept twice
-        if self._direct is None:
-            async with self._transaction() as connection:
-                for table, of_table in written:
-                    await self._upsert(connection, table, of_table)
-            return
-        try:
-            await self._direct.write([self._upserting(table, of_table) for table, of_table in written if of_table])
-        except sqlite3.Error as exc:
-            raise StoreError(str(exc)) from exc
+        async with self._transaction() as connection:  # a record may be sent twice, never kept twice
+            await self._upsert(connection, bodies, large)
+            await self._upsert(connection, calls, rows)
 
     async def read_calls(
         self,
@@ -588,13 +569,8 @@ class Database:
             version: a column: a row takes the place of one whose version is one less, and of no other.
             added: a column whose number is added to the one that is there.
         """
-        if rows:  # straight to the driver: SQLAlchemy would look at each value of each row
-            await connection.exec_driver_sql(*self._upserting(table, rows, version, added))
-
-    def _upserting(
-        self, table: Table, rows: Sequence[Mapping[str, Any]], version: Any = None, added: Any = None
-    ) -> tuple[str, list[tuple[Any, ...]]]:
-        """The statement of an `_upsert`, as the driver takes it, and the rows for it."""
+        if not rows:
+            return
         known = self._upserts.get(table.name)
         if known is None:
             dialect = import_module(f"sqlalchemy.dialects.{self._engine.dialect.name}")
@@ -611,8 +587,8 @@ class Database:
             statement = statement.on_conflict_do_update(index_elements=key, set_=others, where=where)
             compiled = statement.compile(dialect=self._engine.dialect)
             known = self._upserts[table.name] = (str(compiled), tuple(compiled.positiontup or ()))
-        sql, order = known
-        return sql, [tuple(row[name] for name in order) for row in rows]
+        sql, order = known  # straight to the driver: SQLAlchemy would look at each value of each row
+        await connection.exec_driver_sql(sql, [tuple(row[name] for name in order) for row in rows])
 
     @staticmethod
     async def _delete_in(connection: Any, column: Any, values: Collection[str], *also: Any) -> None:
@@ -667,11 +643,9 @@ async def open_database(url: str, *, migrate: bool = True, shared: bool | None =
     Raises:
         StoreError: it cannot be opened.
     """
-    parsed, direct = make_url(url), None
+    parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
         path = Path(str(parsed.database))
-        if not parsed.query:
-            direct = DirectWriter(path)
         try:
             if not path.parent.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -694,8 +668,6 @@ async def open_database(url: str, *, migrate: bool = True, shared: bool | None =
         except (SQLAlchemyError, OSError) as exc:
             reason = getattr(exc, "orig", None) or exc
             raise StoreError(f"cannot open the database {parsed.render_as_string()}: {reason}") from exc
-        yield Database(engine, had, shared, direct)
+        yield Database(engine, had, shared)
     finally:
-        if direct is not None:
-            await asyncio.to_thread(direct.close)
         await engine.dispose()

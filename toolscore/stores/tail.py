@@ -14,7 +14,8 @@ from typing import Any
 
 import structlog
 
-from toolscore.stores.database import Database, StoreError
+from toolscore.stores.database import Database
+from toolscore.stores.errors import StoreError
 
 __all__ = ["Tail"]
 

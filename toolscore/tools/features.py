@@ -19,8 +19,9 @@ import structlog
 
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.names import MAX_LENGTH, tool_id
-from toolscore.stores import Database, WriteBehind
-from toolscore.stores.database import StoreError
+from toolscore.stores.behind import WriteBehind
+from toolscore.stores.database import Database
+from toolscore.stores.errors import StoreError
 from toolscore.tools.mending import mended_entry
 from toolscore.upstreams import ServerInfo
 

@@ -22,7 +22,8 @@ from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.memo import Memo
 from toolscore.core.models import AVAILABLE, Change, Sees, ServerState, Tool, UpstreamSpec
 from toolscore.core.names import MAX_LENGTH, nearest, tool_id
-from toolscore.stores import Database, WriteBehind
+from toolscore.stores.behind import WriteBehind
+from toolscore.stores.database import Database
 from toolscore.tools.pins import Pins
 from toolscore.tools.schemas import Schemas, is_usable
 

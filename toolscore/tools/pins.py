@@ -21,7 +21,8 @@ from toolscore.core.errors import Conflict
 from toolscore.core.jsonrpc import decode, encode
 from toolscore.core.models import Change, Held, definition_hash
 from toolscore.core.rules import Rules
-from toolscore.stores import Database, WriteBehind
+from toolscore.stores.behind import WriteBehind
+from toolscore.stores.database import Database
 from toolscore.tools.changes import classify, find_renamed, first_sight, in_reasons, readable_diff
 from toolscore.tools.schemas import problem_of
 

@@ -25,7 +25,7 @@ from toolscore.discovery.search.index import FEW, Doc, Index
 from toolscore.discovery.search.search import build_index, vector_texts
 from toolscore.discovery.search.vectors import VectorCache
 from toolscore.embedding import Embedder, EmbeddingRules
-from toolscore.stores import Database
+from toolscore.stores.database import Database
 
 __all__ = ["Candidate", "MCPSearchTool", "doc_of_entry"]
 

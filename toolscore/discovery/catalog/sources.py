@@ -26,8 +26,9 @@ from toolscore.core.models import shown_url
 from toolscore.core.rules import HttpUrl, Rules
 from toolscore.discovery.catalog.registry import read_servers
 from toolscore.discovery.catalog.server_json import PUBLISHER, WELL_KNOWN, Entry, entries_of
-from toolscore.stores import Database, WriteBehind
-from toolscore.stores.database import StoreError
+from toolscore.stores.behind import WriteBehind
+from toolscore.stores.database import Database
+from toolscore.stores.errors import StoreError
 
 __all__ = ["CatalogRules", "SourceState", "Sources"]
 

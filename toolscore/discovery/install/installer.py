@@ -33,8 +33,8 @@ from toolscore.discovery.install.plan import Plan, check_allowed, plan_for
 from toolscore.discovery.install.policy import InstallRules, Kind
 from toolscore.discovery.install.prove import Proof, Proved, Tell, prove
 from toolscore.discovery.install.wish import Wish, wish_for
-from toolscore.stores import Database
-from toolscore.stores.database import StoreError, caught_up, or_overloaded
+from toolscore.stores.database import Database, caught_up, or_overloaded
+from toolscore.stores.errors import StoreError
 from toolscore.upstreams import UpstreamPool
 
 __all__ = ["Installed", "Installer"]

@@ -23,7 +23,8 @@ from toolscore.discovery.search.neighbours import vector_index
 from toolscore.discovery.search.vectors import VectorCache, digest
 from toolscore.embedding import Embedder, EmbeddingError, EmbeddingRules, is_foreign
 from toolscore.history.scores import Scores
-from toolscore.stores import Database, WriteBehind
+from toolscore.stores.behind import WriteBehind
+from toolscore.stores.database import Database
 from toolscore.tools.library import UnifiedToolLibrary
 
 __all__ = ["LEARNED", "SEARCHED", "Found", "ToolSearch", "argument_words", "build_index", "doc_of_tool", "vector_texts"]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from toolscore.embedding import Embedder, EmbeddingError
-from toolscore.stores import Database, WriteBehind
-from toolscore.stores.database import StoreError
+from toolscore.stores.behind import WriteBehind
+from toolscore.stores.database import Database
+from toolscore.stores.errors import StoreError
 
 if TYPE_CHECKING:
     import numpy

@@ -13,7 +13,7 @@ from toolscore.core.errors import OutcomeUnknown
 from toolscore.core.jsonrpc import error_frame
 from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, sse_event
 from toolscore.replicas import Replicas
-from toolscore.stores import SharedStore
+from toolscore.stores.redis import SharedStore
 
 __all__ = ["Mirror", "Mirrors"]
 

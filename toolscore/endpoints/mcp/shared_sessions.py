@@ -20,7 +20,7 @@ from toolscore.core.jsonrpc import ConnectionLost, RemoteError
 from toolscore.endpoints.mcp.mirror import Mirrors
 from toolscore.endpoints.mcp.session_ids import MAX_AGE_SECONDS
 from toolscore.replicas import Link, Replicas
-from toolscore.stores import SharedStore
+from toolscore.stores.redis import SharedStore
 
 __all__ = ["Kept", "SharedSessions"]
 

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections import OrderedDict, deque
 from fnmatch import fnmatchcase
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,7 @@ from toolscore.stores.redis import SharedStore
 from toolscore.upstreams import Caller
 
 if TYPE_CHECKING:
-    from throttled.asyncio import MemoryStore, RateLimitResult, RedisStore
+    from throttled.asyncio import MemoryStore, RateLimitResult, RedisStore, Throttled
 
 __all__ = ["Rate", "RateLimits", "RateRules", "Turnstile"]
 
@@ -71,13 +72,11 @@ class RateLimits:
 
     def _set(self, rules: RateRules) -> None:
         self._rules = rules
-        library = _throttled()
-        store = library.MemoryStore(options={"MAX_SIZE": MAX_BUCKETS})
-        far = _at(library, self._shared) if self._shared is not None else None
+        stores = _Stores(self._shared)
         rate = Rate(per_minute=rules.per_minute, burst=rules.burst) if rules.per_minute else None
         self._rate = rate
-        self._all = _Bucket(rate, store, far) if rate is not None else None
-        self._tools = {pattern: _Bucket(of_tool, store, far) for pattern, of_tool in rules.tools.items()}
+        self._all = _Bucket(rate, stores) if rate is not None else None
+        self._tools = {pattern: _Bucket(of_tool, stores) for pattern, of_tool in rules.tools.items()}
         self._matching: Memo[str, list[str]] = Memo(MAX_SHOWN)
         self._last: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
@@ -158,15 +157,42 @@ def _throttled() -> Any:
             del sys.modules["redis"]
 
 
+class _Stores:
+    """Where buckets are counted. throttled-py is loaded when somebody with a bound calls first."""
+
+    def __init__(self, shared: SharedStore | None) -> None:
+        self._shared = shared
+
+    @cached_property
+    def here(self) -> MemoryStore:
+        store: MemoryStore = _throttled().MemoryStore(options={"MAX_SIZE": MAX_BUCKETS})
+        return store
+
+    @cached_property
+    def far(self) -> RedisStore | None:
+        return _at(_throttled(), self._shared) if self._shared is not None else None
+
+
 class _Bucket:
     """One rate, counted here, and in Redis while that answers."""
 
-    def __init__(self, rate: Rate, store: MemoryStore, far: RedisStore | None) -> None:
-        from throttled.asyncio import RateLimiterType, Throttled, rate_limiter
+    def __init__(self, rate: Rate, stores: _Stores) -> None:
+        self._rate = rate
+        self._stores = stores
 
-        quota = rate_limiter.per_min(rate.per_minute, burst=rate.burst)
-        self._here = Throttled(using=RateLimiterType.GCRA.value, quota=quota, store=store)
-        self._far = Throttled(using=RateLimiterType.GCRA.value, quota=quota, store=far) if far is not None else None
+    def _counting(self, store: MemoryStore | RedisStore) -> Throttled:
+        library = _throttled()
+        quota = library.rate_limiter.per_min(self._rate.per_minute, burst=self._rate.burst)
+        counting: Throttled = library.Throttled(using=library.RateLimiterType.GCRA.value, quota=quota, store=store)
+        return counting
+
+    @cached_property
+    def _here(self) -> Throttled:
+        return self._counting(self._stores.here)
+
+    @cached_property
+    def _far(self) -> Throttled | None:
+        return self._counting(self._stores.far) if self._stores.far is not None else None
 
     async def take(self, key: str, shared: SharedStore | None) -> RateLimitResult:
         here = await self._here.limit(key)  # kept up to date, for when Redis goes

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from toolscore.upstreams.protocol import LATEST_STATELESS_VERSION, META
+
 __all__ = [
     "ACCEPT",
     "OPENING",
@@ -36,6 +38,7 @@ __all__ = [
     "settle",
     "stop",
     "wait_for_servers",
+    "wait_for_tools",
 ]
 
 PATIENCE_SECONDS = 120
@@ -218,6 +221,26 @@ def wait_for_servers(base: str, count: int) -> None:
             return
         time.sleep(0.05)
     raise RuntimeError(f"not all servers came up: {servers}")
+
+
+def wait_for_tools(base: str, count: int) -> None:
+    """Wait, over `/mcp` alone, until so many tools can be called: what serves REST is loaded when it is asked first."""
+    params = {"_meta": {f"{META}protocolVersion": LATEST_STATELESS_VERSION, f"{META}clientCapabilities": {}}}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params}).encode()
+    headers = {
+        "accept": "application/json", "content-type": "application/json", "mcp-method": "tools/list",
+        "mcp-protocol-version": LATEST_STATELESS_VERSION,
+    }  # fmt: skip
+    there, deadline = 0, time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        request = urllib.request.Request(f"{base}/mcp", body, headers)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as response:  # noqa: S310
+            tools = json.loads(response.read())["result"]["tools"]
+        there = sum(tool.get("_meta", {}).get("toolscore/available", True) for tool in tools)
+        if there >= count:
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"{there} tools can be called, and {count} should be")
 
 
 def free_port() -> int:

@@ -54,7 +54,7 @@ def serve(
 
     from toolscore.app.files import load_settings
     from toolscore.core.errors import SettingsError
-    from toolscore.endpoints import AddressInUse, run_workers
+    from toolscore.endpoints import AddressInUse
     from toolscore.endpoints import serve as serve_doors
     from toolscore.stores.errors import StoreError
 
@@ -82,6 +82,8 @@ def serve(
         runner = partial(asyncio.Runner, loop_factory=uvloop.new_event_loop)
         started = partial(_started, config=config, workers=count)
         if count > 1:
+            from toolscore.endpoints.workers import run_workers
+
             if code := run_workers(loaded, config, count, started, runner):
                 raise typer.Exit(code)
             return

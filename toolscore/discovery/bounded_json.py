@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
+from toolscore.core.lazy import loaded_later
+from toolscore.upstreams.http_client import HttpClient
+
+if TYPE_CHECKING:
+    import aiohttp
+else:
+    aiohttp = loaded_later("aiohttp")
 
 __all__ = ["request_json"]
 
@@ -15,7 +21,7 @@ CHUNK_BYTES = 64 * 1024
 
 
 async def request_json(
-    http: aiohttp.ClientSession,
+    http: HttpClient,
     url: str,
     *,
     timeout_seconds: float,

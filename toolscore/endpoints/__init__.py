@@ -2,6 +2,5 @@
 
 from toolscore.endpoints.app import serve
 from toolscore.endpoints.listening import AddressInUse
-from toolscore.endpoints.workers import run_workers
 
-__all__ = ["AddressInUse", "run_workers", "serve"]
+__all__ = ["AddressInUse", "serve"]

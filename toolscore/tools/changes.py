@@ -348,8 +348,6 @@ def find_renamed(new: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> i
 
     Returns its place among the first thousand.
     """
-    from rapidfuzz import fuzz, process
-
     text = new.get("description")
     if not isinstance(text, str):
         return None
@@ -360,5 +358,9 @@ def find_renamed(new: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> i
             if text.startswith(before[:MAX_COMPARED_TEXT]):
                 return place
             texts[place] = before[:MAX_COMPARED_TEXT]
+    if not texts:
+        return None
+    from rapidfuzz import fuzz, process
+
     found = process.extractOne(text[:MAX_COMPARED_TEXT], texts, scorer=fuzz.ratio, score_cutoff=85)
     return int(found[2]) if found is not None else None

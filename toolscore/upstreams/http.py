@@ -14,9 +14,8 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import structlog
 from msgspec import Raw
 from multidict import CIMultiDict
@@ -41,13 +40,22 @@ from toolscore.core.jsonrpc import (
     result_frame,
     with_progress_token,
 )
+from toolscore.core.lazy import loaded_later
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
 from toolscore.upstreams.connection import Hearing, OnNotification, SharedSession, with_input
 from toolscore.upstreams.event_stream import MAX_RETRY_SECONDS, EventStream
 from toolscore.upstreams.headers import NAMED_METHODS, header_value, mirrored_arguments, param_headers
 from toolscore.upstreams.http_channel import Answer, BadAnswer
-from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for, with_cookies
+from toolscore.upstreams.http_client import (
+    HttpClient,
+    Unpacked,
+    plain_url,
+    proxy_for,
+    seconds_to_wait,
+    tls_for,
+    with_cookies,
+)
 from toolscore.upstreams.in_flight import InFlight
 from toolscore.upstreams.lean import ConnectFailed, LeanClient
 from toolscore.upstreams.protocol import (
@@ -66,11 +74,17 @@ from toolscore.upstreams.protocol import (
     stateless_envelope,
 )
 
+if TYPE_CHECKING:
+    import aiohttp
+
+    Response = aiohttp.ClientResponse | Answer
+else:
+    aiohttp = loaded_later("aiohttp")
+
 __all__ = ["HttpConnection", "Unexpected", "open_streamable_http"]
 
 log = structlog.get_logger(__name__)
 
-Response = aiohttp.ClientResponse | Answer
 
 PING_SECONDS = 15
 """How often a server that keeps no stream open is asked whether it is still there."""
@@ -116,7 +130,7 @@ class HttpConnection:
     def __init__(
         self,
         spec: UpstreamSpec,
-        session: aiohttp.ClientSession,
+        session: HttpClient,
         on_notification: OnNotification,
         max_message_bytes: int,
         side: ClientSide = EVERYBODY,
@@ -881,7 +895,7 @@ def _matches(found: Any, request_id: int) -> bool:
 @asynccontextmanager
 async def open_streamable_http(
     spec: UpstreamSpec,
-    session: aiohttp.ClientSession,
+    session: HttpClient,
     *,
     on_notification: OnNotification,
     max_message_bytes: int,

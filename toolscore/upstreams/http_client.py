@@ -13,23 +13,29 @@ import time
 import urllib.request
 import zlib
 from collections.abc import AsyncIterator, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from http.cookies import SimpleCookie
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import aiohttp
 from yarl import URL
 
 from toolscore import __version__
 from toolscore.core.errors import UpstreamProtocolError
 from toolscore.core.hosts import is_loopback
+from toolscore.core.lazy import loaded_later
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.http_channel import Answer
 from toolscore.upstreams.lean import LeanClient
 from toolscore.upstreams.process.spawn import CommandNotFound
 
+if TYPE_CHECKING:
+    import aiohttp
+else:
+    aiohttp = loaded_later("aiohttp")
+
 __all__ = [
+    "HttpClient",
     "Unpacked",
     "fetch_json",
     "http_session",
@@ -55,24 +61,67 @@ FETCH_SECONDS = 10.0
 MAX_FETCHED_BYTES = 1024 * 1024
 
 
+class HttpClient(Protocol):
+    """What is used of aiohttp's client."""
+
+    def request(self, method: str, url: str | URL, **options: Any) -> AbstractAsyncContextManager[Any]: ...
+    def get(self, url: str | URL, **options: Any) -> AbstractAsyncContextManager[Any]: ...
+    def post(self, url: str | URL, **options: Any) -> AbstractAsyncContextManager[Any]: ...
+
+
 @asynccontextmanager
-async def http_session(*, public_only: bool = False) -> AsyncIterator[aiohttp.ClientSession]:
-    """An HTTP client of the gateway's hot path; shared, since making one costs 30 ms.
+async def http_session(*, public_only: bool = False) -> AsyncIterator[HttpClient]:
+    """An HTTP client for all that is rare; made when something is asked first, since it takes 6 MB and 0.1 s.
 
     Args:
         public_only: names that stand for a private address are not found, whatever they stood for before.
     """
-    resolver = _PublicResolver() if public_only else None
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, resolver=resolver)
-    async with aiohttp.ClientSession(
-        connector=connector,
+    client = _Later(public_only)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+class _Later:
+    def __init__(self, public_only: bool) -> None:
+        self._public_only = public_only
+        self._session: aiohttp.ClientSession | None = None
+
+    def request(self, method: str, url: str | URL, **options: Any) -> AbstractAsyncContextManager[Any]:
+        if self._session is None:
+            self._session = _made(self._public_only)
+        return self._session.request(method, url, **options)
+
+    def get(self, url: str | URL, **options: Any) -> AbstractAsyncContextManager[Any]:
+        return self.request("GET", url, **options)
+
+    def post(self, url: str | URL, **options: Any) -> AbstractAsyncContextManager[Any]:
+        return self.request("POST", url, **options)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _made(public_only: bool) -> aiohttp.ClientSession:
+    class PublicResolver(aiohttp.ThreadedResolver):
+        async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> Any:
+            found = await super().resolve(host, port, family)
+            for one in found:
+                if not ipaddress.ip_address(one["host"]).is_global:
+                    raise OSError(f"{host} is {one['host']}, a private address")
+            return found
+
+    resolver = PublicResolver() if public_only else None
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, resolver=resolver),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         auto_decompress=False,  # a packed answer could unpack to more than any bound: see `Unpacked`
         headers={"User-Agent": USER_AGENT},
         skip_auto_headers=("Accept-Encoding",),  # servers nearby: packing costs more than it saves
-    ) as session:
-        yield session
+    )
 
 
 def lean_client() -> LeanClient:
@@ -195,17 +244,8 @@ class Unpacked:
                 raise UpstreamProtocolError(f"the server's answer cannot be unpacked: {exc}") from exc
 
 
-class _PublicResolver(aiohttp.ThreadedResolver):
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> Any:
-        found = await super().resolve(host, port, family)
-        for one in found:
-            if not ipaddress.ip_address(one["host"]).is_global:
-                raise OSError(f"{host} is {one['host']}, a private address")
-        return found
-
-
 async def fetch_json(
-    session: aiohttp.ClientSession, url: str, *, max_bytes: int = MAX_FETCHED_BYTES, seconds: float = FETCH_SECONDS
+    session: HttpClient, url: str, *, max_bytes: int = MAX_FETCHED_BYTES, seconds: float = FETCH_SECONDS
 ) -> Any:
     """Get the JSON at an address that the operator named. Redirects are not followed.
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
-import aiohttp
 from msgspec import Raw
 
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.core.rules import LimitRules
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
 from toolscore.upstreams.connection import OnNotification, SharedSession
-from toolscore.upstreams.http_client import http_session, lean_client
+from toolscore.upstreams.http_client import HttpClient, http_session, lean_client
 from toolscore.upstreams.inprocess import InProcessServer, open_inprocess
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.references import resolved
@@ -59,7 +58,7 @@ class Dialer:
         """Use this server wherever an entry's `inprocess` names `factory`, instead of making one."""
         self._inside[factory] = server
 
-    def http_for(self, spec: UpstreamSpec) -> aiohttp.ClientSession:
+    def http_for(self, spec: UpstreamSpec) -> HttpClient:
         """The HTTP client for a server: one that reaches public addresses alone where no other was approved."""
         return self.http_public if spec.public_only else self.http
 

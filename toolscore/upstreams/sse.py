@@ -10,22 +10,27 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import structlog
 from yarl import URL
 
 from toolscore.core.errors import ToolScoreError, UpstreamProtocolError
 from toolscore.core.jsonrpc import ConnectionLost, NotSent, RemoteError
+from toolscore.core.lazy import loaded_later
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
 from toolscore.upstreams.connection import Connection, OnNotification, PeerConnection, SharedSession
 from toolscore.upstreams.event_stream import MESSAGE, EventStream
 from toolscore.upstreams.http import Unexpected, open_streamable_http
-from toolscore.upstreams.http_client import Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for
+from toolscore.upstreams.http_client import HttpClient, Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for
 from toolscore.upstreams.lean import LeanClient
+
+if TYPE_CHECKING:
+    import aiohttp
+else:
+    aiohttp = loaded_later("aiohttp")
 
 __all__ = ["SseConnection", "open_http"]
 
@@ -55,7 +60,7 @@ class _Line:
     def __init__(
         self,
         spec: UpstreamSpec,
-        session: aiohttp.ClientSession,
+        session: HttpClient,
         shown: str,
         credentials: Callable[[], Mapping[str, str]] | None,
     ) -> None:
@@ -133,7 +138,7 @@ class _Line:
 @asynccontextmanager
 async def _open_sse(
     spec: UpstreamSpec,
-    session: aiohttp.ClientSession,
+    session: HttpClient,
     *,
     on_notification: OnNotification,
     max_message_bytes: int,
@@ -219,7 +224,7 @@ async def _watch(connection: SseConnection) -> None:
 @asynccontextmanager
 async def open_http(
     spec: UpstreamSpec,
-    session: aiohttp.ClientSession,
+    session: HttpClient,
     *,
     on_notification: OnNotification,
     max_message_bytes: int,

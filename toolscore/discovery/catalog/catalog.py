@@ -11,7 +11,6 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from toolscore.core.errors import InvalidArguments, ServerNotFound, UpstreamUnavailable
@@ -26,6 +25,7 @@ from toolscore.discovery.search.search import build_index, vector_texts
 from toolscore.discovery.search.vectors import VectorCache
 from toolscore.embedding import Embedder, EmbeddingRules
 from toolscore.stores.database import Database
+from toolscore.upstreams.http_client import HttpClient
 
 __all__ = ["Candidate", "MCPSearchTool", "doc_of_entry"]
 
@@ -79,7 +79,7 @@ class MCPSearchTool:
         self,
         database: Database,
         embedder: Embedder,
-        http: aiohttp.ClientSession,
+        http: HttpClient,
         rules: CatalogRules | None = None,
         embeddings: EmbeddingRules | None = None,
     ) -> None:

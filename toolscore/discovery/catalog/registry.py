@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import aiohttp
 import msgspec
 
 from toolscore.discovery.bounded_json import request_json
 from toolscore.discovery.catalog.server_json import entries_of
+from toolscore.upstreams.http_client import HttpClient
 
 __all__ = ["read_servers", "read_versions"]
 
@@ -25,7 +25,7 @@ TOTAL_SECONDS = 900.0
 MAX_CURSOR = 500
 
 
-async def read_servers(http: aiohttp.ClientSession, url: str, source: str) -> list[dict[str, Any]]:
+async def read_servers(http: HttpClient, url: str, source: str) -> list[dict[str, Any]]:
     """Read the latest version of every server.
 
     Args:
@@ -61,7 +61,7 @@ async def read_servers(http: aiohttp.ClientSession, url: str, source: str) -> li
     return servers
 
 
-async def read_versions(http: aiohttp.ClientSession, url: str, name: str) -> dict[str, Any]:
+async def read_versions(http: HttpClient, url: str, name: str) -> dict[str, Any]:
     """Read the page with all versions of one server.
 
     Args:
@@ -74,7 +74,7 @@ async def read_versions(http: aiohttp.ClientSession, url: str, name: str) -> dic
     return await _page(http, f"{url}/v0.1/servers/{quote(name, safe='')}/versions")
 
 
-async def _page(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+async def _page(http: HttpClient, url: str) -> dict[str, Any]:
     page = await request_json(http, url, timeout_seconds=PAGE_SECONDS, max_bytes=MAX_PAGE_BYTES)
     if not isinstance(page, dict):
         raise ValueError("its answer is no page of servers")

@@ -17,7 +17,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import aiohttp
 import msgspec
 import structlog
 from pydantic import Field
@@ -29,6 +28,7 @@ from toolscore.discovery.catalog.server_json import PUBLISHER, WELL_KNOWN, Entry
 from toolscore.stores.behind import WriteBehind
 from toolscore.stores.database import Database
 from toolscore.stores.errors import StoreError
+from toolscore.upstreams.http_client import HttpClient
 
 __all__ = ["CatalogRules", "SourceState", "Sources"]
 
@@ -86,7 +86,7 @@ class Sources:
         generation: changes whenever the servers may have changed.
     """
 
-    def __init__(self, database: Database, http: aiohttp.ClientSession, rules: CatalogRules) -> None:
+    def __init__(self, database: Database, http: HttpClient, rules: CatalogRules) -> None:
         self._database = database
         self._http = http
         self._rules = rules

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-import aiohttp
 import msgspec
 
 from toolscore.core.errors import InvalidArguments, UpstreamUnavailable
@@ -35,6 +34,7 @@ from toolscore.discovery.search.index import Doc, ExactVectors, Index, vector_te
 from toolscore.discovery.search.search import Found, ToolSearch
 from toolscore.embedding import Embedder, EmbeddingError
 from toolscore.tools.library import UnifiedToolLibrary
+from toolscore.upstreams.http_client import HttpClient
 
 __all__ = ["Analysis", "Step", "ToolGapDetector", "steps_of"]
 
@@ -134,7 +134,7 @@ class ToolGapDetector:
 
     def __init__(
         self, library: UnifiedToolLibrary, search: ToolSearch, embedder: Embedder, words: Embedder,
-        http: aiohttp.ClientSession, *, on_gap: Callable[[str, Analysis], None] = lambda principal, analysis: None,
+        http: HttpClient, *, on_gap: Callable[[str, Analysis], None] = lambda principal, analysis: None,
         rules: JudgeRules | None = None,
     ) -> None:  # fmt: skip
         self._library = library

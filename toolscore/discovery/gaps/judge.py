@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-import aiohttp
 import msgspec
 import structlog
 from pydantic import Field
@@ -14,6 +13,7 @@ from pydantic import Field
 from toolscore.core.rules import HttpUrl, Places, Rules, Seconds
 from toolscore.discovery.bounded_json import request_json
 from toolscore.discovery.search.search import Found
+from toolscore.upstreams.http_client import HttpClient
 from toolscore.upstreams.process.spawn import CommandNotFound
 from toolscore.upstreams.references import resolved_text
 
@@ -71,7 +71,7 @@ class Judge:
         http: for the endpoint.
     """
 
-    def __init__(self, http: aiohttp.ClientSession, rules: JudgeRules | None = None) -> None:
+    def __init__(self, http: HttpClient, rules: JudgeRules | None = None) -> None:
         self._http = http
         self._rules = rules or JudgeRules()
         self._rulings: OrderedDict[str, Ruling] = OrderedDict()

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import aiohttp
-
 from toolscore.discovery.install.fetch.fetcher import Fetched, Fetcher
 from toolscore.discovery.install.fetch.npm import NpmFetcher
 from toolscore.discovery.install.fetch.oci import ContainerEngine, OciFetcher, remove_image
 from toolscore.discovery.install.fetch.pypi import PypiFetcher
 from toolscore.discovery.install.fetch.remote import RemoteFetcher
 from toolscore.discovery.install.policy import InstallRules, Kind
+from toolscore.upstreams.http_client import HttpClient
 
 __all__ = ["ContainerEngine", "Fetched", "Fetcher", "fetcher_of", "remove_image"]
 
 
-def fetcher_of(
-    kind: Kind, rules: InstallRules, http: aiohttp.ClientSession, http_public: aiohttp.ClientSession
-) -> Fetcher:
+def fetcher_of(kind: Kind, rules: InstallRules, http: HttpClient, http_public: HttpClient) -> Fetcher:
     """Choose the fetcher of a kind of package.
 
     Args:

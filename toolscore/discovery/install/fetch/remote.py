@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from toolscore.core.models import UpstreamSpec
 from toolscore.discovery.install.failure import StepFailed
 from toolscore.discovery.install.fetch.fetcher import MAX_DESCRIPTION, TAGS, Fetched
 from toolscore.discovery.install.plan import Plan
 from toolscore.discovery.install.policy import InstallRules
 from toolscore.discovery.install.wish import Wish, headers_of, remote_of
+from toolscore.upstreams.http_client import HttpClient
 
 __all__ = ["RemoteFetcher"]
 
@@ -28,7 +27,7 @@ class RemoteFetcher:
         http: connects to public addresses only, unless the rules allow private ones.
     """
 
-    def __init__(self, rules: InstallRules, http: aiohttp.ClientSession) -> None:
+    def __init__(self, rules: InstallRules, http: HttpClient) -> None:
         self._rules = rules
         self._http = http
 

@@ -17,6 +17,7 @@ import msgspec
 from pydantic import Field, model_validator
 
 from toolscore.access.matching import Looking, expression
+from toolscore.core.memo import Memo
 from toolscore.core.models import Principal, Tool
 from toolscore.core.names import EXECUTOR, PYTHON
 from toolscore.core.rules import Rules
@@ -26,6 +27,8 @@ __all__ = ["ANNOTATIONS", "Decision", "Policy", "PolicyRules", "Rule"]
 ANNOTATIONS = {"readOnlyHint": False, "destructiveHint": True, "idempotentHint": False, "openWorldHint": True}
 """What a tool is taken for that does not say (MCP, tool annotations)."""
 
+MAX_KNOWN = 10_000
+"""Principals with a tool of which is known which rules are about them."""
 MATCH_SECONDS = 0.1
 """CPU that the expressions of all rules may take for one call. What they cannot tell in it counts against the call."""
 
@@ -122,29 +125,31 @@ class Policy:
         self.default = default
         self.is_open = not self.rules and default == "allow"
         self.looks_at_arguments = any(rule.arguments for rule in self.rules)
+        self._known: Memo[tuple[Principal, str, str], list[tuple[int, Rule]]] = Memo(MAX_KNOWN)
 
     def decide(self, principal: Principal, tool: Tool, arguments: Mapping[str, Any]) -> Decision:
         """Whether this call may be made: a rule that denies wins, then one that allows, then the default."""
         looking = Looking(MATCH_SECONDS)
-        return self._decide(
-            [
-                (number, rule)
-                for number, rule in enumerate(self.rules, 1)
-                if rule.is_for(principal) and rule.is_about(tool) and rule.fits(arguments, looking)
-            ]
-        )
+        return self._decide([each for each in self._about(principal, tool) if each[1].fits(arguments, looking)])
 
     def sees(self, principal: Principal, tool: Tool) -> Decision:
         """Whether a tool exists for a principal: it does if some call of it may be allowed."""
         if self.is_open:
             return Decision(True)
-        return self._decide(
-            [
+        about = self._about(principal, tool)
+        return self._decide([each for each in about if not (each[1].effect == "deny" and each[1].arguments)])
+
+    def _about(self, principal: Principal, tool: Tool) -> list[tuple[int, Rule]]:
+        """The rules for a principal and about a tool, with their numbers, whatever they say of arguments."""
+        key = (principal, tool.tool_id, tool.definition_hash)
+        about = self._known.get(key)
+        if about is None:
+            about = self._known[key] = [
                 (number, rule)
                 for number, rule in enumerate(self.rules, 1)
-                if rule.is_for(principal) and rule.is_about(tool) and not (rule.effect == "deny" and rule.arguments)
+                if rule.is_for(principal) and rule.is_about(tool)
             ]
-        )
+        return about
 
     def sees_server(self, principal: Principal, server_id: str) -> bool:
         """Whether what a server has beside tools exists for a principal: rules about all of the server count."""

@@ -248,9 +248,11 @@ def twice(data: bytes | Raw, value: Any) -> str | None:
     """
     text = bytes(data)
     ends = text.count(b'":')
-    if ends == text.count(b":") and ends == _members(value):  # the usual spelling, and no text with a colon
+    is_flat = isinstance(value, dict) and text.count(b"{") == 1  # what stands in it are no objects
+    members = len(value) if is_flat else _members(value)
+    if ends == members and ends == text.count(b":"):  # the usual spelling, and no text with a colon
         return None
-    if len(_KEY_ENDS.findall(text)) == _members(value):  # each key ends so, and maybe some texts do
+    if len(_KEY_ENDS.findall(text)) == members:  # each key ends so, and maybe some texts do
         return None
     found: list[str] = []
 

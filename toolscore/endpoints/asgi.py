@@ -23,7 +23,7 @@ from toolscore.core.drawn import Drawn
 from toolscore.core.errors import InvalidArguments, InvalidRequest, PayloadTooLarge, ToolScoreError
 from toolscore.core.jsonrpc import encode
 from toolscore.core.models import Principal
-from toolscore.endpoints.exchange import Exchange
+from toolscore.endpoints.exchange import BY_NAME, Exchange
 
 __all__ = [
     "SSE_COMMENT_SECONDS",
@@ -75,11 +75,9 @@ _run = Drawn(lambda: uuid.uuid4().hex[:16])
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
     """The headers of a request by their names in lower case; of several with one name the last."""
-    headers: dict[bytes, bytes]
-    try:
-        headers = scope["toolscore.headers"]
-    except KeyError:
-        headers = scope["toolscore.headers"] = dict(scope["headers"])
+    headers: dict[bytes, bytes] | None = scope.get(BY_NAME)
+    if headers is None:
+        headers = scope[BY_NAME] = dict(scope["headers"])
     return headers
 
 

@@ -10,7 +10,10 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
-__all__ = ["Exchange"]
+__all__ = ["BY_NAME", "Exchange"]
+
+BY_NAME = "toolscore.headers"
+"""The member of a scope with a request's headers by their names in lower case; of several with one name the last."""
 
 
 class Exchange(RequestResponseCycle):

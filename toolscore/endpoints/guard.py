@@ -21,7 +21,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from toolscore.core.rules import LimitRules
-from toolscore.endpoints.exchange import Exchange
+from toolscore.endpoints.exchange import BY_NAME, Exchange
 
 __all__ = ["ConnectionGuard", "GuardedHttp", "possible_connections"]
 
@@ -228,11 +228,13 @@ class GuardedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
         self._rests_since = None
         if self._head_since is None:
             self._head_since, self._head_bytes = time.monotonic(), 0
             self._begun_in = self._chunk  # behind another request, whose bytes are not this head's
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._status:
@@ -255,6 +257,7 @@ class GuardedHttp(HttpToolsProtocol):
         """As uvicorn's `on_headers_complete`: have the application take the request, now or in its turn."""
         parser = self.parser
         version = parser.get_http_version()
+        headers = dict(self.headers)
         scope: Any = {
             "type": "http",
             "asgi": ASGI,
@@ -265,6 +268,7 @@ class GuardedHttp(HttpToolsProtocol):
             "client": self.client,
             "root_path": "",
             "headers": self.headers,
+            BY_NAME: headers,
         }
         self.scope = scope
         self._upgrades = parser.should_upgrade() and self._should_upgrade()
@@ -279,7 +283,7 @@ class GuardedHttp(HttpToolsProtocol):
             self.flow,
             self.server_state.default_headers,
             self.on_response_complete,
-            expect_100_continue=self.expect_100_continue,
+            expect_100_continue=headers.get(b"expect", b"").lower() == b"100-continue",
             keep_alive=version != "1.0" and parser.should_keep_alive(),
         )
         if before is None or before.response_complete:

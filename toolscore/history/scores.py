@@ -40,6 +40,7 @@ BLAMES = frozenset(
     {"upstream_unavailable", "upstream_timeout", "outcome_unknown", "upstream_protocol_error", "circuit_open"}
 )
 """Outcomes that are the server's. Others (wrong arguments, a refusal, a caller that left) say nothing of the tool."""
+TELLING = BLAMES | {"ok", "tool_error"}
 TOOL_ERROR_WEIGHT = 0.5
 """A tool that says it failed may have been asked for what cannot be: half a failure."""
 CHANGED_WEIGHT = {"compatible": 0.0, "breaking": 0.25, "suspicious": 0.5}
@@ -89,7 +90,7 @@ class TrackRecord(msgspec.Struct):
             in_time: within the tool's own latency class; `None`: it has none.
             fits: whether the result is as the tool's `outputSchema` says; `None`: it has none, or there was no result.
         """
-        if outcome not in ("ok", "tool_error") and outcome not in BLAMES:
+        if outcome not in TELLING:
             return False
         if now - self.at > 1.0:  # fading more often changes nothing that anybody could see
             self.fade(now)
@@ -182,7 +183,8 @@ class Scores:
         self._rules = rules or ScoreRules()
         self._evidence: dict[str, TrackRecord] = {}
         self._fresh: dict[str, TrackRecord] = {}
-        """What was seen since the last write: it is added to what stands in the database by then, also by others."""
+        """What was seen since the last write: it is added to what stands in the database by then, also by others, and
+        comes on top of the evidence until then."""
         self._timer: asyncio.TimerHandle | None = None
         self.writes = WriteBehind("scores")
 
@@ -205,20 +207,23 @@ class Scores:
 
     def of(self, tool: Tool) -> Score:
         """A tool's score now."""
-        return score_of(self._evidence.get(tool.tool_id) or TrackRecord(), time.time(), latency_class(tool))
+        seen, fresh = self._evidence.get(tool.tool_id), self._fresh.get(tool.tool_id)
+        seen = seen.plus(fresh) if seen is not None and fresh is not None else seen or fresh or TrackRecord()
+        return score_of(seen, time.time(), latency_class(tool))
 
     def add(self, tool: Tool, outcome: str, seconds: float, fits: bool | None) -> None:
         """Take how a call of a tool ended."""
         if not self._rules.enabled:
             return
-        evidence = self._evidence.get(tool.tool_id)
-        if evidence is None:
-            evidence = self._evidence[tool.tool_id] = TrackRecord()
+        if outcome not in TELLING:
+            return
+        fresh = self._fresh.get(tool.tool_id)
+        if fresh is None:
+            fresh = self._fresh[tool.tool_id] = TrackRecord()
         declared = latency_class(tool) if outcome == "ok" else None
         in_time = seconds <= LATENCY_CLASSES[declared] if declared is not None else None
-        now = time.time()
-        if evidence.add(outcome, now, in_time=in_time, fits=fits):
-            self._fresh.setdefault(tool.tool_id, TrackRecord()).add(outcome, now, in_time=in_time, fits=fits)
+        fresh.add(outcome, time.time(), in_time=in_time, fits=fits)
+        if self._timer is None:
             self._flush_soon()
 
     def changed(self, tool_id: str, kind: str) -> None:
@@ -229,16 +234,16 @@ class Scores:
         """
         weight = CHANGED_WEIGHT.get(kind)
         if weight:
-            for seen in (self._evidence, self._fresh):
-                record = seen.setdefault(tool_id, TrackRecord())
-                record.fade(time.time())
-                record.changes += weight
+            record = self._fresh.setdefault(tool_id, TrackRecord())
+            record.fade(time.time())
+            record.changes += weight
             self._flush_soon()
 
     def forget(self, tool_ids: list[str]) -> None:
         """Tools are gone for good."""
-        known = [tool_id for tool_id in tool_ids if self._evidence.pop(tool_id, None) is not None]
+        known = [tool_id for tool_id in tool_ids if tool_id in self._evidence or tool_id in self._fresh]
         for tool_id in known:
+            self._evidence.pop(tool_id, None)
             self._fresh.pop(tool_id, None)
         if known:
             self.writes.put(lambda: self._database.delete_scores(known))
@@ -252,6 +257,9 @@ class Scores:
             self._timer.cancel()
             self._timer = None
         fresh, self._fresh = self._fresh, {}
+        for tool_id, record in fresh.items():
+            seen = self._evidence.get(tool_id)
+            self._evidence[tool_id] = record if seen is None else seen.plus(record)
         if fresh:
             self.writes.put(lambda: self._add_to_kept(fresh))
 
@@ -264,8 +272,7 @@ class Scores:
 
         for tool_id, state in (await self._database.change_scores(list(fresh), added)).items():
             if tool_id in self._evidence:
-                newer = self._fresh.get(tool_id) or TrackRecord()
-                self._evidence[tool_id] = msgspec.json.decode(state, type=TrackRecord).plus(newer)
+                self._evidence[tool_id] = msgspec.json.decode(state, type=TrackRecord)
 
 
 def latency_class(tool: Tool) -> str | None:

@@ -17,6 +17,7 @@ __all__ = ["Answer", "BadAnswer", "HttpChannel"]
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
+TOO_MANY = f"an answer with more than {MAX_HEADERS} headers"
 MAX_INFORMATIONS = 16
 """Answers of 1xx before the one that counts."""
 HIGH_BYTES, LOW_BYTES = 1024 * 1024, 256 * 1024
@@ -106,7 +107,8 @@ class HttpChannel(asyncio.Protocol):
         self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._bound_headers()
+        if len(self._fields) > MAX_HEADERS:
+            raise BadAnswer(TOO_MANY)
         self.status = self._parser.get_status_code()
         if 100 <= self.status < 200:
             return
@@ -124,12 +126,9 @@ class HttpChannel(asyncio.Protocol):
             self._paused = True
             self.transport.pause_reading()
 
-    def _bound_headers(self) -> None:
-        if len(self._fields) > MAX_HEADERS:
-            raise BadAnswer(f"an answer with more than {MAX_HEADERS} headers")
-
     def on_message_complete(self) -> None:
-        self._bound_headers()  # trailers are such, too
+        if len(self._fields) > MAX_HEADERS:  # trailers are such, too
+            raise BadAnswer(TOO_MANY)
         if 100 <= self.status < 200:
             self._informations += 1
             if self.status == HTTPStatus.SWITCHING_PROTOCOLS or self._informations > MAX_INFORMATIONS:

@@ -48,6 +48,7 @@ from toolscore.endpoints.asgi import (
     send_json,
     send_stream,
 )
+from toolscore.endpoints.exchange import BY_NAME
 from toolscore.endpoints.mcp.across import Across
 from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, may_wait
 from toolscore.endpoints.mcp.envelope import HEADER_MISMATCH, check_envelope, check_params
@@ -242,7 +243,7 @@ class McpHttpEndpoint:
             await send_json(send, 400, _refusal((exc.data or {}).get("rpc_code", exc.rpc_code), exc.message))
             return
         plain = {**scope, "headers": [*scope["headers"], (b"accept", b"application/json")]}
-        plain.pop("toolscore.headers", None)
+        plain.pop(BY_NAME, None)
         answers: list[bytes] = []
         for frame in frames:
             parts: list[bytes] = []

@@ -134,6 +134,40 @@ async def test_a_connection_that_rests_for_too_long_is_closed_and_one_that_is_se
             await serving
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"])
+async def test_a_refused_request_is_no_handshake(before: bytes) -> None:
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", "it would have become a WebSocket"
+        await send_json(send, 200, b"{}")
+
+    handshake = (
+        b"GET /websocket HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n" + b"a: b\r\n" * 140 + b"\r\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with ConnectionGuard(LimitRules) as guard:
+            config = uvicorn.Config(app, http=guard.protocol, ws="websockets-sansio", lifespan="off", log_config=None)  # type: ignore[arg-type]
+            server = uvicorn.Server(config)
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            if before:
+                writer.write(before)
+                await reader.readuntil(b"{}")
+            writer.write(handshake)
+            assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
+            writer.close()
+            async with asyncio.timeout(60):
+                while server.server_state.connections:
+                    await asyncio.sleep(0.01)
+            server.should_exit = True
+            await serving
+    assert failures == []
+
+
 @pytest.mark.parametrize("line", [b"a: b\r\n", b"x" * 8000])
 def test_a_head_without_end_is_refused_and_not_kept(gateway: GatewayProcess, line: bytes) -> None:
     before = memory(gateway)

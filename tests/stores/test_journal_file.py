@@ -15,6 +15,7 @@ from toolscore.stores import journal_file
 from toolscore.stores.database import open_database
 from toolscore.stores.errors import StoreError
 from toolscore.stores.journal_file import JournalFile, open_journal
+from toolscore.stores.rules import StoreRules
 from toolscore.stores.tables import calls
 
 pytestmark = pytest.mark.anyio
@@ -100,6 +101,34 @@ async def test_a_file_that_went_is_an_error_and_not_made_anew(url: str, file: Pa
         with pytest.raises(StoreError, match="unable to open"):
             await journal.append_calls([row("a")], [])
         assert not file.exists()
+
+
+async def test_the_schema_of_a_later_release_is_written_as_far_as_it_is_known(url: str, file: Path) -> None:
+    connection = sqlite3.connect(file)
+    connection.execute("ALTER TABLE calls ADD COLUMN region TEXT")
+    connection.close()
+    async with open_journal(url) as journal:
+        await journal.append_calls([row("a")], [body("large", "a")])
+        assert await journal.journal_size() == (1, 3)
+
+
+async def test_the_schema_of_an_earlier_release_is_an_error(url: str, file: Path) -> None:
+    connection = sqlite3.connect(file)
+    connection.execute("ALTER TABLE calls DROP COLUMN server_ms")
+    connection.close()
+    async with open_journal(url) as journal:
+        with pytest.raises(StoreError, match="server_ms"):
+            await journal.append_calls([row("a")], [])
+
+
+@pytest.mark.parametrize("name", ["100% a%20b", "what?", "ä #1"])
+async def test_a_folder_of_any_name_has_the_database_of_both(tmp_path: Path, name: str) -> None:
+    rules = StoreRules(data_dir=str(tmp_path / name))
+    async with open_database(rules.url) as database, open_journal(rules.url) as journal:
+        assert isinstance(journal, JournalFile)
+        await journal.append_calls([row("a")], [])
+        assert (await database.journal_size())[0] == 1
+        assert (tmp_path / name / "toolscore.db").is_file()
 
 
 async def test_a_database_in_memory_goes_the_usual_way() -> None:

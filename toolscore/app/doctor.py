@@ -212,16 +212,14 @@ def _ports(settings: Settings) -> list[Finding]:
 
 
 async def _database(settings: Settings) -> Finding:
-    url = settings.storage.database_url
-    if url is None:
+    if settings.storage.database_url is None:
         path = Path(settings.storage.data_dir).absolute() / "toolscore.db"
         if not path.exists():
             parent = next(folder for folder in path.parents if folder.exists())
             mend = "set storage.data_dir in toolscore.yaml to a folder that can be written"
             return Finding("database", os.access(parent, os.W_OK), f"will be made at {path}", mend)
-        url = f"sqlite+aiosqlite:///{path}"
     try:
-        async with open_database(url, migrate=False) as database:
+        async with open_database(settings.storage.url, migrate=False) as database:
             tools = len(await database.load_tools())
             return Finding("database", True, f"{tools} tool{'s' if tools != 1 else ''} stored")
     except OldSchemaError as exc:

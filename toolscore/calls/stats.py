@@ -197,6 +197,7 @@ class CallStats:
         Args:
             told: what its `take_more` gave, as it went over the wire.
         """
+        self._count_gathered()  # which may be of an earlier step
         now = time.monotonic()
         for more in msgspec.convert(told, list[More], strict=False):
             self._count(more.tool, more.outcome, more.kept, more.latencies, now)

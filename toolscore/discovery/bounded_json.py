@@ -5,15 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from toolscore.core.lazy import loaded_later
-from toolscore.upstreams.http_client import HttpClient
-
-if TYPE_CHECKING:
-    import aiohttp
-else:
-    aiohttp = loaded_later("aiohttp")
+from toolscore.upstreams.http_client import HttpClient, client_errors
 
 __all__ = ["request_json"]
 
@@ -54,7 +48,7 @@ async def request_json(
                 body += chunk
                 if len(body) > max_bytes:
                     raise ValueError(f"it answered more than {max_bytes:,} bytes")
-    except aiohttp.ClientError as exc:
+    except client_errors() as exc:
         raise OSError(str(exc)) from exc
     try:
         return json.loads(bytes(body))

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from toolscore.access.auth import check_origin
+from toolscore.access.auth import Credential, check_origin
 from toolscore.app.compose import Gateway
 from toolscore.core.errors import InternalError, InvalidRequest, ToolScoreError, Unauthenticated
 from toolscore.core.jsonrpc import encode
@@ -108,7 +108,11 @@ class Front:
             await self._take(scope, receive, send, started)
         else:  # it may last
             with self._uses if is_use else contextlib.nullcontext():
-                await self._held(scope, receive, send, started)
+                credential = self._gateway.auth.credential(*_shown(scope))
+                if credential is None:
+                    await self._take(scope, receive, send, started)
+                else:
+                    await self._held(credential, scope, receive, send, started)
 
     async def api(self) -> Application:
         """What FastAPI serves, made when it is asked for first: most gateways only take calls."""
@@ -150,12 +154,8 @@ class Front:
             headers.append((b"access-control-allow-private-network", b"true"))
         await send_json(send, 204, b"", headers)
 
-    async def _held(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
+    async def _held(self, credential: Credential, scope: Scope, receive: Receive, send: Send, started: float) -> None:
         """Serve what may stay open for longer than its key is good."""
-        credential = self._gateway.auth.credential(*_shown(scope))
-        if credential is None:
-            await self._take(scope, receive, send, started)
-            return
         task, reason = asyncio.current_task(), ""
 
         async def end(why: str) -> None:

@@ -321,6 +321,8 @@ class GuardedHttp(HttpToolsProtocol):
             self._rests_since = time.monotonic()
 
     def handle_websocket_upgrade(self) -> None:
+        if self._status or not self._upgrades:
+            return  # refused: what came with it goes no further
         self._upgraded, self._head_since, self._body_since = True, None, 0.0
         super().handle_websocket_upgrade()
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote
 
 from toolscore.stores.errors import StoreError
 
@@ -64,24 +65,22 @@ class JournalFile:
 
     async def append_calls(self, rows: Rows, large: Rows) -> None:
         def append(connection: sqlite3.Connection) -> None:
-            for table, of_table in (("bodies", large), ("calls", rows)):
+            for table, key, of_table in (("bodies", "hash", large), ("calls", "call_id", rows)):
                 if of_table:
-                    statement, order = self._upsert(connection, table)
+                    statement, order = self._upsert(table, key, of_table[0])
                     connection.executemany(statement, [tuple(row[name] for name in order) for row in of_table])
 
         await self._appending.do(append)
 
-    def _upsert(self, connection: sqlite3.Connection, table: str) -> tuple[str, list[str]]:
-        """The statement that writes whole rows, once or twice the same, and the columns in its order."""
+    def _upsert(self, table: str, key: str, row: dict[str, Any]) -> tuple[str, list[str]]:
+        """The statement that writes rows like this, once or twice the same, and the columns in its order. Others that
+        the table has, as that of a later release may, are left alone.
+        """
         known = self._upserts.get(table)
         if known is None:
-            columns = connection.execute("SELECT name, pk FROM pragma_table_info(?)", (table,)).fetchall()
-            order = [name for name, _ in columns]
-            key = ", ".join(name for name, is_key in columns if is_key)
-            others = ", ".join(f"{name} = excluded.{name}" for name, is_key in columns if not is_key)
-            places = ", ".join("?" * len(order))
-            into = f"INSERT INTO {table} ({', '.join(order)}) VALUES ({places})"  # noqa: S608 - names of our schema
-            known = self._upserts[table] = (f"{into} ON CONFLICT ({key}) DO UPDATE SET {others}", order)
+            into = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608 - our words
+            others = ", ".join(f"{name} = excluded.{name}" for name in row if name != key)
+            known = self._upserts[table] = (f"{into} ON CONFLICT ({key}) DO UPDATE SET {others}", list(row))
         return known
 
     async def journal_size(self) -> tuple[int, int]:
@@ -122,7 +121,7 @@ class _Connection:
         self._lock = threading.Lock()
 
     async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """One transaction, in a thread. If it is cancelled, it is carried out all the same.
+        """One transaction, in a thread. If it is cancelled, it may be carried out all the same.
 
         Raises:
             StoreError: nothing of it was written.
@@ -182,7 +181,8 @@ async def open_journal(url: str) -> AsyncIterator[JournalStore]:
 def _file_of(url: str) -> Path | None:
     """The file of a SQLite database; `None`: it is in memory, has options of its own, or is another database."""
     kind, _, path = url.partition(":///")
-    return Path(path) if kind.startswith("sqlite") and path not in ("", ":memory:") and "?" not in path else None
+    is_file = kind.startswith("sqlite") and path not in ("", ":memory:") and "?" not in path
+    return Path(unquote(path)) if is_file else None  # as SQLAlchemy reads it
 
 
 def _has_journal(file: Path) -> bool:

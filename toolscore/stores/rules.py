@@ -51,4 +51,5 @@ class StoreRules(Rules):
     @property
     def url(self) -> str:
         """The database, in SQLAlchemy's form: a file in the data folder unless another is given."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.folder / 'toolscore.db'}"
+        file = str(self.folder / "toolscore.db").replace("%", "%25").replace("?", "%3F")  # a URL's own signs
+        return self.database_url or f"sqlite+aiosqlite:///{file}"

@@ -114,7 +114,7 @@ class Connection(Protocol):
     elsewhere: bool
     """Whether it leads to another gateway, which has the server."""
 
-    async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
+    def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Awaitable[Raw]:
         """Ask and wait.
 
         Args:

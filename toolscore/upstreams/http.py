@@ -40,7 +40,6 @@ from toolscore.core.jsonrpc import (
     result_frame,
     with_progress_token,
 )
-from toolscore.core.lazy import loaded_later
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.upstreams.caller import EVERYBODY, Caller, ClientSide, OnAsked
 from toolscore.upstreams.connection import Hearing, OnNotification, SharedSession, with_input
@@ -50,6 +49,7 @@ from toolscore.upstreams.http_channel import Answer, BadAnswer
 from toolscore.upstreams.http_client import (
     HttpClient,
     Unpacked,
+    client_errors,
     plain_url,
     proxy_for,
     seconds_to_wait,
@@ -78,8 +78,6 @@ if TYPE_CHECKING:
     import aiohttp
 
     Response = aiohttp.ClientResponse | Answer
-else:
-    aiohttp = loaded_later("aiohttp")
 
 __all__ = ["HttpConnection", "Unexpected", "open_streamable_http"]
 
@@ -244,11 +242,9 @@ class HttpConnection:
             if stray is not None and "Mcp-Session-Id" not in self._headers:
                 self._aside(self._leave({**self._headers, "Mcp-Session-Id": stray}))
 
-    async def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Raw:
+    def request(self, method: str, params: Params | None = None, *, caller: Caller | None = None) -> Awaitable[Raw]:
         send = self._ask if self.info.stateless else self._ask_in_session
-        return await with_input(
-            lambda again: send(method, again, caller), self.info, method, params, caller, self.requests
-        )
+        return with_input(lambda again: send(method, again, caller), self.info, method, params, caller, self.requests)
 
     async def _ask_in_session(self, method: str, params: Params | None, caller: Caller | None) -> Raw:
         params = session_params(params)
@@ -371,9 +367,11 @@ class HttpConnection:
             await self._leave(self._headers)
 
     async def _leave(self, headers: Mapping[str, str]) -> None:
-        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        try:
             async with asyncio.timeout(2), self._exchange("DELETE", headers):
                 pass
+        except client_errors(OSError, TimeoutError):
+            pass
 
     def _exchange(self, verb: str, headers: Mapping[str, str], data: bytes | None = None) -> Any:
         """One HTTP request, as a context manager that gives the response."""
@@ -430,10 +428,9 @@ class HttpConnection:
                 if renewed.done():
                     continue
                 opened, offered = reading.result()
-            except (
-                aiohttp.ClientError, OSError, ValueError,
-                InvalidRequest, UpstreamProtocolError, ConnectionLost, RemoteError,
-            ) as exc:  # fmt: skip
+            except client_errors(
+                OSError, ValueError, InvalidRequest, UpstreamProtocolError, ConnectionLost, RemoteError
+            ) as exc:
                 log.debug("the stream for changes broke off", url=self._shown, error=str(exc))
                 opened, offered = self.hears, True
             finally:
@@ -585,11 +582,11 @@ class HttpConnection:
                 if response.status == 202 and self.hears and not body.strip():
                     return await self._answered_elsewhere(request_id)
                 return self._answer(response, body, request_id, in_session, caller)
-        except (aiohttp.ClientConnectorError, ConnectFailed) as exc:
+        except client_errors(ConnectFailed, name="ClientConnectorError") as exc:
             self.close(f"cannot connect to {self._shown}")
             raise ConnectionLost(f"cannot connect to {self._shown}: {_why(exc)}", sent=False) from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            if isinstance(exc, aiohttp.ServerDisconnectedError | ConnectionError) and response is None:
+        except client_errors(OSError) as exc:
+            if isinstance(exc, client_errors(ConnectionError, name="ServerDisconnectedError")) and response is None:
                 self._suspect(f"the server closed the connection: {exc}")
             raise ConnectionLost(f"the connection to {self._shown} broke off: {type(exc).__name__}", sent=True) from exc
         except asyncio.CancelledError:
@@ -619,10 +616,12 @@ class HttpConnection:
         )
 
     async def _send_aside(self, body: bytes, caller: Caller | None = None) -> None:
-        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        try:
             headers = self._with_callers(self._headers, caller)
             async with asyncio.timeout(5), self._exchange("POST", headers, body) as response:
                 await _ignored(response)
+        except client_errors(OSError, TimeoutError):
+            pass
 
     async def _answered_elsewhere(self, request_id: int) -> Raw:
         """Wait for an answer that the server accepted to give on its own stream."""
@@ -742,7 +741,7 @@ class HttpConnection:
         while tries < RESUME_TRIES:
             try:
                 answer = await self._answer_in(stream, request_id, caller)
-            except (aiohttp.ClientError, BadAnswer, ConnectionError):
+            except client_errors(BadAnswer, ConnectionError):
                 if self.info.stateless or not stream.last_id:
                     raise
                 answer = None
@@ -760,7 +759,7 @@ class HttpConnection:
                         break
                     stream = EventStream(Unpacked(resumed), self._max, stream)
                     answer = await self._answer_in(stream, request_id, caller)
-            except (aiohttp.ClientError, BadAnswer, ConnectionError):
+            except client_errors(BadAnswer, ConnectionError):
                 continue  # it broke off once more
             if answer is not None:
                 return answer
@@ -875,10 +874,11 @@ async def _ignored(response: Response) -> None:
         await response.content.read(MAX_IGNORED_BYTES)
 
 
-def _why(exc: aiohttp.ClientConnectorError | ConnectFailed) -> str:
+def _why(exc: Any) -> str:
+    """Why there is no connection: a `ConnectFailed`, or aiohttp's `ClientConnectorError`."""
     if isinstance(exc, ConnectFailed):
         return exc.reason
-    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+    if hasattr(exc, "certificate_error"):
         reason = getattr(exc.certificate_error, "verify_message", None) or exc.certificate_error
         return f"its certificate is not trusted ({reason}): name its authority with `ca_file`"
     return exc.os_error.strerror or str(exc)

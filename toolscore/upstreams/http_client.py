@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import ssl
+import sys
 import time
 import urllib.request
 import zlib
@@ -23,7 +24,6 @@ from yarl import URL
 from toolscore import __version__
 from toolscore.core.errors import UpstreamProtocolError
 from toolscore.core.hosts import is_loopback
-from toolscore.core.lazy import loaded_later
 from toolscore.core.models import UpstreamSpec
 from toolscore.upstreams.http_channel import Answer
 from toolscore.upstreams.lean import LeanClient
@@ -31,12 +31,11 @@ from toolscore.upstreams.process.spawn import CommandNotFound
 
 if TYPE_CHECKING:
     import aiohttp
-else:
-    aiohttp = loaded_later("aiohttp")
 
 __all__ = [
     "HttpClient",
     "Unpacked",
+    "client_errors",
     "fetch_json",
     "http_session",
     "lean_client",
@@ -83,12 +82,23 @@ async def http_session(*, public_only: bool = False) -> AsyncIterator[HttpClient
         await client.close()
 
 
+def client_errors(*also: type[Exception], name: str = "ClientError") -> tuple[type[Exception], ...]:
+    """An error of aiohttp, and others, for an `except`. Without it while aiohttp is not loaded: nobody raises it then,
+    and loading it takes a moment.
+    """
+    of_aiohttp = getattr(sys.modules.get("aiohttp"), name, None)
+    return also if of_aiohttp is None else (of_aiohttp, *also)
+
+
 class _Later:
     def __init__(self, public_only: bool) -> None:
         self._public_only = public_only
         self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
 
     def request(self, method: str, url: str | URL, **options: Any) -> AbstractAsyncContextManager[Any]:
+        if self._is_closed:
+            raise RuntimeError("the session is closed")
         if self._session is None:
             self._session = _made(self._public_only)
         return self._session.request(method, url, **options)
@@ -100,11 +110,14 @@ class _Later:
         return self.request("POST", url, **options)
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._session is not None:
             await self._session.close()
 
 
 def _made(public_only: bool) -> aiohttp.ClientSession:
+    import aiohttp
+
     class PublicResolver(aiohttp.ThreadedResolver):
         async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> Any:
             found = await super().resolve(host, port, family)
@@ -260,6 +273,6 @@ async def fetch_json(
                 body += chunk
                 if len(body) > max_bytes:
                     raise ValueError(f"{url} answered more than {max_bytes:,} bytes")
-    except aiohttp.ClientError as exc:
+    except client_errors() as exc:
         raise OSError(str(exc)) from exc
     return json.loads(bytes(body))

@@ -10,27 +10,29 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from yarl import URL
 
 from toolscore.core.errors import ToolScoreError, UpstreamProtocolError
 from toolscore.core.jsonrpc import ConnectionLost, NotSent, RemoteError
-from toolscore.core.lazy import loaded_later
 from toolscore.core.models import UpstreamSpec, shown_url
 from toolscore.core.peer import Peer
 from toolscore.upstreams.caller import EVERYBODY, ClientSide, OnAsked
 from toolscore.upstreams.connection import Connection, OnNotification, PeerConnection, SharedSession
 from toolscore.upstreams.event_stream import MESSAGE, EventStream
 from toolscore.upstreams.http import Unexpected, open_streamable_http
-from toolscore.upstreams.http_client import HttpClient, Unpacked, plain_url, proxy_for, seconds_to_wait, tls_for
+from toolscore.upstreams.http_client import (
+    HttpClient,
+    Unpacked,
+    client_errors,
+    plain_url,
+    proxy_for,
+    seconds_to_wait,
+    tls_for,
+)
 from toolscore.upstreams.lean import LeanClient
-
-if TYPE_CHECKING:
-    import aiohttp
-else:
-    aiohttp = loaded_later("aiohttp")
 
 __all__ = ["SseConnection", "open_http"]
 
@@ -127,9 +129,9 @@ class _Line:
                 body = await response.content.read(MAX_IGNORED_BYTES)
                 said = f"HTTP {response.status} {response.reason}: {body[:200].decode(errors='replace')}"
                 return response.status, said, seconds_to_wait(response.headers.get("Retry-After"))
-        except aiohttp.ClientConnectorError as exc:
+        except client_errors(name="ClientConnectorError") as exc:
             raise NotSent(f"cannot reach {self._shown}: {exc}") from exc
-        except aiohttp.ClientError as exc:
+        except client_errors() as exc:
             raise ConnectionResetError(f"cannot reach {self._shown}: {exc}") from exc
         except TimeoutError:
             raise ConnectionResetError(f"{self._shown} took no message in {POST_SECONDS:g} s") from None
@@ -178,7 +180,7 @@ async def _open_sse(
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 connection.closed("the server was detached")
-    except (aiohttp.ClientError, OSError) as exc:
+    except client_errors(OSError) as exc:
         raise ConnectionLost(f"cannot connect to {shown}: {exc or type(exc).__name__}", sent=False) from exc
 
 
@@ -195,7 +197,7 @@ async def _read(
                     known.set_result(None)
             elif kind in MESSAGE:
                 connection.peer.receive(data)
-    except (aiohttp.ClientError, OSError) as exc:
+    except client_errors(OSError) as exc:
         reason = f"the stream from {shown} broke off: {type(exc).__name__}"
     except UpstreamProtocolError as exc:
         reason = exc.message

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -172,8 +172,10 @@ class McpHttpEndpoint:
         replicas = gateway.replicas
         self._across = Across(replicas, self._sessions, self._resume) if replicas is not None else None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, server_id: str | None = None) -> None:
-        """Serve one request.
+    def __call__(
+        self, scope: Scope, receive: Receive, send: Send, server_id: str | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """Serve one request, when it is awaited.
 
         Args:
             server_id: of `/servers/{server_id}/mcp`; `None` for `/mcp`.
@@ -182,9 +184,14 @@ class McpHttpEndpoint:
             ToolScoreError: what is not JSON-RPC's to say (an unknown server, a body over the bound).
         """
         server = self._server(server_id, principal_of(scope))
-        if scope["method"] == "POST":
-            await self._post(server, server_id, scope, receive, send)
-        elif scope["method"] == "GET":
+        take = self._post if scope["method"] == "POST" else self._take_other
+        return take(server, server_id, scope, receive, send)
+
+    async def _take_other(
+        self, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve what is no POST."""
+        if scope["method"] == "GET":
             await self._get(server, server_id, scope, receive, send)
         elif scope["method"] == "DELETE":
             session = await self._session(server, server_id, scope)
@@ -308,19 +315,20 @@ class McpHttpEndpoint:
             elif frame.method == "subscriptions/listen":
                 await self._listen(server, frame.id, params, scope, receive, send)
             else:
-                await self._answer(server, frame, params, None, True, scope, receive, send)
+                await self._answer(server, frame.method, frame.id, params, None, True, scope, receive, send)
             return
         if frame.method == "initialize":
             await self._initialize(server, server_id, frame, params, scope, send)
         elif session is not None and frame.method in WATCHING:
             await self._watch(session, frame, params, send)
         else:
-            await self._answer(server, frame, params, session, False, scope, receive, send)
+            await self._answer(server, frame.method, frame.id, params, session, False, scope, receive, send)
 
     async def _answer(
         self,
         server: McpServer,
-        frame: Frame,
+        method: str,
+        frame_id: RequestId,
         params: Members,
         session: Session | None,
         stateless: bool,
@@ -328,10 +336,8 @@ class McpHttpEndpoint:
         receive: Receive,
         send: Send,
     ) -> None:
-        assert isinstance(frame.method, str)
-        assert isinstance(frame.id, RequestId)
         request_id = new_request_id(header(scope, b"x-request-id"))
-        response = _Response(scope, send, session, frame.id)
+        response = _Response(scope, send, session, frame_id)
         headers = forwarded_headers(self._gateway.upstreams.forwarded, scope)
         caller: Caller
         if stateless:
@@ -340,40 +346,40 @@ class McpHttpEndpoint:
             token = (params.get("_meta") or {}).get("progressToken")
             caller = SessionCaller(session, response.tell, response.ask, token, headers, principal_of(scope))
             if (task := asyncio.current_task()) is not None:
-                session.calls[frame.id] = task
+                session.calls[frame_id] = task
         else:
             caller = Caller(principal_of(scope), headers=headers)
         status = 200
         message: bytes | None
         try:
             with ClientWatch(receive, response if session is not None and session.resumable else None) as watch:
-                if isinstance(caller, StatelessCaller) and may_wait(frame.method, params, caller):
-                    result = await self._carry_out(server, frame.method, params, caller, request_id)
+                if isinstance(caller, StatelessCaller) and may_wait(method, params, caller):
+                    result = await self._carry_out(server, method, params, caller, request_id)
                 else:
-                    result = await server.handle(frame.method, params, caller, request_id=request_id)
-            if session is not None and frame.method == "logging/setLevel":
+                    result = await server.handle(method, params, caller, request_id=request_id)
+            if session is not None and method == "logging/setLevel":
                 await session.keep_level()
-            message = result_frame(frame.id, result)
+            message = result_frame(frame_id, result)
         except ToolScoreError as exc:
             error = exc.rpc_error()
             if stateless:
                 status = STATUS_OF.get(error.get("code", 0), 200)
-            message = error_frame(frame.id, error)
+            message = error_frame(frame_id, error)
         except asyncio.CancelledError:
             if watch.gone:
                 response.abort()
                 return  # nobody is there to hear the answer
-            if session is None or (task := asyncio.current_task()) is None or session.calls.get(frame.id) is not task:
+            if session is None or (task := asyncio.current_task()) is None or session.calls.get(frame_id) is not task:
                 raise
             task.uncancel()  # `notifications/cancelled`: the request gets no answer, its response ends
             message = None
         except Exception:  # a request's outermost line
-            log.exception("serving an MCP request failed", method=frame.method, request_id=request_id)
-            message = error_frame(frame.id, InternalError(f"{frame.method} failed inside the gateway").rpc_error())
+            log.exception("serving an MCP request failed", method=method, request_id=request_id)
+            message = error_frame(frame_id, InternalError(f"{method} failed inside the gateway").rpc_error())
         finally:
             if session is not None:
-                session.calls.pop(frame.id, None)
-        calls = frame.method == "tools/call"
+                session.calls.pop(frame_id, None)
+        calls = method == "tools/call"
         await response.end(status, message, self._gateway.rates.headers(principal_of(scope)) if calls else ())
 
     async def _carry_out(

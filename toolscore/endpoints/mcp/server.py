@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from typing import Any
 
 from msgspec import Raw
@@ -153,17 +154,19 @@ class McpServer:
 
     # Requests
 
-    async def handle(self, method: str, params: Members, caller: Caller, *, request_id: str) -> Any:
+    def handle(self, method: str, params: Members, caller: Caller, *, request_id: str) -> Coroutine[Any, Any, Any]:
         """Answer one request, `initialize` and `subscriptions/listen` apart, which belong to the connection.
 
         Args:
             params: from `read_params`; taken apart here.
 
         Raises:
-            ToolScoreError: on the wire its `rpc_error()`.
+            ToolScoreError (awaiting it): on the wire its `rpc_error()`.
         """
-        if not caller.stateless:
-            return await self._handle(method, params, caller, request_id)
+        carry_out = self._handle_stateless if caller.stateless else self._handle
+        return carry_out(method, params, caller, request_id)
+
+    async def _handle_stateless(self, method: str, params: Members, caller: Caller, request_id: str) -> Any:
         if method in SESSION_ONLY:
             raise MethodNotFound(f"method not found: {method}")
         task = asyncio.current_task()

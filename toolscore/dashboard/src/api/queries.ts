@@ -1,12 +1,22 @@
-import { QueryClient, keepPreviousData, queryOptions, infiniteQueryOptions } from "@tanstack/react-query";
+import { QueryClient, keepPreviousData, queryOptions, infiniteQueryOptions, type InvalidateOptions, type InvalidateQueryFilters } from "@tanstack/react-query";
 import { ApiError, api, data, type Tool } from "./client";
 
 const TRIES = 2;
 const PASSING_MS = 5000;
 
+/** TanStack's, which takes an answer for new whose question was on its way when it was called old, if that was the first.
+ * That answer may be of before: it is shown, and asked for again. */
+class Client extends QueryClient {
+  override async invalidateQueries(filters?: InvalidateQueryFilters, options?: InvalidateOptions): Promise<void> {
+    const first = new Set(this.getQueryCache().findAll({ ...filters, fetchStatus: "fetching" }).filter((one) => one.state.data === undefined));
+    await super.invalidateQueries(filters, options);
+    if (first.size > 0) await super.invalidateQueries({ predicate: (one) => first.has(one) }, options);
+  }
+}
+
 /** What the page remembers of the gateway. Events say when it is another; only what cannot stay as it is, is asked for
  * again by a clock. */
-export const queryClient = new QueryClient({
+export const queryClient = new Client({
   defaultOptions: {
     queries: {
       staleTime: Infinity,

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from toolscore.calls import stats as module
-from toolscore.calls.stats import CallStats, Latencies, More, step_of
+from toolscore.calls.stats import CallStats, Latencies, More
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def told(tool: str, outcome: str, milliseconds: float) -> list[object]:
     """What another worker tells of one call."""
     latencies = Latencies()
-    latencies.add(milliseconds, step_of(milliseconds))
+    latencies.add(milliseconds)
     return [[tool, outcome, False, [latencies.count, latencies.sum, latencies.low, latencies.high, latencies.steps]]]
 
 

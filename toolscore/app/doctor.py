@@ -213,7 +213,7 @@ def _ports(settings: Settings) -> list[Finding]:
 
 async def _database(settings: Settings) -> Finding:
     if settings.storage.database_url is None:
-        path = Path(settings.storage.data_dir).absolute() / "toolscore.db"
+        path = settings.storage.folder / "toolscore.db"
         if not path.exists():
             parent = next(folder for folder in path.parents if folder.exists())
             mend = "set storage.data_dir in toolscore.yaml to a folder that can be written"

@@ -104,15 +104,14 @@ class Notes:
         """Count a call, however it ended, and have it recorded. Never waits."""
         self.stats.in_flight -= 1
         tool, seconds = call.tool, call.seconds
-        # Names that do not exist are the caller's to choose: they must not become labels.
-        server_id, name = (tool.server_id, tool.tool_id) if tool is not None else ("-", "-")
+        record = call.record or _record(call)
+        server_id, name = record.server_id, record.tool_id
         level = call.kept.level if result is not None and call.kept is not None else None
         self.stats.add(name, call.outcome, seconds * 1000, kept=level is not None)
         self._metrics.call_finished(server_id, name, call.outcome, seconds, level)
         if tool is not None and level is None and not call.replay:
             self._scores.add(tool, call.outcome, seconds, self._fits(tool, result))
         answer = call.answer if result is not None else None
-        record = call.record or _record(call)
         record.outcome = call.outcome
         record.error = call.error[:MAX_MESSAGE] if call.error else None
         record.duration_ms = milliseconds(seconds)
@@ -159,7 +158,9 @@ class Notes:
 
 
 def _record(call: Call) -> CallRecord:
-    """What is known of a call before it ends. Names that do not exist are the caller's to choose: they are no ids."""
+    """What is known of a call before it ends. Names that do not exist are the caller's to choose: they
+    must not become ids, nor labels.
+    """
     tool = call.tool
     known = ("-", "-", call.tool_id[:MAX_NAME], "")
     if tool is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["CallStats", "Latencies", "More", "Windows", "step_of"]
+__all__ = ["CallStats", "Latencies", "More", "Windows"]
 
 WINDOWS = {"10s": 10.0, "1m": 60.0, "5m": 300.0, "1h": 3600.0}
 STEP_SECONDS = 5.0
@@ -22,7 +22,7 @@ MOST = 1e12
 _log = math.log(FINENESS)
 
 
-def step_of(milliseconds: float) -> int:
+def _step_of(milliseconds: float) -> int:
     """In which step of a tenth a latency lies."""
     return math.ceil(math.log(milliseconds) / _log) if milliseconds > 0.001 else -80
 
@@ -36,13 +36,9 @@ class Latencies(msgspec.Struct, array_like=True):
     high: float = 0.0
     steps: dict[int, int] = {}
 
-    def add(self, milliseconds: float, step: int) -> None:
-        """Take one call.
-
-        Args:
-            step: its own, `step_of(milliseconds)`.
-        """
-        steps = self.steps
+    def add(self, milliseconds: float) -> None:
+        """Take one call."""
+        steps, step = self.steps, _step_of(milliseconds)
         steps[step] = steps.get(step, 0) + 1
         self.count += 1
         self.sum += milliseconds
@@ -225,7 +221,7 @@ class CallStats:
         latencies = self._gathered.get(key)
         if latencies is None:
             latencies = self._gathered[key] = Latencies()
-        latencies.add(milliseconds, step_of(milliseconds))
+        latencies.add(milliseconds)
 
     def _count_gathered(self) -> None:
         """Count what was gathered, in the step in which it was."""

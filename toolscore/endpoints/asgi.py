@@ -132,7 +132,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     exchange = getattr(receive, "__self__", None)
     if isinstance(exchange, Exchange) and (body := exchange.whole_body()) is not None:
         if len(body) > limit:
-            raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
+            raise _over(limit)
         return body
     parts = bytearray()
     message: Message = {"more_body": True}
@@ -144,8 +144,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if len(parts) > limit:
             if message.get("more_body"):
                 await _drop(receive)
-            raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
+            raise _over(limit)
     return bytes(parts)
+
+
+def _over(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
 
 
 async def _drop(receive: Receive) -> None:

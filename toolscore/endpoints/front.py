@@ -239,7 +239,7 @@ class Front:
     def _check(self, scope: Scope) -> None:
         headers = headers_of(scope)
         came = headers.get(b"host"), headers.get(b"origin")
-        if len(headers) != len(scope["headers"]) and (twice := given_twice(scope, ONCE)) is not None:
+        if (twice := given_twice(scope, ONCE)) is not None:
             raise InvalidRequest(f"the request has more than one header {twice.decode()}")
         if came[0] is None and scope.get("http_version") == "1.1":
             raise InvalidRequest("the request has no header Host")
@@ -317,9 +317,6 @@ def _shown(scope: Scope) -> tuple[str | None, str | None]:
     """The headers `Authorization` and `X-API-Key`. A page cannot set them on a WebSocket: it offers its key as a
     subprotocol, which is never chosen.
     """
-    headers = headers_of(scope)
-    if b"authorization" not in headers and b"x-api-key" not in headers and scope["type"] != "websocket":
-        return None, None
     authorization, api_key = header(scope, b"authorization"), header(scope, b"x-api-key")
     if scope["type"] == "websocket" and authorization is None and api_key is None:
         for offered in scope["subprotocols"]:

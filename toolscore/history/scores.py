@@ -215,15 +215,11 @@ class Scores:
         """Take how a call of a tool ended."""
         if not self._rules.enabled:
             return
-        if outcome not in TELLING:
-            return
-        fresh = self._fresh.get(tool.tool_id)
-        if fresh is None:
-            fresh = self._fresh[tool.tool_id] = TrackRecord()
+        fresh = self._fresh.get(tool.tool_id) or TrackRecord()
         declared = latency_class(tool) if outcome == "ok" else None
         in_time = seconds <= LATENCY_CLASSES[declared] if declared is not None else None
-        fresh.add(outcome, time.time(), in_time=in_time, fits=fits)
-        if self._timer is None:
+        if fresh.add(outcome, time.time(), in_time=in_time, fits=fits):
+            self._fresh[tool.tool_id] = fresh
             self._flush_soon()
 
     def changed(self, tool_id: str, kind: str) -> None:

@@ -83,7 +83,6 @@ __all__ = ["HttpConnection", "Unexpected", "open_streamable_http"]
 
 log = structlog.get_logger(__name__)
 
-
 PING_SECONDS = 15
 """How often a server that keeps no stream open is asked whether it is still there."""
 
@@ -561,7 +560,7 @@ class HttpConnection:
         if caller is not None and caller.wants_progress:
             params = with_progress_token(params, request_id)
             self._progressing[request_id] = caller
-        sent = self._with_callers(headers, caller) if self._forwarded else headers
+        sent = self._with_callers(headers, caller)
         response: Response | None = None
         try:
             async with self._exchange("POST", sent, request_frame(request_id, method, params)) as response:
@@ -595,8 +594,7 @@ class HttpConnection:
                 self._aside(self._send_aside(notification_frame("notifications/cancelled", cancelled), caller))
             raise
         finally:
-            if self._progressing:
-                self._progressing.pop(request_id, None)
+            self._progressing.pop(request_id, None)
             if self._questions and caller is not None:
                 for question in self._questions.pop(id(caller), ()):
                     question.cancel()  # it was put for this request alone

@@ -84,7 +84,7 @@ async def http_session(*, public_only: bool = False) -> AsyncIterator[HttpClient
 
 def client_errors(*also: type[Exception], name: str = "ClientError") -> tuple[type[Exception], ...]:
     """An error of aiohttp, and others, for an `except`. Without it while aiohttp is not loaded: nobody raises it then,
-    and loading it takes a moment.
+    and loading it takes a moment. Not for `contextlib.suppress`, which asks before the body: that may be what loads it.
     """
     of_aiohttp = getattr(sys.modules.get("aiohttp"), name, None)
     return also if of_aiohttp is None else (of_aiohttp, *also)

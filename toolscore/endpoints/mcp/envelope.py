@@ -9,7 +9,7 @@ from msgspec import Raw
 from toolscore.core.errors import ToolScoreError
 from toolscore.core.jsonrpc import INVALID_PARAMS, decode
 from toolscore.core.models import Sees
-from toolscore.endpoints.asgi import Scope, given_twice, header, headers_of
+from toolscore.endpoints.asgi import Scope, given_twice, header
 from toolscore.endpoints.mcp.callers import ENVELOPE, envelope_error
 from toolscore.endpoints.mcp.params import Members
 from toolscore.tools.library import UnifiedToolLibrary
@@ -23,8 +23,7 @@ ROUTING = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
 
 def check_envelope(scope: Scope, method: str, params: Members, version: str | None) -> dict[str, Any] | None:
     """Check envelope, headers and revision, in this order. Returns the JSON-RPC error, or `None`."""
-    headers = headers_of(scope)
-    twice = given_twice(scope, ROUTING) if len(headers) < len(scope["headers"]) else None
+    twice = given_twice(scope, ROUTING)
     if twice is not None:
         return {"code": HEADER_MISMATCH, "message": f"the {twice.decode()} header appears more than once"}
     wrong = envelope_error(params)
@@ -35,7 +34,7 @@ def check_envelope(scope: Scope, method: str, params: Members, version: str | No
             "code": HEADER_MISMATCH,
             "message": f"MCP-Protocol-Version does not match params._meta[{ENVELOPE[0]!r}]",
         }
-    if headers.get(b"mcp-method", b"").decode("latin-1").strip() != method:  # RFC 9110 5.5
+    if (header(scope, b"mcp-method") or "").strip() != method:  # RFC 9110 5.5
         return {"code": HEADER_MISMATCH, "message": "the Mcp-Method header does not match the body's method"}
     named = NAMED_METHODS.get(method)
     if named is not None and named in params:

@@ -274,11 +274,10 @@ class McpHttpEndpoint:
         self, frame: Frame, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one message."""
-        headers = headers_of(scope)
         version = header(scope, b"mcp-protocol-version")
         stateless = version is not None and version not in SESSION_VERSIONS
         session: Session | None = None
-        session_id = None if stateless or b"mcp-session-id" not in headers else header(scope, b"mcp-session-id")
+        session_id = None if stateless else header(scope, b"mcp-session-id")
         if session_id is not None and frame.method != "initialize":
             session = await self._sessions.find(session_id, server, server_id, principal_of(scope))
             if session is None:

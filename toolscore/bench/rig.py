@@ -71,7 +71,7 @@ def _running(
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not ready():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{Path(str(command[0])).name} does not start: {log.read_text()[-2000:]}")
+                raise RuntimeError(f"{log.stem} does not start: {log.read_text()[-2000:]}")
             time.sleep(0.02)
         yield process
     finally:
@@ -88,19 +88,21 @@ def postgres(folder: Path, programs: Path | None = None, port: int | None = None
         port: of loopback.
     """
     programs = programs or _find("/usr/lib/postgresql/*/bin/initdb", "initdb").parent
-    user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
-    if user:
-        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
+    as_user: list[Any] = []
+    if os.getuid() == 0:  # it refuses to run as root
+        os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
+        # `Popen(user=...)` forks, and a fork of a process that has loaded gRPC sometimes dies before its program runs
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
     port = port or free_port()
-    initdb: list[Any] = [programs / "initdb", "-D", folder / "data", "-U", "toolscore", "--auth=trust", "--no-sync"]
-    subprocess.run(initdb, user=user, check=True, capture_output=True, cwd=folder)
+    initdb = [*as_user, programs / "initdb", "-D", folder / "data", "-U", "toolscore", "--auth=trust", "--no-sync"]
+    subprocess.run(initdb, check=True, capture_output=True, cwd=folder)
     ready: list[Any] = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
-    command = [programs / "postgres", "-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1"]
+    command = [*as_user, programs / "postgres", "-D", folder / "data", "-p", str(port), "-k", folder, "-h", "127.0.0.1"]
 
     def is_ready() -> bool:
         return subprocess.run(ready, capture_output=True, check=False).returncode == 0
 
-    with _running(command, is_ready, folder / "log", user=user, cwd=folder):
+    with _running(command, is_ready, folder / "postgres.log", cwd=folder):
         yield f"postgresql+asyncpg://toolscore@127.0.0.1:{port}/postgres"
 
 

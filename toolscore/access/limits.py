@@ -85,6 +85,10 @@ class RateLimits:
         """Whether there is no bound at all."""
         return self._all is None and not self._tools
 
+    def bounds(self, principal: Principal) -> bool:
+        """Whether any budget may be this caller's."""
+        return principal is not LOCAL and not self.is_open
+
     async def take(self, principal: Principal, tool: Tool) -> None:
         """Take one call out of each budget that it belongs to.
 
@@ -107,7 +111,7 @@ class RateLimits:
         Raises:
             RateLimited: one is used up; with the time to wait.
         """
-        if principal is LOCAL or self.is_open:
+        if not self.bounds(principal):
             return
         patterns = self._matching.get(tool.tool_id)
         if patterns is None:
@@ -230,6 +234,13 @@ class Turnstile:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    def enter_now(self) -> bool:
+        """Take a place if there is one, and nobody waits for it; give it back with `leave`. Returns whether."""
+        if self.inside >= self.places or self._waiting:
+            return False
+        self.inside += 1
+        return True
+
     async def enter(self, caller: Caller | None, seconds: float) -> None:
         """Take a place, waiting for one if need be; give it back with `leave`. Who waits is told the position.
 
@@ -240,8 +251,7 @@ class Turnstile:
         Raises:
             Overloaded: the queue is full, or nobody left in time.
         """
-        if self.inside < self.places and not self._waiting:
-            self.inside += 1
+        if self.enter_now():
             return
         try:
             async with asyncio.timeout(seconds):

@@ -75,13 +75,17 @@ class CallPipeline:
             try:
                 task = self.underway.enter()
                 sees = self._permissions.sees(call.principal)
-                await resolve(call, sees, self._library, self._upstreams, self._limits)
+                starting = resolve(call, sees, self._library, self._upstreams, self._limits)
+                if starting is not None:
+                    await starting
                 hold(call)
                 await validate(call, self._library.schemas.validator(call.target), self._judge)
                 authorise(call, self._permissions.policy)
-                await self._kept.look_up(call)
+                if self._kept.may_answer(call):
+                    await self._kept.look_up(call)
                 if call.answer is None:
-                    await self._rates.take(call.principal, call.target)
+                    if self._rates.bounds(call.principal):
+                        await self._rates.take(call.principal, call.target)
                     await self._kept.fill(call, self._reach.reach)
                 result = self._notes.answered(call, read_result(call))
                 span.ended(result)

@@ -32,10 +32,12 @@ class KeptResults:
         self._cache = cache
         self._upstreams = upstreams
 
+    def may_answer(self, call: Call) -> bool:
+        """Whether it is worth to `look_up` a call's result."""
+        return call.use_cache and not call.replay and self._cache.reads(call.target)
+
     async def look_up(self, call: Call) -> None:
         """Answer a call with a result that is kept and fresh, if there is one."""
-        if call.replay or not call.use_cache or not self._cache.reads(call.target):
-            return
         call.slot = self._slot(call)
         if call.slot is None:
             return
@@ -45,9 +47,9 @@ class KeptResults:
             call.answer = marked_kept(found)
         call.kept = found
 
-    async def fill(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> None:
-        """Answer a call by asking its server. What it reads is asked once for equal calls at the same time, and may be
-        kept; what may change something ends what is kept.
+    def fill(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> Awaitable[None]:
+        """Answer a call by asking its server, when it is awaited. What it reads is asked once for equal calls at the
+        same time, and may be kept; what may change something ends what is kept.
 
         A result that is past its time stands in where the server cannot be asked.
 
@@ -55,12 +57,14 @@ class KeptResults:
             reach: asks the server.
 
         Raises:
-            ToolScoreError: what `reach` raises.
+            ToolScoreError (awaiting it): what `reach` raises.
         """
+        return self._read(call, reach) if self._cache.reads(call.target) else self._change(call, reach)
+
+    async def _read(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> None:
+        """Ask a server for what changes nothing."""
         kept, call.kept = call.kept, None
-        if not self._cache.reads(call.target):
-            await self._change(call, reach)
-        elif call.slot is None:
+        if call.slot is None:
             call.answer = await reach(call)
         else:
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from toolscore.calls.model import Call
@@ -64,11 +64,16 @@ class Notes:
         """Take a call that has just begun. Needs an `ended`."""
         self.stats.in_flight += 1
 
-    async def sending(self, call: Call) -> None:
-        """Take a call that may change something and is about to be sent: a kill from now on leaves a record of it."""
+    def sending(self, call: Call) -> Awaitable[None] | None:
+        """Take a call that may change something and is about to be sent: a kill from now on leaves a record of it.
+
+        Returns:
+            What to await for that; `None`: it is so.
+        """
         call.record = record = _record(call)
         record.outcome, record.error = OutcomeUnknown.code, CUT_OFF
-        call.start = await self._journal.begin(record, call.arguments)
+        call.start = self._journal.begin(record, call.arguments)
+        return self._journal.kept(call.start) if call.start is not None else None
 
     def answered(self, call: Call, result: ToolResult) -> ToolResult:
         """Take a call that was answered. Returns the result, with advice if the tool failed and some is known."""

@@ -34,7 +34,8 @@ class Reach:
     """Asks the servers of tools.
 
     Args:
-        on_sending: told of each call that may change something, before its request is sent for the first time.
+        on_sending: told of each call that may change something, before its request is sent for the first time;
+            returns what to await until then, or `None`.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Reach:
         places: Places,
         circuits: Circuits,
         rules: ServerRules,
-        on_sending: Callable[[Call], Awaitable[None]],
+        on_sending: Callable[[Call], Awaitable[None] | None],
         library: UnifiedToolLibrary,
     ) -> None:
         self._upstreams = upstreams
@@ -71,7 +72,8 @@ class Reach:
             raise UpstreamUnavailable(f"server {call.target.server_id!r} is not connected")
         turnstile = self._places.at(upstream)
         came = time.perf_counter()
-        await turnstile.enter(call.caller, call.patience)
+        if not turnstile.enter_now():
+            await turnstile.enter(call.caller, call.patience)
         began = time.perf_counter()
         call.queued = began - came
         try:
@@ -97,7 +99,9 @@ class Reach:
         call.attempt = Attempt(partial(hold_by_now, self._library, tool.tool_id))
         try:
             if call.start is None and not tool.reads_only:
-                await self._on_sending(call)
+                noted = self._on_sending(call)
+                if noted is not None:
+                    await noted
             raw = await self._relay.relay(
                 tool.server_id,
                 "tools/call",

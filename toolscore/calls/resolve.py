@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from toolscore.calls.deadline import Deadline
 from toolscore.calls.model import Call
 from toolscore.core.errors import ToolNotFound, UpstreamUnavailable
@@ -9,18 +11,21 @@ from toolscore.core.models import Sees
 from toolscore.core.names import EXECUTOR, PYTHON
 from toolscore.core.rules import LimitRules
 from toolscore.tools.library import UnifiedToolLibrary
-from toolscore.upstreams import UpstreamPool
+from toolscore.upstreams import Upstream, UpstreamPool
 
 __all__ = ["resolve"]
 
 
-async def resolve(
+def resolve(
     call: Call, sees: Sees | None, library: UnifiedToolLibrary, upstreams: UpstreamPool, limits: LimitRules
-) -> None:
+) -> Awaitable[None] | None:
     """Find the tool; if its server has not listed any yet, wait until it has.
 
     Args:
         sees: says which tools exist for the caller; `None`: all.
+
+    Returns:
+        What to await, then it is found; `None`: it is found.
 
     Raises:
         ToolNotFound: with the nearest names.
@@ -38,11 +43,16 @@ async def resolve(
         upstream = upstreams.find(server_id) if server_id is not None else None
         if upstream is None or library.of_server(upstream.server_id):
             raise
-        try:
-            with Deadline(call.patience):
-                await upstream.wait_up()
-        except TimeoutError:
-            raise UpstreamUnavailable(
-                f"server {upstream.server_id!r} is still starting after {call.patience:g} s: call again later"
-            ) from None
-        call.tool = call.target = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)
+        return _resolve_when_up(call, sees, library, upstream)
+    return None
+
+
+async def _resolve_when_up(call: Call, sees: Sees | None, library: UnifiedToolLibrary, upstream: Upstream) -> None:
+    try:
+        with Deadline(call.patience):
+            await upstream.wait_up()
+    except TimeoutError:
+        raise UpstreamUnavailable(
+            f"server {upstream.server_id!r} is still starting after {call.patience:g} s: call again later"
+        ) from None
+    call.tool = call.target = library.resolve(call.tool_id, call.action, call.server_id, sees=sees)

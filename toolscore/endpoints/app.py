@@ -161,6 +161,7 @@ async def open_doors(
             gateway.settings.current.limits.max_frame_bytes, gateway.settings.current.limits.max_result_bytes
         ),
         ws_per_message_deflate=False,
+        interface="asgi3",
         lifespan="off",
         log_config=None,
         access_log=False,

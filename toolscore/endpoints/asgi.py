@@ -12,7 +12,16 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from typing import Any, TypeVar
 
 import msgspec
@@ -43,12 +52,14 @@ __all__ = [
     "principal_of",
     "read_as",
     "read_body",
+    "request_id_of",
     "resource_url",
     "send_json",
     "send_stream",
     "sse_event",
     "text_member",
     "whole",
+    "whole_body",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -75,8 +86,9 @@ _run = Drawn(lambda: uuid.uuid4().hex[:16])
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
     """The headers of a request by their names in lower case; of several with one name the last."""
-    headers: dict[bytes, bytes] | None = scope.get(BY_NAME)
-    if headers is None:
+    try:
+        headers: dict[bytes, bytes] = scope[BY_NAME]
+    except KeyError:
         headers = scope[BY_NAME] = dict(scope["headers"])
     return headers
 
@@ -108,11 +120,30 @@ def principal_of(scope: Scope) -> Principal:
     return principal
 
 
-def new_request_id(given: str | None) -> str:
-    """The caller's own request id, if it is a reasonable one, else a new one."""
+def new_request_id() -> str:
+    """A request id; unique as a UUID is, at a tenth of its cost."""
+    return f"{_run.text}{next(_count):012x}"
+
+
+def request_id_of(scope: Scope) -> str:
+    """The caller's own id of a request, if it is a reasonable one, else a new one."""
+    given = header(scope, b"x-request-id")
     if given and len(given) <= MAX_REQUEST_ID and given.isprintable():
         return given
-    return f"{_run.text}{next(_count):012x}"  # unique as a UUID is, at a tenth of its cost
+    return new_request_id()
+
+
+def whole_body(receive: Receive, limit: int) -> bytes | None:
+    """The whole body, where it is there already, as it most often is; `None`: `read_body` waits for it.
+
+    Raises:
+        PayloadTooLarge: over `limit` bytes.
+    """
+    exchange = getattr(receive, "__self__", None)
+    body = exchange.whole_body() if isinstance(exchange, Exchange) else None
+    if body is not None and len(body) > limit:
+        raise _over(len(body), limit)
+    return body
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -126,14 +157,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     if announced is not None and announced.isdigit() and int(announced) > limit:
         if int(announced) <= limit + MAX_DROPPED_BYTES and header(scope, b"expect") is None:
             await _drop(receive)
-        raise PayloadTooLarge(
-            f"the body has {int(announced):,} bytes, the bound is {limit:,} (`limits.max_body_bytes`)"
-        )
-    exchange = getattr(receive, "__self__", None)
-    if isinstance(exchange, Exchange) and (body := exchange.whole_body()) is not None:
-        if len(body) > limit:
-            raise _over(limit)
-        return body
+        raise _over(int(announced), limit)
     parts = bytearray()
     message: Message = {"more_body": True}
     while message.get("more_body"):
@@ -144,12 +168,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if len(parts) > limit:
             if message.get("more_body"):
                 await _drop(receive)
-            raise _over(limit)
+            raise PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
     return bytes(parts)
 
 
-def _over(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is over the bound of {limit:,} bytes (`limits.max_body_bytes`)")
+def _over(size: int, limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body has {size:,} bytes, the bound is {limit:,} (`limits.max_body_bytes`)")
 
 
 async def _drop(receive: Receive) -> None:
@@ -164,12 +188,17 @@ async def _drop(receive: Receive) -> None:
                     return
 
 
-async def send_json(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-    """One JSON answer."""
+def send_json(
+    send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> Coroutine[Any, Any, None]:
+    """One JSON answer, when it is awaited."""
     exchange = getattr(send, "__self__", None)
     if isinstance(exchange, Exchange) and not exchange.response_started and exchange.scope["method"] != "HEAD":
-        await exchange.answer(status, body, headers)
-        return
+        return exchange.answer(status, body, headers)
+    return _send_parts(send, status, body, headers)
+
+
+async def _send_parts(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
     await send(
         {
             "type": "http.response.start",

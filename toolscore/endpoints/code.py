@@ -37,10 +37,10 @@ from toolscore.endpoints.asgi import (
     failure,
     forwarded_headers,
     header,
-    new_request_id,
     one_line,
     principal_of,
     read_body,
+    request_id_of,
     send_json,
 )
 from toolscore.endpoints.views import failure_text, result_fields
@@ -113,7 +113,7 @@ class CodeEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        request_id = new_request_id(header(scope, b"x-request-id"))
+        request_id = request_id_of(scope)
         headers = [(b"x-request-id", request_id.encode("latin-1", "replace"))]
         streams = NDJSON in (header(scope, b"accept") or "")
         status = 200

@@ -15,6 +15,7 @@ from toolscore.app.compose import Gateway
 from toolscore.calls import Call
 from toolscore.core.errors import InternalError, InvalidArguments, InvalidRequest, ToolScoreError
 from toolscore.core.jsonrpc import encode
+from toolscore.core.models import ToolResult
 from toolscore.endpoints.asgi import (
     Receive,
     Scope,
@@ -24,10 +25,11 @@ from toolscore.endpoints.asgi import (
     forwarded_headers,
     header,
     headers_of,
-    new_request_id,
     principal_of,
     read_body,
+    request_id_of,
     send_json,
+    whole_body,
 )
 from toolscore.endpoints.views import failure_text, kept_fields, result_fields
 from toolscore.endpoints.watch import ClientWatch
@@ -66,12 +68,18 @@ class ExecuteEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        request_id = new_request_id(header(scope, b"x-request-id"))
+        request_id = request_id_of(scope)
         headers = [(b"x-request-id", request_id.encode("latin-1", "replace"))]
+        watch = ClientWatch(receive)
         try:
-            body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
-            with ClientWatch(receive) as watch:
-                answer = await self._execute(_parse(body), scope, request_id, started)
+            limit = self._gateway.settings.current.limits.max_body_bytes
+            body = whole_body(receive, limit)
+            if body is None:
+                body = await read_body(scope, receive, limit)
+            call = self._read(_parse(body), scope, request_id)
+            with watch:
+                result = await self._gateway.calls.call(call)
+            answer = _answer(result, request_id, started)
             status = 200
             headers += self._gateway.rates.headers(principal_of(scope))
         except ToolScoreError as exc:
@@ -89,12 +97,12 @@ class ExecuteEndpoint:
             answer, headers = failure(error, request_id=request_id, started=started)
         await send_json(send, status, answer, headers)
 
-    async def _execute(self, request: ExecuteRequest, scope: Scope, request_id: str, started: float) -> bytes:
+    def _read(self, request: ExecuteRequest, scope: Scope, request_id: str) -> Call:
         headers = forwarded_headers(self._gateway.upstreams.forwarded, scope)
         parameters = request.parameters
         if request.session_id is not None:
             parameters = _with_session(parameters, request.session_id)
-        call = Call(
+        return Call(
             request.tool_id,
             parameters,
             caller=Caller(principal_of(scope), headers=headers),
@@ -104,16 +112,18 @@ class ExecuteEndpoint:
             use_cache=request.cache,
             extra=_trace(scope),
         )
-        result = await self._gateway.calls.call(call)
-        return encode(
-            envelope(
-                result_fields(result),
-                request_id=request_id,
-                started=started,
-                message=failure_text(result) if result.is_error else "",
-                kept=kept_fields(result),
-            )
+
+
+def _answer(result: ToolResult, request_id: str, started: float) -> bytes:
+    return encode(
+        envelope(
+            result_fields(result),
+            request_id=request_id,
+            started=started,
+            message=failure_text(result) if result.is_error else "",
+            kept=kept_fields(result),
         )
+    )
 
 
 def _trace(scope: Scope) -> dict[str, Any] | None:

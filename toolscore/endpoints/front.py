@@ -24,11 +24,12 @@ from toolscore.endpoints.asgi import (
     given_twice,
     header,
     headers_of,
-    new_request_id,
     principal_of,
     read_body,
+    request_id_of,
     resource_url,
     send_json,
+    whole_body,
 )
 from toolscore.endpoints.execute import EXECUTE_PATHS, RUN_PATH, ExecuteEndpoint
 from toolscore.endpoints.health import check_ready
@@ -74,6 +75,8 @@ class ClientGone(Exception):
 
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Shown = tuple[str | None, str | None]
+"""The headers `Authorization` and `X-API-Key`."""
 
 
 class Front:
@@ -91,7 +94,8 @@ class Front:
         self._local = gateway.settings.current.is_local
         self._hosts_seen: set[tuple[bytes | None, bytes | None]] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one request or socket, when it is awaited."""
         started = time.perf_counter()
         path: str = scope["path"]
         if path.endswith("/mcp/"):  # served in place: a redirect loses many a client's body or session
@@ -100,19 +104,24 @@ class Front:
         if is_http and b"origin" in headers_of(scope) and not path.startswith(REGISTRY_PREFIX):  # which says it itself
             send = self._for_pages(scope, send)
             if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method") is not None:
-                await self._may(scope, receive, send, started)
-                return
+                return self._may(scope, receive, send, started)
         if is_http and is_use:
             self._uses.asked_at = started
+        shown = _shown(scope)
         if is_http and scope["method"] != "GET" and path != RUN_PATH and not path.endswith("/mcp"):
-            await self._take(scope, receive, send, started)
-        else:  # it may last
-            with self._uses if is_use else contextlib.nullcontext():
-                credential = self._gateway.auth.credential(*_shown(scope))
-                if credential is None:
-                    await self._take(scope, receive, send, started)
-                else:
-                    await self._held(credential, scope, receive, send, started)
+            return self._take(shown, scope, receive, send, started)
+        return self._take_long(shown, is_use, scope, receive, send, started)
+
+    async def _take_long(
+        self, shown: Shown, is_use: bool, scope: Scope, receive: Receive, send: Send, started: float
+    ) -> None:
+        """Serve what may last."""
+        with self._uses if is_use else contextlib.nullcontext():
+            credential = self._gateway.auth.credential(*shown)
+            if credential is None:
+                await self._take(shown, scope, receive, send, started)
+            else:
+                await self._held(credential, shown, scope, receive, send, started)
 
     async def api(self) -> Application:
         """What FastAPI serves, made when it is asked for first: most gateways only take calls."""
@@ -154,7 +163,9 @@ class Front:
             headers.append((b"access-control-allow-private-network", b"true"))
         await send_json(send, 204, b"", headers)
 
-    async def _held(self, credential: Credential, scope: Scope, receive: Receive, send: Send, started: float) -> None:
+    async def _held(
+        self, credential: Credential, shown: Shown, scope: Scope, receive: Receive, send: Send, started: float
+    ) -> None:
         """Serve what may stay open for longer than its key is good."""
         task, reason = asyncio.current_task(), ""
 
@@ -168,13 +179,13 @@ class Front:
 
         with self._leases.hold(credential, end):
             try:
-                await self._take(scope, receive, send, started)
+                await self._take(shown, scope, receive, send, started)
             except asyncio.CancelledError:
                 if not reason:
                     raise
                 log.info("a stream or socket has ended", reason=reason)
 
-    async def _take(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
+    async def _take(self, shown: Shown, scope: Scope, receive: Receive, send: Send, started: float) -> None:
         try:
             path = scope["path"]
             foreign = path.startswith(REGISTRY_PREFIX) and self._is_foreign(scope)
@@ -186,10 +197,7 @@ class Front:
                     return  # with its body unread: nobody is known here whose it could be
                 scope["toolscore.principal"] = NOBODY
             else:
-                authorization, api_key = _shown(scope)
-                scope["toolscore.principal"] = await self._gateway.auth.authenticate(
-                    authorization, api_key, local=self._local
-                )
+                scope["toolscore.principal"] = await self._gateway.auth.authenticate(*shown, local=self._local)
             if scope["type"] == "http":
                 if path in EXECUTE_PATHS and scope["method"] == "POST":
                     await self._execute(scope, receive, send)
@@ -224,7 +232,7 @@ class Front:
     async def _sign_of_life(self, scope: Scope, send: Send, started: float) -> None:
         if scope["path"] == READY:
             check_ready(self._gateway)
-        request_id = new_request_id(header(scope, b"x-request-id"))
+        request_id = request_id_of(scope)
         body = envelope({"status": "ready"}, request_id=request_id, started=started)
         await send_json(send, 200, encode(body), [(b"x-request-id", request_id.encode("latin-1", "replace"))])
 
@@ -269,7 +277,7 @@ class Front:
         return not shown and not (self._local and self._gateway.settings.current.access.local_without_key)
 
     async def _to_fastapi(self, scope: Scope, receive: Receive, send: Send, started: float) -> None:
-        request_id = new_request_id(header(scope, b"x-request-id"))
+        request_id = request_id_of(scope)
         scope.setdefault("state", {}).update(request_id=request_id, started=started)
         if scope["type"] != "http":
             await (await self.api())(scope, receive, send)
@@ -277,7 +285,10 @@ class Front:
         answering = False
         replayed = False
         try:
-            body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
+            limit = self._gateway.settings.current.limits.max_body_bytes
+            body = whole_body(receive, limit)
+            if body is None:
+                body = await read_body(scope, receive, limit)
         except ToolScoreError as exc:
             await _refuse(exc, scope, receive, send, started, request_id)
             return
@@ -313,7 +324,7 @@ class Front:
                 await _refuse(error, scope, receive, send, started, request_id)
 
 
-def _shown(scope: Scope) -> tuple[str | None, str | None]:
+def _shown(scope: Scope) -> Shown:
     """The headers `Authorization` and `X-API-Key`. A page cannot set them on a WebSocket: it offers its key as a
     subprotocol, which is never chosen.
     """
@@ -334,9 +345,7 @@ async def _refuse(
     request_id: str | None = None,
     challenge: str | None = None,
 ) -> None:
-    body, headers = failure(
-        error, request_id=request_id or new_request_id(header(scope, b"x-request-id")), started=started
-    )
+    body, headers = failure(error, request_id=request_id or request_id_of(scope), started=started)
     if challenge is not None:
         headers.append((b"www-authenticate", challenge.encode("latin-1", "replace")))
     if scope["type"] == "websocket":

@@ -117,7 +117,7 @@ async def execute_tool(gateway: Gateway, params: dict[str, Any], principal: Prin
         wanted.tool_id,
         Raw(encode(wanted.parameters or {})),
         caller=Caller(principal),
-        request_id=new_request_id(None),
+        request_id=new_request_id(),
         action=wanted.action,
         timeout_seconds=wanted.timeout_seconds,
         use_cache=wanted.cache,

@@ -150,7 +150,7 @@ class TypedClient:
                 frame.tool_id,
                 frame.parameters,
                 caller=Caller(self._principal),
-                request_id=new_request_id(None),
+                request_id=new_request_id(),
                 action=frame.action,
                 timeout_seconds=frame.timeout_seconds,
                 use_cache=frame.cache,

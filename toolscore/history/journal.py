@@ -13,7 +13,7 @@ import contextlib
 import shutil
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,32 +157,43 @@ class Journal:
 
     # Writing
 
-    async def begin(self, record: CallRecord, arguments: Raw) -> Start | None:
+    def begin(self, record: CallRecord, arguments: Raw) -> Start | None:
         """Note that a call begins which may change something.
 
         Args:
             record: as it is kept if its end never gets here.
 
         Returns:
-            What `add` takes at its end, once it is noted; `None`: it is not.
+            What `add` takes at its end, and `kept` before it is sent; `None`: it is not noted.
         """
         starts = self._starts
         if starts is None or not self.rules.enabled:
             return None
-        start = None
         try:
             start = starts.note(start_frame(record, arguments))
-            on_disk = starts.flushed()
-            if on_disk is not None:
-                await on_disk
         except (OSError, ValueError) as exc:  # the call itself must go on
+            self._start_error = f"starts of calls are not being noted: {exc}"
+            return None
+        return start
+
+    def kept(self, start: Start) -> Awaitable[None] | None:
+        """What to await until a start survives whatever `journal.starts` names; `None`: it does."""
+        on_disk = self._starts.flushed() if self._starts is not None else None
+        if on_disk is not None:
+            return self._on_disk(start, on_disk)
+        self._start_error = None
+        return None
+
+    async def _on_disk(self, start: Start, flushed: Awaitable[None]) -> None:
+        try:
+            await flushed
+        except OSError as exc:  # the call itself must go on
             self._start_error = f"starts of calls are not being noted: {exc}"
         except asyncio.CancelledError:
             self._over(start)
             raise
         else:
             self._start_error = None
-        return start
 
     def add(self, record: CallRecord, arguments: Raw, result: Raw | None, start: Start | None = None) -> None:
         """Have a call recorded. Never waits; at the bound the record is lost, and counted.

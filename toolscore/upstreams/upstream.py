@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from hashlib import blake2b
@@ -325,18 +325,24 @@ class Upstream:
                 f"server {self.server_id!r} cannot be reached for this client: the gateway's log says why"
             ) from exc
 
-    async def _ask(
+    def _ask(
         self,
         connection: Connection,
         method: str,
         params: Params | None,
         caller: Caller | None,
         attempt: Attempt | None,
-    ) -> Raw:
+    ) -> Awaitable[Raw]:
         if attempt is not None:
             attempt.hand_over()
         if caller is not None and caller.log_level:
-            await self._hear(connection, caller.log_level)
+            return self._ask_heard(connection, method, params, caller, caller.log_level)
+        return connection.request(method, params, caller=caller)
+
+    async def _ask_heard(
+        self, connection: Connection, method: str, params: Params | None, caller: Caller, level: str
+    ) -> Raw:
+        await self._hear(connection, level)
         return await connection.request(method, params, caller=caller)
 
     async def hear(self, level: str) -> None:

@@ -42,11 +42,12 @@ from toolscore.endpoints.asgi import (
     forwarded_headers,
     header,
     headers_of,
-    new_request_id,
     principal_of,
     read_body,
+    request_id_of,
     send_json,
     send_stream,
+    whole_body,
 )
 from toolscore.endpoints.exchange import BY_NAME
 from toolscore.endpoints.mcp.across import Across
@@ -221,7 +222,10 @@ class McpHttpEndpoint:
         return server
 
     async def _post(self, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
+        limit = self._gateway.settings.current.limits.max_body_bytes
+        body = whole_body(receive, limit)
+        if body is None:
+            body = await read_body(scope, receive, limit)
         if body.lstrip()[:1] == b"[" and await self._has_batches(server, scope, server_id):
             await self._post_batch(body, server, server_id, scope, receive, send)
             return
@@ -335,7 +339,7 @@ class McpHttpEndpoint:
         receive: Receive,
         send: Send,
     ) -> None:
-        request_id = new_request_id(header(scope, b"x-request-id"))
+        request_id = request_id_of(scope)
         response = _Response(scope, send, session, frame_id)
         headers = forwarded_headers(self._gateway.upstreams.forwarded, scope)
         caller: Caller

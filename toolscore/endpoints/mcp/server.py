@@ -163,8 +163,14 @@ class McpServer:
         Raises:
             ToolScoreError (awaiting it): on the wire its `rpc_error()`.
         """
-        carry_out = self._handle_stateless if caller.stateless else self._handle
-        return carry_out(method, params, caller, request_id)
+        if caller.stateless:
+            return self._handle_stateless(method, params, caller, request_id)
+        return self._carry_out(method, params, caller, request_id)
+
+    def _carry_out(self, method: str, params: Members, caller: Caller, request_id: str) -> Coroutine[Any, Any, Any]:
+        if method == "tools/call":
+            return self._tools.call_tool(params, caller, request_id)
+        return self._handle(method, params, caller)
 
     async def _handle_stateless(self, method: str, params: Members, caller: Caller, request_id: str) -> Any:
         if method in SESSION_ONLY:
@@ -180,7 +186,7 @@ class McpServer:
 
         caller.refused = refused
         try:
-            return self._stateless(method, await self._handle(method, params, caller, request_id))
+            return self._stateless(method, await self._carry_out(method, params, caller, request_id))
         except asyncio.CancelledError:
             if not missing or task is None or task.uncancel():
                 raise
@@ -189,9 +195,7 @@ class McpServer:
             error = {"code": MISSING_CLIENT_CAPABILITY, "message": needed, "data": data}
             raise InvalidRequest(needed, upstream_error=error) from None
 
-    async def _handle(self, method: str, params: Members, caller: Caller, request_id: str) -> Any:
-        if method == "tools/call":
-            return await self._tools.call_tool(params, caller, request_id)
+    async def _handle(self, method: str, params: Members, caller: Caller) -> Any:
         if method == "tools/list" and (self._server_id is None or "tools" in self.capabilities):
             return self._tools.list_tools(params, caller)
         if method == "server/discover" and caller.stateless:

@@ -85,7 +85,7 @@ class McpSocketClient(Conversation):
             return await self._initialize(members)
         if method == "subscriptions/listen" and self._stateless_era:
             return await self._listen(members, request_id)
-        ours = new_request_id(None)
+        ours = new_request_id()
         if self._stateless_era:
             return await self._answer_stateless(method, members, ours)
         if method in WATCHING:

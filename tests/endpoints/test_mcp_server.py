@@ -11,16 +11,17 @@ from msgspec import Raw
 from support import Double, MemoryGateway, in_memory_gateway
 
 from toolscore.core.errors import InvalidArguments, MethodNotFound, ToolNotFound
-from toolscore.core.jsonrpc import decode, encode
+from toolscore.core.jsonrpc import INVALID_PARAMS, decode, encode
 from toolscore.core.models import LOCAL, Event, Principal
 from toolscore.endpoints.live import concerns
-from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller
+from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, envelope_of
 from toolscore.endpoints.mcp.links import link_shown
 from toolscore.endpoints.mcp.server import McpServer
 from toolscore.endpoints.mcp.sessions import Sessions
 from toolscore.endpoints.mcp.task_ids import TaskIds
 from toolscore.endpoints.views import stats_fields
 from toolscore.upstreams import Caller
+from toolscore.upstreams.protocol import META, UNSUPPORTED_PROTOCOL_VERSION
 
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
@@ -110,11 +111,29 @@ def test_a_session_goes_by_the_key_that_is_shown() -> None:
 
 def test_what_names_a_task_by_its_servers_own_id_is_not_passed_on() -> None:
     said: list[tuple[str, Any]] = []
-    meta = {"progressToken": Raw(b"1")}
-    caller = StatelessCaller({"_meta": meta}, lambda *told: said.append(told), Principal("bob"))
+    params = {"_meta": {"progressToken": Raw(b"1")}}
+    caller = StatelessCaller(params, envelope_of(params), lambda *told: said.append(told), Principal("bob"))
     caller.notify("notifications/tasks/status", Raw(b'{"taskId":"7","status":"working"}'))
     caller.notify("notifications/progress", Raw(b'{"progressToken":9,"progress":1}'))
     assert said == [("notifications/progress", {"progressToken": Raw(b"1"), "progress": Raw(b"1")})]
+
+
+def test_an_envelope_is_read_as_it_is_written_each_time() -> None:
+    def read(version: str, offered: str, level: str | None = None) -> tuple[Any, Any, Any, Any]:
+        said = {"protocolVersion": version, "clientCapabilities": offered, "logLevel": level}
+        meta = {f"{META}{name}": Raw(text.encode()) for name, text in said.items() if text is not None}
+        found = envelope_of({"_meta": meta})
+        return found.version, found.capabilities, found.log_level, (found.error or {}).get("code")
+
+    for _ in range(2):  # the second time it is known
+        assert read('"2026-07-28"', "{}") == ("2026-07-28", {}, None, None)
+        assert read('"2026-07-28"', '{"roots":{}}', '"info"') == ("2026-07-28", {"roots": {}}, "info", None)
+        assert read('"2026-07-28"', "[]", "7") == ("2026-07-28", {}, None, None)
+        assert read('"2024-01-01"', "{}") == ("2024-01-01", {}, None, UNSUPPORTED_PROTOCOL_VERSION)
+        assert read("null", "{}") == (None, {}, None, INVALID_PARAMS)
+        large = f'{{"experimental":{{"a":"{"x" * 5000}"}}}}'
+        assert len(read('"2026-07-28"', large)[1]["experimental"]["a"]) == 5000
+    assert (envelope_of({}).error or {})["message"].count("and") == 1, "both are missing"
 
 
 def test_a_cursor_that_is_none_of_ours_is_not_kept() -> None:

@@ -7,7 +7,6 @@ import contextlib
 import select
 from collections import deque
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
@@ -22,6 +21,7 @@ MAX_INFORMATIONS = 16
 """Answers of 1xx before the one that counts."""
 HIGH_BYTES, LOW_BYTES = 1024 * 1024, 256 * 1024
 """A server that sends faster than is read waits between these."""
+OK, SWITCHING_PROTOCOLS = 200, 101
 NO_BODY = frozenset({204, 304})
 JSON = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
 TO_NOTE = frozenset({b"set-cookie", b"content-encoding"})
@@ -131,7 +131,7 @@ class HttpChannel(asyncio.Protocol):
             raise BadAnswer(TOO_MANY)
         if 100 <= self.status < 200:
             self._informations += 1
-            if self.status == HTTPStatus.SWITCHING_PROTOCOLS or self._informations > MAX_INFORMATIONS:
+            if self.status == SWITCHING_PROTOCOLS or self._informations > MAX_INFORMATIONS:
                 raise BadAnswer(f"HTTP {self.status} in the place of an answer")
             self._fields, self.reason, self._bare_bytes = [], b"", 0
             return
@@ -260,7 +260,7 @@ class Answer:
         """
         connection = self._connection
         headers, chunks = connection.headers, connection.chunks
-        if not connection.is_complete or len(chunks) != 1 or self.status != HTTPStatus.OK:
+        if not connection.is_complete or len(chunks) != 1 or self.status != OK:
             return None
         if headers.get(b"content-type") not in JSON or not TO_NOTE.isdisjoint(headers) or len(chunks[0]) > most:
             return None

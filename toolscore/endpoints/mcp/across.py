@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, UnsetType
 from toolscore.core.errors import OutcomeUnknown, ToolScoreError
 from toolscore.core.jsonrpc import ConnectionLost, Frame, RemoteError, decode_object, encode
 from toolscore.core.models import Principal
-from toolscore.endpoints.mcp.callers import StatelessCaller
+from toolscore.endpoints.mcp.callers import StatelessCaller, envelope_of
 from toolscore.endpoints.mcp.params import read_params
 from toolscore.endpoints.mcp.sessions import Sessions
 from toolscore.replicas import Replicas
@@ -120,7 +120,7 @@ class Across:
 
         try:
             params = read_params(retry.params)
-            caller = StatelessCaller(params, tell, retry.principal, retry.headers)
+            caller = StatelessCaller(params, envelope_of(params), tell, retry.principal, retry.headers)
             return Answer(result=Raw(encode(await self._resume(caller, retry.method, params))))
         except (ToolScoreError, RemoteError, ConnectionLost) as exc:
             return failure_of(exc)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from msgspec import Raw
 
@@ -22,10 +23,10 @@ from toolscore.upstreams.protocol import (
 __all__ = [
     "ENVELOPE",
     "Ask",
+    "Envelope",
     "SessionCaller",
     "StatelessCaller",
-    "declared_capabilities",
-    "envelope_error",
+    "envelope_of",
     "log_level_of",
     "may_wait",
 ]
@@ -34,27 +35,61 @@ Tell = Callable[[str, Any], None]
 Ask = Callable[[str, Raw | None], Awaitable[Any]]
 
 ENVELOPE = (f"{META}protocolVersion", f"{META}clientCapabilities")
-
-
+_LOG_LEVEL = f"{META}logLevel"
+KNOWN, FEW_BYTES = 256, 1024
+"""So many different envelopes are known again, of no more bytes each."""
 NOT_PASSED_ON = frozenset({"notifications/cancelled", "notifications/tasks/status"})
 """Of a question that was never put to this client; of a task by its server's own id: clients ask for it (`tasks/get`).
 """
 
 
-def declared_capabilities(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The `ClientCapabilities` in the envelope of a request of the stateless era."""
-    meta = params.get("_meta") or {}
-    value = decode(meta[f"{META}clientCapabilities"]) if f"{META}clientCapabilities" in meta else None
-    return value if isinstance(value, dict) else {}
+class Envelope(NamedTuple):
+    """What the `_meta` of a request of the stateless era says of its client. Many requests share one: change nothing.
+
+    Attributes:
+        version: the revision that it speaks.
+        capabilities: its `ClientCapabilities`.
+        log_level: from which on it hears logs; `None`: it hears none.
+        error: what is wrong with it all, a JSON-RPC error; `None`: nothing.
+    """
+
+    version: Any
+    capabilities: dict[str, Any]
+    log_level: str | None
+    error: dict[str, Any] | None
 
 
-def envelope_error(params: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is wrong with the `_meta` of a request of the stateless era, whatever carries it. The error, or `None`."""
+def envelope_of(params: Mapping[str, Any]) -> Envelope:
+    """The envelope of a request of the stateless era, whatever carries it.
+
+    Args:
+        params: from `read_params`.
+    """
     meta = params.get("_meta") or {}
-    missing = [key for key in ENVELOPE if key not in meta]
-    if missing:
-        return {"code": INVALID_PARAMS, "message": f"params._meta needs {' and '.join(missing)}"}
-    version = decode(meta[ENVELOPE[0]])
+    version, offered = meta.get(ENVELOPE[0]), meta.get(ENVELOPE[1])
+    if version is None or offered is None:
+        missing = " and ".join(key for key in ENVELOPE if key not in meta)
+        return Envelope(None, {}, None, {"code": INVALID_PARAMS, "message": f"params._meta needs {missing}"})
+    version, offered, level = bytes(version), bytes(offered), bytes(meta.get(_LOG_LEVEL, b"null"))
+    read = _known_envelope if len(version) + len(offered) + len(level) <= FEW_BYTES else _envelope
+    return read(version, offered, level)
+
+
+def _envelope(version: bytes, offered: bytes, level: bytes) -> Envelope:
+    """What these mean, which are JSON."""
+    revision, capabilities, log_level = decode(version), decode(offered), decode(level)
+    return Envelope(
+        revision,
+        capabilities if isinstance(capabilities, dict) else {},
+        log_level if isinstance(log_level, str) else None,
+        _wrong_with(revision),
+    )
+
+
+_known_envelope = lru_cache(KNOWN)(_envelope)
+
+
+def _wrong_with(version: Any) -> dict[str, Any] | None:
     if not isinstance(version, str):
         return {"code": INVALID_PARAMS, "message": f"params._meta[{ENVELOPE[0]!r}] must be a string"}
     if version != LATEST_STATELESS_VERSION:
@@ -129,6 +164,7 @@ class StatelessCaller(Caller):
 
     Args:
         params: from `read_params`.
+        envelope: of these.
         tell: takes a method and its params, on the response of this request.
         principal: who makes it.
         headers: of its HTTP request, those that some server is given.
@@ -137,13 +173,16 @@ class StatelessCaller(Caller):
     stateless = True
 
     def __init__(
-        self, params: Mapping[str, Any], tell: Tell, principal: Principal, headers: Mapping[str, str] = NO_HEADERS
+        self,
+        params: Mapping[str, Any],
+        envelope: Envelope,
+        tell: Tell,
+        principal: Principal,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
-        super().__init__(principal, capabilities=declared_capabilities(params), headers=headers)
-        meta = params.get("_meta") or {}
-        level = decode(meta[f"{META}logLevel"]) if f"{META}logLevel" in meta else None
-        self.log_level = level if isinstance(level, str) else None
-        self.token: Raw | None = meta.get("progressToken")
+        super().__init__(principal, capabilities=envelope.capabilities, headers=headers)
+        self.log_level = envelope.log_level
+        self.token: Raw | None = (params.get("_meta") or {}).get("progressToken")
         self.wants_progress = self.token is not None
         self.tell = tell
         self.on_ask: Ask | None = None

@@ -9,8 +9,8 @@ from msgspec import Raw
 from toolscore.core.errors import ToolScoreError
 from toolscore.core.jsonrpc import INVALID_PARAMS, decode
 from toolscore.core.models import Sees
-from toolscore.endpoints.asgi import Scope, given_twice, header
-from toolscore.endpoints.mcp.callers import ENVELOPE, envelope_error
+from toolscore.endpoints.asgi import Scope, given_twice, header, headers_of
+from toolscore.endpoints.mcp.callers import ENVELOPE, Envelope
 from toolscore.endpoints.mcp.params import Members
 from toolscore.tools.library import UnifiedToolLibrary
 from toolscore.upstreams.headers import NAMED_METHODS, PARAM_PREFIX, header_text, param_mismatch
@@ -21,20 +21,27 @@ HEADER_MISMATCH = -32020
 ROUTING = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
 
 
-def check_envelope(scope: Scope, method: str, params: Members, version: str | None) -> dict[str, Any] | None:
-    """Check envelope, headers and revision, in this order. Returns the JSON-RPC error, or `None`."""
+def check_envelope(
+    scope: Scope, method: str, params: Members, envelope: Envelope, version: str | None
+) -> dict[str, Any] | None:
+    """Check envelope, headers and revision, in this order. Returns the JSON-RPC error, or `None`.
+
+    Args:
+        version: the revision that the headers name.
+    """
     twice = given_twice(scope, ROUTING)
     if twice is not None:
         return {"code": HEADER_MISMATCH, "message": f"the {twice.decode()} header appears more than once"}
-    wrong = envelope_error(params)
+    wrong = envelope.error
     if wrong is not None and wrong["code"] == INVALID_PARAMS:
         return wrong
-    if decode(params["_meta"][ENVELOPE[0]]) != version:
+    if envelope.version != version:
         return {
             "code": HEADER_MISMATCH,
             "message": f"MCP-Protocol-Version does not match params._meta[{ENVELOPE[0]!r}]",
         }
-    if (header(scope, b"mcp-method") or "").strip() != method:  # RFC 9110 5.5
+    routed = headers_of(scope).get(b"mcp-method", b"").decode("latin-1")
+    if routed != method and routed.strip() != method:  # RFC 9110 5.5
         return {"code": HEADER_MISMATCH, "message": "the Mcp-Method header does not match the body's method"}
     named = NAMED_METHODS.get(method)
     if named is not None and named in params:

@@ -51,7 +51,7 @@ from toolscore.endpoints.asgi import (
 )
 from toolscore.endpoints.exchange import BY_NAME
 from toolscore.endpoints.mcp.across import Across
-from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, may_wait
+from toolscore.endpoints.mcp.callers import Envelope, SessionCaller, StatelessCaller, envelope_of, may_wait
 from toolscore.endpoints.mcp.envelope import HEADER_MISMATCH, check_envelope, check_params
 from toolscore.endpoints.mcp.listener import open_listener, watch_resource
 from toolscore.endpoints.mcp.params import Members, read_params, text_of
@@ -309,7 +309,8 @@ class McpHttpEndpoint:
             await send_json(send, 400, error_frame(frame.id, refusal))
             return
         if stateless:
-            refused = check_envelope(scope, frame.method, params, version)
+            envelope = envelope_of(params)
+            refused = check_envelope(scope, frame.method, params, envelope, version)
             if refused is None and frame.method == "tools/call":
                 sees = self._gateway.permissions.sees(principal_of(scope))
                 refused = check_params(scope, self._gateway.library, server_id, params, sees)
@@ -318,14 +319,14 @@ class McpHttpEndpoint:
             elif frame.method == "subscriptions/listen":
                 await self._listen(server, frame.id, params, scope, receive, send)
             else:
-                await self._answer(server, frame.method, frame.id, params, None, True, scope, receive, send)
+                await self._answer(server, frame.method, frame.id, params, None, envelope, scope, receive, send)
             return
         if frame.method == "initialize":
             await self._initialize(server, server_id, frame, params, scope, send)
         elif session is not None and frame.method in WATCHING:
             await self._watch(session, frame, params, send)
         else:
-            await self._answer(server, frame.method, frame.id, params, session, False, scope, receive, send)
+            await self._answer(server, frame.method, frame.id, params, session, None, scope, receive, send)
 
     async def _answer(
         self,
@@ -334,7 +335,7 @@ class McpHttpEndpoint:
         frame_id: RequestId,
         params: Members,
         session: Session | None,
-        stateless: bool,
+        envelope: Envelope | None,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -343,8 +344,8 @@ class McpHttpEndpoint:
         response = _Response(scope, send, session, frame_id)
         headers = forwarded_headers(self._gateway.upstreams.forwarded, scope)
         caller: Caller
-        if stateless:
-            caller = StatelessCaller(params, response.tell, principal_of(scope), headers)
+        if envelope is not None:
+            caller = StatelessCaller(params, envelope, response.tell, principal_of(scope), headers)
         elif session is not None:
             token = (params.get("_meta") or {}).get("progressToken")
             caller = SessionCaller(session, response.tell, response.ask, token, headers, principal_of(scope))
@@ -365,7 +366,7 @@ class McpHttpEndpoint:
             message = result_frame(frame_id, result)
         except ToolScoreError as exc:
             error = exc.rpc_error()
-            if stateless:
+            if caller.stateless:
                 status = STATUS_OF.get(error.get("code", 0), 200)
             message = error_frame(frame_id, error)
         except asyncio.CancelledError:

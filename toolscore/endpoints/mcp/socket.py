@@ -25,7 +25,7 @@ from toolscore.core.models import Principal
 from toolscore.core.peer import Peer
 from toolscore.core.tasks import TaskSet
 from toolscore.endpoints.asgi import Receive, Send, new_request_id
-from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, envelope_error, may_wait
+from toolscore.endpoints.mcp.callers import SessionCaller, StatelessCaller, envelope_of, may_wait
 from toolscore.endpoints.mcp.conversation import Conversation
 from toolscore.endpoints.mcp.listener import Listener, open_listener, watch_resource
 from toolscore.endpoints.mcp.params import Members, read_params
@@ -101,10 +101,10 @@ class McpSocketClient(Conversation):
         return await self._server.initialize(members)
 
     async def _answer_stateless(self, method: str, members: Members, request_id: str) -> Any:
-        wrong = envelope_error(members)
-        if wrong is not None:
-            raise RemoteError(wrong)
-        caller = StatelessCaller(members, self.tell, self.principal)
+        envelope = envelope_of(members)
+        if envelope.error is not None:
+            raise RemoteError(envelope.error)
+        caller = StatelessCaller(members, envelope, self.tell, self.principal)
         if not may_wait(method, members, caller):
             return await self._server.handle(method, members, caller, request_id=request_id)
         if self._suspended is None:
@@ -136,7 +136,7 @@ class McpSocketClient(Conversation):
             raise RemoteError({"code": -32603, "message": f"the client has gone: {exc.reason}"}) from exc
 
     async def _listen(self, members: Members, request_id: RequestId) -> Any:
-        wrong = envelope_error(members)
+        wrong = envelope_of(members).error
         if wrong is not None:
             raise RemoteError(wrong)
         meta = {f"{META}subscriptionId": request_id}

@@ -6,6 +6,8 @@ the sockets of all zygotes and children, and one timer all clocks. What a zygote
 `zygote_process.py` and `child_process.py`.
 
 Only from the event loop's thread.
+
+One module: how many children there are and who gets the next one is one question.
 """
 
 from __future__ import annotations
@@ -62,6 +64,11 @@ class _Spares:
         if wanted >= self._wanted or now - self._peak_at > SPARE_MEMORY_SECONDS:
             self._wanted, self._peak_at = wanted, now
         return self._wanted
+
+
+def _end(spare: ChildProcess) -> None:
+    spare.take()
+    spare.release(kill=True)
 
 
 class Pool:
@@ -266,10 +273,12 @@ class Pool:
         """Hand a new child to whoever waits, or keep it as a spare."""
         self._watch_socket(child.channel, child.read)
         if zygote is not self._zygote:  # it was retired meanwhile
-            child.take()
-            child.release(kill=True)
+            _end(child)
         elif not self._offer(child):
             self._ready.append(child)
+            if len(self._ready) > MAX_SPARES:  # as when many sessions end: one is forked in the place of each
+                self._aim(time.monotonic())  # first, or another would take its place
+                _end(self._ready.pop())
 
     def child_ended(self, child: ChildProcess) -> None:
         """Forget a child that ended. Whoever took it still reads its output, and releases it."""
@@ -335,9 +344,7 @@ class Pool:
         """Let a zygote end when its last taken child has ended."""
         self._retired.add(zygote)
         while self._ready:
-            child = self._ready.popleft()
-            child.take()
-            child.release(kill=True)
+            _end(self._ready.popleft())
         zygote.aim(0)
         self._wake_timer()
 

@@ -21,8 +21,8 @@ from support import EXECUTOR, ROOT, command_of, executor_process, process_gone, 
 from support.executors import cpu_seconds, leaves, looping
 
 from mcp_servers.python_executor.admission import Busy
-from mcp_servers.python_executor.executor import Executor
-from mcp_servers.python_executor.pool import SandboxUnavailable
+from mcp_servers.python_executor.executor import DEFAULT, Executor
+from mcp_servers.python_executor.pool import MAX_SPARES, SandboxUnavailable
 
 Work = Callable[[Executor], Coroutine[Any, Any, None]]
 
@@ -59,6 +59,23 @@ async def until(what: Callable[[], Any], seconds: float = 15) -> Any:
 async def running(executor: Executor, count: int) -> None:
     """Wait until so many calls run. One that finds a spare child is sent to it in the same step of the event loop."""
     await until(lambda: executor.admission.running == count)
+
+
+def test_no_spare_is_kept_for_each_session_that_has_ended(tmp_path: Path) -> None:
+    """The zygote forks in the place of each child that ends."""
+
+    async def work(executor: Executor) -> None:
+        def pool() -> dict[str, Any]:
+            return executor.figures()["engines"]["fork"]["pools"][DEFAULT]
+
+        names = [f"s{number}" for number in range(MAX_SPARES + 12)]
+        await asyncio.gather(*(executor.execute("x = 1", session_id=name, principal="ada") for name in names))
+        assert pool()["children"] >= len(names)
+        assert all(executor.sessions.reset("ada", name) for name in names)
+        await until(lambda: pool()["children"] <= MAX_SPARES and pool()["spares"] == pool()["children"])
+        assert (await executor.execute("1 + 1")).result == "2"
+
+    with_executor(tmp_path, work, max_sessions=40, max_sessions_per_principal=40, session_idle_seconds=600)
 
 
 # ------------------------------------------------------------------------------------------------------- admission

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter, deque
 from typing import Any
 
@@ -32,6 +31,8 @@ class EngineFigures:
         self._wait_ms.append(max(0.0, total_ms - outcome.duration_ms))
 
     def snapshot(self) -> dict[str, Any]:
+        import statistics  # with exact fractions, which nobody needs until somebody asks
+
         phases = {}
         total = [run + wait for run, wait in zip(self._run_ms, self._wait_ms, strict=True)]
         for name, values in (("wait", self._wait_ms), ("run", self._run_ms), ("total", total)):

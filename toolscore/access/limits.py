@@ -266,7 +266,8 @@ class Turnstile:
         """Give the place to who waits longest."""
         self._seconds += SMOOTHING * (took_seconds - self._seconds)
         self.inside -= 1
-        self._admit()
+        if self._waiting:
+            self._admit()
 
     async def _wait(self, caller: Caller | None) -> None:
         if len(self._waiting) >= self.queue:

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import Any
 
 import msgspec
-import psutil
 
 from toolscore.access.auth import ADMIN
 from toolscore.app.compose import Gateway
@@ -185,6 +184,8 @@ def _mended(gateway: Gateway, server_id: str, sees: Sees | None) -> dict[str, li
 
 def memory_by_family(pids: Collection[int]) -> dict[int, int]:
     """Resident memory of these processes and all below them, by one look at all processes of the machine. Blocks."""
+    import psutil  # 1 MB, once somebody asks
+
     parents, sizes = {}, {}
     for process in psutil.process_iter(["ppid", "memory_info"]):
         memory = process.info["memory_info"]

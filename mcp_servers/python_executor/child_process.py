@@ -79,6 +79,10 @@ class Watcher(Protocol):
         """Stop calling the child's `tick`."""
         ...
 
+    def let_go(self, child: ChildProcess) -> None:
+        """A child is about to be killed that nobody needs."""
+        ...
+
     def ignore_socket(self, fd: int) -> None:
         """Stop calling the `read` of the child whose channel this descriptor is."""
         ...
@@ -262,7 +266,8 @@ class ChildProcess:
             kill: kill it. Otherwise it ends by itself, or is killed `LINGER_SECONDS` after its answer.
         """
         self.released = True
-        if kill:
+        if kill and not self.ended:
+            self.watcher.let_go(self)
             self.kill()
         if self.ended:
             self.watcher.ignore_clock(self)

@@ -223,6 +223,12 @@ class Pool:
         """Stop calling the child's `tick`."""
         self._busy.discard(child)
 
+    def let_go(self, child: ChildProcess) -> None:
+        """Have none forked in the place of a child that is about to be killed, unless another spare is wanted."""
+        self.ignore_clock(child)
+        self._aim(time.monotonic())
+        self._wake_timer()
+
     def _watch_socket(self, fd: int, read: Callable[[], None]) -> None:
         self._readers[fd] = read
         self._epoll.register(fd, select.EPOLLIN)
@@ -260,7 +266,7 @@ class Pool:
             return
         taken = slow = 0
         for child in zygote.children.values():
-            if child.taken_at:
+            if child.taken_at and (child in self._busy or not child.released):  # else it is being killed
                 taken += 1
                 slow += now - child.taken_at > SLOW_SECONDS  # a slow call, or a session
         waiting_long = sum(1 for since, _ in self._waiting if now - since > SLOW_SECONDS)
@@ -276,9 +282,6 @@ class Pool:
             _end(child)
         elif not self._offer(child):
             self._ready.append(child)
-            if len(self._ready) > MAX_SPARES:  # as when many sessions end: one is forked in the place of each
-                self._aim(time.monotonic())  # first, or another would take its place
-                _end(self._ready.pop())
 
     def child_ended(self, child: ChildProcess) -> None:
         """Forget a child that ended. Whoever took it still reads its output, and releases it."""

@@ -131,6 +131,8 @@ def test_an_envelope_is_read_as_it_is_written_each_time() -> None:
         assert read('"2026-07-28"', "[]", "7") == ("2026-07-28", {}, None, None)
         assert read('"2024-01-01"', "{}") == ("2024-01-01", {}, None, UNSUPPORTED_PROTOCOL_VERSION)
         assert read("null", "{}") == (None, {}, None, INVALID_PARAMS)
+        assert read("1" * 5000, "{}") == (None, {}, None, INVALID_PARAMS), "more digits than anybody reads"
+        assert read('"2026-07-28"', f'{{"a":{"1" * 5000}}}') == (None, {}, None, INVALID_PARAMS)
         large = f'{{"experimental":{{"a":"{"x" * 5000}"}}}}'
         assert len(read('"2026-07-28"', large)[1]["experimental"]["a"]) == 5000
     assert (envelope_of({}).error or {})["message"].count("and") == 1, "both are missing"

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import Raw
 
-from toolscore.calls.cache import Made, ResultCache, Slot
+from toolscore.calls.cache import Cached, Made, ResultCache, Slot
 from toolscore.calls.model import Call
 from toolscore.calls.result import marked_kept, parsed, seconds_said
 from toolscore.core.errors import Overloaded, ToolScoreError, UpstreamTimeout, UpstreamUnavailable
@@ -59,11 +59,15 @@ class KeptResults:
         Raises:
             ToolScoreError (awaiting it): what `reach` raises.
         """
-        return self._read(call, reach) if self._cache.reads(call.target) else self._change(call, reach)
-
-    async def _read(self, call: Call, reach: Callable[[Call], Awaitable[Raw]]) -> None:
-        """Ask a server for what changes nothing."""
         kept, call.kept = call.kept, None
+        return self._read(call, reach, kept) if self._cache.reads(call.target) else self._change(call, reach)
+
+    async def _read(self, call: Call, reach: Callable[[Call], Awaitable[Raw]], kept: Cached | None) -> None:
+        """Ask a server for what changes nothing.
+
+        Args:
+            kept: a result that is past its time.
+        """
         if call.slot is None:
             call.answer = await reach(call)
         else:

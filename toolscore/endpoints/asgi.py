@@ -134,7 +134,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 def whole_body(receive: Receive, limit: int) -> bytes | None:
-    """The whole body, where it is there already, as it most often is; `None`: `read_body` waits for it.
+    """The whole body, if it is there already, as it most often is; `None`: `read_body` waits for it.
 
     Raises:
         PayloadTooLarge: over `limit` bytes.
@@ -158,6 +158,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if int(announced) <= limit + MAX_DROPPED_BYTES and header(scope, b"expect") is None:
             await _drop(receive)
         raise _over(int(announced), limit)
+    if (body := whole_body(receive, limit)) is not None:
+        return body
     parts = bytearray()
     message: Message = {"more_body": True}
     while message.get("more_body"):

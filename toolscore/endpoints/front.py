@@ -29,7 +29,6 @@ from toolscore.endpoints.asgi import (
     request_id_of,
     resource_url,
     send_json,
-    whole_body,
 )
 from toolscore.endpoints.execute import EXECUTE_PATHS, RUN_PATH, ExecuteEndpoint
 from toolscore.endpoints.health import check_ready
@@ -285,10 +284,7 @@ class Front:
         answering = False
         replayed = False
         try:
-            limit = self._gateway.settings.current.limits.max_body_bytes
-            body = whole_body(receive, limit)
-            if body is None:
-                body = await read_body(scope, receive, limit)
+            body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
         except ToolScoreError as exc:
             await _refuse(exc, scope, receive, send, started, request_id)
             return

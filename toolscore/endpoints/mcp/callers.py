@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Raw
 
+from toolscore.core.errors import InvalidRequest
 from toolscore.core.jsonrpc import INVALID_PARAMS, decode, decode_object
 from toolscore.core.models import Principal
 from toolscore.upstreams import Caller
@@ -77,7 +78,10 @@ def envelope_of(params: Mapping[str, Any]) -> Envelope:
 
 def _envelope(version: bytes, offered: bytes, level: bytes) -> Envelope:
     """What these mean, which are JSON."""
-    revision, capabilities, log_level = decode(version), decode(offered), decode(level)
+    try:
+        revision, capabilities, log_level = decode(version), decode(offered), decode(level)
+    except InvalidRequest as exc:
+        return Envelope(None, {}, None, {"code": INVALID_PARAMS, "message": f"params._meta cannot be read: {exc}"})
     return Envelope(
         revision,
         capabilities if isinstance(capabilities, dict) else {},

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from support.coroutines import running
 from support.patience import patient_stores
 
 from toolscore.access.limits import RateLimits, RateRules
-from toolscore.core.errors import RateLimited
+from toolscore.core.errors import Overloaded, RateLimited
 from toolscore.core.models import Principal, Tool
+from toolscore.endpoints.mcp import mirror
+from toolscore.endpoints.mcp.mirror import Mirrors
 from toolscore.replicas import members
 from toolscore.stores.host import serve_memory
 from toolscore.stores.memory import Memory
@@ -237,3 +240,30 @@ async def test_whoever_is_cancelled_while_it_asks_ends_at_any_moment(engine: Any
             task.cancel()
             await asyncio.wait([task], timeout=10)
             assert task.cancelled(), (turns, ended)
+
+
+@running
+async def test_a_stream_is_found_though_the_store_had_no_answer_at_its_begin(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_there(_: str) -> bool:
+        return True
+
+    replicas: Any = SimpleNamespace(members=SimpleNamespace(id="one", is_there=is_there))
+    async with stores(engine, 2) as (one, other):
+        written, read = Mirrors(one, replicas, "identity"), Mirrors(other, replicas, "identity")
+        one.fail("no answer in time")
+        other.fail("no answer in time")
+        stream = written.write("session", 7, 1)
+        chunks = await read.read("session", 7, 0)
+        assert chunks is not None
+        stream.put(1, b"{}")
+        stream.end()
+        assert [b"{}" in chunk async for chunk in chunks] == [False, True]
+
+        monkeypatch.setattr(mirror, "HEAD_SECONDS", 0.2)
+        assert await read.read("session", 9, 0) is None
+    async with open_shared(None, tmp_path / "nobody") as gone:
+        assert gone is not None
+        with pytest.raises(Overloaded, match="cannot be said"):
+            await Mirrors(gone, replicas, "identity").read("session", 7, 0)

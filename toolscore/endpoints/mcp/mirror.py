@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from toolscore.core.errors import OutcomeUnknown
+from toolscore.core.errors import OutcomeUnknown, Overloaded
 from toolscore.core.jsonrpc import error_frame
 from toolscore.endpoints.asgi import SSE_COMMENT_SECONDS, sse_event
 from toolscore.replicas import Replicas
@@ -23,6 +23,8 @@ HEAD_SECONDS = 3.0
 READER_SECONDS = 3.0
 """A gateway that reads a stream of another says so at least this often."""
 POLL_SECONDS = 0.1
+AGAIN_SECONDS = 1.0
+"""Until what Redis did not take is given to it again."""
 MOST = 1000
 MAX_BYTES = 1024 * 1024
 """Of one message; one that is larger cannot be fetched elsewhere."""
@@ -61,12 +63,21 @@ class Mirrors:
         return Mirror(self.shared, self.key(session, number), msgspec.json.encode(head))
 
     async def read(self, session: str, number: int, after: int) -> AsyncGenerator[bytes] | None:
-        """A stream of another gateway, from the event behind `after` on, as bytes to send; `None`: it is not kept."""
+        """A stream of another gateway, from the event behind `after` on, as bytes to send; `None`: it is not kept.
+
+        Raises:
+            Overloaded: whether it is kept cannot be said just now.
+        """
         key = self.key(session, number)
         until = time.monotonic() + HEAD_SECONDS
         while (found := await self.shared.get(f"{key}:head")) is None:
-            if not self.shared.up or time.monotonic() > until:
-                return None
+            if time.monotonic() > until:
+                if self.shared.up:
+                    return None
+                raise Overloaded(
+                    f"whether this stream is kept cannot be said: {self.shared.name} does not answer",
+                    retry_after_seconds=1,
+                )
             await asyncio.sleep(POLL_SECONDS)
         return self._chunks(key, number, after, msgspec.json.decode(found, type=_Head))
 
@@ -162,8 +173,8 @@ class Mirror:
             entries, self._waiting = self._waiting, []
             if entries and not await self._shared.append(self._key, entries, MOST, KEPT_SECONDS):
                 self._waiting = entries + self._waiting
-                await asyncio.sleep(1)
+                await asyncio.sleep(AGAIN_SECONDS)
             elif not self._waiting and not self._ended:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(KEPT_SECONDS / 3):
+                    async with asyncio.timeout(max(AGAIN_SECONDS, kept_at + KEPT_SECONDS / 3 - now)):
                         await self._wake.wait()

@@ -139,12 +139,17 @@ class Gateway:
     def shows_server(self, principal: Principal, server_id: str) -> bool:
         """Whether a server exists for a principal: some tool of it does, or what it has beside tools."""
         sees = self.permissions.sees(principal)
-        tools = [tool for tool in self.library.of_server(server_id) if tool.tool_id not in self.permissions.off]
-        if sees is None or any(sees(tool) for tool in tools):
+        if sees is None:
+            return True
+        tools = self.library.of_server(server_id)
+        if any(sees(tool) for tool in tools):
             return True
         if not self.permissions.sees_server(principal, server_id):
             return False
-        return not tools or any(self.features.entries(server_id, kind) for kind in KINDS)
+        off = self.permissions.off
+        return all(tool.tool_id in off for tool in tools) or any(
+            self.features.entries(server_id, kind) for kind in KINDS
+        )
 
     def find_server(self, principal: Principal, server_id: str) -> Upstream:
         """A server that exists for a principal.

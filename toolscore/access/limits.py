@@ -85,10 +85,6 @@ class RateLimits:
         """Whether there is no bound at all."""
         return self._all is None and not self._tools
 
-    def bounds(self, principal: Principal) -> bool:
-        """Whether any budget may be this caller's."""
-        return principal is not LOCAL and not self.is_open
-
     async def take(self, principal: Principal, tool: Tool) -> None:
         """Take one call out of each budget that it belongs to.
 
@@ -111,7 +107,7 @@ class RateLimits:
         Raises:
             RateLimited: one is used up; with the time to wait.
         """
-        if not self.bounds(principal):
+        if principal is LOCAL or self.is_open:
             return
         patterns = self._matching.get(tool.tool_id)
         if patterns is None:
@@ -234,13 +230,6 @@ class Turnstile:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def enter_now(self) -> bool:
-        """Take a place if there is one, and nobody waits for it; give it back with `leave`. Returns whether."""
-        if self.inside >= self.places or self._waiting:
-            return False
-        self.inside += 1
-        return True
-
     async def enter(self, caller: Caller | None, seconds: float) -> None:
         """Take a place, waiting for one if need be; give it back with `leave`. Who waits is told the position.
 
@@ -251,7 +240,8 @@ class Turnstile:
         Raises:
             Overloaded: the queue is full, or nobody left in time.
         """
-        if self.enter_now():
+        if self.inside < self.places and not self._waiting:
+            self.inside += 1
             return
         try:
             async with asyncio.timeout(seconds):
@@ -266,8 +256,7 @@ class Turnstile:
         """Give the place to who waits longest."""
         self._seconds += SMOOTHING * (took_seconds - self._seconds)
         self.inside -= 1
-        if self._waiting:
-            self._admit()
+        self._admit()
 
     async def _wait(self, caller: Caller | None) -> None:
         if len(self._waiting) >= self.queue:

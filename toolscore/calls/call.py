@@ -84,8 +84,7 @@ class CallPipeline:
                 if self._kept.may_answer(call):
                     await self._kept.look_up(call)
                 if call.answer is None:
-                    if self._rates.bounds(call.principal):
-                        await self._rates.take(call.principal, call.target)
+                    await self._rates.take(call.principal, call.target)
                     await self._kept.fill(call, self._reach.reach)
                 result = self._notes.answered(call, read_result(call))
                 span.ended(result)

@@ -72,8 +72,7 @@ class Reach:
             raise UpstreamUnavailable(f"server {call.target.server_id!r} is not connected")
         turnstile = self._places.at(upstream)
         came = time.perf_counter()
-        if not turnstile.enter_now():
-            await turnstile.enter(call.caller, call.patience)
+        await turnstile.enter(call.caller, call.patience)
         began = time.perf_counter()
         call.queued = began - came
         try:

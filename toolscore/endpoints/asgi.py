@@ -59,7 +59,6 @@ __all__ = [
     "sse_event",
     "text_member",
     "whole",
-    "whole_body",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -133,19 +132,6 @@ def request_id_of(scope: Scope) -> str:
     return new_request_id()
 
 
-def whole_body(receive: Receive, limit: int) -> bytes | None:
-    """The whole body, if it is there already, as it most often is; `None`: `read_body` waits for it.
-
-    Raises:
-        PayloadTooLarge: over `limit` bytes.
-    """
-    exchange = getattr(receive, "__self__", None)
-    body = exchange.whole_body() if isinstance(exchange, Exchange) else None
-    if body is not None and len(body) > limit:
-        raise _over(len(body), limit)
-    return body
-
-
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole body.
 
@@ -158,7 +144,10 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if int(announced) <= limit + MAX_DROPPED_BYTES and header(scope, b"expect") is None:
             await _drop(receive)
         raise _over(int(announced), limit)
-    if (body := whole_body(receive, limit)) is not None:
+    exchange = getattr(receive, "__self__", None)
+    if isinstance(exchange, Exchange) and (body := exchange.whole_body()) is not None:
+        if len(body) > limit:
+            raise _over(len(body), limit)
         return body
     parts = bytearray()
     message: Message = {"more_body": True}

@@ -29,7 +29,6 @@ from toolscore.endpoints.asgi import (
     read_body,
     request_id_of,
     send_json,
-    whole_body,
 )
 from toolscore.endpoints.views import failure_text, kept_fields, result_fields
 from toolscore.endpoints.watch import ClientWatch
@@ -72,10 +71,7 @@ class ExecuteEndpoint:
         headers = [(b"x-request-id", request_id.encode("latin-1", "replace"))]
         watch = ClientWatch(receive)
         try:
-            limit = self._gateway.settings.current.limits.max_body_bytes
-            body = whole_body(receive, limit)
-            if body is None:
-                body = await read_body(scope, receive, limit)
+            body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
             call = self._read(_parse(body), scope, request_id)
             with watch:
                 result = await self._gateway.calls.call(call)

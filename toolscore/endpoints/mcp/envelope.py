@@ -9,7 +9,7 @@ from msgspec import Raw
 from toolscore.core.errors import ToolScoreError
 from toolscore.core.jsonrpc import INVALID_PARAMS, decode
 from toolscore.core.models import Sees
-from toolscore.endpoints.asgi import Scope, given_twice, header, headers_of
+from toolscore.endpoints.asgi import Scope, given_twice, header
 from toolscore.endpoints.mcp.callers import ENVELOPE, Envelope
 from toolscore.endpoints.mcp.params import Members
 from toolscore.tools.library import UnifiedToolLibrary
@@ -40,8 +40,7 @@ def check_envelope(
             "code": HEADER_MISMATCH,
             "message": f"MCP-Protocol-Version does not match params._meta[{ENVELOPE[0]!r}]",
         }
-    routed = headers_of(scope).get(b"mcp-method", b"").decode("latin-1")
-    if routed != method and routed.strip() != method:  # RFC 9110 5.5
+    if (header(scope, b"mcp-method") or "").strip() != method:  # RFC 9110 5.5
         return {"code": HEADER_MISMATCH, "message": "the Mcp-Method header does not match the body's method"}
     named = NAMED_METHODS.get(method)
     if named is not None and named in params:

@@ -47,7 +47,6 @@ from toolscore.endpoints.asgi import (
     request_id_of,
     send_json,
     send_stream,
-    whole_body,
 )
 from toolscore.endpoints.exchange import BY_NAME
 from toolscore.endpoints.mcp.across import Across
@@ -222,10 +221,7 @@ class McpHttpEndpoint:
         return server
 
     async def _post(self, server: McpServer, server_id: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        limit = self._gateway.settings.current.limits.max_body_bytes
-        body = whole_body(receive, limit)
-        if body is None:
-            body = await read_body(scope, receive, limit)
+        body = await read_body(scope, receive, self._gateway.settings.current.limits.max_body_bytes)
         if body.lstrip()[:1] == b"[" and await self._has_batches(server, scope, server_id):
             await self._post_batch(body, server, server_id, scope, receive, send)
             return
